@@ -1,0 +1,26 @@
+"""Predict single cells under conditions they were not measured in."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("trvae_sc")
+__all__ = ["PRESETS", "TRVAE", "__version__"]
+
+_HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch and scvi-tools take seconds, which ``--help`` need not pay."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"trvae_sc.{name}")
+    raise AttributeError(f"module 'trvae_sc' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

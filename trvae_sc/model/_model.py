@@ -1,0 +1,776 @@
+"""TRVAE: the scvi-tools model class."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import weakref
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
+
+from trvae_sc.mmd import Kernel
+from trvae_sc.model import _io, _setup
+from trvae_sc.model._predict import Output, generate_cells, predict_cells, predict_missing
+from trvae_sc.model._presets import PRESETS
+from trvae_sc.module import (
+    CONDITION_KEY,
+    COUNT_LIKELIHOODS,
+    TOTAL_KEY,
+    Likelihood,
+    TRVAEModule,
+)
+from trvae_sc.training import (
+    BestWeights,
+    DataLoader,
+    DataManager,
+    DataSplitter,
+    EpochCheckpoint,
+    TrainingPlan,
+    TrainRunner,
+    default_seed,
+)
+
+logger = logging.getLogger(__name__)
+
+_NOT_TRAINED = "The model is not trained: call train() first."
+_EPOCHS = 60
+_MIN_STEPS, _MAX_STEPS = 300, 30_000
+
+
+class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+    """Transfer VAE: predicts cells under conditions they were not measured in.
+
+    A conditional variational autoencoder whose first decoder layer is aligned across conditions
+    by a maximum mean discrepancy (Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800), with
+    count likelihoods and, where labels are given, a transfer loss that trains the path prediction
+    takes. The equations are in :class:`trvae_sc.module.TRVAEModule`.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of such a registration, in place of `adata`.
+    preset
+        Where arguments that are None take their values from: ``"default"``, ``"paper"`` (the
+        published architecture and loss; needs log-normalised values), ``"cvae"`` (no MMD, no
+        transfer), ``"mmd_cvae"`` (MMD on the latent space), ``"vae"`` (no condition) or
+        ``"autoencoder"``. See ``trvae_sc.PRESETS``.
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"normal"`` for any values (log-normalised,
+        protein), with a learned variance per gene; ``"mse"`` for squared error.
+    n_latent
+        Dimensions of the latent space.
+    n_hidden
+        Widths of the encoder; the decoder mirrors them. Its first layer is the MMD layer.
+    dropout_rate
+        Share of hidden units dropped in training.
+    dispersion
+        Dispersion (or variance) by ``"gene"`` or by ``"gene-condition"``.
+    condition_in
+        Whether ``"both"`` encoder and decoder see the condition, only the ``"decoder"``, or
+        ``"none"``.
+    kl_weight, mmd_weight, transfer_weight
+        Weights of the loss terms.
+    mmd_on
+        Layer that the MMD compares: ``"decoder"`` (y) or ``"latent"`` (z).
+    mmd_kernel
+        ``"median"`` (unbiased estimate, median bandwidths) or ``"paper"`` (as published).
+    seed
+        Seed of initial weights, split, shuffling and noise; ``scvi.settings.seed`` or else 0 if
+        None. Equal seeds give equal weights on a CPU.
+    **module_kwargs
+        Further arguments of :class:`trvae_sc.module.TRVAEModule`.
+
+    Raises
+    ------
+    ValueError
+        Values that the likelihood cannot take, or an unknown preset.
+
+    Examples
+    --------
+    >>> adata = trvae_sc.datasets.simulate()
+    >>> trvae_sc.TRVAE.setup_anndata(adata, "condition", labels_key="cell_type")
+    >>> model = trvae_sc.TRVAE(adata)
+    >>> model.train()
+    >>> predicted = model.predict(target="stimulated", labels="type_0")
+    """
+
+    _module_cls = TRVAEModule
+    _training_plan_cls = TrainingPlan
+    _data_splitter_cls = DataSplitter
+    _data_loader_cls = DataLoader
+    _train_runner_cls = TrainRunner
+
+    def __init__(  # noqa: PLR0913
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        preset: str = "default",
+        *,
+        gene_likelihood: Likelihood | None = None,
+        n_latent: int | None = None,
+        n_hidden: Sequence[int] | None = None,
+        dropout_rate: float | None = None,
+        dispersion: Literal["gene", "gene-condition"] | None = None,
+        condition_in: Literal["both", "decoder", "none"] | None = None,
+        kl_weight: float | None = None,
+        mmd_weight: float | None = None,
+        mmd_on: Literal["decoder", "latent"] | None = None,
+        mmd_kernel: Kernel | None = None,
+        transfer_weight: float | None = None,
+        seed: int | None = None,
+        **module_kwargs: Any,
+    ) -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"Unknown preset '{preset}'; there are {list(PRESETS)}.")
+        super().__init__(adata, registry)
+        arguments = locals()
+        given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
+        settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
+        self.preset_ = preset
+        self.format_ = _io.FORMAT
+        self.version_ = version("trvae_sc")
+        self.frozen_rows_: dict[str, int] = {}
+        self.seed_ = default_seed() if seed is None else seed
+        self._check_values(settings["gene_likelihood"])
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            self.module = self._module_cls(**self._data_sizes(), **settings)
+        self._model_summary_string = self._summary()
+        self.init_params_ = self._get_init_params(locals())
+        weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        condition_key: str,
+        *,
+        labels_key: str | None = None,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        total_counts_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register the columns and values of an AnnData that the model uses.
+
+        Writes ``_scvi_*`` columns to ``adata.obs`` and two identifiers to ``adata.uns``.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes. Raw counts for count likelihoods, any finite values for ``normal``.
+        condition_key
+            Column of ``adata.obs`` with the condition of each cell.
+        labels_key
+            Column with the label (cell type) of each cell. Needed for the transfer loss.
+        layer
+            Layer with the values; ``adata.X`` if None.
+        batch_key
+            Column with the batch (donor, run), a nuisance the model conditions on.
+        total_counts_key
+            Column with each cell's total over all its genes. Name it when `adata` holds only
+            variable genes; else the total is the sum over the genes of `adata`.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns with further covariates.
+        **kwargs
+            Passed to scvi-tools' registration (``source_registry``, ``extend_categories``).
+
+        Raises
+        ------
+        TypeError, KeyError, ValueError
+            Before anything is written: missing columns, missing values, one condition only, names
+            that are not unique, fewer than two cells, a view.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = {
+            "labels_key": labels_key,
+            "layer": layer,
+            "batch_key": batch_key,
+            "total_counts_key": total_counts_key,
+            "categorical_covariate_keys": categorical_covariate_keys,
+            "continuous_covariate_keys": continuous_covariate_keys,
+        }
+        if kwargs.get("source_registry") is None:
+            _setup.check_columns(adata, condition_key, **keys)
+        fields = _setup.fields(condition_key, **keys)
+        manager = DataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    # -- registration ---------------------------------------------------------------------------
+
+    @classmethod
+    def register_manager(cls, adata_manager: DataManager) -> None:
+        """Register a manager; it lives as long as its AnnData (scvi-tools keeps both for ever)."""
+        _hold(adata_manager)
+        super().register_manager(adata_manager)
+
+    def _register_manager_for_instance(self, adata_manager: DataManager) -> None:
+        _hold(adata_manager)
+        store = self._per_instance_manager_store
+        store.setdefault(self.id, weakref.WeakValueDictionary())
+        super()._register_manager_for_instance(adata_manager)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Return a registered AnnData with the model's genes; the one passed is not changed."""
+        if adata is None:
+            adata = self._adata
+            if adata is None:
+                raise ValueError("The model was loaded without data: pass adata.")
+        manager = self._registered_manager(adata)
+        if manager is not None:
+            manager.validate()
+            return adata
+        setup_args = self.registry_["setup_args"]
+        aligned = _setup.align(adata, pd.Index(self.get_var_names()), setup_args["layer"])
+        type(self).setup_anndata(aligned, source_registry=self.registry_, **setup_args)
+        manager = self._get_most_recent_anndata_manager(aligned, required=True)
+        self._register_manager_for_instance(manager)
+        self._check_values(self.module.gene_likelihood, manager)
+        return aligned
+
+    def _registered_manager(self, adata: AnnData) -> DataManager | None:
+        """Return this model's manager of exactly this object, if there is one."""
+        store = self._per_instance_manager_store.get(self.id, {})
+        manager = store.get(adata.uns.get("_scvi_uuid"))
+        return manager if manager is not None and manager.adata is adata else None
+
+    def _check_values(self, likelihood: str, manager: DataManager | None = None) -> None:
+        """Raise on values that the likelihood cannot take."""
+        manager = self.adata_manager if manager is None else manager
+        if manager is None:
+            return
+        total_key = self.registry_["setup_args"]["total_counts_key"]
+        layer = self.registry_["setup_args"]["layer"]
+        is_count = likelihood in COUNT_LIKELIHOODS
+        totals = manager.get_from_registry(TOTAL_KEY).ravel() if total_key and is_count else None
+        name = "adata.X" if layer is None else f"adata.layers['{layer}']"
+        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        _setup.check_values(x, is_count=is_count, totals=totals, name=name)
+
+    def _data_sizes(self) -> dict[str, Any]:
+        """Return the module's arguments that follow from the registered data."""
+        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
+        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        return {
+            "n_input": self.summary_stats.n_vars,
+            "condition_design": torch.eye(len(self.conditions)),
+            "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
+            "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
+            "n_cats_per_cov": covariates.get("n_cats_per_key"),
+            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
+            "has_total": setup_args["total_counts_key"] is not None,
+        }
+
+    def _levels(self, key: str) -> list[Any]:
+        """Return the registered levels of a categorical field, in code order."""
+        state = self.registry_["field_registries"][key]["state_registry"]
+        return list(state["categorical_mapping"])
+
+    @property
+    def conditions(self) -> list[Any]:
+        """Conditions the model knows, in code order."""
+        return self._levels(CONDITION_KEY)
+
+    @property
+    def labels(self) -> list[Any]:
+        """Labels the model knows, in code order; empty without ``labels_key``."""
+        has_labels = self.registry_["setup_args"]["labels_key"] is not None
+        return self._levels(REGISTRY_KEYS.LABELS_KEY) if has_labels else []
+
+    @property
+    def n_cells(self) -> pd.DataFrame:
+        """Number of training cells by label (row) and condition (column)."""
+        table = self.module.n_cells.cpu().numpy().astype(int)
+        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
+
+    def _summary(self) -> str:
+        module = self.module
+        return (
+            f"TRVAE with preset: {self.preset_}, gene_likelihood: {module.gene_likelihood}, "
+            f"n_latent: {module.z_mean.out_features}, kl_weight: {module.kl_weight:g}, "
+            f"mmd_weight: {module.mmd_weight:g} on {module.mmd_on}, "
+            f"transfer_weight: {module.transfer_weight:g}, conditions: {self.conditions}, "
+            f"labels: {len(self.labels)}, seed: {self.seed_}"
+        )
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        train_size: float | None = None,
+        early_stopping: bool = False,
+        balance_conditions: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Fit the model.
+
+        ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
+        ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
+        loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. By default 60, fewer where that exceeds 30,000 steps and more
+            where it is below 300.
+        batch_size
+            Cells a step; the preset's by default (256).
+        lr
+            Largest learning rate; the preset's by default.
+        train_size
+            Share of cells to train on. By default all, or 0.9 with `early_stopping`.
+        early_stopping
+            Stop when the validation ELBO no longer improves (see :class:`scvi.train.Trainer` for
+            ``early_stopping_patience`` and others) and return to the weights of the best epoch.
+        balance_conditions
+            Draw cells so that every condition is equally frequent.
+        checkpoint_dir
+            Folder that receives the state of training after every epoch. If it holds one of the
+            same run, training continues from there, with the same result as if never interrupted.
+        plan_kwargs
+            Arguments of :class:`trvae_sc.training.TrainingPlan`.
+        datasplitter_kwargs
+            Arguments of :class:`trvae_sc.training.DataSplitter`.
+        **kwargs
+            Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``,
+            ``datamodule`` and arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On Ctrl-C. The model is usable: it has the weights of the best validation epoch, or the
+            latest ones where there is no validation.
+        FloatingPointError
+            The loss became NaN or infinite.
+        ValueError
+            `checkpoint_dir` holds another run.
+        """
+        self._check_labels_known()
+        preset = dict(PRESETS[self.preset_]["train"])
+        batch_size = preset.pop("batch_size") if batch_size is None else batch_size
+        warmup = preset.pop("kl_warmup")
+        kwargs.setdefault("gradient_clip_val", preset.pop("gradient_clip_val", None))
+        if kwargs.get("datamodule") is None:
+            max_epochs = self._epochs(batch_size) if max_epochs is None else max_epochs
+            datasplitter_kwargs = {
+                "seed": self.seed_,
+                "balance_conditions": balance_conditions,
+                **(datasplitter_kwargs or {}),
+            }
+            if train_size is None and "external_indexing" not in datasplitter_kwargs:
+                validates = early_stopping or kwargs.get("check_val_every_n_epoch")
+                train_size = 0.9 if validates or "validation_size" in kwargs else 1.0
+        plan = {**preset, **(plan_kwargs or {})}
+        plan |= {} if lr is None else {"lr": lr}
+        if "n_steps_kl_warmup" not in plan and max_epochs is not None:
+            plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
+        monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
+        mode = kwargs.get("early_stopping_mode", "min")
+        callbacks = [*kwargs.pop("callbacks", [])]
+        callbacks += [BestWeights(monitor, mode)] if early_stopping else []
+        if checkpoint_dir is not None:
+            run = f"{self.init_params_} {self._data_summary()} {max_epochs} {batch_size} {plan}"
+            kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, run)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                train_size=train_size,
+                early_stopping=early_stopping,
+                plan_kwargs=plan,
+                datasplitter_kwargs=datasplitter_kwargs,
+                callbacks=callbacks,
+                **kwargs,
+            )
+
+    def _epochs(self, batch_size: int) -> int:
+        """Return the default number of epochs."""
+        steps_per_epoch = math.ceil(self.adata.n_obs / batch_size)
+        steps = min(max(_EPOCHS * steps_per_epoch, _MIN_STEPS), _MAX_STEPS)
+        return max(math.ceil(steps / steps_per_epoch), 1)
+
+    def _check_labels_known(self) -> None:
+        """Raise where the data attached for training holds labels the model does not know."""
+        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        if state.get("unknown"):
+            raise ValueError(
+                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
+                "a new model, or use TRVAE.load_query_data."
+            )
+
+    def _data_summary(self) -> str:
+        """Return what identifies the registered data."""
+        names = hashlib.sha256("\n".join(self.get_var_names()).encode()).hexdigest()[:16]
+        return f"{dict(self.summary_stats)} {names}"
+
+    # -- representations --------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def get_mmd_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Return y, the first decoder layer that the MMD aligns, shape (n_cells, n_hidden[-1])."""
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        adata = self._validate_anndata(adata)
+        batches = []
+        for tensors in self._make_data_loader(adata, indices, batch_size):
+            _, generated = self.module.forward(tensors, compute_loss=False)
+            batches.append(generated["y"].cpu())
+        width = self.module.decoder_in.linear.out_features
+        return torch.cat(batches).numpy() if batches else np.zeros((0, width), np.float32)
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        transform_condition: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray | pd.DataFrame:
+        """Return the expected profile of cells, under their own or another condition.
+
+        For counts the expected share of each gene in the cell's total (times ``library_size``, 1 by
+        default); otherwise the mean in the units of the data.
+
+        Parameters
+        ----------
+        adata
+            AnnData with the genes of the model in any order; the model's own if None.
+        indices
+            Rows to use.
+        transform_condition
+            Condition to decode with; each cell's own if None.
+        **kwargs
+            Passed to :meth:`scvi.model.base.RNASeqMixin.get_normalized_expression`
+            (``transform_batch``, ``gene_list``, ``library_size``, ``n_samples``, ``return_numpy``).
+
+        Raises
+        ------
+        ValueError
+            Unknown condition.
+        """
+        if transform_condition is not None:
+            target = self._condition_features(transform_condition)
+            loader_kwargs = {**kwargs.pop("data_loader_kwargs", {}), "target_condition": target}
+            kwargs["data_loader_kwargs"] = loader_kwargs
+        return super().get_normalized_expression(adata, indices, **kwargs)
+
+    def differential_expression(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
+        """Bayesian differential expression of scvi-tools between groups of observed cells.
+
+        See :meth:`scvi.model.base.RNASeqMixin.differential_expression`.
+
+        Raises
+        ------
+        NotImplementedError
+            For ``normal`` and ``mse``: scvi-tools takes the logarithm of what is a mean of any
+            sign there. Use ``scanpy.tl.rank_genes_groups``.
+        """
+        if not self.module.is_count:
+            raise NotImplementedError(
+                f"differential_expression takes logarithms of means and so needs a count likelihood, "
+                f"not '{self.module.gene_likelihood}'. Use scanpy.tl.rank_genes_groups on the values."
+            )
+        return super().differential_expression(*args, **kwargs)
+
+    def _condition_features(self, condition: Any) -> torch.Tensor:
+        """Return the features of a condition, shape (1, n_features)."""
+        conditions = self.conditions
+        if condition not in conditions:
+            raise ValueError(
+                f"Unknown condition {condition!r}; the model was trained on {conditions}."
+            )
+        code = conditions.index(condition)
+        return self.module.condition_design[code : code + 1]
+
+    # -- prediction -------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        target: Any,
+        source: Any = None,
+        labels: Any = None,
+        indices: Sequence[int] | None = None,
+        output: Output | None = None,
+        n_samples: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> AnnData:
+        r"""Return the cells as they would be under another condition.
+
+        Each source cell is encoded with its own condition, giving z, and decoded under source and
+        target: :math:`r_s, r_t`, the expected share of each gene in the cell's total (or mean value).
+
+        Parameters
+        ----------
+        adata
+            Cells to start from, with the genes of the model in any order; the model's own data if
+            None. Not changed. Labels the model does not know are allowed.
+        target
+            Condition to predict.
+        source
+            Condition of the cells to start from; all but `target` if None.
+        labels
+            Label or labels of the cells to start from; all if None.
+        indices
+            Rows to start from (list, array or mask), in addition to `source` and `labels`.
+        output
+            ``"counts"`` (default for counts): the observed counts moved to the target; each count
+            is kept with probability :math:`\min(1, r_t / r_s)`, and counts of mean
+            :math:`t \max(0, r_t - r_s)` are added, t being the cell's total. Integer.
+            ``"delta"`` (default otherwise): observed value plus the change, on the scale
+            log(1 + kappa share) for counts (kappa: median total of the training cells). Values
+            slightly below 0 occur.
+            ``"mean"``: the expected value under the target, on the same scale; without noise.
+            ``"sample"``: draws from the likelihood under the target.
+        n_samples
+            Predictions per cell, from as many draws of z; with 1, z is the posterior mean.
+        seed
+            Seed of all draws. The result does not depend on `batch_size`.
+        batch_size
+            Cells decoded at a time.
+
+        Returns
+        -------
+        AnnData with one row per source cell and sample. ``X``: the output, also in the layer the
+        model was set up with. ``obs``: the source cell's columns with the target condition, and
+        ``source_condition``, ``source_cell`` (``sample``). ``var``: ``source_mean``,
+        ``predicted_mean`` and ``predicted_change``, means of log(1 + kappa share) (values for
+        ``normal``). ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
+        what, by which model, and notes on how far to trust it.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        ValueError
+            Unknown target, source or labels; target equal to source; no cell selected; genes
+            missing; an output the likelihood does not have.
+        """
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        return predict_cells(
+            self,
+            adata,
+            target=target,
+            source=source,
+            labels=labels,
+            indices=indices,
+            output=output,
+            n_samples=n_samples,
+            seed=seed,
+            batch_size=batch_size,
+        )
+
+    def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
+        """Predict every label x condition combination that the training data lack.
+
+        Parameters
+        ----------
+        source
+            Condition to predict from. If None, for each label the condition with most of its cells.
+        **kwargs
+            Passed to :meth:`predict`.
+
+        Returns
+        -------
+        The predictions of all combinations, concatenated; ``uns["trvae_sc"]["combinations"]`` lists
+        them.
+
+        Raises
+        ------
+        ValueError
+            No labels were registered, or nothing is missing.
+        """
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        return predict_missing(self, source=source, **kwargs)
+
+    def generate(
+        self,
+        condition: Any,
+        n_obs: int = 1000,
+        *,
+        labels: Any = None,
+        latent: Literal["prior", "posterior"] = "posterior",
+        seed: int = 0,
+    ) -> AnnData:
+        """Draw new cells of a condition.
+
+        Parameters
+        ----------
+        condition
+            Condition to decode with.
+        n_obs
+            Number of cells.
+        labels
+            Label or labels that the latent codes come from; all if None. Needs ``"posterior"``.
+        latent
+            Where z comes from: the ``"prior"`` N(0, I), or the aggregate ``"posterior"``: a random
+            training cell is drawn and z from its posterior. Total, batch and covariates are always
+            those of a random training cell.
+        seed
+            Seed of all draws.
+
+        Returns
+        -------
+        AnnData with draws from the likelihood in ``X``.
+
+        Raises
+        ------
+        ValueError
+            Unknown condition or label, or labels with the prior.
+        """
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)
+
+    # -- saving, loading, query data ----------------------------------------------------------------
+
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """Return the attributes that are saved, as types that load without running code."""
+        return _io.plain_attributes(super()._get_user_attributes())
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
+        """Write the model to a folder, completely or not at all.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        overwrite
+            Replace a model that is there.
+        **kwargs
+            Passed to :meth:`scvi.model.base.BaseModelClass.save` (``prefix``, ``save_anndata``).
+
+        Raises
+        ------
+        FileExistsError
+            `dir_path` exists and `overwrite` is False.
+        """
+        _io.save_atomically(super().save, Path(dir_path), overwrite=overwrite, **kwargs)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | Literal[False] | None = None,
+        *,
+        prefix: str | None = None,
+        **kwargs: Any,
+    ) -> TRVAE:
+        """Read a model from a folder.
+
+        The file is read as data: nothing stored in it is executed.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that :meth:`save` wrote.
+        adata
+            Data to attach, with the genes of the model in any order; None: the data saved with the
+            model, if any; False: none (then pass data to the methods).
+        prefix
+            Prefix of the file names.
+        **kwargs
+            Passed to :meth:`scvi.model.base.BaseModelClass.load` (``accelerator``, ``device``).
+
+        Raises
+        ------
+        FileNotFoundError
+            No model there.
+        ValueError
+            The file is damaged, holds something else, or comes from a newer version.
+        """
+        content = _io.read_file(Path(dir_path), prefix)
+        if isinstance(adata, AnnData):
+            adata = _io.prepare_for_load(content, adata)
+        model = super().load(str(dir_path), adata, prefix=prefix, **kwargs)
+        model.history_ = _io.restore_history(model.history_)
+        if model.frozen_rows_:
+            model.module.freeze(model.frozen_rows_)
+        return model
+
+    @classmethod
+    def load_query_data(
+        cls, adata: AnnData, reference: TRVAE | str | Path, *, freeze: bool = True
+    ) -> TRVAE:
+        """Return a model for new data that extends a trained one by new levels.
+
+        New conditions, batches and covariate levels get parameters of their own, which start at the
+        mean of the known ones (query surgery, Lotfollahi et al. 2022, doi:10.1038/s41587-021-01001-7).
+        With `freeze` nothing else changes in training: predictions for what the reference knows stay
+        what they were, to the bit.
+
+        Parameters
+        ----------
+        adata
+            Query cells, with the genes of the reference in any order.
+        reference
+            Trained model, or the folder of one.
+        freeze
+            Train the new levels' parameters only.
+
+        Returns
+        -------
+        A model to call :meth:`train` on.
+
+        Raises
+        ------
+        ValueError
+            Genes are missing, or there is no new level to train.
+        """
+        if not isinstance(reference, TRVAE):
+            reference = cls.load(reference, adata=False)
+        reference._check_if_trained(warn=False, message=_NOT_TRAINED)
+        return _io.query_model(cls, adata, reference, freeze=freeze)
+
+
+_MODULE_ARGUMENTS = (
+    "gene_likelihood",
+    "n_latent",
+    "n_hidden",
+    "dropout_rate",
+    "dispersion",
+    "condition_in",
+    "kl_weight",
+    "mmd_weight",
+    "mmd_on",
+    "mmd_kernel",
+    "transfer_weight",
+)
+
+
+def _hold(manager: DataManager) -> None:
+    """Make an AnnData own its manager, so that the class-level stores need not."""
+    managers = manager.adata.__dict__.setdefault("_trvae_sc_managers", {})
+    managers[manager.id] = manager
+
+
+TRVAE._setup_adata_manager_store = weakref.WeakValueDictionary()

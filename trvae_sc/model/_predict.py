@@ -1,0 +1,516 @@
+"""Counterfactual prediction: from decoded rates to an AnnData of predicted cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse, stats
+from scvi import REGISTRY_KEYS
+
+from trvae_sc.training import row_numbers
+
+if TYPE_CHECKING:
+    from trvae_sc.model._model import TRVAE
+
+Output = Literal["counts", "delta", "mean", "sample"]
+
+_OWN_COLUMNS = ("source_condition", "source_cell", "sample")
+_MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
+
+
+class Draws:
+    """Random numbers of a prediction, the same whatever the batch size.
+
+    Each kind of draw has its own generator and is made in row order, so that cutting the rows into
+    batches elsewhere does not change any number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        streams = np.random.SeedSequence(seed).spawn(3)
+        self.latent, self.keep, self.add = (np.random.default_rng(s) for s in streams)
+
+
+def transport_counts(
+    counts: sparse.csr_matrix,
+    source: np.ndarray,
+    target: np.ndarray,
+    total: np.ndarray,
+    theta: np.ndarray | None,
+    draws: Draws,
+) -> sparse.csr_matrix:
+    r"""Move observed counts from the source to the target condition.
+
+    With rates :math:`r_s, r_t` of a cell's own latent code decoded under source and target and its
+    total t, every observed count is kept with probability :math:`\min(1, r_t / r_s)` and counts of
+    mean :math:`t \max(0, r_t - r_s)` are added (negative binomial with the target's dispersion).
+    The cell keeps what the model does not explain of it, and the variance of counts.
+
+    Parameters
+    ----------
+    counts
+        Observed counts, shape (n_cells, n_genes).
+    source, target
+        Rates: expected share of the cell's total, shape (n_cells, n_genes).
+    total
+        Total counts, shape (n_cells, 1).
+    theta
+        Inverse dispersion, broadcastable to the rates; None for Poisson.
+    draws
+        Random numbers.
+
+    Returns
+    -------
+    Counts, sparse float32.
+    """
+    counts = sparse.csr_matrix(counts, copy=True)
+    counts.sort_indices()
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    ratio = target[rows, counts.indices] / np.maximum(source[rows, counts.indices], 1e-30)
+    kept = draws.keep.binomial(counts.data.astype(np.int64), np.minimum(ratio, 1.0))
+    counts.data = kept.astype(np.float32)
+    added = draw_counts(np.maximum(target - source, 0.0) * total, theta, draws.add)
+    result = sparse.csr_matrix(counts + added)
+    result.eliminate_zeros()
+    return result.astype(np.float32)
+
+
+def draw_counts(
+    mean: np.ndarray, theta: np.ndarray | None, rng: np.random.Generator
+) -> sparse.csr_matrix:
+    r"""Draw negative binomial (Poisson if `theta` is None) counts by inversion.
+
+    One uniform number a value: :math:`k = \min\{k : F(k) \ge u\}`. Most values are zero in single
+    cells, so the recursion :math:`p_{k+1} = p_k \frac{k + \theta}{k + 1} \frac{\mu}{\mu + \theta}`
+    runs over few.
+
+    Parameters
+    ----------
+    mean
+        Means, shape (n_cells, n_genes).
+    theta
+        Inverse dispersion, broadcastable to `mean`.
+    rng
+        Source of the uniform numbers.
+
+    Returns
+    -------
+    Counts, sparse float32, shape of `mean`.
+    """
+    u = rng.random(mean.shape)
+    if theta is None:
+        p_zero = np.exp(-mean)
+    else:
+        theta = np.broadcast_to(theta, mean.shape)
+        p_zero = np.exp(-theta * np.log1p(mean / theta))
+    rows, cols = np.nonzero(u > p_zero)
+    u, p, m = u[rows, cols], p_zero[rows, cols], mean[rows, cols]
+    t = None if theta is None else theta[rows, cols]
+    values = _invert(u, p, m, t)
+    return sparse.csr_matrix((values, (rows, cols)), shape=mean.shape, dtype=np.float32)
+
+
+def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
+    """Return the quantiles of `u`, given the probability `p` of zero; all quantiles are >= 1."""
+    values = np.zeros(len(u))
+    left = np.arange(len(u))
+    cdf = p.copy()
+    for k in range(_MAX_STEPS):
+        if theta is None:
+            p = p * mean / (k + 1)
+        else:
+            p = p * (k + theta) / (k + 1) * (mean / (mean + theta))
+        cdf = cdf + p
+        done = cdf >= u
+        values[left[done]] = k + 1
+        keep = ~done
+        left, u, p, cdf, mean = left[keep], u[keep], p[keep], cdf[keep], mean[keep]
+        theta = None if theta is None else theta[keep]
+        if not len(left):
+            return values
+    if theta is None:
+        values[left] = stats.poisson.ppf(u, mean)
+    else:
+        values[left] = stats.nbinom.ppf(u, theta, theta / (theta + mean))
+    return values
+
+
+# -- the prediction of a batch ----------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """A minibatch with its decoded source and target."""
+
+    observed: np.ndarray  #: values, (n_cells, n_genes)
+    total: np.ndarray | None  #: total counts, (n_cells, 1)
+    source: np.ndarray  #: expected shares (values) under the cell's own condition
+    target: np.ndarray  #: the same under the target
+    latent: np.ndarray  #: latent mean, (n_cells, n_latent)
+
+
+def decoded_batches(
+    model: TRVAE,
+    adata: AnnData,
+    rows: np.ndarray,
+    target: torch.Tensor,
+    *,
+    sample_z: bool,
+    draws: Draws,
+    batch_size: int | None,
+) -> Iterator[Batch]:
+    """Yield the rows of a registered AnnData, decoded under source and target."""
+    module = model.module
+    for tensors in model._make_data_loader(adata, rows, batch_size):
+        qz = module.encode(tensors)
+        z = qz.loc
+        if sample_z:
+            noise = draws.latent.standard_normal(tuple(z.shape), dtype=np.float32)
+            z = z + qz.scale * torch.as_tensor(noise, device=z.device)
+        total = module._total(tensors)
+        yield Batch(
+            observed=tensors[REGISTRY_KEYS.X_KEY].numpy(),
+            total=None if total is None else total.cpu().numpy(),
+            source=module.expected(tensors, z).cpu().numpy(),
+            target=module.expected(tensors, z, target).cpu().numpy(),
+            latent=qz.loc.cpu().numpy(),
+        )
+
+
+def predicted_values(
+    model: TRVAE, batch: Batch, target: torch.Tensor, output: Output, draws: Draws
+) -> np.ndarray | sparse.csr_matrix:
+    """Return the predicted values of a batch."""
+    module = model.module
+    if output == "delta":
+        return _scaled(model, batch.observed, batch.total) + log_change(model, batch)
+    if output == "mean":
+        return _scaled(model, batch.target, None)
+    if not module.is_count:
+        scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
+        noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
+        return batch.target + scale * noise
+    theta = None
+    if module.gene_likelihood != "poisson":
+        theta = module.log_theta(target).exp().detach().cpu().numpy()
+    if output == "sample":
+        return draw_counts(batch.target * batch.total, theta, draws.add)
+    counts = sparse.csr_matrix(batch.observed)
+    return transport_counts(counts, batch.source, batch.target, batch.total, theta, draws)
+
+
+def _scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
+    if not model.module.is_count:
+        return values
+    shares = values if total is None else values / total
+    return np.log1p(model.module.kappa.item() * shares)
+
+
+def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
+    """Return the change from source to target on the scale of ``output="mean"``."""
+    return _scaled(model, batch.target, None) - _scaled(model, batch.source, None)
+
+
+# -- the AnnData ------------------------------------------------------------------------------------
+
+
+def predict_cells(
+    model: TRVAE,
+    adata: AnnData | None,
+    *,
+    target: Any,
+    source: Any,
+    labels: Any,
+    indices: Sequence[int] | None,
+    output: Output | None,
+    n_samples: int,
+    seed: int,
+    batch_size: int | None,
+) -> AnnData:
+    """Return predicted cells; see :meth:`TRVAE.predict`."""
+    output = _check_output(model, output)
+    if n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
+    features = model._condition_features(target)
+    if model.module.decoder_in.condition is None:
+        raise ValueError(f"The preset '{model.preset_}' ignores the condition and cannot predict.")
+    original = model.adata if adata is None else adata
+    registered = model._validate_anndata(adata)
+    original = registered if original is None else original
+    rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
+    draws = Draws(seed)
+    values, latent, means = [], [], np.zeros((2, registered.n_vars))
+    for sample in range(n_samples):
+        for batch in decoded_batches(
+            model,
+            registered,
+            rows,
+            features,
+            sample_z=n_samples > 1,
+            draws=draws,
+            batch_size=batch_size,
+        ):
+            values.append(predicted_values(model, batch, features, output, draws))
+            latent.append(batch.latent)
+            means[0] += _scaled(model, batch.source, None).sum(0, dtype=np.float64)
+            means[1] += _scaled(model, batch.target, None).sum(0, dtype=np.float64)
+        del sample
+    x = (
+        sparse.vstack(values, format="csr")
+        if sparse.issparse(values[0])
+        else np.concatenate(values)
+    )
+    result = AnnData(
+        X=x.astype(np.float32),
+        obs=_predicted_obs(model, original, rows, target, n_samples),
+        var=_predicted_var(original, registered.var_names, means / (len(rows) * n_samples)),
+        obsm={"X_trvae": np.concatenate(latent)},
+    )
+    layer = model.registry_["setup_args"]["layer"]
+    if layer is not None and output in ("counts", "sample"):
+        result.layers[layer] = result.X.copy()
+    result.uns["trvae_sc"] = provenance(
+        model, original.obs.iloc[rows], target, output=output, n_samples=n_samples, seed=seed
+    )
+    return result
+
+
+def _check_output(model: TRVAE, output: Output | None) -> Output:
+    """Return the output to compute, or raise if the likelihood does not have it."""
+    is_count = model.module.is_count
+    allowed = ["counts", "delta", "mean", "sample"] if is_count else ["delta", "mean", "sample"]
+    if output is None:
+        return allowed[0]
+    if output not in allowed:
+        raise ValueError(
+            f"Output '{output}' is not available with gene_likelihood "
+            f"'{model.module.gene_likelihood}'; choose one of {allowed}."
+        )
+    return output
+
+
+def source_rows(
+    model: TRVAE,
+    adata: AnnData,
+    target: Any,
+    *,
+    source: Any,
+    labels: Any,
+    indices: Sequence[int] | None,
+) -> np.ndarray:
+    """Return the rows to predict from, in the caller's order.
+
+    Raises
+    ------
+    ValueError
+        Unknown source or labels, source equal to target, no cell left, columns named as ours.
+    """
+    taken = [name for name in _OWN_COLUMNS if name in adata.obs]
+    if taken:
+        raise ValueError(
+            f"adata.obs already has columns {taken}, which the prediction would write. Rename or drop "
+            "them."
+        )
+    setup_args = model.registry_["setup_args"]
+    condition = adata.obs[setup_args["condition_key"]]
+    rows = row_numbers(indices, adata.n_obs)
+    if source is None:
+        keep = (condition != target).to_numpy()
+    else:
+        model._condition_features(source)
+        if source == target:
+            raise ValueError(f"Source and target are both {target!r}: there is nothing to predict.")
+        keep = (condition == source).to_numpy()
+    if labels is not None:
+        keep = keep & _has_label(adata, setup_args["labels_key"], labels)
+    rows = rows[keep[rows]]
+    if not len(rows):
+        chosen = {"source": source, "labels": labels, "indices": indices is not None}
+        raise ValueError(
+            f"No cell to predict {target!r} from: none matches {chosen}. adata has conditions "
+            f"{sorted(map(str, condition.unique()))}."
+        )
+    return rows
+
+
+def _has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray:
+    """Return which cells have one of some labels."""
+    if labels_key is None:
+        raise ValueError("The model was set up without labels_key, so labels cannot be chosen.")
+    column = adata.obs[labels_key]
+    chosen = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    present = column.unique().tolist()
+    unknown = [label for label in chosen if label not in present]
+    if unknown:
+        raise ValueError(f"Unknown labels {unknown}; adata.obs['{labels_key}'] has {present}.")
+    return column.isin(chosen).to_numpy()
+
+
+def _predicted_obs(
+    model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
+) -> pd.DataFrame:
+    """Return the source cells' columns with the target condition."""
+    condition_key = model.registry_["setup_args"]["condition_key"]
+    own = [name for name in adata.obs if str(name).startswith("_scvi_")]
+    obs = adata.obs.iloc[rows].drop(columns=own)
+    names = obs.index.astype(str)
+    obs = obs.assign(source_condition=obs[condition_key].astype("category"), source_cell=names)
+    obs[condition_key] = pd.Categorical([target] * len(obs), categories=[target])
+    obs.index = names + f"_{target}"
+    if n_samples == 1:
+        return obs
+    samples = [obs.assign(sample=i).set_axis(obs.index + f"_{i}") for i in range(n_samples)]
+    return pd.concat(samples)
+
+
+def _predicted_var(adata: AnnData, names: pd.Index, means: np.ndarray) -> pd.DataFrame:
+    """Return the genes' columns with mean and change of the prediction."""
+    var = adata.var.loc[names].copy()
+    var["source_mean"], var["predicted_mean"] = means
+    var["predicted_change"] = means[1] - means[0]
+    return var
+
+
+def provenance(
+    model: TRVAE, source: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
+) -> dict[str, Any]:
+    """Return the record of a prediction, in types that h5ad and zarr can hold."""
+    combinations = combination_table(model, source, target)
+    return {
+        "method": "TRVAE",
+        "preset": model.preset_,
+        "gene_likelihood": model.module.gene_likelihood,
+        "model_seed": int(model.seed_),
+        "target": str(target),
+        "source": np.array(combinations["source"].unique(), dtype=object),
+        "output": output,
+        "scale": _scale_name(model, output),
+        "kappa": float(model.module.kappa),
+        "n_samples": int(n_samples),
+        "seed": int(seed),
+        "combinations": combinations,
+        "notes": np.array(_notes(combinations), dtype=object),
+        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+    }
+
+
+def _scale_name(model: TRVAE, output: str) -> str:
+    if not model.module.is_count:
+        return "values"
+    return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
+
+
+def combination_table(model: TRVAE, source: pd.DataFrame, target: Any) -> pd.DataFrame:
+    """Return one row a predicted combination: from what, and what training saw of it."""
+    setup_args = model.registry_["setup_args"]
+    label = source.get(setup_args["labels_key"], "all")
+    pairs = pd.DataFrame({"label": label, "source": source[setup_args["condition_key"]]})
+    counts = pairs.value_counts(sort=False)
+    counts = counts[counts > 0].reset_index(name="n_source_cells")
+    known = model.n_cells
+    seen = [int(known[target].get(label, 0)) for label in counts["label"]]
+    both = [int(((known[target] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
+    return counts.assign(
+        label=counts["label"].astype(str),
+        source=counts["source"].astype(str),
+        target=str(target),
+        n_training_cells=seen,
+        seen_in_training=np.array(seen) > 0,
+        n_labels_with_both=both,
+    )
+
+
+def _notes(combinations: pd.DataFrame) -> list[str]:
+    """Return what a reader of the prediction should know."""
+    notes = []
+    seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
+    if len(seen):
+        notes.append(
+            f"Training saw the target condition of {', '.join(seen)}: these are not predictions of "
+            "something unseen, and scoring them says nothing about unseen cells."
+        )
+    if (combinations["n_labels_with_both"] == 0).any():
+        notes.append(
+            "No label was seen under both source and target, so the change rests on the alignment of "
+            "conditions alone."
+        )
+    return notes
+
+
+def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
+    """Return predictions of all combinations that training lacks; see TRVAE.predict_missing."""
+    if not model.labels:
+        raise ValueError("The model was set up without labels_key: no combination can be missing.")
+    table = model.n_cells
+    missing = [(lab, c) for lab in table.index for c in table.columns if table.loc[lab, c] == 0]
+    if not missing:
+        raise ValueError("The training data has every combination of label and condition.")
+    parts = []
+    for label, target in missing:
+        start = table.loc[label].idxmax() if source is None else source
+        if table.loc[label, start] > 0:
+            parts.append(model.predict(target=target, source=start, labels=label, **kwargs))
+    if not parts:
+        raise ValueError(f"No label that lacks a condition has cells under {source!r}.")
+    result = anndata.concat(parts, merge="same")
+    record = dict(parts[0].uns["trvae_sc"])
+    for key in ("target", "source"):
+        record.pop(key)
+    tables = [part.uns["trvae_sc"]["combinations"] for part in parts]
+    record["combinations"] = pd.concat(tables, ignore_index=True)
+    record["notes"] = np.array(_notes(record["combinations"]), dtype=object)
+    result.uns["trvae_sc"] = record
+    return result
+
+
+def generate_cells(
+    model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str, seed: int
+) -> AnnData:
+    """Return new cells; see :meth:`TRVAE.generate`."""
+    features = model._condition_features(condition)
+    if latent not in ("prior", "posterior"):
+        raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
+    if labels is not None and latent == "prior":
+        raise ValueError("The prior knows no labels: use latent='posterior' with labels.")
+    adata = model._validate_anndata(None)
+    setup_args = model.registry_["setup_args"]
+    pool = np.arange(adata.n_obs)
+    if labels is not None:
+        pool = np.flatnonzero(_has_label(adata, setup_args["labels_key"], labels))
+    draws = Draws(seed)
+    rows = draws.keep.choice(pool, size=n_obs)
+    values = []
+    for tensors in model._make_data_loader(adata, rows):
+        qz = model.module.encode(tensors)
+        noise = draws.latent.standard_normal(tuple(qz.loc.shape), dtype=np.float32)
+        noise = torch.as_tensor(noise, device=qz.loc.device)
+        z = noise if latent == "prior" else qz.loc + qz.scale * noise
+        mean = model.module.expected(tensors, z, features).cpu().numpy()
+        total = model.module._total(tensors)
+        total = None if total is None else total.cpu().numpy()
+        batch = Batch(mean, total, mean, mean, mean)
+        values.append(predicted_values(model, batch, features, "sample", draws))
+    x = (
+        sparse.vstack(values, format="csr")
+        if sparse.issparse(values[0])
+        else np.concatenate(values)
+    )
+    obs = {setup_args["condition_key"]: pd.Categorical([condition] * n_obs)}
+    if labels is not None:
+        obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
+    names = [f"generated_{i}" for i in range(n_obs)]
+    result = AnnData(x.astype(np.float32), obs=pd.DataFrame(obs, index=names), var=adata.var.copy())
+    result.uns["trvae_sc"] = {
+        "method": "TRVAE.generate",
+        "condition": str(condition),
+        "latent": latent,
+        "seed": int(seed),
+        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+    }
+    return result

@@ -1,0 +1,301 @@
+"""Registration of AnnData objects: fields, and checks that fail before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
+
+_CHUNK = 4096  # rows read at a time when values are checked
+_SHOWN = 5  # names listed in messages
+
+
+class CategoryField(CategoricalObsField):
+    """A categorical obs column whose levels are those present, in sorted order.
+
+    scvi-tools' own field keeps unused categories and lets unknown levels that are falsy (0, "",
+    False) through. An unknown level raises, except in the labels, which only training uses: there
+    it gets code 0 and is listed in the state registry under ``unknown``.
+    """
+
+    UNKNOWN_KEY = "unknown"
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the column."""
+        if self.is_default:
+            self._setup_default_attr(adata)
+        self.validate_field(adata)
+        levels = _levels(adata.obs[self._original_attr_key])
+        return self._encode(adata, levels)
+
+    def transfer_field(
+        self,
+        state_registry: dict[str, Any],
+        adata_target: AnnData,
+        extend_categories: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Register the column with the levels of another registration."""
+        lenient = self.registry_key == REGISTRY_KEYS.LABELS_KEY
+        if self.is_default or (lenient and self._original_attr_key not in adata_target.obs):
+            adata_target.obs[self.attr_key] = np.zeros(adata_target.n_obs, dtype=np.int64)
+            return {**state_registry, self.UNKNOWN_KEY: [] if self.is_default else ["(no column)"]}
+        self.validate_field(adata_target)
+        known = list(state_registry[self.CATEGORICAL_MAPPING_KEY])
+        unknown = [v for v in _levels(adata_target.obs[self._original_attr_key]) if v not in known]
+        if extend_categories:
+            return self._encode(adata_target, known + unknown)
+        if unknown and not lenient:
+            raise ValueError(
+                f"Unknown {self.registry_key} {_listing(unknown)} in "
+                f"adata.obs['{self._original_attr_key}']; the model knows {known}."
+            )
+        return self._encode(adata_target, known, unknown)
+
+    def _encode(self, adata: AnnData, levels: list[Any], unknown: Sequence[Any] = ()) -> dict:
+        """Write the codes and return the state registry."""
+        values = adata.obs[self._original_attr_key].astype(object)
+        codes = pd.Index(levels, dtype=object).get_indexer(values)
+        adata.obs[self.attr_key] = np.maximum(codes, 0)
+        mapping = np.empty(len(levels), dtype=object)
+        mapping[:] = levels
+        return {
+            self.CATEGORICAL_MAPPING_KEY: mapping,
+            self.ORIGINAL_ATTR_KEY: self._original_attr_key,
+            self.UNKNOWN_KEY: list(unknown),
+        }
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of levels."""
+        return {self.count_stat_key: len(state_registry[self.CATEGORICAL_MAPPING_KEY])}
+
+
+def fields(
+    condition_key: str,
+    *,
+    labels_key: str | None,
+    layer: str | None,
+    batch_key: str | None,
+    total_counts_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+) -> list[Any]:
+    """Return the fields of a registration."""
+    return [
+        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
+        CategoryField(CONDITION_KEY, condition_key),
+        CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+        CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+        NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
+        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+    ]
+
+
+# -- checks of names and columns ------------------------------------------------------------------
+
+
+def check_columns(
+    adata: AnnData,
+    condition_key: str,
+    *,
+    labels_key: str | None,
+    layer: str | None,
+    batch_key: str | None,
+    total_counts_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+    several_conditions: bool = True,
+) -> None:
+    """Raise on an AnnData that cannot be registered, before anything is written to it.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        With what was found, what is allowed and what to do.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected an AnnData, got {type(adata).__name__}.")
+    if adata.is_view:
+        raise ValueError("adata is a view of another AnnData. Set up a copy: adata = adata.copy().")
+    if adata.n_obs < 2:
+        raise ValueError(f"adata has {adata.n_obs} cells; at least 2 are needed.")
+    for name, index in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
+        if not index.is_unique:
+            repeated = index[index.duplicated()].unique()
+            raise ValueError(
+                f"adata.{name} are not unique: {_listing(repeated)} occur more than once. "
+                f"Run adata.{name}_make_unique() first."
+            )
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"No layer '{layer}' in adata.layers; there are {_layer_names(adata)}.")
+    categorical = [condition_key, labels_key, batch_key, *(categorical_covariate_keys or ())]
+    numeric = [total_counts_key, *(continuous_covariate_keys or ())]
+    for key in [*categorical, *numeric]:
+        if key is None:
+            continue
+        if key not in adata.obs:
+            raise KeyError(f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}.")
+        if adata.obs[key].isna().any():
+            n = int(adata.obs[key].isna().sum())
+            raise ValueError(
+                f"adata.obs['{key}'] is missing (NaN) in {n} cells. Fill it in or drop them."
+            )
+    for key in numeric:
+        if key is not None and not np.isfinite(_numbers(adata.obs, key)).all():
+            raise ValueError(f"adata.obs['{key}'] holds infinite values.")
+    levels = _levels(adata.obs[condition_key])
+    if several_conditions and len(levels) < 2:
+        raise ValueError(
+            f"adata.obs['{condition_key}'] has one level, {levels}; a prediction needs at least two "
+            "conditions to learn from."
+        )
+
+
+def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return a numeric column, or raise."""
+    try:
+        return obs[key].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}).") from None
+
+
+def _levels(column: pd.Series) -> list[Any]:
+    """Return the levels present in a column, sorted; as Python objects, in category order if any."""
+    present = column.unique()
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+        return [v for v in column.cat.categories.tolist() if v in set(present)]
+    values = pd.Series(present).astype(object).tolist()
+    try:
+        return sorted(values)
+    except TypeError:  # mixed types
+        return sorted(values, key=lambda v: (type(v).__name__, str(v)))
+
+
+def _layer_names(adata: AnnData) -> list[str]:
+    return [name for name in adata.layers if name is not None]
+
+
+def _listing(names: Sequence[Any]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(repr(n) for n in list(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+# -- checks of values -------------------------------------------------------------------------------
+
+
+def row_chunks(x: Any, size: int = _CHUNK) -> Iterator[tuple[int, Any]]:
+    """Yield blocks of rows of any matrix AnnData can hold, in memory."""
+    for start in range(0, x.shape[0], size):
+        block = x[start : start + size]
+        yield start, block.compute() if hasattr(block, "compute") else block
+
+
+def check_values(x: Any, *, is_count: bool, totals: np.ndarray | None, name: str) -> None:
+    """Raise on values that the likelihood cannot take.
+
+    Parameters
+    ----------
+    x
+        Cells x genes.
+    is_count
+        Whether the likelihood is one of counts.
+    totals
+        Total counts of each cell over all its genes, or None.
+    name
+        Where the values are, for messages.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinite values; for counts also negative or fractional values, cells without
+        counts, and totals below the sum over the genes.
+    """
+    for start, block in row_chunks(x):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        if not np.isfinite(values).all():
+            n = int((~np.isfinite(values)).sum())
+            raise ValueError(
+                f"{name} holds {n} NaN or infinite values in cells from row {start} on."
+            )
+        if not is_count:
+            continue
+        if values.size and values.min() < 0:
+            raise ValueError(
+                f"{name} holds negative values (smallest {values.min():.3g}); count likelihoods need "
+                "raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+            )
+        if (values != np.floor(values)).any():
+            raise ValueError(
+                f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
+                "likelihoods need raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+            )
+        sums = np.asarray(block.sum(axis=1)).ravel()
+        _check_totals(sums, None if totals is None else totals[start : start + len(sums)], start)
+
+
+def _log_hint(values: np.ndarray) -> str:
+    return ", as log-normalised data do" if values.max() < 25 else ""
+
+
+def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> None:
+    """Raise on cells without counts and on totals that cannot be."""
+    seen = sums if totals is None else totals
+    if (seen <= 0).any():
+        rows = start + np.flatnonzero(seen <= 0)
+        raise ValueError(
+            f"{len(rows)} or more cells have no counts (rows {_listing(rows.tolist())}). Remove them: "
+            "sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    if totals is not None and (totals < sums * (1 - 1e-6)).any():
+        row = start + int(np.flatnonzero(totals < sums * (1 - 1e-6))[0])
+        raise ValueError(
+            f"The total counts of row {row} ({totals[row - start]:g}) are below the sum over the "
+            f"registered genes ({sums[row - start]:g}). Totals are those of the whole cell."
+        )
+
+
+# -- other AnnData objects ---------------------------------------------------------------------------
+
+
+def align(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
+    """Return a new AnnData over the same values whose genes are `var_names`, in that order.
+
+    The object passed is not changed, and its values are not copied where the genes agree.
+
+    Raises
+    ------
+    ValueError
+        Genes are missing or not unique.
+    """
+    if not adata.var_names.equals(var_names):
+        missing = var_names.difference(adata.var_names, sort=False)
+        if len(missing):
+            raise ValueError(
+                f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
+                f"{_listing(missing)}."
+            )
+        if not adata.var_names.is_unique:
+            raise ValueError("adata.var_names are not unique. Run adata.var_names_make_unique().")
+        adata = adata[:, var_names].to_memory() if adata.isbacked else adata[:, var_names]
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"No layer '{layer}' in adata.layers; there are {_layer_names(adata)}.")
+    layers = {} if layer is None else {layer: adata.layers[layer]}
+    x = adata.X if layer is None else None
+    var = pd.DataFrame(index=pd.Index(var_names, dtype=str))
+    return AnnData(X=x, obs=adata.obs.copy(), var=var, layers=layers)

@@ -1,0 +1,22 @@
+"""The network and its loss."""
+
+from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
+from trvae_sc.module._module import (
+    CONDITION_KEY,
+    COUNT_LIKELIHOODS,
+    TARGET_KEY,
+    TOTAL_KEY,
+    Likelihood,
+    TRVAEModule,
+)
+
+__all__ = [
+    "CONDITION_KEY",
+    "COUNT_LIKELIHOODS",
+    "TARGET_KEY",
+    "TOTAL_KEY",
+    "Likelihood",
+    "TRVAEModule",
+    "gaussian_kl",
+    "negative_binomial_nll",
+]

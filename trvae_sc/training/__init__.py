@@ -1,0 +1,23 @@
+"""Data loading and training of TRVAE, behind scvi-tools' own ``train``."""
+
+from trvae_sc.training._data import (
+    DataLoader,
+    DataManager,
+    DataSplitter,
+    default_seed,
+    row_numbers,
+)
+from trvae_sc.training._plan import TrainingPlan
+from trvae_sc.training._run import BestWeights, EpochCheckpoint, TrainRunner
+
+__all__ = [
+    "BestWeights",
+    "DataLoader",
+    "DataManager",
+    "DataSplitter",
+    "EpochCheckpoint",
+    "TrainRunner",
+    "TrainingPlan",
+    "default_seed",
+    "row_numbers",
+]

@@ -1,0 +1,197 @@
+"""The training plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import LossOutput
+from scvi.train import TrainingPlan as ScviTrainingPlan
+from torch import Tensor
+
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+
+
+def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
+    """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells."""
+    n_groups, n_genes = module.n_cells.numel(), len(module.gene_mean)
+    n_cells = torch.zeros(n_groups, dtype=torch.float64)
+    sums = torch.zeros(n_groups, n_genes, dtype=torch.float64)
+    squares = torch.zeros(n_genes, dtype=torch.float64)
+    totals = []
+    for tensors in loader:
+        x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
+        if module.is_count:
+            total = tensors[TOTAL_KEY].cpu() if module.has_total else x.sum(1, keepdim=True)
+            totals.append(total.ravel())
+            x = x / total.clamp_min(1.0)
+        group = tensors[CONDITION_KEY].cpu().long().ravel()
+        if module.n_labels:
+            label = tensors[REGISTRY_KEYS.LABELS_KEY].cpu().long().ravel()
+            group = group + label * module.n_cells.shape[1]
+        n_cells += torch.bincount(group, minlength=n_groups)
+        sums.index_add_(0, group, x.double())
+        squares += x.double().square().sum(0)
+    mean = sums.sum(0) / n_cells.sum()
+    variance = squares / n_cells.sum() - mean.square()
+    return {
+        "kappa": torch.cat(totals).median().item() if totals else 1.0,
+        "mean": mean.float(),
+        "scale": variance.clamp_min(0.0).sqrt().float(),
+        "sums": sums,
+        "n_cells": n_cells.view(module.n_cells.shape),
+    }
+
+
+class TrainingPlan(ScviTrainingPlan):
+    """scvi-tools' training plan, with metrics summed on the device and logged once an epoch.
+
+    The history has the same keys and values; scvi-tools spends about 2.3 ms a step on logging.
+    Before the first step it collects the statistics of the training cells that the loss needs.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    optimizer, lr, weight_decay, eps
+        As in :class:`scvi.train.TrainingPlan`, with other defaults. AdamW by default.
+    lr_schedule
+        ``"onecycle"``: the rate rises to `lr` over 30 % of the steps and falls to zero (Smith and
+        Topin 2019); None: constant, or scvi-tools' ``reduce_lr_on_plateau``.
+    max_kl_weight
+        KL weight after the warm-up; the module's if None.
+    **kwargs
+        Passed to :class:`scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: TRVAEModule,
+        *,
+        optimizer: Literal["Adam", "AdamW", "Custom"] = "AdamW",
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+        lr_schedule: Literal["onecycle"] | None = "onecycle",
+        n_epochs_kl_warmup: int | None = None,
+        max_kl_weight: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            max_kl_weight=module.kl_weight if max_kl_weight is None else max_kl_weight,
+            **kwargs,
+        )
+        self.lr_schedule = lr_schedule
+        self._sums: dict[str, dict[str, Tensor]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Collect the statistics of the training cells."""
+        datamodule = self.trainer.datamodule
+        if hasattr(datamodule, "statistics_dataloader"):
+            loader = datamodule.statistics_dataloader()
+        else:
+            loader = datamodule.train_dataloader()
+        module = getattr(self.module, "_orig_mod", self.module)
+        module.set_statistics(**training_statistics(loader, module))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a minibatch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Sum up the metrics of a minibatch."""
+        self._step(batch, "validation")
+
+    def _step(self, batch: dict[str, Tensor], mode: str) -> Tensor:
+        self.loss_kwargs["kl_weight"] = self.kl_weight
+        inference_outputs, _, loss = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        self._accumulate(loss, mode)
+        if any("Scib" in type(callback).__name__ for callback in self.trainer.callbacks):
+            self.prepare_scib_autotune(
+                {
+                    "z": inference_outputs["z"],
+                    "batch": batch[REGISTRY_KEYS.BATCH_KEY],
+                    "labels": batch[REGISTRY_KEYS.LABELS_KEY],
+                },
+                "training" if mode == "train" else mode,
+            )
+        if self.on_step and mode == "train":
+            self.log("train_loss_step", loss.loss.detach(), on_step=True, on_epoch=False)
+        return loss.loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Put frozen rows back after query surgery."""
+        getattr(self.module, "_orig_mod", self.module).restore_frozen()
+
+    @torch.no_grad()
+    def _accumulate(self, loss: LossOutput, mode: str) -> None:
+        """Add a minibatch's metrics, weighted by its cells, to the sums of the epoch."""
+        n = loss.n_obs_minibatch
+        means = {"loss": loss.loss, **loss.extra_metrics, "n": torch.ones_like(loss.loss)}
+        sums = {
+            "reconstruction_loss": loss.reconstruction_loss_sum,
+            "kl_local": loss.kl_local_sum,
+        }
+        values = torch.stack([*(v.detach() * n for v in means.values()), *sums.values()])
+        values = values if values.device.type == "mps" else values.double()
+        if mode in self._sums:
+            self._sums[mode]["values"] += values
+        else:
+            self._sums[mode] = {"names": [*means, *sums], "values": values}
+
+    def _log_epoch(self, mode: str) -> None:
+        """Log the means of the epoch under scvi-tools' names."""
+        if mode not in self._sums:
+            return
+        record = self._sums.pop(mode)
+        values = self.trainer.strategy.reduce(record["values"], reduce_op="sum")
+        totals = dict(zip(record["names"], values.float(), strict=True))
+        n = totals.pop("n")
+        means = {name: value / n for name, value in totals.items()}
+        name = "train_loss" if mode == "train" else "validation_loss"
+        self.log(name, means.pop("loss"), prog_bar=mode == "train")
+        elbo = means["reconstruction_loss"] + means["kl_local"]
+        metrics = {"elbo": elbo, **means, "kl_global": torch.zeros_like(n)}
+        self.log_dict({f"{key}_{mode}": value for key, value in metrics.items()})
+        if mode == "train":
+            self.log("kl_weight", float(self.kl_weight))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch; stop where the loss is no longer a number."""
+        self._log_epoch("train")
+        loss = self.trainer.callback_metrics["train_loss"]
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss became {loss.item()} in epoch {self.current_epoch}. Look for "
+                "extreme values in the data, or lower the learning rate (plan_kwargs={'lr': ...})."
+            )
+        super().on_train_epoch_end()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation epoch."""
+        self._log_epoch("validation")
+        super().on_validation_epoch_end()
+
+    def _optimizer_creator_fn(self, optimizer_cls: Any) -> Any:
+        """Return a maker of the fused optimizer: one kernel for all parameters."""
+        return lambda params: optimizer_cls(
+            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer and its schedule."""
+        config = super().configure_optimizers()
+        if self.lr_schedule == "onecycle" and not self.reduce_lr_on_plateau:
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                config["optimizer"], self.lr, total_steps=self.trainer.estimated_stepping_batches
+            )
+            config["lr_scheduler"] = {"scheduler": scheduler, "interval": "step"}
+        return config

@@ -1,0 +1,228 @@
+"""Running a fit: best weights, checkpoints, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from scvi.train import TrainRunner as ScviTrainRunner
+from torch import Tensor
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation epoch and puts them back when training ends.
+
+    Also when it ends by an exception or by Ctrl-C.
+
+    Parameters
+    ----------
+    monitor
+        Validation metric; lower is better unless `mode` is ``"max"``.
+    mode
+        ``"min"`` or ``"max"``.
+    """
+
+    def __init__(
+        self, monitor: str = "elbo_validation", mode: Literal["min", "max"] = "min"
+    ) -> None:
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best = math.inf
+        self.best_epoch: int | None = None
+        self.weights: dict[str, Tensor] | None = None
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule
+    ) -> None:
+        """Keep the weights if they are the best so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or self.sign * value.item() >= self.best:
+            return
+        self.best = self.sign * value.item()
+        self.best_epoch = trainer.current_epoch
+        self.weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
+
+    def on_train_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+        """Put the best weights back."""
+        if self.weights is not None:
+            plan.module.load_state_dict(self.weights)
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        plan: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Put the best weights back."""
+        self.on_train_end(trainer, plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint stores."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.weights = state_dict["weights"]
+
+
+class EpochCheckpoint(Checkpoint):
+    """Writes the state of training to a folder after every epoch, and continues from it.
+
+    It includes the history and torch's random state, so that a run that was killed and resumed
+    ends with the numbers of one that was not.
+
+    Parameters
+    ----------
+    folder
+        Receives ``last.ckpt``; written beside it first, so that a kill leaves the previous one.
+    run
+        What identifies the run: data, model and training arguments.
+    """
+
+    def __init__(self, folder: str | Path, run: str) -> None:
+        self.file = Path(folder) / "last.ckpt"
+        self.run = hashlib.sha256(run.encode()).hexdigest()
+        self.history: dict[str, tuple[list[int], list[float]]] = {}
+
+    def resume_from(self) -> str | None:
+        """Return the checkpoint to continue from, or None.
+
+        Raises
+        ------
+        ValueError
+            It is of another run.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if not self.file.exists():
+            return None
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        if state["callbacks"].get(self.state_key, {}).get("run") != self.run:
+            raise ValueError(
+                f"{self.file} is of a run with other data or arguments. Choose another folder, or "
+                "delete it to start anew."
+            )
+        return str(self.file)
+
+    def on_train_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+        """Give the logger the epochs before the interruption."""
+        data = getattr(trainer.logger.experiment, "data", None)
+        if data is None:
+            return
+        for name, (epochs, values) in self.history.items():
+            index = pd.Index(epochs, name="epoch")
+            data[name] = pd.DataFrame({name: values}, index=index, dtype=object)
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule
+    ) -> None:
+        """Write the checkpoint."""
+        validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        for name, value in trainer.callback_metrics.items():
+            if validated or "validation" not in name:
+                epochs, values = self.history.setdefault(name, ([], []))
+                epochs.append(trainer.current_epoch)
+                values.append(value.item())
+        temporary = self.file.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {"run": self.run, "history": self.history, "rng": rng}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint stores."""
+        self.history = state_dict["history"]
+        torch.set_rng_state(state_dict["rng"]["cpu"].cpu())
+        if state_dict["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["rng"]["cuda"]])
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Hide what Lightning says of hardware, advertising and its own deprecations."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message="The number of training batches")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+class TrainRunner(ScviTrainRunner):
+    """scvi-tools' runner, leaving a usable model behind when training is interrupted.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for :class:`scvi.train.TrainRunner`.
+    checkpoint
+        Writes checkpoints, and knows where to continue from.
+    """
+
+    def __init__(
+        self, *args: Any, checkpoint: EpochCheckpoint | None = None, **kwargs: Any
+    ) -> None:
+        if checkpoint is not None:
+            kwargs["ckpt_path"] = checkpoint.resume_from()
+        with _quiet_lightning():
+            super().__init__(*args, **kwargs)
+        if checkpoint is not None:  # after the trainer has sorted its own callbacks
+            self.trainer.callbacks.append(checkpoint)
+
+    def _run_training_core(self) -> None:
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            with _quiet_lightning():
+                self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if not self.trainer.interrupted:
+                raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
+            self._finish()
+            raise KeyboardInterrupt(
+                f"Training stopped in epoch {self.trainer.current_epoch}; the model has the weights of "
+                f"{self._weights_epoch()} and can be used."
+            ) from stop
+        self._finish()
+
+    def _weights_epoch(self) -> str:
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, BestWeights) and callback.best_epoch is not None:
+                return f"the best epoch, {callback.best_epoch},"
+        return "the latest step"
+
+    def _finish(self) -> None:
+        """Hand what was learned to the model."""
+        self._update_history()
+        self.model.train_indices = getattr(self.data_splitter, "train_idx", None)
+        self.model.test_indices = getattr(self.data_splitter, "test_idx", None)
+        self.model.validation_indices = getattr(self.data_splitter, "val_idx", None)
+        self.model.module.eval()
+        self.model.is_trained_ = self.trainer.global_step > 0
+        self.model.to_device(self.device)
+        self.model.trainer = self.trainer
