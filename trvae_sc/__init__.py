@@ -7,7 +7,16 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("trvae_sc")
-__all__ = ["PRESETS", "TRVAE", "__version__"]
+__all__ = [
+    "PRESETS",
+    "TRVAE",
+    "__version__",
+    "baselines",
+    "datasets",
+    "evaluation",
+    "metrics",
+    "pl",
+]
 
 _HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model"}
 

@@ -28,7 +28,9 @@ _MEDIAN_ROWS = 256  # rows that estimate the median distance; more change it by 
 def squared_distances(x: Tensor) -> Tensor:
     """Return the squared Euclidean distances between the rows of `x`, shape (n, n)."""
     norm = x.square().sum(1)
-    return (norm[:, None] + norm[None, :] - 2.0 * x @ x.T).clamp_min(0.0)
+    d2 = (norm[:, None] + norm[None, :] - 2.0 * x @ x.T).clamp_min(0.0)
+    same = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    return d2.masked_fill(same, 0.0)  # rounding there is not small beside the smallest bandwidth
 
 
 def median_distance(d2: Tensor) -> Tensor:

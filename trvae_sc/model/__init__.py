@@ -2,5 +2,6 @@
 
 from trvae_sc.model._model import TRVAE
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._setup import check_columns
 
-__all__ = ["PRESETS", "TRVAE"]
+__all__ = ["PRESETS", "TRVAE", "check_columns"]

@@ -113,13 +113,12 @@ def check_columns(
     adata: AnnData,
     condition_key: str,
     *,
-    labels_key: str | None,
-    layer: str | None,
-    batch_key: str | None,
-    total_counts_key: str | None,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
-    several_conditions: bool = True,
+    labels_key: str | None = None,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    total_counts_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
 ) -> None:
     """Raise on an AnnData that cannot be registered, before anything is written to it.
 
@@ -159,7 +158,7 @@ def check_columns(
         if key is not None and not np.isfinite(_numbers(adata.obs, key)).all():
             raise ValueError(f"adata.obs['{key}'] holds infinite values.")
     levels = _levels(adata.obs[condition_key])
-    if several_conditions and len(levels) < 2:
+    if len(levels) < 2:
         raise ValueError(
             f"adata.obs['{condition_key}'] has one level, {levels}; a prediction needs at least two "
             "conditions to learn from."

@@ -1,0 +1,94 @@
+"""Small seeded builders that every test file shares."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc import TRVAE
+
+torch.set_num_threads(1)
+
+#: Arguments of ``train`` that keep a test small and quiet.
+QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+#: Arguments of the model that keep it small.
+SMALL = {"n_latent": 4, "n_hidden": (16, 8)}
+#: Keys of ``setup_anndata`` that the data of :func:`make_adata` have.
+KEYS = {"labels_key": "cell_type", "total_counts_key": "n_counts"}
+
+
+def _make_adata(n_cells=120, n_genes=30, *, seed=0, values="counts", effect=1.0):
+    """Return cells of 2 conditions x 3 labels in every combination, interleaved.
+
+    Counts are Poisson; ``values="log"`` makes them log1p. ``obs`` further has a batch, two
+    categorical and one continuous covariate, and the total counts, which exceed the sum over genes.
+    """
+    rng = np.random.default_rng(seed)
+    genes = np.random.default_rng(1)
+    base = genes.gamma(2.0, 1.0, n_genes)
+    by_label = genes.lognormal(0.0, 0.7, (3, n_genes))
+    stimulation = np.exp(effect * genes.normal(0.0, 0.8, n_genes))
+    cells = np.arange(n_cells)
+    condition, label, batch = cells % 2, cells // 2 % 3, cells // 6 % 2
+    rates = base * by_label[label] * np.where(condition[:, None] == 1, stimulation, 1.0)
+    counts = rng.poisson(rates * rng.lognormal(0.0, 0.2, (n_cells, 1))).astype(np.float32)
+    counts[:, 0] += 1.0  # no cell is empty
+    obs = pd.DataFrame(
+        {
+            "condition": pd.Categorical(np.array(["control", "stimulated"])[condition]),
+            "cell_type": pd.Categorical(np.array(["B", "NK", "T"])[label]),
+            "batch": pd.Categorical(np.array(["b0", "b1"])[batch]),
+            "sex": pd.Categorical(np.array(["f", "m"])[cells // 12 % 2]),
+            "site": pd.Categorical(np.array(["s0", "s1", "s2"])[cells // 4 % 3]),
+            "age": rng.normal(0.0, 1.0, n_cells),
+            "n_counts": counts.sum(1).astype(np.float64) + rng.integers(5, 50, n_cells),
+        },
+        index=[f"cell_{i}" for i in cells],
+    )
+    x = counts if values == "counts" else np.log1p(counts)
+    var = pd.DataFrame(index=[f"gene_{j}" for j in range(n_genes)])
+    return AnnData(sparse.csr_matrix(x), obs=obs, var=var)
+
+
+def _fit(adata=None, *, setup=None, train=None, **model):
+    """Return a small model, trained for two epochs (``train=False``: not trained)."""
+    likelihood = model.get("gene_likelihood", "nb")
+    counts = likelihood in ("nb", "zinb", "poisson")
+    if adata is None:
+        adata = _make_adata(values="counts" if counts else "log")
+    keys = KEYS if counts else {"labels_key": "cell_type"}
+    TRVAE.setup_anndata(adata, "condition", **{**keys, **(setup or {})})
+    result = TRVAE(adata, **{**SMALL, **model})
+    if train is not False:
+        result.train(**{**QUICK, **(train or {})})
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path, monkeypatch):
+    """Run every test in a folder of its own, and leave scvi-tools' settings as they were."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    if scvi.settings.seed is not None:
+        scvi.settings.seed = None
+
+
+@pytest.fixture(scope="session")
+def make_adata():
+    """Return the builder of small data."""
+    return _make_adata
+
+
+@pytest.fixture(scope="session")
+def fit():
+    """Return the builder of small trained models."""
+    return _fit
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Return a trained model with labels and a batch; tests must not change it."""
+    return _fit(setup={"batch_key": "batch"}, train={"max_epochs": 5})

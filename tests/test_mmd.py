@@ -1,0 +1,144 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from trvae_sc.mmd import PAPER_BANDWIDTHS, median_distance, mmd, rbf_kernel, squared_distances
+
+torch.set_num_threads(1)
+
+
+def points(n=40, d=5, seed=0, shift=0.0):
+    x = np.random.default_rng(seed).normal(size=(n, d)) + shift
+    return torch.tensor(x)
+
+
+def by_hand(x, y, kernel, *, unbiased):
+    """MMD of two groups by loops over pairs."""
+    xx = [
+        kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if not (unbiased and i == j)
+    ]
+    yy = [
+        kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if not (unbiased and i == j)
+    ]
+    xy = [kernel(a, b) for a in x for b in y]
+    return np.mean(xx) + np.mean(yy) - 2 * np.mean(xy)
+
+
+def paper_kernel(a, b):
+    d2 = float(((a - b) ** 2).sum())
+    return sum(math.exp(-d2 / (2 * s)) for s in PAPER_BANDWIDTHS) / 19
+
+
+def test_squared_distances_equal_scipy():
+    x = points()
+    assert np.allclose(squared_distances(x), cdist(x, x, "sqeuclidean"))
+
+
+def test_paper_v_statistic_equals_loops_over_pairs():
+    x, y = points(7), points(5, seed=1, shift=0.7)
+    groups = torch.tensor([0] * 7 + [1] * 5)
+    found = mmd(torch.cat([x, y]), groups, kernel="paper", unbiased=False)
+    assert len(PAPER_BANDWIDTHS) == 19
+    assert found.item() == pytest.approx(by_hand(x, y, paper_kernel, unbiased=False), rel=1e-9)
+
+
+def test_u_statistic_equals_loops_over_pairs():
+    x, y = points(7), points(5, seed=1, shift=0.7)
+    both = torch.cat([x, y])
+    m = np.median(cdist(both, both, "sqeuclidean")[~np.eye(12, dtype=bool)])
+
+    def kernel(a, b):
+        d2 = float(((a - b) ** 2).sum())
+        return np.mean([math.exp(-d2 / (f * m)) for f in (0.25, 0.5, 1, 2, 4)])
+
+    found = mmd(both, torch.tensor([0] * 7 + [1] * 5))
+    # torch takes the lower of two middle values; they are next to each other here
+    assert found.item() == pytest.approx(by_hand(x, y, kernel, unbiased=True), rel=0.02)
+    assert rbf_kernel(squared_distances(both)).diagonal().numpy() == pytest.approx(1.0)
+
+
+def test_three_groups_are_the_mean_over_pairs():
+    x = points(30)
+    groups = torch.arange(30) % 3
+    kernels = rbf_kernel(squared_distances(x))
+    pairs = []
+    for s, t in ((0, 1), (0, 2), (1, 2)):
+        a, b = groups == s, groups == t
+        n = 10
+        within = sum((kernels[g][:, g].sum() - n) / (n * (n - 1)) for g in (a, b))
+        pairs.append(within - 2 * kernels[a][:, b].mean())
+    assert mmd(x, groups).item() == pytest.approx(np.mean(pairs), rel=1e-9)
+    assert mmd(x, groups, reduction="sum").item() == pytest.approx(np.sum(pairs), rel=1e-9)
+
+
+def test_u_statistic_of_one_distribution_is_zero_on_average_and_v_statistic_is_not():
+    u, v = [], []
+    for seed in range(200):
+        x = points(32, seed=seed)
+        groups = torch.arange(32) % 2
+        u.append(mmd(x, groups).item())
+        v.append(mmd(x, groups, unbiased=False).item())
+    standard_error = np.std(u) / math.sqrt(200)
+    assert abs(np.mean(u)) < 3 * standard_error
+    assert np.mean(v) > 10 * standard_error
+
+
+def test_strata_compare_groups_inside_a_stratum_only():
+    x = points(40)
+    groups, strata = torch.arange(40) % 2, torch.arange(40) // 20
+    each = [
+        mmd_given_bandwidth(
+            x[strata == s], groups[strata == s], median_distance(squared_distances(x))
+        )
+        for s in (0, 1)
+    ]
+    assert mmd(x, groups, strata=strata).item() == pytest.approx(np.mean(each), rel=1e-9)
+
+
+def mmd_given_bandwidth(x, groups, m):
+    d2 = squared_distances(x)
+    kernels = torch.stack([torch.exp(-d2 / (f * m)) for f in (0.25, 0.5, 1, 2, 4)]).mean(0)
+    a, b = groups == 0, groups == 1
+    n = 10
+    within = sum((kernels[g][:, g].sum() - n) / (n * (n - 1)) for g in (a, b))
+    return (within - 2 * kernels[a][:, b].mean()).item()
+
+
+def test_invariant_to_order_rotation_and_scale():
+    x, groups = points(24), torch.arange(24) % 2
+    value = mmd(x, groups).item()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(points(5, 5, seed=3))[0]
+    assert mmd(x[order], groups[order]).item() == pytest.approx(value, abs=1e-12)
+    assert mmd(x @ rotation, groups).item() == pytest.approx(value, abs=1e-9)
+    assert mmd(100 * x, groups).item() == pytest.approx(value, abs=1e-9)
+
+
+def test_shrinking_the_points_earns_no_gradient():
+    """The median is detached: with it in the graph, contracting the layer would pay."""
+    x = points(24, shift=0.0).requires_grad_()
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    mmd(scale * x, torch.arange(24) % 2).backward()
+    assert scale.grad.item() != 0  # with a fixed bandwidth, scale does matter ...
+    assert median_distance(squared_distances(x)).requires_grad is False  # ... but not through it
+
+
+@pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 1, 1, 1], [2, 2, 2, 2]])
+def test_no_pair_of_groups_gives_zero_and_a_finite_gradient(groups):
+    x = points(4).requires_grad_()
+    value = mmd(x, torch.tensor(groups), n_groups=3)
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.isfinite(x.grad).all()
+
+
+def test_equal_points_and_one_point():
+    same = torch.ones(6, 3, requires_grad=True)
+    value = mmd(same, torch.arange(6) % 2)
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.isfinite(same.grad).all()
+    assert mmd(torch.ones(1, 3), torch.zeros(1, dtype=torch.long)).item() == 0.0

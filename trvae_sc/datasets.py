@@ -1,0 +1,147 @@
+"""Data to try things on: a simulator whose counterfactual truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+_N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
+_SHARE_RESPONDING = 0.15
+
+
+def simulate(
+    n_cells: int = 2000,
+    n_genes: int = 500,
+    *,
+    n_labels: int = 6,
+    conditions: Sequence[str] = ("control", "stimulated"),
+    specificity: float = 0.5,
+    effect_size: float = 1.0,
+    depth: float = 3000.0,
+    depth_sd: float = 0.35,
+    dispersion: float = 4.0,
+    heterogeneity: float = 0.3,
+    seed: int = 0,
+) -> AnnData:
+    r"""Simulate counts of cells of several labels under several conditions, with known truth.
+
+    The expected share of gene g in a cell of label l under condition c is
+
+    .. math:: r_g \propto \exp\big(b_g + \textstyle\sum_p w_{lp} B_{pg} + h_{gp} u_p
+       + (1 - s)\,\delta_{cg} + s \sum_p w_{lp} D_{cpg}\big)
+
+    with a label's position w on three programs, the cell's own state u, a response
+    :math:`\delta` common to all labels and one, :math:`D`, that depends on the programs. The knob
+    s (`specificity`) goes from additive (0: a mean shift is right) to fully label-specific (1). Totals
+    are log-normal, counts negative binomial. The first condition has no effect.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells, spread over labels (unevenly) and conditions (evenly).
+    n_genes
+        Number of genes.
+    n_labels
+        Number of labels ("type_0", ...).
+    conditions
+        Names of the conditions; the first is the control.
+    specificity
+        Share of the response that depends on the label, 0 to 1.
+    effect_size
+        Standard deviation of the response of responding genes, in natural log units.
+    depth, depth_sd
+        Median total count, and standard deviation of its log.
+    dispersion
+        Median inverse dispersion theta of genes; the variance of a count is
+        :math:`\mu + \mu^2/\theta`.
+    heterogeneity
+        Standard deviation of a cell's state along the programs.
+    seed
+        Seed of everything.
+
+    Returns
+    -------
+    AnnData with counts in ``X`` (CSR), ``obs["condition"]``, ``obs["cell_type"]``,
+    ``obs["total_counts"]``. ``varm["true_share"]`` holds the expected share of every gene by
+    "label|condition", over the states of all cells of the label: the truth also of combinations
+    that are then held out.
+
+    Raises
+    ------
+    ValueError
+        Fewer cells than combinations, or a share outside 0 to 1.
+
+    Examples
+    --------
+    >>> adata = simulate(n_cells=1000)
+    >>> train = adata[~((adata.obs.cell_type == "type_0") & (adata.obs.condition == "stimulated"))]
+    """
+    if not 0 <= specificity <= 1:
+        raise ValueError(f"specificity is {specificity}; it is a share from 0 to 1.")
+    if n_cells < n_labels * len(conditions):
+        raise ValueError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
+    rng = np.random.default_rng(seed)
+    programs = rng.normal(0.0, 0.6, (_N_PROGRAMS, n_genes)) * (rng.random(n_genes) < 0.5)
+    position = rng.normal(0.0, 1.0, (n_labels, _N_PROGRAMS))
+    position -= position.mean(0)
+    base = rng.normal(0.0, 1.5, n_genes)
+    common, specific = _responses(rng, len(conditions), n_genes, effect_size)
+
+    label = rng.choice(n_labels, n_cells, p=_uneven(n_labels))
+    condition = rng.permutation(np.arange(n_cells) % len(conditions))
+    first = n_labels * len(conditions)  # every combination has a cell
+    label[:first], condition[:first] = np.divmod(np.arange(first), len(conditions))
+    state = position[label] + heterogeneity * rng.normal(size=(n_cells, _N_PROGRAMS))
+
+    def shares(cells: np.ndarray, c: int) -> np.ndarray:
+        logits = base + state[cells] @ programs
+        logits += (1 - specificity) * common[c] + specificity * state[cells] @ specific[c]
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        return weights / weights.sum(1, keepdims=True)
+
+    total = np.exp(rng.normal(np.log(depth), depth_sd, n_cells))
+    theta = np.exp(rng.normal(np.log(dispersion), 0.5, n_genes))
+    rates = np.empty((n_cells, n_genes))
+    truth = {}
+    for c, name in enumerate(conditions):
+        rates[condition == c] = shares(np.flatnonzero(condition == c), c)
+        for k in range(n_labels):
+            truth[f"type_{k}|{name}"] = shares(np.flatnonzero(label == k), c).mean(0)
+    counts = rng.poisson(rates * total[:, None] * rng.gamma(theta, 1 / theta, rates.shape))
+    genes = pd.Index([f"gene_{i}" for i in range(n_genes)])
+    obs = pd.DataFrame(
+        {
+            "condition": pd.Categorical.from_codes(condition, list(conditions)),
+            "cell_type": pd.Categorical.from_codes(label, [f"type_{k}" for k in range(n_labels)]),
+            "total_counts": counts.sum(1).astype(np.float64),
+        },
+        index=[f"cell_{i}" for i in range(n_cells)],
+    )
+    adata = AnnData(
+        sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=pd.DataFrame(index=genes)
+    )
+    adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
+    return adata[adata.obs["total_counts"] > 0].copy()
+
+
+def _uneven(n: int) -> np.ndarray:
+    """Return shares of labels that fall from the first to the last, by a factor of three."""
+    weights = np.geomspace(3.0, 1.0, n) if n > 1 else np.ones(1)
+    return weights / weights.sum()
+
+
+def _responses(
+    rng: np.random.Generator, n_conditions: int, n_genes: int, effect_size: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the common and the program-dependent response of each condition; none of the first."""
+    common = np.zeros((n_conditions, n_genes))
+    specific = np.zeros((n_conditions, _N_PROGRAMS, n_genes))
+    for c in range(1, n_conditions):
+        responds = rng.random(n_genes) < _SHARE_RESPONDING
+        common[c] = rng.normal(0.5, 1.0, n_genes) * effect_size * responds
+        specific[c] = rng.normal(0.0, 1.0, (_N_PROGRAMS, n_genes)) * effect_size * responds
+    return common, specific

@@ -1,0 +1,110 @@
+"""Values of an AnnData on the scale that predictions are made and compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+
+class Keys(NamedTuple):
+    """Where an AnnData holds what a prediction needs.
+
+    Parameters
+    ----------
+    condition_key
+        Column of ``obs`` with the condition.
+    labels_key
+        Column with the label (cell type), or None.
+    layer
+        Layer with the values; ``X`` if None.
+    total_counts_key
+        Column with each cell's total over all its genes; their sum if None.
+    is_count
+        Whether the values are counts, compared as log(1 + kappa share) with kappa the median total
+        of the training cells; else they are compared as they are.
+    """
+
+    condition_key: str
+    labels_key: str | None = None
+    layer: str | None = None
+    total_counts_key: str | None = None
+    is_count: bool = True
+
+
+def values(adata: AnnData, keys: Keys) -> Any:
+    """Return the values of an AnnData, sparse or dense."""
+    return adata.X if keys.layer is None else adata.layers[keys.layer]
+
+
+def totals(adata: AnnData, keys: Keys) -> np.ndarray:
+    """Return the total counts of each cell, shape (n_cells,)."""
+    if keys.total_counts_key is not None:
+        return adata.obs[keys.total_counts_key].to_numpy(dtype=np.float64)
+    return np.asarray(values(adata, keys).sum(axis=1), dtype=np.float64).ravel()
+
+
+def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
+    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
+    x = values(adata, keys)
+    if not keys.is_count:
+        return x
+    scale = kappa / totals(adata, keys)
+    if sparse.issparse(x):
+        return (sparse.diags_array(scale) @ x.tocsr().astype(np.float64)).log1p()
+    return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
+
+
+def median_total(train: AnnData, keys: Keys) -> float:
+    """Return kappa, the median total of the training cells (1 for values that are not counts)."""
+    return float(np.median(totals(train, keys))) if keys.is_count else 1.0
+
+
+class Profiles(NamedTuple):
+    """Mean log values of the training cells by label and condition."""
+
+    mean: dict[tuple[Any, Any], np.ndarray]
+    kappa: float
+
+    def shifts(self, source: Any, target: Any, *, without: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return source profiles and source-to-target shifts of the other labels with both.
+
+        Raises
+        ------
+        ValueError
+            No other label has both conditions.
+        """
+        labels = [lab for lab, c in self.mean if c == source and (lab, target) in self.mean]
+        labels = [lab for lab in labels if lab != without]
+        if not labels:
+            raise ValueError(
+                f"No label but {without!r} was measured under both {source!r} and {target!r}, so there "
+                "is no shift to learn from."
+            )
+        profiles = np.stack([self.mean[lab, source] for lab in labels])
+        return profiles, np.stack([self.mean[lab, target] for lab in labels]) - profiles
+
+
+def profiles(train: AnnData, keys: Keys) -> Profiles:
+    """Return the mean log values of each label (all cells, without labels) and condition."""
+    kappa = median_total(train, keys)
+    x = log_values(train, keys, kappa)
+    return Profiles({group: gene_means(x[rows]) for group, rows in groups(train.obs, keys)}, kappa)
+
+
+def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[Any, Any], np.ndarray]]:
+    """Yield the rows of each (label, condition) present."""
+    label = obs[keys.labels_key] if keys.labels_key is not None else np.zeros(len(obs), int)
+    frame = pd.DataFrame(
+        {"label": np.asarray(label), "condition": np.asarray(obs[keys.condition_key])}
+    )
+    yield from frame.groupby(["label", "condition"], sort=True).indices.items()
+
+
+def gene_means(x: Any) -> np.ndarray:
+    """Return the mean of each gene, shape (n_genes,)."""
+    return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
