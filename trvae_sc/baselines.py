@@ -16,11 +16,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.expression import Keys, gene_means, groups, log_values, profiles
+from trvae_sc.expression import Keys, gene_means, groups, log_values, profiles, ridge_shift
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
-
-_RIDGE = 0.3  # of context_shift, in units of the mean squared distance of a label's profile
 
 
 # -- predictors of a shift ----------------------------------------------------------------------------
@@ -79,12 +77,7 @@ def context_shift(
 ) -> AnnData:
     r"""Add the mean shift and what a ridge regression on the source profile adds to it.
 
-    With centred source profiles Z of the other labels, their shifts D around the mean shift
-    :math:`\bar d` and the centred profile z of the label to predict,
-
-    .. math:: \hat d = \bar d + z Z^\top \Big(Z Z^\top + 0.3\,\frac{\mathrm{tr}\,Z Z^\top}{L} I\Big)^{-1} D
-
-    (kernel ridge: L labels, thousands of genes). The strongest simple method we know of.
+    The strongest simple method we know of; see :func:`trvae_sc.expression.ridge_shift`.
 
     Parameters
     ----------
@@ -104,18 +97,6 @@ def context_shift(
     AnnData with log values in ``X``.
     """
     return _shifted(train, source, target, keys, ridge_shift, "context_shift")
-
-
-def ridge_shift(profile: np.ndarray, others: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Return the shift of :func:`context_shift` for one source profile."""
-    mean_shift, centre = shifts.mean(0), others.mean(0)
-    z_others, z = others - centre, profile - centre
-    kernel = z_others @ z_others.T
-    ridge = _RIDGE * np.trace(kernel) / len(others)
-    if ridge == 0:  # one label, or labels that do not differ
-        return mean_shift
-    weights = np.linalg.solve(kernel + ridge * np.eye(len(others)), z_others @ z)
-    return mean_shift + weights @ (shifts - mean_shift)
 
 
 def _shifted(

@@ -10,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+_RIDGE = 0.3  # in units of the mean squared distance of a label's profile from the mean profile
+
 
 class Keys(NamedTuple):
     """Where an AnnData holds what a prediction needs.
@@ -108,3 +110,35 @@ def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[Any, Any], np.
 def gene_means(x: Any) -> np.ndarray:
     """Return the mean of each gene, shape (n_genes,)."""
     return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+
+
+def ridge_shift(profile: np.ndarray, others: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    r"""Predict a label's shift from the shifts of other labels and how alike the profiles are.
+
+    With centred source profiles Z of the other labels, their shifts D, the mean shift
+    :math:`\bar d` and the centred profile z of the label to predict (kernel ridge regression)
+
+    .. math:: \hat d = \bar d + z Z^\top \Big(Z Z^\top
+       + 0.3\,\frac{\mathrm{tr}\,Z Z^\top}{L} I\Big)^{-1} (D - \bar d)
+
+    Parameters
+    ----------
+    profile
+        Source profile of the label to predict, shape (n_genes,).
+    others
+        Source profiles of the L other labels, shape (n_labels, n_genes).
+    shifts
+        Their shifts, same shape.
+
+    Returns
+    -------
+    Shape (n_genes,). The mean shift where there is one label, or labels that do not differ.
+    """
+    mean_shift, centre = shifts.mean(0), others.mean(0)
+    z_others, z = others - centre, profile - centre
+    kernel = z_others @ z_others.T
+    ridge = _RIDGE * np.trace(kernel) / len(others)
+    if ridge == 0:
+        return mean_shift
+    weights = np.linalg.solve(kernel + ridge * np.eye(len(others)), z_others @ z)
+    return mean_shift + weights @ (shifts - mean_shift)

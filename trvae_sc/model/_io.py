@@ -181,7 +181,7 @@ def query_model(cls: type[TRVAE], adata: AnnData, reference: TRVAE, *, freeze: b
             "The query has no condition, batch or covariate level that the reference lacks, so there "
             "is nothing to train. Use the reference's methods on it, or pass freeze=False."
         )
-    model.module.load_state_dict({k: _extend(old[k].cpu(), new[k]) for k in new})
+    model.module.load_state_dict({k: _extend(k, old[k].cpu(), new[k]) for k in new})
     model.module.to(reference.device)
     model.module.eval()
     if freeze:
@@ -190,11 +190,11 @@ def query_model(cls: type[TRVAE], adata: AnnData, reference: TRVAE, *, freeze: b
     return model
 
 
-def _extend(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return `old` grown to the shape of `new`: new rows are the mean of the old, new cells zero."""
+def _extend(name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return `old` grown to the shape of `new`: by the mean of its rows; by zeros for statistics."""
     if old.shape == new.shape:
         return old
-    if old.shape[1:] != new.shape[1:]:  # the table of cell numbers grows both ways
+    if name in ("n_cells", "profiles"):
         grown = torch.zeros_like(new)
         grown[: old.shape[0], : old.shape[1]] = old
         return grown

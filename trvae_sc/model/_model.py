@@ -87,6 +87,12 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Layer that the MMD compares: ``"decoder"`` (y) or ``"latent"`` (z).
     mmd_kernel
         ``"median"`` (unbiased estimate, median bandwidths) or ``"paper"`` (as published).
+    calibrate
+        Whether predictions are put on the level of the source cells: the decoded rates of a label's
+        cells are scaled so that, under their own condition, they have the mean that was observed.
+    context_weight
+        Share, 0 to 1, that a ridge regression over the training labels has in the mean change of a
+        label (see :meth:`predict`); the network has the rest. Needs `calibrate` and labels.
     seed
         Seed of initial weights, split, shuffling and noise; ``scvi.settings.seed`` or else 0 if
         None. Equal seeds give equal weights on a CPU.
@@ -130,6 +136,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         mmd_on: Literal["decoder", "latent"] | None = None,
         mmd_kernel: Kernel | None = None,
         transfer_weight: float | None = None,
+        calibrate: bool | None = None,
+        context_weight: float | None = None,
         seed: int | None = None,
         **module_kwargs: Any,
     ) -> None:
@@ -436,13 +444,11 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Return y, the first decoder layer that the MMD aligns, shape (n_cells, n_hidden[-1])."""
+        """Return y at the posterior mean, the first decoder layer, shape (n_cells, n_hidden[-1])."""
         self._check_if_trained(warn=False, message=_NOT_TRAINED)
         adata = self._validate_anndata(adata)
-        batches = []
-        for tensors in self._make_data_loader(adata, indices, batch_size):
-            _, generated = self.module.forward(tensors, compute_loss=False)
-            batches.append(generated["y"].cpu())
+        loader = self._make_data_loader(adata, indices, batch_size)
+        batches = [self.module.aligned(tensors).cpu() for tensors in loader]
         width = self.module.decoder_in.linear.out_features
         return torch.cat(batches).numpy() if batches else np.zeros((0, width), np.float32)
 
@@ -529,6 +535,17 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Each source cell is encoded with its own condition, giving z, and decoded under source and
         target: :math:`r_s, r_t`, the expected share of each gene in the cell's total (or mean value).
+
+        With ``calibrate`` (default preset) the rates are then scaled gene by gene, for all cells of a
+        label and source condition alike. With f(r) = log(1 + kappa r) (identity for ``normal``), means
+        :math:`m_s, m_t` of the decoded rates and :math:`p_s` of the observed shares of those cells,
+
+        .. math:: r_s \leftarrow r_s\,p_s / m_s, \qquad r_t \leftarrow r_t\,\hat p_t / m_t, \qquad
+           f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d
+
+        so that the mean change is shared between the network and the ridge estimate :math:`\hat d`
+        from the other labels' profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w =
+        ``context_weight``. The two err differently: together they are better than either.
 
         Parameters
         ----------
@@ -764,6 +781,8 @@ _MODULE_ARGUMENTS = (
     "mmd_on",
     "mmd_kernel",
     "transfer_weight",
+    "calibrate",
+    "context_weight",
 )
 
 

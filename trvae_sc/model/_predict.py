@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse, stats
 from scvi import REGISTRY_KEYS
 
+from trvae_sc.expression import ridge_shift
 from trvae_sc.training import row_numbers
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Output = Literal["counts", "delta", "mean", "sample"]
 
 _OWN_COLUMNS = ("source_condition", "source_cell", "sample")
+_CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
 _MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
 
 
@@ -141,7 +143,7 @@ def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | 
     return values
 
 
-# -- the prediction of a batch ----------------------------------------------------------------------
+# -- decoding -------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
@@ -160,16 +162,18 @@ def decoded_batches(
     rows: np.ndarray,
     target: torch.Tensor,
     *,
-    sample_z: bool,
-    draws: Draws,
-    batch_size: int | None,
+    draws: Draws | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield the rows of a registered AnnData, decoded under source and target."""
+    """Yield rows of a registered AnnData, decoded under source and target.
+
+    z is the posterior mean, or drawn with `draws`.
+    """
     module = model.module
     for tensors in model._make_data_loader(adata, rows, batch_size):
         qz = module.encode(tensors)
         z = qz.loc
-        if sample_z:
+        if draws is not None:
             noise = draws.latent.standard_normal(tuple(z.shape), dtype=np.float32)
             z = z + qz.scale * torch.as_tensor(noise, device=z.device)
         total = module._total(tensors)
@@ -180,6 +184,99 @@ def decoded_batches(
             target=module.expected(tensors, z, target).cpu().numpy(),
             latent=qz.loc.cpu().numpy(),
         )
+
+
+class Calibration:
+    """Puts decoded rates on the observed level of their group: the cells of a label and source.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    adata
+        Registered AnnData.
+    rows
+        Rows to predict from.
+    target
+        Condition to predict.
+    """
+
+    def __init__(self, model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> None:
+        self.model = model
+        self.corrections: list[tuple[np.ndarray, np.ndarray]] = []
+        if not model.module.calibrate:
+            return
+        setup_args = model.registry_["setup_args"]
+        obs = adata.obs.iloc[rows]
+        label = obs.get(setup_args["labels_key"], pd.Series("all", index=obs.index))
+        source = np.asarray(obs[setup_args["condition_key"]])
+        frame = pd.DataFrame({"source": source, "label": np.asarray(label)})
+        self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
+        for code in range(self.group.max() + 1):
+            cells = np.flatnonzero(self.group == code)
+            self.corrections.append(self._correction(adata, rows[cells], source[cells[0]], target))
+
+    def _correction(
+        self, adata: AnnData, rows: np.ndarray, source: Any, target: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the decoded source and target of a group are multiplied by (plus, not counts)."""
+        model = self.model
+        if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
+            rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
+        sums = np.zeros((3, adata.n_vars))
+        for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
+            observed = batch.observed if batch.total is None else batch.observed / batch.total
+            for k, values in enumerate((observed, batch.source, batch.target)):
+                sums[k] += values.sum(0, dtype=np.float64)
+        means = sums / len(rows)
+        observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
+        change = decoded_target - decoded_source
+        weight = model.module.context_weight
+        context = context_change(model, observed, source, target) if weight else None
+        blend = change if context is None else (1 - weight) * change + weight * context
+        if not model.module.is_count:
+            scale = model.module.gene_scale.cpu().numpy()
+            return np.zeros(adata.n_vars), (blend - change) * scale
+        expected = np.expm1(np.maximum(observed + blend, 0.0)) / model.module.kappa.item()
+        tiny = np.finfo(np.float32).tiny
+        return means[0] / np.maximum(means[1], tiny), expected / np.maximum(means[2], tiny)
+
+    def __call__(self, batch: Batch, positions: slice) -> Batch:
+        """Return a batch with corrected source and target; `positions` are its rows' places."""
+        if not self.corrections:
+            return batch
+        codes = self.group[positions]
+        source, target = np.array(batch.source), np.array(batch.target)
+        for code in np.unique(codes):
+            rows = codes == code
+            if self.model.module.is_count:
+                source[rows] *= self.corrections[code][0]
+                target[rows] *= self.corrections[code][1]
+            else:
+                target[rows] += self.corrections[code][1]
+        return batch._replace(source=source, target=target)
+
+
+def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
+    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
+    module = model.module
+    if module.is_count:
+        return np.log1p(module.kappa.item() * profile)
+    mean, scale = module.gene_mean.cpu().numpy(), module.gene_scale.cpu().numpy()
+    return (profile - mean) / scale
+
+
+def context_change(
+    model: TRVAE, profile: np.ndarray, source: Any, target: Any
+) -> np.ndarray | None:
+    """Return the ridge estimate of the change of a group, None where no label was seen in both."""
+    s, t = model.conditions.index(source), model.conditions.index(target)
+    n_cells = model.module.n_cells.cpu().numpy()
+    seen = np.flatnonzero((n_cells[:, s] > 0) & (n_cells[:, t] > 0))
+    if not len(seen):
+        return None
+    profiles = model.module.profiles.cpu().numpy().astype(np.float64)[seen]
+    return ridge_shift(profile, profiles[:, s], profiles[:, t] - profiles[:, s])
 
 
 def predicted_values(
@@ -245,22 +342,24 @@ def predict_cells(
     original = registered if original is None else original
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     draws = Draws(seed)
+    calibration = Calibration(model, registered, rows, target)
     values, latent, means = [], [], np.zeros((2, registered.n_vars))
-    for sample in range(n_samples):
-        for batch in decoded_batches(
+    for _ in range(n_samples):
+        done = 0
+        for raw in decoded_batches(
             model,
             registered,
             rows,
             features,
-            sample_z=n_samples > 1,
-            draws=draws,
+            draws=draws if n_samples > 1 else None,
             batch_size=batch_size,
         ):
+            batch = calibration(raw, slice(done, done + len(raw.observed)))
+            done += len(raw.observed)
             values.append(predicted_values(model, batch, features, output, draws))
             latent.append(batch.latent)
             means[0] += _scaled(model, batch.source, None).sum(0, dtype=np.float64)
             means[1] += _scaled(model, batch.target, None).sum(0, dtype=np.float64)
-        del sample
     x = (
         sparse.vstack(values, format="csr")
         if sparse.issparse(values[0])
@@ -362,7 +461,7 @@ def _predicted_obs(
     names = obs.index.astype(str)
     obs = obs.assign(source_condition=obs[condition_key].astype("category"), source_cell=names)
     obs[condition_key] = pd.Categorical([target] * len(obs), categories=[target])
-    obs.index = names + f"_{target}"
+    obs.index = anndata.utils.make_index_unique(names + f"_{target}")
     if n_samples == 1:
         return obs
     samples = [obs.assign(sample=i).set_axis(obs.index + f"_{i}") for i in range(n_samples)]

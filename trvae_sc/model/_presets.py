@@ -8,7 +8,13 @@ from typing import Any
 #: training plan's default.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
-        "model": {"mmd_weight": 300.0, "kl_weight": 2.0, "transfer_weight": 1.0},
+        "model": {
+            "mmd_weight": 100.0,
+            "kl_weight": 1.0,
+            "transfer_weight": 1.0,
+            "calibrate": True,
+            "context_weight": 0.5,
+        },
         "train": {"batch_size": 256, "lr": 3e-3, "gradient_clip_val": 50.0, "kl_warmup": 0.3},
     },
     # Lotfollahi et al. 2020, as in the authors' Kang notebook; log-normalised values. The KL is
@@ -27,6 +33,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "mmd_weight": 500.0,
             "mmd_kernel": "paper",
             "transfer_weight": 0.0,
+            "calibrate": False,
         },
         "train": {
             "batch_size": 128,
@@ -39,12 +46,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+_PLAIN = {"transfer_weight": 0.0, "calibrate": False}  # what the literature decodes
 PRESETS["cvae"] = {
-    "model": {**PRESETS["default"]["model"], "mmd_weight": 0.0, "transfer_weight": 0.0},
+    "model": {**PRESETS["default"]["model"], "mmd_weight": 0.0, **_PLAIN},
     "train": PRESETS["default"]["train"],
 }
 PRESETS["mmd_cvae"] = {
-    "model": {**PRESETS["default"]["model"], "mmd_on": "latent", "transfer_weight": 0.0},
+    "model": {**PRESETS["default"]["model"], "mmd_on": "latent", **_PLAIN},
     "train": PRESETS["default"]["train"],
 }
 PRESETS["vae"] = {

@@ -101,6 +101,8 @@ class TRVAEModule(BaseModuleClass):
         mmd_on: Literal["decoder", "latent"] = "decoder",
         mmd_kernel: Kernel = "median",
         transfer_weight: float = 1.0,
+        calibrate: bool = True,
+        context_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self._frozen: dict[str, Tensor] = {}
@@ -114,6 +116,8 @@ class TRVAEModule(BaseModuleClass):
         self.mmd_on = mmd_on
         self.mmd_kernel = mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
+        self.calibrate = calibrate
+        self.context_weight = context_weight if n_labels else 0.0
         self.n_batch = n_batch
         self.n_labels = n_labels
         self.has_total = has_total and self.is_count
@@ -158,9 +162,7 @@ class TRVAEModule(BaseModuleClass):
         self.register_buffer("gene_scale", torch.ones(n_input))
         shape = (max(self.n_labels, 1), design.shape[0])
         self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("profiles", torch.zeros(0, n_input), persistent=False)
-        no_profile = torch.full(shape, -1, dtype=torch.long)
-        self.register_buffer("profile_row", no_profile, persistent=False)
+        self.register_buffer("profiles", torch.zeros(*shape, n_input))
 
     @torch.no_grad()
     def set_statistics(
@@ -193,14 +195,15 @@ class TRVAEModule(BaseModuleClass):
             elif self.is_count:
                 self._start_at_proportions(mean.to(device))
             self.has_statistics.fill_(True)
-        self.n_cells.copy_(torch.maximum(self.n_cells, n_cells.to(device)))
-        present = (n_cells > 0).flatten()
-        profiles = (sums[present] / n_cells.flatten()[present, None]).float().to(device)
+        n_cells = n_cells.to(device)
+        profiles = (
+            (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float().view_as(self.profiles)
+        )
         if not self.is_count:
             profiles = (profiles - self.gene_mean) / self.gene_scale
-        self.profiles = self._transfer_scale(profiles)
-        rows = torch.where(present, present.long().cumsum(0) - 1, -1)
-        self.profile_row = rows.view(n_cells.shape).to(device)
+        present = n_cells > 0
+        self.profiles[present] = self.transfer_scale(profiles)[present]
+        self.n_cells[present] = n_cells[present]
 
     def _start_at_proportions(self, proportions: Tensor) -> None:
         """Make the output bias the log of the mean proportions."""
@@ -209,7 +212,7 @@ class TRVAEModule(BaseModuleClass):
             proportions = torch.cat([proportions, rest[None]])
         self.output.bias.copy_(torch.log(proportions + _EPS))
 
-    def _transfer_scale(self, profile: Tensor) -> Tensor:
+    def transfer_scale(self, profile: Tensor) -> Tensor:
         """Return f of the transfer loss."""
         return torch.log1p(self.kappa * profile) if self.is_count else profile
 
@@ -295,16 +298,12 @@ class TRVAEModule(BaseModuleClass):
         return {"z": z, "qz": qz, "library": library, "ql": None}
 
     def _get_generative_input(
-        self,
-        tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Any],
-        transform_batch: int | None = None,
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]
     ) -> dict[str, Any]:
         return {
             "z": inference_outputs["z"],
             "context": self._context(tensors, tensors.get(TARGET_KEY)),
             "total": self._total(tensors),
-            "transform_batch": transform_batch,
         }
 
     def decode(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -431,25 +430,25 @@ class TRVAEModule(BaseModuleClass):
         self, tensors: dict[str, Tensor], z: Tensor, generative_outputs: dict[str, Any]
     ) -> Tensor:
         """Return the transfer loss T of a minibatch."""
-        if not self.transfer_weight or z.dim() > 2 or not len(self.profiles):
+        if not self.transfer_weight or z.dim() > 2:
             return z.new_zeros(())
         source = tensors[CONDITION_KEY].long().flatten()
         label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
         target, known = self._draw_targets(label, source)
         context = generative_outputs["context"]._replace(condition=self.condition_design[target])
         profile = self.decode(z, context)[2]
-        first, n_cells = _groups(label * self.profile_row.shape[1] + source)
+        first, n_cells = _groups(label * self.n_cells.shape[1] + source)
         values = profile.exp() if self.is_count else profile
         mean = torch.zeros_like(values).index_add(0, first, values) / n_cells.clamp_min(1)[:, None]
-        truth = self.profiles[self.profile_row[label, target].clamp_min(0)]
-        error = 0.5 * (self._transfer_scale(mean) - truth).square().sum(1)
+        truth = self.profiles[label, target]
+        error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
         weight = n_cells * known  # rows that do not start a group have n_cells 0
         return (error * weight).sum() / len(z)
 
     def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
-        score = torch.rand(self.profile_row.shape, device=label.device) + 1.0
-        score = torch.where(self.profile_row >= 0, score, 0.0)[label]
+        score = torch.rand(self.n_cells.shape, device=label.device) + 1.0
+        score = torch.where(self.n_cells > 0, score, 0.0)[label]
         score = score.scatter(1, source[:, None], 0.0)
         best, target = score.max(1)
         return target, best > 0
@@ -461,6 +460,12 @@ class TRVAEModule(BaseModuleClass):
     def encode(self, tensors: dict[str, Tensor]) -> TorchNormal:
         """Return q(z | x, c) of a minibatch."""
         return self.inference(**self._get_inference_input(tensors))["qz"]
+
+    @torch.inference_mode()
+    @auto_move_data
+    def aligned(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return y of a minibatch at the posterior mean of z."""
+        return self.decode(self.encode(tensors).loc, self._context(tensors))[0]
 
     @torch.inference_mode()
     @auto_move_data

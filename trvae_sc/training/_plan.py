@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
@@ -37,7 +38,7 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     mean = sums.sum(0) / n_cells.sum()
     variance = squares / n_cells.sum() - mean.square()
     return {
-        "kappa": torch.cat(totals).median().item() if totals else 1.0,
+        "kappa": float(np.median(torch.cat(totals).numpy())) if totals else 1.0,
         "mean": mean.float(),
         "scale": variance.clamp_min(0.0).sqrt().float(),
         "sums": sums,

@@ -1,0 +1,358 @@
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse, stats
+
+from trvae_sc.expression import ridge_shift
+from trvae_sc.model._predict import Calibration, Draws, draw_counts, profile_scale, transport_counts
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def trained(fit, make_adata):
+    """Return a model that never saw NK cells stimulated, and all cells."""
+    adata = make_adata()
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    return fit(adata[~hidden].copy()), adata
+
+
+# -- counts ---------------------------------------------------------------------------------------
+
+
+def test_drawn_counts_have_the_negative_binomial_distribution():
+    theta, mean = 0.7, 1.5
+    drawn = draw_counts(np.full((200, 500), mean), np.array([[theta]]), np.random.default_rng(0))
+    observed = np.bincount(drawn.toarray().astype(int).ravel(), minlength=60)[:60]
+    expected = stats.nbinom.pmf(np.arange(60), theta, theta / (theta + mean)) * drawn.shape[0] * 500
+    keep = expected > 5
+    assert (
+        stats.chisquare(
+            observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()
+        ).pvalue
+        > 0.001
+    )
+
+
+@pytest.mark.parametrize("mean", [0.01, 3.0, 5000.0])
+@pytest.mark.parametrize("theta", [0.2, 10.0, None])
+def test_drawn_counts_have_the_right_mean_and_variance(mean, theta):
+    shape = (40, 500)
+    rows = None if theta is None else np.array([[theta]])
+    drawn = draw_counts(np.full(shape, mean), rows, np.random.default_rng(1)).toarray()
+    variance = mean + (0 if theta is None else mean**2 / theta)
+    standard_error = np.sqrt(variance / drawn.size)
+    assert abs(drawn.mean() - mean) < 5 * standard_error
+    assert drawn.var() == pytest.approx(variance, rel=0.35 if theta == 0.2 else 0.2)
+    assert (drawn == np.floor(drawn)).all()
+
+
+def test_transport_thins_where_the_rate_falls_and_adds_where_it_rises():
+    n = 4000
+    counts = sparse.csr_matrix(np.tile([10.0, 4.0, 0.0, 7.0], (n, 1)))
+    source = np.tile([0.5, 0.2, 0.0, 0.3], (n, 1))
+    target = np.tile([0.1, 0.2, 0.4, 0.6], (n, 1))
+    total, theta = np.full((n, 1), 20.0), np.array([[5.0]])
+    moved = transport_counts(counts, source, target, total, theta, Draws(0)).toarray()
+    # kept with probability 0.2: binomial(10, 0.2)
+    assert moved[:, 0].mean() == pytest.approx(2.0, abs=0.1)
+    assert moved[:, 0].var() == pytest.approx(1.6, rel=0.1)
+    # nothing changes
+    assert (moved[:, 1] == 4).all()
+    # added to nothing: NB(20 * 0.4, 5)
+    assert moved[:, 2].mean() == pytest.approx(8.0, abs=0.3)
+    assert moved[:, 2].var() == pytest.approx(8 + 64 / 5, rel=0.1)
+    # added to what is there: 7 + NB(20 * 0.3, 5)
+    assert moved[:, 3].min() >= 7
+    assert moved[:, 3].mean() == pytest.approx(13.0, abs=0.3)
+
+
+def test_transport_to_the_same_rates_changes_nothing():
+    counts = sparse.random_array((50, 30), density=0.3, rng=np.random.default_rng(0), format="csr")
+    counts.data = np.ceil(counts.data * 5)
+    rates = np.random.default_rng(1).random((50, 30))
+    moved = transport_counts(counts, rates, rates, np.full((50, 1), 9.0), None, Draws(0))
+    assert (moved != counts).nnz == 0
+
+
+# -- the change ---------------------------------------------------------------------------------------
+
+
+def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change(trained):
+    """Means over a group: source = observed, f(target) = f(observed) + (f change + ridge) / 2."""
+    model, adata = trained
+    registered = model._validate_anndata(adata)
+    nk = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")
+    rows = np.flatnonzero(nk)
+    from trvae_sc.model._predict import decoded_batches
+
+    features = model._condition_features("stimulated")
+    (raw,) = decoded_batches(model, registered, rows, features)
+    batch = Calibration(model, registered, rows, "stimulated")(raw, slice(0, len(rows)))
+    observed = (adata[rows].X.toarray() / adata.obs["n_counts"].to_numpy()[rows, None]).mean(0)
+    assert batch.source.mean(0) == pytest.approx(observed, rel=1e-4)
+    f = [profile_scale(model, p) for p in (observed, raw.source.mean(0), raw.target.mean(0))]
+    profiles = model.module.profiles.numpy()
+    others = [model.labels.index(label) for label in ("B", "T")]
+    ridge = ridge_shift(f[0], profiles[others, 0], profiles[others, 1] - profiles[others, 0])
+    expected = np.maximum(f[0] + 0.5 * (f[2] - f[1]) + 0.5 * ridge, 0)
+    assert profile_scale(model, batch.target.mean(0)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_profiles_are_the_mean_shares_of_training_cells(trained):
+    model, adata = trained
+    cells = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "stimulated")
+    share = adata[cells].X.toarray() / adata.obs["n_counts"].to_numpy()[cells, None]
+    kappa = model.module.kappa.item()
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    assert kappa == pytest.approx(adata.obs["n_counts"][~hidden].median())
+    found = model.module.profiles[model.labels.index("B"), model.conditions.index("stimulated")]
+    assert found.numpy() == pytest.approx(np.log1p(kappa * share.mean(0)), rel=1e-4)
+    assert model.n_cells.loc["NK"].tolist() == [20, 0]
+
+
+def test_delta_adds_the_change_and_mean_returns_the_level(trained):
+    model, _ = trained
+    kwargs = {"target": "stimulated", "labels": "NK"}
+    delta, mean = (model.predict(output=output, **kwargs) for output in ("delta", "mean"))
+    source = model.adata[delta.obs["source_cell"]]
+    kappa = model.module.kappa.item()
+    shares = source.X.toarray() / source.obs["n_counts"].to_numpy()[:, None]
+    change = delta.X - np.log1p(kappa * shares)
+    assert change.mean(0) == pytest.approx(delta.var["predicted_change"].to_numpy(), abs=1e-4)
+    assert mean.X.mean(0) == pytest.approx(mean.var["predicted_mean"].to_numpy(), abs=1e-4)
+
+
+def test_expected_counts_agree_with_the_predicted_share(trained):
+    model, _ = trained
+    predicted = model.predict(target="stimulated", labels="NK", n_samples=200)
+    mean = model.predict(target="stimulated", labels="NK", n_samples=200, output="mean")
+    total = predicted.obs["n_counts"].to_numpy()[:, None]
+    share = np.asarray((predicted.X.toarray() / total).mean(0))
+    expected = np.expm1(mean.X.astype(float)).mean(0) / model.module.kappa.item()
+    assert share.sum() == pytest.approx(expected.sum(), rel=0.03)
+    assert np.corrcoef(share, expected)[0, 1] > 0.99
+
+
+def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
+    adata = make_adata(values="log")
+    model = fit(adata, gene_likelihood="normal")
+    predicted = model.predict(target="stimulated", labels="B")
+    assert predicted.uns["trvae_sc"]["output"] == "delta"
+    source = adata[predicted.obs["source_cell"]].X.toarray()
+    change = (predicted.X - source).mean(0)
+    assert change == pytest.approx(predicted.var["predicted_change"].to_numpy(), abs=1e-4)
+    with pytest.raises(ValueError, match="'counts' is not available with gene_likelihood 'normal'"):
+        model.predict(target="stimulated", output="counts")
+
+
+# -- the AnnData ----------------------------------------------------------------------------------------
+
+
+def test_result_is_complete_and_the_input_unchanged(trained):
+    model, adata = trained
+    before = adata.copy()
+    predicted = model.predict(adata, target="stimulated", source="control", labels="NK")
+    assert predicted.n_obs == 20
+    assert (predicted.X.data == np.floor(predicted.X.data)).all()
+    assert set(predicted.obs["condition"]) == {"stimulated"}
+    assert set(predicted.obs["source_condition"]) == {"control"}
+    assert not any(name.startswith("_scvi") for name in predicted.obs)
+    assert predicted.obs["age"].tolist() == adata.obs["age"][predicted.obs["source_cell"]].tolist()
+    assert predicted.obsm["X_trvae"].shape == (20, 4)
+    latent = model.get_latent_representation(adata[predicted.obs["source_cell"].to_numpy()].copy())
+    assert predicted.obsm["X_trvae"] == pytest.approx(latent, abs=1e-5)
+    record = predicted.uns["trvae_sc"]
+    (row,) = record["combinations"].to_dict("records")
+    assert row["n_source_cells"] == 20
+    assert row["n_training_cells"] == 0
+    assert not row["seen_in_training"]
+    assert row["n_labels_with_both"] == 2
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    assert (adata.X != before.X).nnz == 0
+    assert list(adata.uns) == list(before.uns)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_result_survives_a_file(trained, tmp_path, suffix):
+    predicted = trained[0].predict(target="stimulated", labels="NK")
+    path = tmp_path / f"p.{suffix}"
+    getattr(predicted, f"write_{suffix}")(path)
+    read = getattr(anndata, f"read_{suffix}")(path)
+    assert (read.X != predicted.X).nnz == 0
+    record, expected = read.uns["trvae_sc"], predicted.uns["trvae_sc"]
+    assert record["combinations"].to_dict() == expected["combinations"].to_dict()
+    assert list(record["notes"]) == list(expected["notes"])
+    assert record["versions"] == expected["versions"]
+
+
+def same(a, b):
+    return (a.X != b.X).nnz == 0 and a.obs_names.equals(b.obs_names)
+
+
+def test_same_result_for_any_batch_size_and_storage(trained, tmp_path):
+    model, adata = trained
+    kwargs = {"target": "stimulated", "labels": ["NK", "B"]}
+    expected = model.predict(adata, **kwargs)
+    assert same(model.predict(adata, batch_size=3, **kwargs), expected)
+    dense, columns = adata.copy(), adata.copy()
+    dense.X, columns.X = adata.X.toarray(), sparse.csc_matrix(adata.X)
+    assert same(model.predict(dense, **kwargs), expected)
+    assert same(model.predict(columns, **kwargs), expected)
+    assert same(model.predict(adata[:], **kwargs), expected)  # a view
+    for name, data in (("sparse", adata), ("dense", dense)):
+        data.write_h5ad(tmp_path / f"{name}.h5ad")
+        backed = anndata.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")
+        assert same(model.predict(backed, **kwargs), expected)
+    different = model.predict(adata, seed=1, **kwargs)
+    assert not same(different, expected)
+    assert different.var["predicted_change"].equals(expected.var["predicted_change"])
+
+
+def test_genes_are_matched_by_name(trained):
+    model, adata = trained
+    expected = model.predict(adata, target="stimulated", labels="NK")
+    more = adata[:, :3].copy()
+    more.var_names = ["x0", "x1", "x2"]
+    extra = anndata.concat([adata, more], axis=1, merge="first")
+    found = model.predict(extra[:, ::-1].copy(), target="stimulated", labels="NK")
+    assert same(found, expected)
+    assert found.var_names.equals(expected.var_names)
+    with pytest.raises(
+        ValueError, match="lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1'"
+    ):
+        model.predict(adata[:, 2:].copy(), target="stimulated")
+
+
+def test_rows_are_the_callers_also_with_masks_duplicates_and_disorder(trained):
+    model, adata = trained
+    rows = [40, 4, 10, 4]
+    wanted = adata.obs_names[[r for r in rows if r % 2 == 0]].tolist()
+    found = model.predict(adata, target="stimulated", indices=rows)
+    assert found.obs["source_cell"].tolist() == wanted
+    mask = np.zeros(adata.n_obs, dtype=bool)
+    mask[[4, 10, 40]] = True
+    by_mask = model.predict(adata, target="stimulated", indices=mask)
+    assert by_mask.obs["source_cell"].tolist() == adata.obs_names[[4, 10, 40]].tolist()
+    with pytest.raises(IndexError, match="mask has shape"):
+        model.predict(adata, target="stimulated", indices=mask[:5])
+
+
+def test_samples_are_rows_of_their_own(trained):
+    predicted = trained[0].predict(target="stimulated", labels="NK", n_samples=3)
+    assert predicted.n_obs == 60
+    assert predicted.obs["sample"].value_counts().to_dict() == {0: 20, 1: 20, 2: 20}
+    assert predicted.obs_names.is_unique
+
+
+def test_a_label_never_seen_is_predicted_from_its_own_profile(trained):
+    model, adata = trained
+    renamed = adata[adata.obs["cell_type"] == "NK"].copy()
+    renamed.obs["cell_type"] = "new type"
+    predicted = model.predict(renamed, target="stimulated")
+    same_cells = model.predict(adata, target="stimulated", labels="NK")
+    assert (predicted.X != same_cells.X).nnz == 0
+    without = renamed[:, :].copy()
+    del without.obs["cell_type"]
+    assert (model.predict(without, target="stimulated").X != same_cells.X).nnz == 0
+
+
+def test_missing_combinations_are_predicted_and_named(trained):
+    model, _ = trained
+    predicted = model.predict_missing()
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table[["label", "source", "target"]].to_numpy().tolist() == [
+        ["NK", "control", "stimulated"]
+    ]
+    assert predicted.n_obs == 20
+    assert not predicted.uns["trvae_sc"]["combinations"]["seen_in_training"].any()
+
+
+def test_a_combination_seen_in_training_is_flagged(trained):
+    predicted = trained[0].predict(target="stimulated", labels="B")
+    assert predicted.uns["trvae_sc"]["combinations"]["seen_in_training"].all()
+    assert "Training saw the target condition of B" in predicted.uns["trvae_sc"]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"target": "stim"}, r"Unknown condition 'stim'.*\['control', 'stimulated'\]"),
+        ({"target": "control", "source": "control"}, "Source and target are both 'control'"),
+        ({"target": "stimulated", "source": "stim"}, "Unknown condition 'stim'"),
+        ({"target": "stimulated", "labels": ["NK", "X"]}, r"Unknown labels \['X'\]"),
+        ({"target": "stimulated", "indices": []}, "No cell to predict 'stimulated' from"),
+        ({"target": "stimulated", "n_samples": 0}, "n_samples is 0"),
+        ({"target": "stimulated", "output": "log"}, "Output 'log' is not available"),
+    ],
+)
+def test_bad_requests_name_what_is_allowed(trained, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        trained[0].predict(**kwargs)
+
+
+def test_own_column_names_are_refused(trained):
+    model, adata = trained
+    taken = adata.copy()
+    taken.obs["source_condition"] = "x"
+    with pytest.raises(ValueError, match=r"already has columns \['source_condition'\]"):
+        model.predict(taken, target="stimulated")
+
+
+def test_untrained_and_conditionless_models_do_not_predict(fit):
+    untrained = fit(train=False)
+    for call in (untrained.predict, untrained.get_mmd_representation):
+        with pytest.raises(RuntimeError, match="not trained"):
+            call(**({"target": "stimulated"} if call == untrained.predict else {}))
+    with pytest.raises(ValueError, match="'vae' ignores the condition"):
+        fit(preset="vae").predict(target="stimulated")
+
+
+# -- generation, representations --------------------------------------------------------------------------
+
+
+def test_generated_cells_have_the_mean_of_their_condition(fit, make_adata):
+    adata = make_adata(600, effect=2.0)
+    model = fit(adata, train={"max_epochs": 300})
+    for condition in ("control", "stimulated"):
+        cells = model.generate(condition, 2000)
+        assert set(cells.obs["condition"]) == {condition}
+        real = adata[adata.obs["condition"] == condition].X.toarray().mean(0)
+        assert np.corrcoef(np.log1p(cells.X.toarray().mean(0)), np.log1p(real))[0, 1] > 0.97
+    labelled = model.generate("control", 50, labels="NK")
+    assert set(labelled.obs["cell_type"]) == {"NK"}
+    assert model.generate("control", 50, latent="prior").n_obs == 50
+    with pytest.raises(ValueError, match="prior knows no labels"):
+        model.generate("control", 50, labels="NK", latent="prior")
+
+
+def test_mmd_representation_is_y_of_the_cells_in_the_order_asked_for(trained):
+    model, adata = trained
+    y = model.get_mmd_representation(adata)
+    module, z = model.module, torch.tensor(model.get_latent_representation(adata))
+    codes = torch.tensor((adata.obs["condition"] == "stimulated").to_numpy().astype(int))
+    with torch.no_grad():
+        layer = module.decoder_in.linear(z) + module.decoder_in.condition[codes]
+        expected = module.mmd_layer(layer).numpy()
+    assert y == pytest.approx(expected, abs=1e-5)
+    assert model.get_mmd_representation(adata, indices=[5, 2, 9]) == pytest.approx(
+        y[[5, 2, 9]], abs=1e-5
+    )
+
+
+def test_transform_condition_decodes_with_another_condition(trained):
+    model, adata = trained
+    torch.manual_seed(0)
+    own = model.get_normalized_expression(adata, return_numpy=True)
+    torch.manual_seed(0)
+    moved = model.get_normalized_expression(
+        adata, transform_condition="stimulated", return_numpy=True
+    )
+    stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
+    assert moved[stimulated] == pytest.approx(own[stimulated], rel=1e-5)
+    assert abs(moved[~stimulated] - own[~stimulated]).max() > 1e-4
+    with pytest.raises(ValueError, match="Unknown condition"):
+        model.get_normalized_expression(adata, transform_condition="x")
