@@ -1,0 +1,24 @@
+# make demo: predict a cell type that was hidden, on simulated data.  make test: run the tests.
+# Each makes .venv with the tested versions first. Needs Python >= 3.11; choose one with PYTHON=.
+
+PYTHON ?= python3
+VENV ?= .venv
+export OMP_NUM_THREADS ?= 1  # several threads slow small networks down on shared cores
+
+.PHONY: demo test lint
+
+demo: $(VENV)/installed
+	$(VENV)/bin/trvae-sc demo --out demo --force
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trvae_sc needs Python >= 3.11; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
