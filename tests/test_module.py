@@ -162,9 +162,11 @@ def test_transfer_loss_equals_the_formula_for_two_conditions():
             if (label, t) == (0, 1):  # has no profile
                 continue
             rows = (tensors[KEYS.LABELS_KEY].ravel() == label) & (tensors["condition"].ravel() == s)
-            context = generated["context"].take(rows.nonzero().ravel())
+            context = generated["context"]
             context = context._replace(
-                condition=made.condition_design[[t]].expand(int(rows.sum()), 2)
+                condition=made.condition_design[[t]].expand(int(rows.sum()), 2),
+                categories=[codes[rows] for codes in context.categories],
+                continuous=None if context.continuous is None else context.continuous[rows],
             )
             mean = made.decode(inferred["z"][rows], context)[2].exp().mean(0).detach().numpy()
             truth = profiles[label * 2 + t].numpy()
@@ -176,11 +178,15 @@ def test_transfer_loss_equals_the_formula_for_two_conditions():
 def test_transfer_loss_does_not_see_a_combination_without_profile():
     """What is not in the statistics cannot enter, whatever it is."""
     made, tensors = module(), minibatch()
-    profiles = with_profiles(made, tensors, hidden={(0, 1)})
-    assert made.profile_row[0, 1] == -1
-    assert len(made.profiles) == 5
-    assert torch.isfinite(made.profiles).all()
-    assert torch.isnan(profiles[1]).all()
+    with_profiles(made, tensors, hidden={(0, 1)})
+    assert made.n_cells[0, 1] == 0
+    assert (made.profiles[0, 1] == 0).all()
+    losses = []
+    for value in (0.0, 1e6):
+        made.profiles[0, 1] = value
+        torch.manual_seed(0)
+        losses.append(run(made, tensors)[2].loss.item())
+    assert losses[0] == losses[1]
 
 
 def test_transfer_targets_are_conditions_seen_with_the_label_and_not_the_own():

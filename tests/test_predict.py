@@ -6,7 +6,14 @@ import torch
 from scipy import sparse, stats
 
 from trvae_sc.expression import ridge_shift
-from trvae_sc.model._predict import Calibration, Draws, draw_counts, profile_scale, transport_counts
+from trvae_sc.model._predict import (
+    Calibration,
+    Draws,
+    draw_counts,
+    profile_scale,
+    shared_gain,
+    transport_counts,
+)
 
 torch.set_num_threads(1)
 
@@ -55,7 +62,9 @@ def test_transport_thins_where_the_rate_falls_and_adds_where_it_rises():
     source = np.tile([0.5, 0.2, 0.0, 0.3], (n, 1))
     target = np.tile([0.1, 0.2, 0.4, 0.6], (n, 1))
     total, theta = np.full((n, 1), 20.0), np.array([[5.0]])
-    moved = transport_counts(counts, source, target, total, theta, Draws(0)).toarray()
+    ratio = target / np.maximum(source, 1e-9)
+    gain = np.maximum(target - source, 0) * total
+    moved = transport_counts(counts, ratio, gain, theta, Draws(0)).toarray()
     # kept with probability 0.2: binomial(10, 0.2)
     assert moved[:, 0].mean() == pytest.approx(2.0, abs=0.1)
     assert moved[:, 0].var() == pytest.approx(1.6, rel=0.1)
@@ -72,9 +81,16 @@ def test_transport_thins_where_the_rate_falls_and_adds_where_it_rises():
 def test_transport_to_the_same_rates_changes_nothing():
     counts = sparse.random_array((50, 30), density=0.3, rng=np.random.default_rng(0), format="csr")
     counts.data = np.ceil(counts.data * 5)
-    rates = np.random.default_rng(1).random((50, 30))
-    moved = transport_counts(counts, rates, rates, np.full((50, 1), 9.0), None, Draws(0))
+    moved = transport_counts(counts, np.ones((50, 30)), np.zeros((50, 30)), None, Draws(0))
     assert (moved != counts).nnz == 0
+
+
+def test_added_counts_are_half_a_cells_own_gain_and_half_its_groups():
+    change = np.array([[0.4, -0.2, 0.3], [0.0, 0.6, -0.9]])
+    mean = np.array([0.2, 0.2, -0.3])
+    assert shared_gain(change, mean) == pytest.approx(np.array([[0.3, 0, 0], [0.1, 0.4, 0]]))
+    assert (shared_gain(change, mean).mean(0)[:2] >= mean[:2] - 1e-12).all()
+    assert (shared_gain(change, None) == np.maximum(change, 0)).all()
 
 
 # -- the change ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ __all__ = [
     "evaluation",
     "metrics",
     "pl",
+    "report",
 ]
 
 _HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model"}

@@ -1,22 +1,26 @@
-"""Simple predictors with the contract of the model.
+"""Simple predictors with the contract of the model, and the model's presets in the same contract.
 
-Each takes training cells and the source cells to start from, never the truth, and returns an
-AnnData of predicted cells with one row per source cell. Most published models are no better than
-these; a prediction should be shown beside them.
+A method is ``method(train, source, *, target, keys)``, with ``seed`` if it draws random numbers. It
+gets training cells and the source cells to start from, never the truth, and returns an AnnData of
+predicted cells with one row per source cell, or several of them by output. Most published models are
+no better than the simple ones; a prediction should be shown beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.expression import Keys, gene_means, groups, log_values, profiles, ridge_shift
+from trvae_sc.model import TRVAE
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
 
@@ -24,22 +28,19 @@ Method = Callable[..., "AnnData | dict[str, AnnData]"]
 # -- predictors of a shift ----------------------------------------------------------------------------
 
 
-def no_change(
-    train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int = 0
-) -> AnnData:
+def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Return the source cells as they are: what predicting nothing scores."""
-    return _shifted(train, source, target, keys, lambda *_: 0.0, "no_change")
+    return _shifted(train, source, target, keys, None, "no_change")
 
 
-def mean_shift(
-    train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int = 0
-) -> AnnData:
-    r"""Add the mean over other labels of their own shift.
+def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    r"""Add the mean over labels of their own shift.
 
     .. math:: \hat x = x + \frac1L \sum_{l} (\bar x_{lt} - \bar x_{ls})
 
     Differences are taken within labels: a pooled difference would also contain the difference in
-    composition, since the label to predict is missing from the target condition.
+    composition, since the label to predict is missing from the target condition. (Where it is not
+    missing, as when a patient is held out, its own shift counts like the others.)
 
     Parameters
     ----------
@@ -51,19 +52,15 @@ def mean_shift(
         Condition to predict.
     keys
         Where the data are.
-    seed
-        Not used.
 
     Returns
     -------
     AnnData with log values in ``X``.
     """
-    return _shifted(train, source, target, keys, lambda _, __, shifts: shifts.mean(0), "mean_shift")
+    return _shifted(train, source, target, keys, lambda _, __, d: d.mean(0), "mean_shift")
 
 
-def nearest_shift(
-    train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int = 0
-) -> AnnData:
+def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
 
     def rule(profile: np.ndarray, others: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -72,9 +69,7 @@ def nearest_shift(
     return _shifted(train, source, target, keys, rule, "nearest_shift")
 
 
-def context_shift(
-    train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int = 0
-) -> AnnData:
+def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     r"""Add the mean shift and what a ridge regression on the source profile adds to it.
 
     The strongest simple method we know of; see :func:`trvae_sc.expression.ridge_shift`.
@@ -89,8 +84,6 @@ def context_shift(
         Condition to predict.
     keys
         Where the data are.
-    seed
-        Not used.
 
     Returns
     -------
@@ -104,7 +97,7 @@ def _shifted(
     source: AnnData,
     target: Any,
     keys: Keys,
-    rule: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+    rule: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None,
     name: str,
 ) -> AnnData:
     """Return the source cells plus the shift that a rule gives each label and condition of them."""
@@ -112,11 +105,15 @@ def _shifted(
     x = log_values(source, keys, known.kappa)
     x = x.toarray() if sparse.issparse(x) else np.array(x, dtype=np.float64)
     for (label, condition), rows in groups(source.obs, keys):
-        if name != "no_change" and condition != target:
-            others, shifts = known.shifts(
-                condition, target, without=label if keys.labels_key else None
+        if rule is None or condition == str(target):
+            continue
+        pairs = known.pairs(condition, target)
+        if pairs is None:
+            raise ValueError(
+                f"No label was measured under both {condition!r} and {target!r}, so there is no shift "
+                f"to learn for {label!r}."
             )
-            x[rows] += rule(gene_means(x[rows]), others, shifts)
+        x[rows] += rule(gene_means(x[rows]), *pairs)
     return as_prediction(x, source, target, keys, known.kappa, name)
 
 
@@ -138,3 +135,186 @@ def as_prediction(
         "versions": {"trvae_sc": version("trvae_sc")},
     }
     return result
+
+
+# -- predictors that train a network ------------------------------------------------------------------
+
+
+def trvae(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    seed: int = 0,
+    preset: str = "default",
+    train_kwargs: dict[str, Any] | None = None,
+    **model_kwargs: Any,
+) -> dict[str, AnnData]:
+    """Train :class:`trvae_sc.TRVAE` and predict.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    seed
+        Seed of the model.
+    preset
+        Preset of the model; ``"paper"`` gets log values, as published.
+    train_kwargs
+        Arguments of :meth:`trvae_sc.TRVAE.train`.
+    **model_kwargs
+        Arguments of :class:`trvae_sc.TRVAE`.
+
+    Returns
+    -------
+    Predictions by output: ``"counts"`` and ``"delta"`` of counts, else ``"mean"`` and ``"delta"``.
+    """
+    kappa = profiles(train, keys).kappa
+    if preset == "paper":
+        train, source = (_logged(adata, keys, kappa) for adata in (train, source))
+        keys = keys._replace(layer=None, total_counts_key=None, is_count=False)
+    elif not keys.is_count:
+        model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
+    model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
+    outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    level = next(c for c in model.conditions if str(c) == str(target))
+    found = {output: model.predict(source, target=level, output=output) for output in outputs}
+    for predicted in found.values():
+        predicted.uns["trvae_sc"]["history"] = _history(model)
+    return found
+
+
+def latent_shift(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    seed: int = 0,
+    train_kwargs: dict[str, Any] | None = None,
+) -> dict[str, AnnData]:
+    r"""Move the latent codes of an unconditional VAE by the mean shift of the labels, and decode.
+
+    .. math:: \hat z = z + \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
+
+    scGen (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8) with every label weighing the same.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    seed
+        Seed of the VAE.
+    train_kwargs
+        Arguments of :meth:`trvae_sc.TRVAE.train`.
+
+    Returns
+    -------
+    Predictions by output: ``"mean"``, the decoded profile as in scGen, and ``"delta"``, the observed
+    values plus the decoded change.
+    """
+    likelihood = "nb" if keys.is_count else "normal"
+    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    model = _fit(train, keys, seed, **kwargs)
+    means = {g: z.mean(0) for g, z in _by_group(train.obs, model.get_latent_representation(), keys)}
+    observed = log_values(source, keys, profiles(train, keys).kappa)
+    observed = observed.toarray() if sparse.issparse(observed) else np.asarray(observed)
+    start, end = np.empty(observed.shape), np.empty(observed.shape)
+    registered = model._validate_anndata(source)
+    for (label, condition), rows in groups(source.obs, keys):
+        both = [lab for lab, c in means if c == condition and (lab, str(target)) in means]
+        if not both:
+            raise ValueError(
+                f"No label was measured under both {condition!r} and {target!r}, so there is no shift "
+                f"to learn for {label!r}."
+            )
+        shift = np.mean([means[lab, str(target)] - means[lab, condition] for lab in both], axis=0)
+        start[rows] = _decode(model, registered, rows, np.zeros_like(shift))
+        end[rows] = _decode(model, registered, rows, shift)
+    kappa = model.module.kappa.item()
+    found = {"mean": end, "delta": observed + end - start}
+    return {
+        output: as_prediction(x, source, target, keys, kappa, "latent_shift")
+        for output, x in found.items()
+    }
+
+
+def _fit(
+    train: AnnData,
+    keys: Keys,
+    seed: int,
+    *,
+    train_kwargs: dict[str, Any] | None,
+    **model_kwargs: Any,
+) -> TRVAE:
+    """Return a trained model."""
+    TRVAE.setup_anndata(
+        train,
+        keys.condition_key,
+        labels_key=keys.labels_key,
+        layer=keys.layer,
+        batch_key=keys.batch_key,
+        total_counts_key=keys.total_counts_key,
+    )
+    model = TRVAE(train, seed=seed, **model_kwargs)
+    model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
+    return model
+
+
+def _logged(adata: AnnData, keys: Keys, kappa: float) -> AnnData:
+    """Return cells with their log values in ``X``."""
+    x = log_values(adata, keys, kappa)
+    x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else x.astype(np.float32)
+    return AnnData(x, obs=adata.obs.copy(), var=adata.var.copy())
+
+
+def _history(model: TRVAE) -> dict[str, list[float]]:
+    """Return what each term added to the loss, by epoch."""
+    names = [name for name in model.history if name.endswith("_weighted_train")]
+    return {name: model.history[name][name].astype(float).tolist() for name in names}
+
+
+def _by_group(obs: pd.DataFrame, values: np.ndarray, keys: Keys) -> Any:
+    """Yield the values of each (label, condition)."""
+    return ((group, values[rows]) for group, rows in groups(obs, keys))
+
+
+def _decode(model: TRVAE, adata: AnnData, rows: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return decoded log values of rows whose latent means are moved by a shift."""
+    module = model.module
+    parts = []
+    for tensors in model._make_data_loader(adata, rows):
+        z = module.encode(tensors).loc
+        moved = z + torch.as_tensor(shift, dtype=z.dtype, device=z.device)
+        parts.append(module.expected(tensors, moved).cpu().numpy())
+    mean = np.concatenate(parts)
+    return np.log1p(module.kappa.item() * mean) if module.is_count else mean
+
+
+#: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
+METHODS: dict[str, Method] = {
+    "no_change": no_change,
+    "mean_shift": mean_shift,
+    "nearest_shift": nearest_shift,
+    "context_shift": context_shift,
+    "latent_shift": latent_shift,
+    "trvae": trvae,
+    "paper": partial(trvae, preset="paper"),
+    "cvae": partial(trvae, preset="cvae"),
+    "mmd_cvae": partial(trvae, preset="mmd_cvae"),
+}
+#: Those that take no training of a network.
+SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")

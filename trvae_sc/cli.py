@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -16,27 +17,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
 
+    from trvae_sc.expression import Keys
+
 _SETUP = "trvae_sc.json"
+_BAD_INPUT = (
+    ValueError,
+    KeyError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(argv, argparse.Namespace(stdout=sys.stdout))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("lightning", "scvi", "matplotlib", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return args.run(args) or 0
-    except (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"trvae-sc: {message}", file=sys.stderr)
+        with contextlib.redirect_stdout(sys.stderr):  # progress bars: stdout is for results
+            args.run(args)
+        return 0
+    except _BAD_INPUT as error:
+        _complain(error.args[0] if isinstance(error, KeyError) else error)
         return 2
     except (OSError, RuntimeError, FloatingPointError) as error:
-        print(f"trvae-sc: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"trvae-sc: {stop or 'interrupted'}", file=sys.stderr)
+        _complain(str(stop) or "interrupted")
         return 130
+
+
+def _complain(message: Any) -> None:
+    """Print what went wrong, in one line."""
+    print("trvae-sc:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +113,49 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
     predict.add_argument("--force", action="store_true", help="replace a file that is there")
     predict.set_defaults(run=_predict)
+
+    benchmark = commands.add_parser(
+        "benchmark", help="hide combinations, predict them with every method, score them"
+    )
+    _add_data(benchmark)
+    benchmark.add_argument(
+        "--holdouts",
+        nargs="+",
+        metavar="LABEL:TARGET",
+        help="all that have enough cells by default",
+    )
+    benchmark.add_argument("--source", help="condition to start from; needed with three or more")
+    benchmark.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
+    benchmark.add_argument(
+        "--min-cells", type=int, default=30, help="cells a combination needs (30)"
+    )
+    benchmark.add_argument(
+        "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
+    )
+    benchmark.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    benchmark.add_argument(
+        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    benchmark.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    benchmark.add_argument("--backend", choices=["local", "ray"], default="local")
+    benchmark.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the results; goes on if there are some",
+    )
+    benchmark.set_defaults(run=_benchmark)
+
+    report = commands.add_parser("report", help="write results of a benchmark as one HTML page")
+    report.add_argument("results", type=Path, help="folder that benchmark wrote")
+    report.add_argument(
+        "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
+    )
+    report.add_argument("--method", help="model to judge (trvae)")
+    report.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
+    report.add_argument("--force", action="store_true", help="replace a file that is there")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -112,6 +174,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _quiet() -> None:
+    """Hide what scvi-tools logs; importing it resets its level."""
+    import scvi
+
+    scvi.settings.verbosity = logging.WARNING
+
+
 # -- reading and writing ----------------------------------------------------------------------------
 
 
@@ -121,64 +190,105 @@ def _read(path: Path) -> AnnData:
 
     if not path.exists():
         raise FileNotFoundError(f"No file {path}.")
-    if path.suffix == ".zarr":
-        return anndata.read_zarr(path)
-    if path.suffix != ".h5ad":
+    if path.suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    read = anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad
     try:
-        return anndata.read_h5ad(path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be read as h5ad (damaged or incomplete?): {error}") from error
+        return read(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as {path.suffix[1:]} (damaged or incomplete?): {error}"
+        ) from error
 
 
-def _check_output(path: Path, *, force: bool) -> None:
-    """Raise if a result could not be written, before any work starts."""
+def _check_output(path: Path, *, force: bool, is_folder: bool) -> None:
+    """Raise if a result could not be written, before any work starts; writes nothing."""
+    if path.exists() and path.is_dir() != is_folder:
+        found, wanted = ("file", "folder") if is_folder else ("folder", "file")
+        raise FileExistsError(f"{path} is a {found}; --out needs a {wanted}.")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists. Pass --force to replace it.")
-    folder = path.resolve().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written to.")
+    there = next(folder for folder in path.resolve().parents if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file, so {path} cannot be written.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} cannot be written to.")
 
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a path beside `path`, and move the result into place if it succeeds."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.resolve().parent))
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         temporary = folder / path.name
         write(temporary)
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir():
             path.rename(folder / "replaced")
         temporary.replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _fill_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a folder beside `path`, and move its files into `path` if it succeeds."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        write(folder / path.name)
+        path.mkdir(exist_ok=True)
+        for written in (folder / path.name).iterdir():  # whatever else is there stays
+            written.replace(path / written.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_accelerator(name: str) -> None:
+    """Raise where this machine has no such accelerator."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from scvi.model._utils import parse_device_args
+
+    try:
+        parse_device_args(accelerator=name, return_device="torch")
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        raise ValueError(f"--accelerator {name} cannot be used: {error}") from error
+
+
 def _write(adata: AnnData, path: Path) -> None:
     """Write an h5ad or zarr file, completely or not at all."""
-    if path.suffix == ".zarr":
-        _write_atomically(path, adata.write_zarr)
-    else:
-        _write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))
+    import anndata
+
+    # files of newer versions of anndata have strings that older ones read but do not write unasked
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        if path.suffix == ".zarr":
+            _write_atomically(path, adata.write_zarr)
+        else:
+            _write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))
 
 
 # -- subcommands --------------------------------------------------------------------------------------
 
 
 def _demo(args: argparse.Namespace) -> None:
-    _check_output(args.out, force=args.force)
+    _check_output(args.out, force=args.force, is_folder=True)
     from trvae_sc import demo
 
     def write(folder: Path) -> None:
         table = demo.run(folder, seed=args.seed, max_epochs=args.max_epochs)
-        print(table.round(2).to_string())
+        print(table.round(2).to_string(), file=args.stdout)
 
-    _write_atomically(args.out, write)
-    print(f"\nWrote predicted.h5ad, effect.png and report.html to {args.out}/")
+    _quiet()
+    _fill_atomically(args.out, write)
+    print(f"\nWrote predicted.h5ad, effect.png and report.html to {args.out}/", file=args.stdout)
 
 
 def _train(args: argparse.Namespace) -> None:
-    _check_output(args.out, force=args.force)
+    _check_output(args.out, force=args.force, is_folder=True)
+    if args.n_top_genes < 0:
+        raise ValueError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
     adata = _read(args.file)
     from trvae_sc import PRESETS, TRVAE
     from trvae_sc.evaluation import parse_holdouts, training_data
@@ -194,7 +304,9 @@ def _train(args: argparse.Namespace) -> None:
         args.total_counts_key,
         is_count=likelihood in ("nb", "zinb", "poisson"),
     )
-    _check_columns(adata, args)
+    _quiet()
+    _check_accelerator(args.accelerator)
+    _check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
     TRVAE.setup_anndata(
@@ -217,22 +329,29 @@ def _train(args: argparse.Namespace) -> None:
         )
     finally:
         if model.is_trained:  # also after Ctrl-C
-            model.save(args.out, overwrite=args.force)
             record = {
                 "file": str(args.file),
                 "holdouts": args.holdout,
                 "n_cells": train.n_obs,
                 "n_genes": train.n_vars,
+                "total_counts_key": args.total_counts_key,
             }
-            (args.out / _SETUP).write_text(json.dumps(record, indent=2))
-            print(json.dumps({"model": str(args.out), **record}))
+
+            def write(folder: Path) -> None:
+                model.save(folder)
+                (folder / _SETUP).write_text(json.dumps(record, indent=2))
+
+            _fill_atomically(args.out, write)
+            print(json.dumps({"model": str(args.out), **record}), file=args.stdout)
 
 
-def _check_columns(adata: AnnData, args: argparse.Namespace) -> None:
-    """Raise where a file cannot be registered, before genes are chosen."""
+def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
+    """Raise where a file cannot be trained on, before genes are chosen."""
+    from trvae_sc.expression import totals, values
     from trvae_sc.model import check_columns
+    from trvae_sc.model._setup import check_values
 
-    if args.holdout and args.labels_key is None:
+    if getattr(args, "holdout", None) and args.labels_key is None:
         raise ValueError("--holdout needs --labels-key.")
     check_columns(
         adata,
@@ -242,20 +361,32 @@ def _check_columns(adata: AnnData, args: argparse.Namespace) -> None:
         batch_key=args.batch_key,
         total_counts_key=args.total_counts_key,
     )
+    check_values(
+        values(adata, keys),
+        is_count=keys.is_count,
+        totals=totals(adata, keys) if args.total_counts_key and keys.is_count else None,
+        name="X" if args.layer is None else f"layer '{args.layer}'",
+    )
 
 
 def _predict(args: argparse.Namespace) -> None:
     if args.out.suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{args.out} is neither .h5ad nor .zarr.")
-    _check_output(args.out, force=args.force)
+    _check_output(args.out, force=args.force, is_folder=args.out.suffix == ".zarr")
     adata = _read(args.file)
     from trvae_sc import TRVAE
     from trvae_sc.evaluation import TOTAL_COLUMN, with_totals
     from trvae_sc.expression import Keys
 
+    _quiet()
+    _check_accelerator(args.accelerator)
     model = TRVAE.load(args.model, adata=False, accelerator=args.accelerator)
     setup = model.registry["setup_args"]
-    if setup["total_counts_key"] == TOTAL_COLUMN and TOTAL_COLUMN not in adata.obs:
+    if setup["layer"] is not None and setup["layer"] not in adata.layers:
+        raise KeyError(
+            f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
+        )
+    if setup["total_counts_key"] == TOTAL_COLUMN and _sums_totals(args.model, adata):
         adata, _ = with_totals(adata, Keys(setup["condition_key"], layer=setup["layer"]))
     names = {str(condition): condition for condition in model.conditions}
     labels = None if args.labels is None else _as_labels(adata, setup["labels_key"], args.labels)
@@ -271,12 +402,80 @@ def _predict(args: argparse.Namespace) -> None:
     _write(predicted, args.out)
     for note in predicted.uns["trvae_sc"]["notes"]:
         print(f"Note: {note}", file=sys.stderr)
-    print(json.dumps({"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target}))
+    record = {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target}
+    print(json.dumps(record), file=args.stdout)
+
+
+def _sums_totals(folder: Path, adata: AnnData) -> bool:
+    """Return whether training summed the totals itself, so that a column of that name is not used."""
+    from trvae_sc.evaluation import TOTAL_COLUMN
+
+    file = folder / _SETUP
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return record.get("total_counts_key", TOTAL_COLUMN) is None or TOTAL_COLUMN not in adata.obs
 
 
 def _as_labels(adata: AnnData, labels_key: str | None, texts: list[str]) -> list[Any]:
     """Return labels as the values they have in the file."""
-    if labels_key is None or labels_key not in adata.obs:
+    if labels_key is None:
         return texts
+    if labels_key not in adata.obs:
+        raise KeyError(f"No column '{labels_key}' in obs, so --labels cannot be chosen.")
     names = {str(label): label for label in adata.obs[labels_key].unique()}
     return [names.get(text, text) for text in texts]
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    _check_output(args.out, force=True, is_folder=True)
+    adata = _read(args.file)
+    from trvae_sc.evaluation import Keys, benchmark, holdouts, parse_holdouts
+    from trvae_sc.evaluation._results import write_atomically
+
+    if args.labels_key is None:
+        raise ValueError("benchmark needs --labels-key.")
+    if args.gene_likelihood not in (None, "nb", "normal"):
+        raise ValueError("benchmark compares methods under gene likelihood nb (counts) or normal.")
+    keys = Keys(
+        args.condition_key,
+        args.labels_key,
+        args.layer,
+        args.total_counts_key,
+        is_count=args.gene_likelihood != "normal",
+        batch_key=args.batch_key,
+    )
+    _quiet()
+    _check_data(adata, args, keys)
+    if args.holdouts:
+        chosen = parse_holdouts(args.holdouts, adata, keys, source=args.source)
+    else:
+        chosen = holdouts(
+            adata, keys=keys, source=args.source, by=args.by, min_cells=args.min_cells
+        )
+    results = benchmark(
+        adata,
+        args.methods,
+        chosen,
+        keys=keys,
+        seeds=args.seeds,
+        n_top_genes=args.n_top_genes or None,
+        folder=args.out,
+        n_jobs=args.n_jobs,
+        backend=args.backend,
+    )
+    write_atomically(args.out / "table.csv", results.table.to_csv(index=False))
+    write_atomically(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
+    print(results.wide().round(3).to_string(), file=args.stdout)
+
+
+def _report(args: argparse.Namespace) -> None:
+    _check_output(args.out, force=args.force, is_folder=False)
+    from trvae_sc.evaluation import Results
+    from trvae_sc.report import report, verdicts, write_report
+
+    results = Results.load(args.results)
+    text = report(results, [_read(path) for path in args.predictions], method=args.method)
+    args.out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    write_report(args.out, text)
+    table = verdicts(results, method=args.method)
+    record = {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))}
+    print(json.dumps(record), file=args.stdout)

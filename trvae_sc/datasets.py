@@ -14,12 +14,12 @@ _SHARE_RESPONDING = 0.15
 
 
 def simulate(
-    n_cells: int = 2000,
+    n_cells: int = 3000,
     n_genes: int = 500,
     *,
-    n_labels: int = 6,
+    n_labels: int = 10,
     conditions: Sequence[str] = ("control", "stimulated"),
-    specificity: float = 0.5,
+    specificity: float = 0.4,
     effect_size: float = 1.0,
     depth: float = 3000.0,
     depth_sd: float = 0.35,

@@ -29,6 +29,8 @@ class Keys(NamedTuple):
     is_count
         Whether the values are counts, compared as log(1 + kappa share) with kappa the median total
         of the training cells; else they are compared as they are.
+    batch_key
+        Column with the batch, which models condition on, or None.
     """
 
     condition_key: str
@@ -36,6 +38,7 @@ class Keys(NamedTuple):
     layer: str | None = None
     total_counts_key: str | None = None
     is_count: bool = True
+    batch_key: str | None = None
 
 
 def values(adata: AnnData, keys: Keys) -> Any:
@@ -67,28 +70,19 @@ def median_total(train: AnnData, keys: Keys) -> float:
 
 
 class Profiles(NamedTuple):
-    """Mean log values of the training cells by label and condition."""
+    """Mean log values of the training cells by label and condition (as text)."""
 
-    mean: dict[tuple[Any, Any], np.ndarray]
+    mean: dict[tuple[str, str], np.ndarray]
     kappa: float
 
-    def shifts(self, source: Any, target: Any, *, without: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return source profiles and source-to-target shifts of the other labels with both.
-
-        Raises
-        ------
-        ValueError
-            No other label has both conditions.
-        """
+    def pairs(self, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return source profiles and source-to-target shifts of the labels with both, if any."""
+        source, target = str(source), str(target)
         labels = [lab for lab, c in self.mean if c == source and (lab, target) in self.mean]
-        labels = [lab for lab in labels if lab != without]
         if not labels:
-            raise ValueError(
-                f"No label but {without!r} was measured under both {source!r} and {target!r}, so there "
-                "is no shift to learn from."
-            )
-        profiles = np.stack([self.mean[lab, source] for lab in labels])
-        return profiles, np.stack([self.mean[lab, target] for lab in labels]) - profiles
+            return None
+        start = np.stack([self.mean[lab, source] for lab in labels])
+        return start, np.stack([self.mean[lab, target] for lab in labels]) - start
 
 
 def profiles(train: AnnData, keys: Keys) -> Profiles:
@@ -98,12 +92,10 @@ def profiles(train: AnnData, keys: Keys) -> Profiles:
     return Profiles({group: gene_means(x[rows]) for group, rows in groups(train.obs, keys)}, kappa)
 
 
-def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[Any, Any], np.ndarray]]:
-    """Yield the rows of each (label, condition) present."""
-    label = obs[keys.labels_key] if keys.labels_key is not None else np.zeros(len(obs), int)
-    frame = pd.DataFrame(
-        {"label": np.asarray(label), "condition": np.asarray(obs[keys.condition_key])}
-    )
+def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+    """Yield the rows of each (label, condition) present, named as text."""
+    label = obs[keys.labels_key].astype(str) if keys.labels_key is not None else "all"
+    frame = pd.DataFrame({"label": label, "condition": obs[keys.condition_key].astype(str)})
     yield from frame.groupby(["label", "condition"], sort=True).indices.items()
 
 

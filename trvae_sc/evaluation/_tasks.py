@@ -1,10 +1,10 @@
-"""Held-out combinations: data prepared without them, and predictions scored against them."""
+"""Held-out combinations, and data prepared without them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from trvae_sc import metrics
 from trvae_sc.expression import (
     Keys,
     gene_means,
@@ -38,19 +37,29 @@ class Holdout:
     Parameters
     ----------
     label
-        Label (cell type) to predict.
+        Label (cell type) to predict; a level of `key` if that is given.
     target
         Condition it is predicted under.
     source
         Condition whose cells the prediction starts from; None if that is decided later.
+    key
+        Column of ``obs`` that `label` is a level of (a batch or patient); the labels if None.
+    also
+        Further combinations hidden from the same training, not scored.
     """
 
     label: Any
     target: Any
     source: Any = None
+    key: str | None = None
+    also: tuple[Holdout, ...] = ()
+
+    def __str__(self) -> str:
+        """Return ``label:target``."""
+        return f"{self.label}:{self.target}"
 
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
-        """Return which cells are hidden, shape (n_cells,)."""
+        """Return which cells are hidden and scored, shape (n_cells,)."""
         condition = adata.obs[keys.condition_key].astype(str) == str(self.target)
         return (condition & self._has_label(adata, keys)).to_numpy()
 
@@ -63,31 +72,135 @@ class Holdout:
         return (start & self._has_label(adata, keys)).to_numpy()
 
     def _has_label(self, adata: AnnData, keys: Keys) -> Any:
-        return adata.obs[keys.labels_key].astype(str) == str(self.label)
+        key = keys.labels_key if self.key is None else self.key
+        return adata.obs[key].astype(str) == str(self.label)
 
 
-def parse_holdouts(texts: Sequence[str], adata: AnnData, keys: Keys) -> list[Holdout]:
-    """Return hold-outs written as ``label:target``, the target being the part after the last colon.
+def holdouts(
+    adata: AnnData,
+    *,
+    keys: Keys,
+    source: Any = None,
+    by: str | None = None,
+    min_cells: int = 30,
+    together: int = 1,
+) -> list[Holdout]:
+    """Return every combination with enough cells, to be hidden one at a time.
+
+    Parameters
+    ----------
+    adata
+        All cells.
+    keys
+        Where the data are.
+    source
+        Condition to predict from. May be None where there are two conditions: each is then
+        predicted from the other if it sorts last (``control`` before ``stimulated``).
+    by
+        Column of ``obs`` whose levels are held out (batch, patient); the labels if None.
+    min_cells
+        Cells that source and target of a combination need.
+    together
+        Number of combinations of a target that are hidden from the same training.
+
+    Returns
+    -------
+    The hold-outs; those that are too small are named in a log message.
 
     Raises
     ------
     ValueError
-        The text has no colon, or no cell has that label and condition.
+        `source` is missing or unknown, or nothing has enough cells.
     """
+    key = keys.labels_key if by is None else by
+    if key is None or key not in adata.obs:
+        raise ValueError(f"Hold-outs need a column of labels; adata.obs has no {key!r}.")
+    table = pd.crosstab(adata.obs[key].astype(str), adata.obs[keys.condition_key].astype(str))
+    conditions = list(table.columns)
+    if source is None and len(conditions) == 2:
+        source = conditions[0]
+    if source is None or str(source) not in conditions:
+        raise ValueError(f"Source {source!r}: name the condition to predict from, of {conditions}.")
+    found, small = [], []
+    for target in (c for c in conditions if c != str(source)):
+        enough = (table[[str(source), target]] >= min_cells).all(axis=1)
+        small += [f"{label}:{target}" for label in table.index[~enough]]
+        some = [Holdout(label, target, str(source), by) for label in table.index[enough]]
+        for start in range(0, len(some), together):
+            group = some[start : start + together]
+            found += [replace(h, also=tuple(o for o in group if o != h)) for h in group]
+    if small:
+        logger.info("Skipped, with fewer than %d cells: %s.", min_cells, ", ".join(small))
+    if not found:
+        raise ValueError(f"No combination has {min_cells} cells under {source!r} and a target.")
+    return found
+
+
+def parse_holdouts(
+    texts: Sequence[str], adata: AnnData, keys: Keys, *, source: Any = None
+) -> list[Holdout]:
+    """Return hold-outs written as ``label:target``, the target being the part after the last colon.
+
+    Parameters
+    ----------
+    texts
+        The hold-outs.
+    adata
+        All cells.
+    keys
+        Where the data are.
+    source
+        Condition to predict from; where there are two conditions, the other one if None.
+
+    Raises
+    ------
+    ValueError
+        The text has no colon, or no cell has that label and condition, or the source is unknown.
+    """
+    conditions = sorted(adata.obs[keys.condition_key].astype(str).unique())
+    if source is not None and str(source) not in conditions:
+        raise ValueError(f"Unknown source {str(source)!r}; conditions are {conditions}.")
     found = []
     for text in texts:
         label, colon, target = text.rpartition(":")
         if not colon:
             raise ValueError(f"Hold-out '{text}' is not of the form 'label:target'.")
-        holdout = Holdout(label, target)
+        others = [c for c in conditions if c != target]
+        start = others[0] if source is None and len(others) == 1 else source
+        holdout = Holdout(label, target, start)
         if not holdout.hidden(adata, keys).any():
             raise ValueError(
                 f"Hold-out '{text}' matches no cell: labels are "
-                f"{sorted(adata.obs[keys.labels_key].astype(str).unique())}, conditions "
-                f"{sorted(adata.obs[keys.condition_key].astype(str).unique())}."
+                f"{sorted(adata.obs[keys.labels_key].astype(str).unique())}, conditions {conditions}."
             )
         found.append(holdout)
     return found
+
+
+def check_leaks(adata: AnnData, keys: Keys) -> None:
+    """Raise on data that were prepared with all cells, as far as it shows.
+
+    Raises
+    ------
+    ValueError
+        Only genes marked as highly variable are left, or every gene was scaled.
+    """
+    if "highly_variable" in adata.var and adata.var["highly_variable"].all():
+        raise ValueError(
+            "Every gene is in adata.var['highly_variable']: the genes were chosen on all cells, those "
+            "to be hidden among them. Pass all genes; they are chosen anew for each hold-out. If the "
+            "choice came from elsewhere, drop the column."
+        )
+    if keys.is_count:
+        return
+    x = values(adata, keys)
+    dense = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
+    scaled = (np.abs(dense.mean(0)) < 1e-3) & (np.abs(dense.std(0) - 1) < 1e-2)
+    if scaled.mean() > 0.9:
+        raise ValueError(
+            f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
+            "with all cells, those to be hidden among them. Pass the values before scaling."
+        )
 
 
 def training_data(
@@ -156,9 +269,6 @@ def looks_like_counts(adata: AnnData, keys: Keys) -> bool:
     return bool(np.isfinite(data).all() and (data >= 0).all() and (data == np.floor(data)).all())
 
 
-# -- scoring ------------------------------------------------------------------------------------------
-
-N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 N_PCS = 50  # principal components of the training cells in which distributions are compared
 
 
@@ -181,8 +291,10 @@ class Task:
     control
         Source cells, log values.
     shift
-        Mean over the other labels of their own shift, shape (n_genes,); zero where none has both
-        conditions.
+        Mean over the labels of their own shift in training, shape (n_genes,); zero where none has
+        both conditions.
+    by_target
+        Mean log values of the same label under every condition but the source.
     kappa
         Median total of the training cells.
     pca
@@ -196,6 +308,7 @@ class Task:
     real: Any
     control: Any
     shift: np.ndarray
+    by_target: dict[str, np.ndarray]
     kappa: float
     pca: PCA
 
@@ -229,105 +342,41 @@ def prepare_task(
     ValueError
         No source cells, or no hidden cells.
     """
+    if holdout.source is None:
+        raise ValueError(f"Hold-out {holdout} has no source: name the condition to predict from.")
     hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
     for name, rows in (("hidden", hidden), ("source", start)):
         if rows.sum() < 2:
             raise ValueError(f"{holdout} has {rows.sum()} {name} cells; at least 2 are needed.")
-    train, keys = training_data(adata, [holdout], keys=keys, n_top_genes=n_top_genes)
+    everything = keys
+    hide = [holdout, *holdout.also]
+    train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes)
     kappa = median_total(train, keys)
-    real = adata[hidden]
-    if keys.is_count and keys.total_counts_key not in real.obs:
-        real, _ = with_totals(real.copy(), keys._replace(total_counts_key=None))
-    real = log_values(real[:, train.var_names], keys, kappa)
+    own = holdout._has_label(adata, keys).to_numpy() & ~start
+    own = adata[own].to_memory() if adata.isbacked else adata[own].copy()
+    if keys.is_count:
+        own, _ = with_totals(own, everything)
+    own = own[:, train.var_names]
+    real = {
+        str(condition): log_values(own[rows], keys, kappa)
+        for condition, rows in own.obs.groupby(keys.condition_key, observed=True).indices.items()
+    }
     source = train[holdout.sources(train, keys)].copy()
     known = profiles(train, keys)
-    try:
-        shift = known.shifts(holdout.source, holdout.target, without=holdout.label)[1].mean(0)
-    except ValueError:
-        shift = np.zeros(train.n_vars)
+    pairs = known.pairs(holdout.source, holdout.target)
+    shift = np.zeros(train.n_vars) if pairs is None else pairs[1].mean(0)
     x = log_values(train, keys, kappa)
     dense = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float32)
     n_components = min(N_PCS, min(dense.shape) - 1)
-    pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(dense)
-    control = log_values(source, keys, kappa)
-    return Task(holdout, keys, train, source, real, control, shift, kappa, pca)
-
-
-def predicted_log_values(task: Task, predicted: AnnData) -> Any:
-    """Return predicted cells on the scale on which a task is scored."""
-    if predicted.uns["trvae_sc"]["scale"] != "counts":
-        return predicted.X
-    return log_values(predicted, task.keys._replace(layer=None), task.kappa)
-
-
-def score(task: Task, predicted: AnnData) -> pd.DataFrame:
-    """Score predicted cells against the hidden ones.
-
-    Parameters
-    ----------
-    task
-        The task.
-    predicted
-        What a method returned.
-
-    Returns
-    -------
-    One row per metric and set of genes: ``metric``, ``genes``, ``value``. Genes are ``all``,
-    ``top100`` (largest absolute Welch t between hidden and source cells; truth is used here, for
-    scoring only) or ``pcs``, the principal components of the training cells.
-    """
-    return _score(task, predicted_log_values(task, predicted), task.real)
-
-
-def ceiling(task: Task, *, seed: int = 0) -> pd.DataFrame:
-    """Score one half of the hidden cells against the other: what sampling noise allows."""
-    order = np.random.default_rng(seed).permutation(task.real.shape[0])
-    half = len(order) // 2
-    return _score(task, task.real[order[:half]], task.real[order[half:]])
-
-
-def _score(task: Task, predicted: Any, real: Any) -> pd.DataFrame:
-    top = metrics.top_genes(task.real, task.control, N_TOP)
-    rows = []
-    for genes, index in ((f"top{N_TOP}", top), ("all", np.arange(real.shape[1]))):
-        r, p, c = (x[:, index] for x in (real, predicted, task.control))
-        found = {
-            "effect_r2": metrics.effect_r2(r, p, c),
-            "effect_pearson": metrics.effect_pearson(r, p, c),
-            "specific_pearson": metrics.specific_pearson(r, p, c, shift=task.shift[index]),
-            "r2_mean": metrics.r2_mean(r, p),
-            "r2_var": metrics.r2_var(r, p),
-            "variance_ratio": metrics.variance_ratio(r, p),
-        }
-        rows += [(name, genes, value) for name, value in found.items()]
-    p, r = task.project(predicted), task.project(real)
-    rows.append(("energy_distance", "pcs", metrics.energy_distance(p, r)))
-    rows.append(("mmd", "pcs", metrics.mmd(p, r)))
-    n = min(N_TOP, real.shape[1])
-    for name in ("de_overlap", "direction_accuracy"):
-        value = getattr(metrics, name)(real, predicted, task.control, n=n)
-        rows.append((name, f"top{N_TOP}", value))
-    return pd.DataFrame(rows, columns=["metric", "genes", "value"])
-
-
-def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
-    """Return real and predicted change of every gene, largest absolute Welch t first.
-
-    Columns: ``control_mean``, ``real_mean``, ``predicted_mean``, ``real_change``,
-    ``predicted_change`` (log values) and ``welch_t``.
-    """
-    control, real = gene_means(task.control), gene_means(task.real)
-    forecast = gene_means(predicted_log_values(task, predicted))
-    table = pd.DataFrame(
-        {
-            "control_mean": control,
-            "real_mean": real,
-            "predicted_mean": forecast,
-            "real_change": real - control,
-            "predicted_change": forecast - control,
-            "welch_t": metrics.welch_t(task.real, task.control),
-        },
-        index=task.train.var_names,
+    return Task(
+        holdout=holdout,
+        keys=keys,
+        train=train,
+        source=source,
+        real=real[str(holdout.target)],
+        control=log_values(source, keys, kappa),
+        shift=shift,
+        by_target={condition: gene_means(x)[None] for condition, x in real.items()},
+        kappa=kappa,
+        pca=PCA(n_components, svd_solver="randomized", random_state=0).fit(dense),
     )
-    order = metrics.top_genes(task.real, task.control, len(table))
-    return table.iloc[order]

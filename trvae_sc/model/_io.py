@@ -82,7 +82,12 @@ def save_atomically(
     ------
     ValueError
         `path` exists and `overwrite` is False.
+    NotADirectoryError
+        `path`, or a folder it would be in, is a file.
     """
+    files = [str(p) for p in (path, *path.parents) if p.is_file()]
+    if files:
+        raise NotADirectoryError(f"{files[0]} is a file. Choose another folder for the model.")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} already exists. Choose another folder, or pass overwrite=True.")
     path.parent.mkdir(parents=True, exist_ok=True)

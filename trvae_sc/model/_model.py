@@ -18,6 +18,8 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
+from scvi.train import SaveCheckpoint
+from scvi.train._config import merge_kwargs
 
 from trvae_sc.mmd import Kernel
 from trvae_sc.model import _io, _setup
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_TRAINED = "The model is not trained: call train() first."
 _EPOCHS = 60
+_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
 
 
@@ -143,6 +146,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"Unknown preset '{preset}'; there are {list(PRESETS)}.")
+        if adata is not None:
+            _setup.check_type(adata)
         super().__init__(adata, registry)
         arguments = locals()
         given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
@@ -158,6 +163,15 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             self.module = self._module_cls(**self._data_sizes(), **settings)
         self._model_summary_string = self._summary()
         self.init_params_ = self._get_init_params(locals())
+        if adata is not None and self.module.is_count and not self.module.has_total:
+            level = logging.WARNING if adata.n_vars < _FEW_GENES else logging.INFO
+            logger.log(
+                level,
+                "No total_counts_key: a cell's total is its sum over the %d registered genes. If adata "
+                "holds only variable genes, name the obs column with the whole cell's totals in "
+                "setup_anndata(total_counts_key=...).",
+                adata.n_vars,
+            )
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
 
     @classmethod
@@ -215,6 +229,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         }
         if kwargs.get("source_registry") is None:
             _setup.check_columns(adata, condition_key, **keys)
+        else:
+            _setup.check_other(adata, {"condition_key": condition_key, **keys})
         fields = _setup.fields(condition_key, **keys)
         manager = DataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
@@ -240,6 +256,7 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             adata = self._adata
             if adata is None:
                 raise ValueError("The model was loaded without data: pass adata.")
+        _setup.check_type(adata)
         manager = self._registered_manager(adata)
         if manager is not None:
             manager.validate()
@@ -251,6 +268,20 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         self._register_manager_for_instance(manager)
         self._check_values(self.module.gene_likelihood, manager)
         return aligned
+
+    @BaseModelClass.adata.setter
+    def adata(self, adata: AnnData) -> None:
+        """Attach data to train on and to use by default; registers it, if it has the model's genes."""
+        _setup.check_type(adata)
+        if self._registered_manager(adata) is None:
+            setup_args, names = self.registry_["setup_args"], pd.Index(self.get_var_names())
+            if adata.is_view or not adata.var_names.equals(names):
+                adata = _setup.align(adata, names, setup_args["layer"])
+            self.setup_anndata(adata, source_registry=self.registry_, **setup_args)
+            manager = self._get_most_recent_anndata_manager(adata, required=True)
+            self._register_manager_for_instance(manager)
+            self._check_values(self.module.gene_likelihood, manager)
+        BaseModelClass.adata.fset(self, adata)
 
     def _registered_manager(self, adata: AnnData) -> DataManager | None:
         """Return this model's manager of exactly this object, if there is one."""
@@ -269,7 +300,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         totals = manager.get_from_registry(TOTAL_KEY).ravel() if total_key and is_count else None
         name = "adata.X" if layer is None else f"adata.layers['{layer}']"
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        _setup.check_values(x, is_count=is_count, totals=totals, name=name)
+        n_obs = manager.adata.n_obs
+        _setup.check_values(x, is_count=is_count, totals=totals, name=name, n_obs=n_obs)
 
     def _data_sizes(self) -> dict[str, Any]:
         """Return the module's arguments that follow from the registered data."""
@@ -349,7 +381,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         lr
             Largest learning rate; the preset's by default.
         train_size
-            Share of cells to train on. By default all, or 0.9 with `early_stopping`.
+            Share of cells to train on. By default all, or 0.9 where something needs validation
+            (`early_stopping`, checkpoints of the best epoch, ``reduce_lr_on_plateau``).
         early_stopping
             Stop when the validation ELBO no longer improves (see :class:`scvi.train.Trainer` for
             ``early_stopping_patience`` and others) and return to the weights of the best epoch.
@@ -359,7 +392,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             Folder that receives the state of training after every epoch. If it holds one of the
             same run, training continues from there, with the same result as if never interrupted.
         plan_kwargs
-            Arguments of :class:`trvae_sc.training.TrainingPlan`.
+            Arguments of :class:`trvae_sc.training.TrainingPlan`. They precede those of a
+            ``plan_config``, and these, all of them, those of the preset.
         datasplitter_kwargs
             Arguments of :class:`trvae_sc.training.DataSplitter`.
         **kwargs
@@ -377,11 +411,22 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             `checkpoint_dir` holds another run.
         """
         self._check_labels_known()
+        for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; at least 1 is needed.")
+        self._note_one_sided_labels()
         preset = dict(PRESETS[self.preset_]["train"])
-        batch_size = preset.pop("batch_size") if batch_size is None else batch_size
-        warmup = preset.pop("kl_warmup")
-        kwargs.setdefault("gradient_clip_val", preset.pop("gradient_clip_val", None))
-        if kwargs.get("datamodule") is None:
+        preset_batch_size = preset.pop("batch_size")
+        warmup, clip = preset.pop("kl_warmup"), preset.pop("gradient_clip_val", None)
+        plan = {**preset, **merge_kwargs(kwargs.pop("plan_config", None), plan_kwargs, name="plan")}
+        plan |= {} if lr is None else {"lr": lr}
+        trainer = merge_kwargs(kwargs.get("trainer_config"), kwargs, name="trainer")
+        if "gradient_clip_val" not in trainer:
+            kwargs["gradient_clip_val"] = clip
+        if kwargs.get("datamodule") is not None:
+            batch_size = 128 if batch_size is None else batch_size  # to scvi-tools: not given
+        else:
+            batch_size = preset_batch_size if batch_size is None else batch_size
             max_epochs = self._epochs(batch_size) if max_epochs is None else max_epochs
             datasplitter_kwargs = {
                 "seed": self.seed_,
@@ -389,10 +434,10 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 **(datasplitter_kwargs or {}),
             }
             if train_size is None and "external_indexing" not in datasplitter_kwargs:
-                validates = early_stopping or kwargs.get("check_val_every_n_epoch")
-                train_size = 0.9 if validates or "validation_size" in kwargs else 1.0
-        plan = {**preset, **(plan_kwargs or {})}
-        plan |= {} if lr is None else {"lr": lr}
+                validates = (
+                    early_stopping or "validation_size" in kwargs or _validates(trainer, plan)
+                )
+                train_size = 0.9 if validates else 1.0
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
@@ -428,6 +473,28 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(
                 f"The attached data holds labels the model does not know: {state['unknown']}. Train "
                 "a new model, or use TRVAE.load_query_data."
+            )
+
+    def _note_one_sided_labels(self) -> None:
+        """Log the labels with cells under one condition only."""
+        if self.adata is None or not self.labels:
+            return
+        codes = [
+            self.adata_manager.get_from_registry(key).ravel().astype(int)
+            for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
+        ]
+        present = pd.crosstab(*codes) > 0
+        only = {
+            self.labels[label]: self.conditions[row.idxmax()]
+            for label, row in present.iterrows()
+            if row.sum() == 1
+        }
+        if only:
+            names = ", ".join(f"{label!r} ({condition!r})" for label, condition in only.items())
+            logger.info(
+                "Labels with cells under one condition only: %s. They cannot teach the change between "
+                "conditions; the transfer loss skips them.",
+                names,
             )
 
     def _data_summary(self) -> str:
@@ -506,6 +573,85 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             )
         return super().differential_expression(*args, **kwargs)
 
+    @torch.inference_mode()
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> torch.distributions.Distribution:
+        """Return the mean of the cells' posteriors, a mixture distribution over z.
+
+        As in scvi-tools 1.5; 1.4 takes the variances for standard deviations.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Cells to use, as in ``get_latent_representation``.
+        dof
+            Degrees of freedom of Student's t in place of each Gaussian; None: Gaussians.
+        """
+        mean, variance = self.get_latent_representation(
+            adata, indices, batch_size=batch_size, return_dist=True
+        )
+        loc = torch.as_tensor(mean, device=self.device)
+        scale = torch.as_tensor(variance, device=self.device).sqrt()
+        if dof is None:
+            component = torch.distributions.Normal(loc, scale)
+        else:
+            component = torch.distributions.StudentT(dof, loc, scale)
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=torch.zeros(len(loc), device=self.device)),
+            torch.distributions.Independent(component, 1),
+        )
+
+    def differential_abundance(self, adata: AnnData | None = None, **kwargs: Any) -> pd.DataFrame:
+        """Return each cell's log density under the aggregated posterior of each sample.
+
+        Also written to ``adata.obsm["da_log_probs"]``. See
+        :meth:`scvi.model.base.VAEMixin.differential_abundance`.
+        """
+        if kwargs.get("dataloader") is not None:
+            return super().differential_abundance(adata, **kwargs)
+        registered = self._validate_anndata(adata)
+        given, scored = adata, registered
+        if kwargs.get("adata_sub") is not None:
+            given, scored = kwargs["adata_sub"], self._validate_anndata(kwargs["adata_sub"])
+            kwargs["adata_sub"] = scored
+        super().differential_abundance(registered, **kwargs)
+        if given is not None and given is not scored:
+            given.obsm["da_log_probs"] = scored.obsm["da_log_probs"]
+        return scored.obsm["da_log_probs"]
+
+    def get_likelihood_parameters(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """See :meth:`scvi.model.base.RNASeqMixin.get_likelihood_parameters`; nb and zinb only."""
+        self._needs("get_likelihood_parameters", ["nb", "zinb"])
+        return super().get_likelihood_parameters(*args, **kwargs)
+
+    def get_feature_correlation_matrix(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
+        """See :meth:`scvi.model.base.RNASeqMixin.get_feature_correlation_matrix`; nb and zinb only."""
+        self._needs("get_feature_correlation_matrix", ["nb", "zinb"])
+        return super().get_feature_correlation_matrix(*args, **kwargs)
+
+    def get_importance_weights(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`; nb and zinb only."""
+        self._needs("weights='importance'", ["nb", "zinb"])
+        return super().get_importance_weights(*args, **kwargs)
+
+    def get_latent_library_size(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """See :meth:`scvi.model.base.RNASeqMixin.get_latent_library_size`; counts only."""
+        self._needs("get_latent_library_size", list(COUNT_LIKELIHOODS))
+        return super().get_latent_library_size(*args, **kwargs)
+
+    def _needs(self, what: str, likelihoods: list[str]) -> None:
+        """Raise where scvi-tools' code assumes another likelihood than the model's."""
+        if self.module.gene_likelihood not in likelihoods:
+            raise NotImplementedError(
+                f"{what} is available with gene_likelihood {likelihoods}, not "
+                f"'{self.module.gene_likelihood}'."
+            )
+
     def _condition_features(self, condition: Any) -> torch.Tensor:
         """Return the features of a condition, shape (1, n_features)."""
         conditions = self.conditions
@@ -563,7 +709,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         output
             ``"counts"`` (default for counts): the observed counts moved to the target; each count
             is kept with probability :math:`\min(1, r_t / r_s)`, and counts of mean
-            :math:`t \max(0, r_t - r_s)` are added, t being the cell's total. Integer.
+            :math:`t \max(0, r_t - r_s)` are added, t being the cell's total (calibrated, with
+            labels: the mean of a cell's own gain :math:`r_t - r_s` and its label's). Integer.
             ``"delta"`` (default otherwise): observed value plus the change, on the scale
             log(1 + kappa share) for counts (kappa: median total of the training cells). Values
             slightly below 0 occur.
@@ -671,8 +818,11 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     # -- saving, loading, query data ----------------------------------------------------------------
 
     def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """Return the attributes that are saved, as types that load without running code."""
-        return _io.plain_attributes(super()._get_user_attributes())
+        """Return the attributes, those that are saved as types that load without running code.
+
+        scvi-tools asks for properties as well, and fails where one raises.
+        """
+        return _io.plain_attributes(list(vars(self).items()))
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
         """Write the model to a folder, completely or not at all.
@@ -688,8 +838,10 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Raises
         ------
-        FileExistsError
+        ValueError
             `dir_path` exists and `overwrite` is False.
+        NotADirectoryError
+            `dir_path`, or a folder it would be in, is a file.
         """
         _io.save_atomically(super().save, Path(dir_path), overwrite=overwrite, **kwargs)
 
@@ -725,6 +877,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             The file is damaged, holds something else, or comes from a newer version.
         """
+        if adata is not None and adata is not False:
+            _setup.check_type(adata)
         content = _io.read_file(Path(dir_path), prefix)
         if isinstance(adata, AnnData):
             adata = _io.prepare_for_load(content, adata)
@@ -763,6 +917,7 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             Genes are missing, or there is no new level to train.
         """
+        _setup.check_type(adata)
         if not isinstance(reference, TRVAE):
             reference = cls.load(reference, adata=False)
         reference._check_if_trained(warn=False, message=_NOT_TRAINED)
@@ -784,6 +939,16 @@ _MODULE_ARGUMENTS = (
     "calibrate",
     "context_weight",
 )
+
+
+def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """Return whether arguments of trainer or plan need a validation set."""
+    return bool(
+        trainer.get("check_val_every_n_epoch")
+        or trainer.get("enable_checkpointing")
+        or plan.get("reduce_lr_on_plateau")
+        or any(isinstance(callback, SaveCheckpoint) for callback in trainer.get("callbacks", ()))
+    )
 
 
 def _hold(manager: DataManager) -> None:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 Output = Literal["counts", "delta", "mean", "sample"]
 
-_OWN_COLUMNS = ("source_condition", "source_cell", "sample")
 _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
+_OWN_GAIN = (
+    0.5  # share that a cell's own gain has in what is added to its counts, beside its group's
+)
 _MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
 
 
@@ -41,29 +43,27 @@ class Draws:
 
 def transport_counts(
     counts: sparse.csr_matrix,
-    source: np.ndarray,
-    target: np.ndarray,
-    total: np.ndarray,
+    ratio: np.ndarray,
+    gain: np.ndarray,
     theta: np.ndarray | None,
     draws: Draws,
 ) -> sparse.csr_matrix:
     r"""Move observed counts from the source to the target condition.
 
-    With rates :math:`r_s, r_t` of a cell's own latent code decoded under source and target and its
-    total t, every observed count is kept with probability :math:`\min(1, r_t / r_s)` and counts of
-    mean :math:`t \max(0, r_t - r_s)` are added (negative binomial with the target's dispersion).
-    The cell keeps what the model does not explain of it, and the variance of counts.
+    Every observed count is kept with probability :math:`\min(1, \mathrm{ratio})`, and counts of mean
+    `gain` are added (negative binomial with the target's dispersion). The cell keeps what the model
+    does not explain of it, and the variance of counts.
 
     Parameters
     ----------
     counts
         Observed counts, shape (n_cells, n_genes).
-    source, target
-        Rates: expected share of the cell's total, shape (n_cells, n_genes).
-    total
-        Total counts, shape (n_cells, 1).
+    ratio
+        Rate under the target, divided by the rate under the source; shape (n_cells, n_genes).
+    gain
+        Mean of the counts to add, same shape, not negative.
     theta
-        Inverse dispersion, broadcastable to the rates; None for Poisson.
+        Inverse dispersion, broadcastable to `gain`; None for Poisson.
     draws
         Random numbers.
 
@@ -74,10 +74,10 @@ def transport_counts(
     counts = sparse.csr_matrix(counts, copy=True)
     counts.sort_indices()
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    ratio = target[rows, counts.indices] / np.maximum(source[rows, counts.indices], 1e-30)
-    kept = draws.keep.binomial(counts.data.astype(np.int64), np.minimum(ratio, 1.0))
+    probability = np.minimum(ratio[rows, counts.indices], 1.0)
+    kept = draws.keep.binomial(counts.data.astype(np.int64), probability)
     counts.data = kept.astype(np.float32)
-    added = draw_counts(np.maximum(target - source, 0.0) * total, theta, draws.add)
+    added = draw_counts(gain, theta, draws.add)
     result = sparse.csr_matrix(counts + added)
     result.eliminate_zeros()
     return result.astype(np.float32)
@@ -154,6 +154,7 @@ class Batch(NamedTuple):
     source: np.ndarray  #: expected shares (values) under the cell's own condition
     target: np.ndarray  #: the same under the target
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
+    gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
 
 
 def decoded_batches(
@@ -186,6 +187,14 @@ def decoded_batches(
         )
 
 
+class Correction(NamedTuple):
+    """How the decoded values of a group are put on its observed level."""
+
+    source: np.ndarray  #: factor (not counts: summand) of the decoded source, (n_genes,)
+    target: np.ndarray  #: the same of the decoded target
+    gain: np.ndarray | None  #: mean share that the group gains, negative where it loses
+
+
 class Calibration:
     """Puts decoded rates on the observed level of their group: the cells of a label and source.
 
@@ -203,7 +212,7 @@ class Calibration:
 
     def __init__(self, model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> None:
         self.model = model
-        self.corrections: list[tuple[np.ndarray, np.ndarray]] = []
+        self.corrections: list[Correction] = []
         if not model.module.calibrate:
             return
         setup_args = model.registry_["setup_args"]
@@ -216,10 +225,8 @@ class Calibration:
             cells = np.flatnonzero(self.group == code)
             self.corrections.append(self._correction(adata, rows[cells], source[cells[0]], target))
 
-    def _correction(
-        self, adata: AnnData, rows: np.ndarray, source: Any, target: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the decoded source and target of a group are multiplied by (plus, not counts)."""
+    def _correction(self, adata: AnnData, rows: np.ndarray, source: Any, target: Any) -> Correction:
+        """Return the correction of a group."""
         model = self.model
         if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
             rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
@@ -236,10 +243,14 @@ class Calibration:
         blend = change if context is None else (1 - weight) * change + weight * context
         if not model.module.is_count:
             scale = model.module.gene_scale.cpu().numpy()
-            return np.zeros(adata.n_vars), (blend - change) * scale
+            return Correction(np.zeros(adata.n_vars), (blend - change) * scale, None)
         expected = np.expm1(np.maximum(observed + blend, 0.0)) / model.module.kappa.item()
         tiny = np.finfo(np.float32).tiny
-        return means[0] / np.maximum(means[1], tiny), expected / np.maximum(means[2], tiny)
+        return Correction(
+            means[0] / np.maximum(means[1], tiny),
+            expected / np.maximum(means[2], tiny),
+            expected - means[0] if model.module.n_labels else None,
+        )
 
     def __call__(self, batch: Batch, positions: slice) -> Batch:
         """Return a batch with corrected source and target; `positions` are its rows' places."""
@@ -247,14 +258,42 @@ class Calibration:
             return batch
         codes = self.group[positions]
         source, target = np.array(batch.source), np.array(batch.target)
+        gain = np.zeros_like(target)
         for code in np.unique(codes):
-            rows = codes == code
-            if self.model.module.is_count:
-                source[rows] *= self.corrections[code][0]
-                target[rows] *= self.corrections[code][1]
-            else:
-                target[rows] += self.corrections[code][1]
-        return batch._replace(source=source, target=target)
+            rows, correction = codes == code, self.corrections[code]
+            if not self.model.module.is_count:
+                target[rows] += correction.target
+                continue
+            source[rows] *= correction.source
+            target[rows] *= correction.target
+            gain[rows] = shared_gain(target[rows] - source[rows], correction.gain)
+        return batch._replace(source=source, target=target, gain=gain)
+
+
+def shared_gain(change: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    r"""Return the share to add to each cell of a group: half its own gain, half the group's.
+
+    What a network says of how cells of an unseen combination differ in their response is too
+    extreme: a few cells with a trace of the response at the source get far too much of it. Added is
+    :math:`\max(0, \tfrac12 \Delta + \tfrac12 \bar\Delta)` where the group gains
+    (:math:`\bar\Delta > 0`), nothing elsewhere.
+
+    Parameters
+    ----------
+    change
+        Target minus source share of each cell, shape (n_cells, n_genes).
+    mean
+        Mean change of the group, shape (n_genes,); None where cells are not grouped by label: a cell
+        then gains what its own change says.
+
+    Returns
+    -------
+    Shape (n_cells, n_genes), not negative.
+    """
+    if mean is None:
+        return np.maximum(change, 0.0)
+    shared = _OWN_GAIN * change + (1 - _OWN_GAIN) * mean
+    return np.where(mean > 0, np.maximum(shared, 0.0), 0.0).astype(change.dtype)
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
@@ -298,7 +337,9 @@ def predicted_values(
     if output == "sample":
         return draw_counts(batch.target * batch.total, theta, draws.add)
     counts = sparse.csr_matrix(batch.observed)
-    return transport_counts(counts, batch.source, batch.target, batch.total, theta, draws)
+    ratio = batch.target / np.maximum(batch.source, 1e-30)
+    gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
+    return transport_counts(counts, ratio, gain * batch.total, theta, draws)
 
 
 def _scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
@@ -340,6 +381,7 @@ def predict_cells(
     original = model.adata if adata is None else adata
     registered = model._validate_anndata(adata)
     original = registered if original is None else original
+    _check_columns_free(original, n_samples)
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
@@ -394,6 +436,17 @@ def _check_output(model: TRVAE, output: Output | None) -> Output:
     return output
 
 
+def _check_columns_free(adata: AnnData, n_samples: int) -> None:
+    """Raise where columns have the names of those that a prediction writes."""
+    own = ["source_condition", "source_cell"] + ["sample"] * (n_samples > 1)
+    taken = [name for name in own if name in adata.obs]
+    if taken:
+        raise ValueError(
+            f"adata.obs already has columns {taken}, which the prediction would write. Rename or drop "
+            "them."
+        )
+
+
 def source_rows(
     model: TRVAE,
     adata: AnnData,
@@ -408,14 +461,8 @@ def source_rows(
     Raises
     ------
     ValueError
-        Unknown source or labels, source equal to target, no cell left, columns named as ours.
+        Unknown source or labels, source equal to target, no cell left.
     """
-    taken = [name for name in _OWN_COLUMNS if name in adata.obs]
-    if taken:
-        raise ValueError(
-            f"adata.obs already has columns {taken}, which the prediction would write. Rename or drop "
-            "them."
-        )
     setup_args = model.registry_["setup_args"]
     condition = adata.obs[setup_args["condition_key"]]
     rows = row_numbers(indices, adata.n_obs)
@@ -442,6 +489,10 @@ def _has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarra
     """Return which cells have one of some labels."""
     if labels_key is None:
         raise ValueError("The model was set up without labels_key, so labels cannot be chosen.")
+    if labels_key not in adata.obs:
+        raise KeyError(
+            f"No column '{labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
+        )
     column = adata.obs[labels_key]
     chosen = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
     present = column.unique().tolist()

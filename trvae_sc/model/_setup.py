@@ -127,8 +127,7 @@ def check_columns(
     TypeError, KeyError, ValueError
         With what was found, what is allowed and what to do.
     """
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"Expected an AnnData, got {type(adata).__name__}.")
+    check_type(adata)
     if adata.is_view:
         raise ValueError("adata is a view of another AnnData. Set up a copy: adata = adata.copy().")
     if adata.n_obs < 2:
@@ -140,10 +139,49 @@ def check_columns(
                 f"adata.{name} are not unique: {_listing(repeated)} occur more than once. "
                 f"Run adata.{name}_make_unique() first."
             )
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in _layer_names(adata):
         raise KeyError(f"No layer '{layer}' in adata.layers; there are {_layer_names(adata)}.")
+    if layer is None and adata.X is None:
+        raise ValueError(
+            f"adata.X is None. Name one of the layers {_layer_names(adata)} with layer=."
+        )
     categorical = [condition_key, labels_key, batch_key, *(categorical_covariate_keys or ())]
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
+    _check_obs(adata, categorical, numeric)
+    levels = _levels(adata.obs[condition_key])
+    if len(levels) < 2:
+        raise ValueError(
+            f"adata.obs['{condition_key}'] has one level, {levels}; a prediction needs at least two "
+            "conditions to learn from."
+        )
+
+
+def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
+    """Raise where an AnnData lacks a column that a model was set up with; labels may be absent."""
+    labels_key = setup_args["labels_key"]
+    categorical = [
+        setup_args["condition_key"],
+        labels_key if labels_key in adata.obs else None,
+        setup_args["batch_key"],
+        *(setup_args["categorical_covariate_keys"] or ()),
+    ]
+    numeric = [setup_args["total_counts_key"], *(setup_args["continuous_covariate_keys"] or ())]
+    _check_obs(adata, categorical, numeric)
+
+
+def check_type(adata: Any) -> None:
+    """Raise on anything but an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(
+            f"Expected an AnnData, got {type(adata).__name__}. Of a MuData pass one modality, as in "
+            "mdata['rna']; of a table make one with anndata.AnnData(table)."
+        )
+
+
+def _check_obs(
+    adata: AnnData, categorical: Sequence[str | None], numeric: Sequence[str | None]
+) -> None:
+    """Raise on columns that are absent, incomplete or, if numeric, not finite numbers."""
     for key in [*categorical, *numeric]:
         if key is None:
             continue
@@ -156,13 +194,9 @@ def check_columns(
             )
     for key in numeric:
         if key is not None and not np.isfinite(_numbers(adata.obs, key)).all():
-            raise ValueError(f"adata.obs['{key}'] holds infinite values.")
-    levels = _levels(adata.obs[condition_key])
-    if len(levels) < 2:
-        raise ValueError(
-            f"adata.obs['{condition_key}'] has one level, {levels}; a prediction needs at least two "
-            "conditions to learn from."
-        )
+            raise ValueError(
+                f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
+            )
 
 
 def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
@@ -186,7 +220,8 @@ def _levels(column: pd.Series) -> list[Any]:
 
 
 def _layer_names(adata: AnnData) -> list[str]:
-    return [name for name in adata.layers if name is not None]
+    # keys(): a collection's layers do not iterate; None is X in newer anndata
+    return [name for name in adata.layers.keys() if name is not None]  # noqa: SIM118
 
 
 def _listing(names: Sequence[Any]) -> str:
@@ -198,14 +233,16 @@ def _listing(names: Sequence[Any]) -> str:
 # -- checks of values -------------------------------------------------------------------------------
 
 
-def row_chunks(x: Any, size: int = _CHUNK) -> Iterator[tuple[int, Any]]:
+def row_chunks(x: Any, n_obs: int, size: int = _CHUNK) -> Iterator[tuple[int, Any]]:
     """Yield blocks of rows of any matrix AnnData can hold, in memory."""
-    for start in range(0, x.shape[0], size):
+    for start in range(0, n_obs, size):
         block = x[start : start + size]
         yield start, block.compute() if hasattr(block, "compute") else block
 
 
-def check_values(x: Any, *, is_count: bool, totals: np.ndarray | None, name: str) -> None:
+def check_values(
+    x: Any, *, is_count: bool, totals: np.ndarray | None, name: str, n_obs: int | None = None
+) -> None:
     """Raise on values that the likelihood cannot take.
 
     Parameters
@@ -218,6 +255,8 @@ def check_values(x: Any, *, is_count: bool, totals: np.ndarray | None, name: str
         Total counts of each cell over all its genes, or None.
     name
         Where the values are, for messages.
+    n_obs
+        Number of cells, where `x` does not know it (the layers of an AnnCollection).
 
     Raises
     ------
@@ -225,12 +264,13 @@ def check_values(x: Any, *, is_count: bool, totals: np.ndarray | None, name: str
         NaN or infinite values; for counts also negative or fractional values, cells without
         counts, and totals below the sum over the genes.
     """
-    for start, block in row_chunks(x):
+    for start, block in row_chunks(x, x.shape[0] if n_obs is None else n_obs):
         values = block.data if sparse.issparse(block) else np.asarray(block)
         if not np.isfinite(values).all():
             n = int((~np.isfinite(values)).sum())
             raise ValueError(
-                f"{name} holds {n} NaN or infinite values in cells from row {start} on."
+                f"{name} holds {n} NaN or infinite values in cells from row {start} on. Replace them, "
+                "or drop those cells or genes."
             )
         if not is_count:
             continue
@@ -249,7 +289,9 @@ def check_values(x: Any, *, is_count: bool, totals: np.ndarray | None, name: str
 
 
 def _log_hint(values: np.ndarray) -> str:
-    return ", as log-normalised data do" if values.max() < 25 else ""
+    """Return what fractional values may be: most of log-normalised values are, and all are small."""
+    is_log = values.max() < 25 and np.mean(values[values > 0] % 1 != 0) > 0.5
+    return ", as log-normalised data do" if is_log else ""
 
 
 def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> None:
@@ -292,7 +334,7 @@ def align(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
         if not adata.var_names.is_unique:
             raise ValueError("adata.var_names are not unique. Run adata.var_names_make_unique().")
         adata = adata[:, var_names].to_memory() if adata.isbacked else adata[:, var_names]
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in _layer_names(adata):
         raise KeyError(f"No layer '{layer}' in adata.layers; there are {_layer_names(adata)}.")
     layers = {} if layer is None else {layer: adata.layers[layer]}
     x = adata.X if layer is None else None

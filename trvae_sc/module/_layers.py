@@ -55,11 +55,6 @@ class Context(NamedTuple):
     categories: list[Tensor]  #: codes of batch and categorical covariates, each (n_cells,)
     continuous: Tensor | None  #: continuous covariates, (n_cells, n_continuous)
 
-    def take(self, rows: Tensor) -> Context:
-        """Return the context of some rows."""
-        continuous = None if self.continuous is None else self.continuous[rows]
-        return Context(self.condition[rows], [c[rows] for c in self.categories], continuous)
-
 
 def _uniform(shape: tuple[int, int], fan_in: int) -> nn.Parameter:
     """Return a parameter drawn as torch draws linear weights of that fan-in."""

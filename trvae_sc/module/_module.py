@@ -202,6 +202,8 @@ class TRVAEModule(BaseModuleClass):
         if not self.is_count:
             profiles = (profiles - self.gene_mean) / self.gene_scale
         present = n_cells > 0
+        if self._frozen:  # predictions of known conditions rest on these too
+            present[:, : self._n_known] = False
         self.profiles[present] = self.transfer_scale(profiles)[present]
         self.n_cells[present] = n_cells[present]
 
@@ -222,8 +224,10 @@ class TRVAEModule(BaseModuleClass):
         """Keep every parameter as it is but for the rows behind the first n of those named.
 
         Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
-        zero, so :meth:`restore_frozen` puts the rows back after every step.
+        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
+        cells of the conditions behind these rows stay as well.
         """
+        self._n_known = rows.get("decoder_in.condition", self.condition_design.shape[0])
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name in rows
         self._frozen = {

@@ -25,27 +25,43 @@ class Dataset(AnnTorchDataset):
 
     @property
     def data(self) -> dict[str, Any]:
-        """Registered arrays; a column-wise sparse matrix is turned by rows, once."""
+        """Registered arrays; sparse ones by row (a column-wise one is turned once)."""
         if not hasattr(self, "_data"):
             arrays = {
                 key: self.adata_manager.get_from_registry(key) for key in self.keys_and_dtypes
             }
-            self._data = {
-                key: a.tocsr() if sparse.issparse(a) and a.format != "csr" else a
-                for key, a in arrays.items()
-            }
+            self._data = {key: _by_row(a) for key, a in arrays.items()}
         return self._data
 
     def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
         """Return the registered arrays of some rows.
 
-        Files read ascending rows only: they are read so, once each, and put back in order.
+        Files read ascending rows only: they are read so, once each, and put back in order. (Of a
+        backed AnnData scvi-tools sorts the rows also where they are in memory, as layers are.)
         """
         in_memory = isinstance(self.data[REGISTRY_KEYS.X_KEY], np.ndarray | sparse.csr_matrix)
+        in_memory = in_memory and not self.adata_manager.adata.isbacked
         if in_memory or isinstance(indexes, int | np.integer):
             return super().__getitem__(indexes)
         ascending, position = np.unique(indexes, return_inverse=True)
-        return {k: v[position] for k, v in super().__getitem__(ascending).items()}
+        return {
+            key: self._dense(rows, key)[position]
+            for key, rows in super().__getitem__(ascending).items()
+        }
+
+    def _dense(self, rows: Any, key: str) -> np.ndarray:
+        """Return rows dense and in the registered type (from dask they come as stored)."""
+        if isinstance(rows, Tensor):  # load_sparse_tensor
+            rows = rows.to_dense().numpy()
+        rows = rows.toarray() if sparse.issparse(rows) else rows
+        return rows.astype(self.keys_and_dtypes[key], copy=False)
+
+
+def _by_row(array: Any) -> Any:
+    """Return an array; a sparse one as a matrix by row, not copied where it is that already."""
+    if sparse.issparse(array) and not isinstance(array, sparse.csr_matrix):
+        return sparse.csr_matrix(array)
+    return array
 
 
 class DataManager(AnnDataManager):
@@ -95,10 +111,17 @@ class Batches(torch.utils.data.Sampler):
         self.batch_size = batch_size
         n = len(indices)
         self.n_batches = n // batch_size if self.drop_last else math.ceil(n / batch_size)
+        if not shuffle:  # no rows are one batch without rows, so that results have their shape
+            self.n_batches = max(self.n_batches, 1)
 
     def __len__(self) -> int:
         """Return the number of batches of a pass."""
         return self.n_batches
+
+    @property
+    def smallest(self) -> int:
+        """Number of cells of the smallest batch of a shuffled pass."""
+        return self.batch_size if self.drop_last else len(self.indices) // max(self.n_batches, 1)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield arrays of row numbers."""
@@ -112,7 +135,7 @@ class Batches(torch.utils.data.Sampler):
         if self.drop_last:
             order = order[: self.n_batches * self.batch_size]
         if not self.shuffle:  # whole batches, so that block reads stay aligned
-            starts = range(0, n, self.batch_size)
+            starts = range(0, max(len(order), 1), self.batch_size)
             yield from (self.indices[order[i : i + self.batch_size]] for i in starts)
         elif self.n_batches:
             yield from (self.indices[part] for part in np.array_split(order, self.n_batches))
@@ -222,8 +245,12 @@ class DataSplitter(ScviDataSplitter):
         batch_size: int = 128,
         **kwargs: Any,
     ) -> None:
-        # no batch size: scvi-tools warns of, and moves, small last batches that we do not have
-        super().__init__(adata_manager, train_size, validation_size, *args, **kwargs)
+        # batches of one: scvi-tools warns of, and moves, small last batches that we do not have
+        kwargs["batch_size"] = 1
+        try:
+            super().__init__(adata_manager, train_size, validation_size, *args, **kwargs)
+        except Warning as error:  # scvi-tools raises Warning on a bad external_indexing
+            raise ValueError(f"external_indexing: {error}.") from error
         self.data_loader_kwargs["batch_size"] = batch_size
         self.seed = default_seed() if seed is None else seed
         self.balance_conditions = balance_conditions

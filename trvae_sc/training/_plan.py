@@ -13,6 +13,7 @@ from scvi.train import TrainingPlan as ScviTrainingPlan
 from torch import Tensor
 
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+from trvae_sc.training._data import Batches
 
 
 def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
@@ -102,6 +103,16 @@ class TrainingPlan(ScviTrainingPlan):
             loader = datamodule.train_dataloader()
         module = getattr(self.module, "_orig_mod", self.module)
         module.set_statistics(**training_statistics(loader, module))
+
+    def on_train_start(self) -> None:
+        """Refuse batches of one cell where batch norm would fail on them."""
+        sampler = self.trainer.train_dataloader.sampler
+        has_batch_norm = any(isinstance(m, torch.nn.BatchNorm1d) for m in self.module.modules())
+        if has_batch_norm and isinstance(sampler, Batches) and sampler.smallest < 2:
+            raise ValueError(
+                f"With batch_size={sampler.batch_size} a minibatch holds one cell, of which batch norm "
+                "cannot take the variance. Use larger minibatches, or norm='layer'."
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a minibatch."""

@@ -166,6 +166,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="The number of training batches")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # batch norm of frozen models is; all else trains
+            warnings.filterwarnings("ignore", message="Found .* in eval mode at the start")
             yield
     finally:
         for log, level in zip(loggers, levels, strict=True):
@@ -195,6 +197,7 @@ class TrainRunner(ScviTrainRunner):
 
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
+        self.training_plan.train()  # a model trained or loaded before is in evaluation mode
         try:
             with _quiet_lightning():
                 self.trainer.fit(self.training_plan, self.data_splitter, ckpt_path=self.ckpt_path)
@@ -204,6 +207,10 @@ class TrainRunner(ScviTrainRunner):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
             self._finish()
+            if not self.model.is_trained_:
+                raise KeyboardInterrupt(
+                    "Training stopped before the first step; the model is not trained."
+                ) from stop
             raise KeyboardInterrupt(
                 f"Training stopped in epoch {self.trainer.current_epoch}; the model has the weights of "
                 f"{self._weights_epoch()} and can be used."

@@ -1,0 +1,542 @@
+"""Input that cannot work: a clear error before training, and nothing changed or half-written."""
+
+import errno
+import logging
+import warnings
+from pathlib import Path
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from trvae_sc import TRVAE
+
+
+@pytest.fixture(scope="module")
+def reference(fit):
+    """Return a trained model whose conditions are strings, its labels and totals registered."""
+    return fit()
+
+
+def snapshot(adata):
+    x = adata.X.toarray() if hasattr(adata.X, "toarray") else np.array(adata.X)
+    return adata.obs.copy(), adata.var.copy(), sorted(adata.uns), sorted(adata.obsm), x
+
+
+def assert_unchanged(adata, before):
+    obs, var, uns, obsm, x = before
+    now = snapshot(adata)
+    pd.testing.assert_frame_equal(now[0], obs)
+    pd.testing.assert_frame_equal(now[1], var)
+    assert now[2:4] == (uns, obsm)
+    np.testing.assert_array_equal(now[4], x)  # NaN equals NaN
+
+
+def setup(adata, condition_key="condition", **keys):
+    TRVAE.setup_anndata(adata, condition_key, **{"labels_key": "cell_type", **keys})
+
+
+def refuse_setup(adata, error, message, **keys):
+    """Check that a registration raises and writes nothing."""
+    before = snapshot(adata)
+    with pytest.raises(error, match=message):
+        setup(adata, **keys)
+    assert_unchanged(adata, before)
+
+
+def same(a, b):
+    return abs(a.X - b.X).max() == 0 and a.var["predicted_change"].equals(b.var["predicted_change"])
+
+
+# -- values -----------------------------------------------------------------------------------------
+
+
+def with_value(adata, value):
+    x = adata.to_df().to_numpy(copy=True)
+    x[3, 4] = value
+    adata.X = x
+    return adata
+
+
+BAD_VALUES = {
+    -1.0: r"holds negative values \(smallest -1\); count likelihoods need raw counts\..*layer=",
+    0.5: r"holds fractional values \(largest \d+\); count likelihoods need raw counts\..*layer=",
+    np.nan: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
+    np.inf: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
+}
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("value", BAD_VALUES)
+def test_values_that_are_no_counts_are_refused(make_adata, value, likelihood):
+    adata = with_value(make_adata(), value)
+    setup(adata)
+    before = snapshot(adata)
+    with pytest.raises(ValueError, match=r"^adata\.X " + BAD_VALUES[value]):
+        TRVAE(adata, gene_likelihood=likelihood)
+    assert_unchanged(adata, before)
+
+
+@pytest.mark.parametrize("value", BAD_VALUES)
+def test_values_that_are_no_counts_are_refused_in_other_cells_too(reference, make_adata, value):
+    adata = with_value(make_adata(), value)
+    before = snapshot(adata)
+    with pytest.raises(ValueError, match=BAD_VALUES[value]):
+        reference.predict(adata, target="stimulated")
+    assert_unchanged(adata, before)
+
+
+def test_the_layer_with_bad_values_is_named(make_adata):
+    adata = make_adata()
+    adata.layers["raw"] = -adata.X
+    setup(adata, layer="raw")
+    with pytest.raises(ValueError, match=r"adata\.layers\['raw'\] holds negative values"):
+        TRVAE(adata)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "mse"])
+def test_other_likelihoods_take_any_finite_value(make_adata, likelihood):
+    adata = with_value(make_adata(values="log"), -1.5)
+    setup(adata)
+    TRVAE(adata, gene_likelihood=likelihood, n_hidden=(8,), n_latent=2)
+    setup(with_value(adata, np.nan))
+    with pytest.raises(ValueError, match="holds 1 NaN or infinite values"):
+        TRVAE(adata, gene_likelihood=likelihood)
+
+
+def test_log_values_given_as_counts_are_recognised(make_adata):
+    adata = make_adata(values="log")
+    setup(adata)
+    with pytest.raises(ValueError, match=r"largest \d\.\d+\), as log-normalised data do; count"):
+        TRVAE(adata)
+    corrected = with_value(make_adata(), 0.5)  # one fraction does not make a logarithm
+    setup(corrected)
+    with pytest.raises(ValueError, match=r"fractional values \(largest \d+\); count"):
+        TRVAE(corrected)
+
+
+def test_cells_without_counts_are_refused_unless_their_total_is_known(make_adata):
+    adata = make_adata()
+    x = adata.X.toarray()
+    x[[3, 7]] = 0
+    adata.X = x
+    setup(adata)
+    before = snapshot(adata)
+    with pytest.raises(ValueError, match=r"2 or more cells have no counts \(rows 3, 7\)\. Remove"):
+        TRVAE(adata)
+    assert_unchanged(adata, before)
+    setup(adata, total_counts_key="n_counts")  # their counts are in genes that were not chosen
+    assert TRVAE(adata, n_hidden=(8,), n_latent=2).module.has_total
+
+
+def test_totals_below_the_sum_are_refused(make_adata):
+    adata = make_adata()
+    adata.obs["n_counts"] = 1.0
+    setup(adata, total_counts_key="n_counts")
+    with pytest.raises(
+        ValueError, match=r"row 0 \(1\) are below the sum .* genes \(\d+\)\. Totals"
+    ):
+        TRVAE(adata)
+
+
+def test_no_values_at_all_are_refused(make_adata):
+    adata = make_adata()
+    adata.layers["counts"] = adata.X
+    adata.X = None
+    with pytest.raises(ValueError, match=r"adata\.X is None\. Name one of the layers \['counts'\]"):
+        setup(adata)
+    assert not any(name.startswith("_scvi") for name in [*adata.obs, *adata.uns])
+
+
+# -- columns ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"condition_key": "x"},
+        {"labels_key": "x"},
+        {"batch_key": "x"},
+        {"total_counts_key": "x"},
+        {"categorical_covariate_keys": ["sex", "x"]},
+        {"continuous_covariate_keys": ["x"]},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_a_missing_column_is_named_with_those_there(make_adata, keys):
+    adata = make_adata()
+    refuse_setup(adata, KeyError, r"No column 'x' in adata\.obs; there are \['condition', ", **keys)
+
+
+def test_a_missing_layer_is_named_with_those_there(make_adata):
+    adata = make_adata()
+    adata.layers["raw"] = adata.X
+    refuse_setup(adata, KeyError, r"No layer 'x' in adata\.layers; there are \['raw'\]", layer="x")
+
+
+def without_values(adata, key, cells=("cell_3", "cell_4")):
+    adata.obs[key] = adata.obs[key].mask(adata.obs_names.isin(cells))
+    return adata
+
+
+KEYS = {
+    "labels_key": "cell_type",
+    "batch_key": "batch",
+    "total_counts_key": "n_counts",
+    "categorical_covariate_keys": ["sex"],
+    "continuous_covariate_keys": ["age"],
+}
+
+
+@pytest.mark.parametrize("key", ["condition", "cell_type", "batch", "n_counts", "sex", "age"])
+def test_missing_values_are_counted(make_adata, key):
+    adata = without_values(make_adata(), key)
+    message = rf"adata\.obs\['{key}'\] is missing \(NaN\) in 2 cells\. Fill it in or drop them"
+    refuse_setup(adata, ValueError, message, **KEYS)
+
+
+@pytest.mark.parametrize("key", ["condition", "cell_type", "n_counts"])
+def test_missing_values_are_refused_in_other_cells_too(reference, make_adata, key):
+    """Cells without a label took the calibration of another label; NaN totals gave NaN counts."""
+    adata = without_values(make_adata(), key)
+    before = snapshot(adata)
+    message = rf"adata\.obs\['{key}'\] is missing \(NaN\) in 2 cells"
+    with pytest.raises(ValueError, match=message):
+        reference.predict(adata, target="stimulated")
+    with pytest.raises(ValueError, match=message):
+        TRVAE.load_query_data(adata, reference)
+    assert_unchanged(adata, before)
+
+
+@pytest.mark.parametrize("key", ["condition", "n_counts"])
+def test_other_cells_need_the_columns_of_the_model(reference, make_adata, key):
+    adata = make_adata()
+    del adata.obs[key]
+    with pytest.raises(KeyError, match=rf"No column '{key}' in adata\.obs; there are \['"):
+        reference.predict(adata, target="stimulated")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.inf, ValueError, r"adata\.obs\['n_counts'\] holds infinite values\. Replace"),
+        ("many", TypeError, r"adata\.obs\['n_counts'\] is not numeric \(dtype "),
+    ],
+)
+def test_totals_are_finite_numbers(make_adata, value, error, message):
+    adata = make_adata()
+    adata.obs["n_counts"] = value
+    refuse_setup(adata, error, message, total_counts_key="n_counts")
+
+
+def test_one_condition_is_refused(make_adata):
+    adata = make_adata()
+    adata.obs["condition"] = pd.Categorical(["control"] * adata.n_obs, ["control", "stimulated"])
+    refuse_setup(adata, ValueError, r"'condition'\] has one level, \['control'\]; .* at least two")
+
+
+def test_one_label_is_allowed(fit, make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = "B"
+    model = fit(adata)
+    assert model.n_cells.to_dict("index") == {"B": {"control": 60, "stimulated": 60}}
+    assert set(model.predict(target="stimulated").obs["cell_type"]) == {"B"}
+
+
+def test_unused_categories_are_ignored(fit, make_adata, reference):
+    adata = make_adata()
+    for key in ("condition", "cell_type"):
+        adata.obs[key] = adata.obs[key].cat.set_categories(["A0", *adata.obs[key].cat.categories])
+    model = fit(adata)
+    assert model.conditions == ["control", "stimulated"]
+    assert model.labels == ["B", "NK", "T"]
+    assert same(model.predict(target="stimulated"), reference.predict(target="stimulated"))
+    with pytest.raises(ValueError, match=r"Unknown condition 'A0'; .* \['control', 'stimulated'\]"):
+        model.predict(target="A0")
+
+
+def test_a_failed_registration_leaves_the_one_before(make_adata):
+    adata = make_adata()
+    setup(adata)
+    refuse_setup(adata, KeyError, "No column 'x'", batch_key="x")
+    assert TRVAE(adata, n_hidden=(8,), n_latent=2).labels == ["B", "NK", "T"]
+
+
+# -- names and shape ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", ["obs", "var"])
+@pytest.mark.filterwarnings("ignore:(Observation|Variable) names are not unique")
+def test_repeated_names_are_refused(make_adata, axis):
+    adata = make_adata()
+    names = getattr(adata, f"{axis}_names").tolist()
+    setattr(adata, f"{axis}_names", [names[1], *names[1:]])
+    message = (
+        rf"adata\.{axis}_names are not unique: '{names[1]}' occur more than once\. Run adata\."
+    )
+    refuse_setup(adata, ValueError, message)
+
+
+@pytest.mark.parametrize("n_cells", [0, 1])
+def test_fewer_than_two_cells_are_refused(make_adata, n_cells):
+    adata = make_adata()[:n_cells].copy()
+    refuse_setup(adata, ValueError, f"adata has {n_cells} cells; at least 2 are needed")
+
+
+def test_two_cells_are_enough(fit, make_adata):
+    assert fit(make_adata(2)).predict(target="stimulated").n_obs == 1
+
+
+def test_a_view_is_refused(make_adata):
+    adata = make_adata()
+    with pytest.raises(ValueError, match=r"adata is a view .* adata = adata\.copy\(\)"):
+        setup(adata[:50])
+    assert not any(name.startswith("_scvi") for name in [*adata.obs, *adata.uns])
+
+
+def test_missing_genes_are_counted_by_every_way_in(trained, make_adata, tmp_path):
+    trained.save(tmp_path / "model")
+    adata = make_adata()[:, 3:].copy()
+    before = snapshot(adata)
+    for call in (
+        lambda: trained.get_latent_representation(adata),
+        lambda: TRVAE.load(tmp_path / "model", adata),
+        lambda: TRVAE.load_query_data(adata, trained),
+    ):
+        with pytest.raises(
+            ValueError, match="lacks 3 of the 30 genes of the model: 'gene_0', 'gene"
+        ):
+            call()
+    assert_unchanged(adata, before)
+
+
+def test_genes_are_matched_by_name_when_a_model_is_loaded(trained, make_adata, tmp_path):
+    trained.save(tmp_path / "model")
+    adata = make_adata()
+    extra = make_adata(n_genes=5)
+    extra.var_names = [f"extra_{i}" for i in range(5)]
+    more = anndata.concat([adata, extra], axis=1, merge="first")[:, ::-1].copy()
+    before = snapshot(more)
+    loaded = TRVAE.load(tmp_path / "model", more)
+    expected = trained.predict(adata, target="stimulated")
+    assert same(loaded.predict(target="stimulated"), expected)
+    assert_unchanged(more, before)
+
+
+# -- types ------------------------------------------------------------------------------------------------
+
+
+def as_mudata(adata):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own deprecations
+        return mudata.MuData({"rna": adata})
+
+
+@pytest.mark.parametrize("convert", [as_mudata, AnnData.to_df])
+def test_only_anndata_is_taken(trained, make_adata, tmp_path, convert):
+    data = convert(make_adata())
+    name = type(data).__name__
+    trained.save(tmp_path / "model")
+    for call in (
+        lambda: setup(data),
+        lambda: TRVAE(data),
+        lambda: trained.predict(data, target="stimulated"),
+        lambda: trained.get_latent_representation(data),
+        lambda: TRVAE.load(tmp_path / "model", data),
+        lambda: TRVAE.load_query_data(data, trained),
+    ):
+        with pytest.raises(TypeError, match=rf"Expected an AnnData, got {name}\. Of a MuData pass"):
+            call()
+
+
+def test_data_that_were_not_set_up_are_refused(make_adata):
+    with pytest.raises(ValueError, match=r"set up your AnnData with TRVAE\.setup_anndata first"):
+        TRVAE(make_adata())
+
+
+# -- levels that are not plain words ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("control", "stimulated"),
+    [(0, 1), (False, True), ("", "stimulated"), (0, ""), (0.0, 2.5)],
+    ids=str,
+)
+def test_any_level_is_predicted_like_a_word(
+    fit, make_adata, reference, tmp_path, control, stimulated
+):
+    adata = make_adata()
+    is_control = adata.obs["condition"] == "control"
+    adata.obs["condition"] = [control if c else stimulated for c in is_control]
+    model = fit(adata)
+    assert model.conditions == [control, stimulated]
+    predicted = model.predict(target=stimulated)
+    assert same(predicted, reference.predict(target="stimulated"))
+    back = model.predict(target=control, source=stimulated, labels="NK")
+    assert same(back, reference.predict(target="control", source="stimulated", labels="NK"))
+    assert set(back.obs["condition"]) == {control}
+    assert set(back.obs["source_condition"]) == {stimulated}
+    back.write_h5ad(tmp_path / "back.h5ad")
+    read = anndata.read_h5ad(tmp_path / "back.h5ad")
+    assert set(read.obs["condition"]) == {control}
+    model.save(tmp_path / "model")
+    loaded = TRVAE.load(tmp_path / "model", adata=False)
+    assert loaded.conditions == [control, stimulated]
+    assert same(loaded.predict(adata, target=stimulated), predicted)
+
+
+@pytest.mark.parametrize("level", [0, "", False])
+def test_an_unknown_level_that_is_falsy_is_refused(reference, make_adata, level):
+    adata = make_adata()
+    adata.obs["condition"] = [level if i == 5 else "control" for i in range(adata.n_obs)]
+    before = snapshot(adata)
+    with pytest.raises(
+        ValueError,
+        match=rf"Unknown condition {level!r} in adata\.obs\['condition'\]; the model knows",
+    ):
+        reference.predict(adata, target="stimulated")
+    assert_unchanged(adata, before)
+
+
+# -- requests -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_predicted_or_generated_before_training(fit):
+    model = fit(train=False)
+    for call in (lambda: model.generate("control", 5), model.predict_missing):
+        with pytest.raises(RuntimeError, match=r"The model is not trained: call train\(\) first"):
+            call()
+
+
+def test_generating_an_unknown_condition_or_label_names_the_known(trained):
+    with pytest.raises(ValueError, match=r"Unknown condition 'x'; .* \['control', 'stimulated'\]"):
+        trained.generate("x", 5)
+    with pytest.raises(ValueError, match=r"Unknown labels \['x'\]"):
+        trained.generate("control", 5, labels="x")
+
+
+def test_cells_that_all_have_the_target_are_refused(reference, make_adata):
+    adata = make_adata()
+    adata = adata[adata.obs["condition"] == "stimulated"].copy()
+    with pytest.raises(ValueError, match=r"No cell to predict 'stimulated' .* \['stimulated'\]"):
+        reference.predict(adata, target="stimulated")
+
+
+@pytest.mark.parametrize(("column", "n_samples"), [("source_cell", 1), ("sample", 2)])
+def test_columns_that_the_prediction_writes_are_not_overwritten(
+    reference, make_adata, column, n_samples
+):
+    adata = make_adata()
+    adata.obs[column] = "mine"
+    before = snapshot(adata)
+    with pytest.raises(ValueError, match=rf"already has columns \['{column}'\].* Rename or drop"):
+        reference.predict(adata, target="stimulated", n_samples=n_samples)
+    assert_unchanged(adata, before)
+
+
+@pytest.mark.parametrize("argument", ["max_epochs", "batch_size"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_training_needs_an_epoch_and_a_cell_a_step(fit, argument, number):
+    """Zero epochs used to return silently, with a model that was not trained."""
+    model = fit(train=False)
+    with pytest.raises(ValueError, match=f"{argument} is {number}; at least 1 is needed"):
+        model.train(**{argument: number})
+    assert not model.is_trained
+
+
+# -- notes ----------------------------------------------------------------------------------------------------
+
+
+def notes(caplog):
+    return [r.getMessage() for r in caplog.records if r.name.startswith("trvae_sc")]
+
+
+def test_labels_with_one_condition_only_are_named(fit, make_adata, caplog):
+    adata = make_adata()
+    condition, label = adata.obs["condition"], adata.obs["cell_type"]
+    lacking = ((label == "NK") & (condition == "stimulated")) | (
+        (label == "T") & (condition == "control")
+    )
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        model = fit(adata[~lacking].copy())
+    (note,) = notes(caplog)
+    assert "under one condition only: 'NK' ('control'), 'T' ('stimulated')." in note
+    assert "the transfer loss skips them" in note
+    assert model.n_cells.to_numpy().tolist() == [[20, 20], [20, 0], [0, 20]]
+
+
+def test_no_note_where_every_label_has_every_condition(fit, caplog):
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        fit()
+        fit(setup={"labels_key": None})
+    assert notes(caplog) == []
+
+
+def test_a_prediction_says_if_no_label_has_both_conditions(fit, make_adata):
+    adata = make_adata()
+    adata = adata[(adata.obs["cell_type"] == "NK") == (adata.obs["condition"] == "control")].copy()
+    record = fit(adata).predict(target="stimulated", labels="NK").uns["trvae_sc"]
+    assert record["combinations"]["n_labels_with_both"].tolist() == [0]
+    assert any("No label was seen under both source and target" in n for n in record["notes"])
+
+
+def test_totals_summed_over_the_registered_genes_are_pointed_out(fit, caplog):
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        fit(setup={"total_counts_key": None}, train=False)
+    (note,) = notes(caplog)
+    assert "sum over the 30 registered genes" in note
+    assert "setup_anndata(total_counts_key=...)" in note
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        fit(train=False)
+        fit(gene_likelihood="normal", train=False)
+    assert notes(caplog) == []
+
+
+# -- saving -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_not_saved_over_another_unless_asked(trained, reference, tmp_path):
+    folder = tmp_path / "model"
+    trained.save(folder)
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "model.pt").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"already exists\. Choose another folder, or pass overwri"
+    ):
+        reference.save(folder)
+    assert (folder / "model.pt").read_bytes() == before
+    reference.save(folder, overwrite=True)
+    assert TRVAE.load(folder, adata=False).registry["setup_args"]["batch_key"] is None
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/model", "file/deeper/model"])
+def test_a_file_in_the_way_of_a_model_is_named(trained, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"file is a file\. Choose another folder"):
+        trained.save(tmp_path / name, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(trained, reference, tmp_path, monkeypatch):
+    trained.save(tmp_path / "model")
+    before = (tmp_path / "model" / "model.pt").read_bytes()
+
+    def write_half(content, path, **kwargs):
+        Path(path).write_bytes(before[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(OSError, match="No space left on device"):
+        reference.save(tmp_path / "model", overwrite=True)
+    with pytest.raises(OSError, match="No space left on device"):
+        reference.save(tmp_path / "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["model.pt"]
+    assert (tmp_path / "model" / "model.pt").read_bytes() == before

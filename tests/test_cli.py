@@ -1,0 +1,725 @@
+"""The command line: results equal to Python's, one line and an exit code where it cannot work."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from trvae_sc import TRVAE, demo
+from trvae_sc.cli import main
+from trvae_sc.training import BestWeights, TrainingPlan
+
+pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
+
+SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
+TOTALS = ["--total-counts-key", "n_counts"]
+QUICK = ["--n-top-genes", "0", "--max-epochs", "2", "--accelerator", "cpu"]
+HOLDOUT = ["--holdout", "NK:stimulated"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a runner of the command line: exit code, stdout and stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(fit, make_adata, tmp_path_factory):
+    """Return a folder with cells and a model of them that never saw NK cells stimulated."""
+    path = tmp_path_factory.mktemp("cli")
+    adata = make_adata()
+    adata.write_h5ad(path / "cells.h5ad")
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    fit(adata[~hidden].copy()).save(path / "model")
+    return path
+
+
+def write(adata, name="cells.h5ad"):
+    path = Path(name)
+    getattr(adata, f"write_{path.suffix[1:]}")(path)
+    return path
+
+
+def read(path):
+    return getattr(anndata, f"read_{path.suffix[1:]}")(path)
+
+
+def tree():
+    """Return all files and folders here, with the size of files."""
+    paths = sorted(Path().rglob("*"))
+    return {str(p): p.stat().st_size if p.is_file() else None for p in paths}
+
+
+def assert_same(a, b):
+    assert a.obs_names.tolist() == b.obs_names.tolist()
+    assert a.var_names.tolist() == b.var_names.tolist()
+    assert abs(a.X - b.X).max() == 0
+    change = a.var["predicted_change"].to_numpy()
+    np.testing.assert_array_equal(change, b.var["predicted_change"].to_numpy())
+
+
+def weights(path):
+    return TRVAE.load(path, adata=False).module.state_dict()
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+# -- train and predict ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_train_and_predict_equal_python(run, make_adata, suffix):
+    adata = make_adata()
+    file = write(adata, f"cells.{suffix}")
+    code, out, _ = run("train", file, *SETUP, *TOTALS, *QUICK, *HOLDOUT, "-o", "new/model")
+    assert code == 0
+    record = json.loads(out)
+    assert record == {
+        "model": str(Path("new/model")),
+        "file": str(file),
+        "holdouts": ["NK:stimulated"],
+        "n_cells": 100,
+        "n_genes": 30,
+        "total_counts_key": "n_counts",
+    }
+    assert json.loads(Path("new/model/trvae_sc.json").read_text()) | {"model": record["model"]} == (
+        record
+    )
+    predicted = Path(f"new/folder/predicted.{suffix}")
+    code, out, err = run(
+        "predict", "new/model", file, "--target", "stimulated", "--labels", "NK", "-o", predicted
+    )
+    assert code == 0
+    assert json.loads(out) == {"out": str(predicted), "n_cells": 20, "target": "stimulated"}
+    assert "Note: " not in err
+
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    train = adata[~hidden].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type", total_counts_key="n_counts")
+    model = TRVAE(train, seed=0)
+    model.train(2, accelerator="cpu")
+    expected = model.predict(adata, target="stimulated", labels="NK")
+    assert_same(read(predicted), expected)
+    assert_same_weights(weights("new/model"), model.module.state_dict())
+    assert sorted(p.name for p in Path("new").iterdir()) == ["folder", "model"]
+
+
+def test_options_of_predict_are_those_of_python(run, folder):
+    model = TRVAE.load(folder / "model", adata=False)
+    adata = read(folder / "cells.h5ad")
+    options = ["--source", "stimulated", "--labels", "B", "T", "--output", "sample"]
+    options += ["--n-samples", "2", "--seed", "3", "--accelerator", "cpu", "-o", "p.h5ad"]
+    code, _, err = run(
+        "predict", folder / "model", folder / "cells.h5ad", "--target", "control", *options
+    )
+    assert code == 0
+    assert "Note: Training saw the target condition of B, T" in err
+    expected = model.predict(
+        adata,
+        target="control",
+        source="stimulated",
+        labels=["B", "T"],
+        output="sample",
+        n_samples=2,
+        seed=3,
+    )
+    assert_same(read(Path("p.h5ad")), expected)
+
+
+def test_held_out_cells_do_not_reach_the_model(run, make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "NK:CD56"})
+    hidden = (adata.obs["cell_type"] == "NK:CD56") & (adata.obs["condition"] == "stimulated")
+    options = [*SETUP, *QUICK, "--n-top-genes", "12", "--holdout", "NK:CD56:stimulated"]
+    options += ["--holdout", "T:control"]
+    assert run("train", write(adata), *options, "-o", "model")[0] == 0
+    n_cells = TRVAE.load("model", adata=False).n_cells
+    assert n_cells.loc["NK:CD56"].tolist() == [20, 0]
+    assert n_cells.loc["T"].tolist() == [0, 20]
+    assert n_cells.loc["B"].tolist() == [20, 20]
+    x = adata.X.toarray()
+    x[hidden] = x[hidden, ::-1] * 7
+    adata.X = x
+    assert run("train", write(adata, "other.h5ad"), *options, "-o", "other")[0] == 0
+    assert_same_weights(weights("model"), weights("other"))
+    genes = [TRVAE.load(name, adata=False).get_var_names().tolist() for name in ("model", "other")]
+    assert genes[0] == genes[1]
+    assert 12 <= len(genes[0]) < 20  # scanpy keeps ties
+
+
+def test_levels_that_are_numbers_are_named_as_text(run, make_adata):
+    adata = make_adata()
+    adata.obs["condition"] = (adata.obs["condition"] == "stimulated").astype(int)
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.codes.astype(int)
+    file = write(adata)
+    assert run("train", file, *SETUP, *QUICK, "--holdout", "1:1", "-o", "model")[0] == 0
+    model = TRVAE.load("model", adata=False)
+    assert model.conditions == [0, 1]
+    assert model.n_cells.loc[1].tolist() == [20, 0]
+    options = ["--target", "1", "--source", "0", "--labels", "1"]
+    assert run("predict", "model", file, *options, "-o", "p.h5ad")[0] == 0
+    adata.obs["total_counts"] = np.asarray(adata.X.sum(1)).ravel()
+    assert_same(read(Path("p.h5ad")), model.predict(adata, target=1, source=0, labels=1))
+
+
+def test_totals_that_training_summed_are_summed_again(run, make_adata):
+    """A column total_counts in the file, of other values, was used by predict but not by train."""
+    adata = make_adata()
+    options = ["--target", "stimulated", "--labels", "NK"]
+    assert run("train", write(adata), *SETUP, *QUICK, "--n-top-genes", "9", "-o", "model")[0] == 0
+    assert run("predict", "model", "cells.h5ad", *options, "-o", "p.h5ad")[0] == 0
+    adata.obs["total_counts"] = 1e6
+    file = write(adata, "other.h5ad")
+    assert run("predict", "model", file, *options, "-o", "q.h5ad")[0] == 0
+    p, q = read(Path("p.h5ad")), read(Path("q.h5ad"))
+    assert_same(p, q)
+    sums = np.asarray(adata[p.obs["source_cell"].tolist()].X.sum(1)).ravel()
+    assert p.obs["total_counts"].to_numpy() == pytest.approx(sums)
+    assert q.obs["total_counts"].to_numpy() == pytest.approx(sums)
+
+
+def test_text_written_by_newer_versions_can_be_written_again(run, folder):
+    """anndata 0.12 reads nullable text, as 0.13 writes names, but does not write it unasked."""
+    adata = read(folder / "cells.h5ad")
+    adata.obs["donor"] = pd.array(["d0", None] * 60, dtype="string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        file = write(adata)
+    for out in ("p.h5ad", "p.zarr"):
+        code, _, err = run("predict", folder / "model", file, "--target", "stimulated", "-o", out)
+        assert (code, err.count("trvae-sc:")) == (0, 0)
+        assert read(Path(out)).obs["donor"].dropna().unique().tolist() == ["d0"]
+
+
+# -- bad input of train -------------------------------------------------------------------------------
+
+
+def with_value(value):
+    def change(adata):
+        x = adata.X.toarray()
+        x[3, 4] = value
+        adata.X = x
+
+    return change
+
+
+def with_levels(key, levels):
+    def change(adata):
+        adata.obs[key] = levels * (adata.n_obs // len(levels))
+
+    return change
+
+
+def log_values(adata):
+    adata.X = np.log1p(adata.X.toarray())
+
+
+def empty_cell(adata):
+    x = adata.X.toarray()
+    x[5] = 0
+    adata.X = x
+
+
+def nan_condition(adata):
+    adata.obs["condition"] = adata.obs["condition"].mask(adata.obs_names == "cell_3")
+
+
+def repeated_names(adata):
+    adata.obs_names = ["cell_1", *adata.obs_names[1:]]
+
+
+BAD_DATA = {
+    "negative": (with_value(-1), "X holds negative values"),
+    "fraction": (with_value(0.5), "X holds fractional values"),
+    "nan": (with_value(np.nan), "X holds 1 NaN or infinite values"),
+    "infinite": (with_value(np.inf), "X holds 1 NaN or infinite values"),
+    "log": (log_values, "as log-normalised data do"),
+    "empty cell": (empty_cell, "cells have no counts (rows 5)"),
+    "one condition": (with_levels("condition", ["control"]), "has one level, ['control']"),
+    "nan condition": (nan_condition, "adata.obs['condition'] is missing (NaN) in 1 cells"),
+    "repeated names": (repeated_names, "adata.obs_names are not unique: 'cell_1'"),
+    "text totals": (with_levels("n_counts", ["many"]), "adata.obs['n_counts'] is not numeric"),
+    "low totals": (with_levels("n_counts", [1.0]), "are below the sum over the registered genes"),
+}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail if a model is trained."""
+
+    def train(*args, **kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(TRVAE, "train", train)
+
+
+def assert_refused(result, message, before):
+    """Check the exit code, the one line of the message, and that nothing was written."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("trvae-sc: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert tree() == before
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_data_that_cannot_be_trained_on(run, make_adata, name):
+    change, message = BAD_DATA[name]
+    adata = make_adata()
+    change(adata)
+    file = write(adata)
+    totals = TOTALS if "totals" in name else []
+    before = tree()
+    options = [*SETUP, *totals, *QUICK, "--n-top-genes", "9", *HOLDOUT, "-o", "new/model"]
+    assert_refused(run("train", file, *options), message, before)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--condition-key", "x"], "No column 'x' in adata.obs; there are ['condition', "),
+        (["--labels-key", "x"], "No column 'x' in adata.obs"),
+        (["--batch-key", "x"], "No column 'x' in adata.obs"),
+        (["--total-counts-key", "x"], "No column 'x' in adata.obs"),
+        (["--layer", "x"], "No layer 'x' in adata.layers; there are []"),
+        (["--preset", "x"], "Unknown preset 'x'; there are ['default', "),
+        (["--holdout", "NK"], "Hold-out 'NK' is not of the form 'label:target'"),
+        (["--holdout", "NK:x"], "Hold-out 'NK:x' matches no cell: labels are ['B', 'NK', 'T']"),
+        (
+            [a for label in ("B", "NK", "T") for a in ("--holdout", f"{label}:stimulated")],
+            "has one level, ['control']",
+        ),
+        (
+            [
+                argument
+                for label in ("B", "NK", "T")
+                for condition in ("control", "stimulated")
+                for argument in ("--holdout", f"{label}:{condition}")
+            ],
+            "The hold-outs cover every cell",
+        ),
+        (["--n-top-genes", "-1"], "--n-top-genes is -1"),
+        (["--accelerator", "x"], "--accelerator x cannot be used"),
+        (["--accelerator", "tpu"], "--accelerator tpu cannot be used"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be_trained_with(run, folder, options, message):
+    before = tree()
+    result = run("train", folder / "cells.h5ad", *SETUP, *QUICK, *options, "-o", "new/model")
+    assert_refused(result, message, before)
+
+
+@pytest.mark.parametrize("option", ["--max-epochs", "--batch-size"])
+def test_training_needs_an_epoch_and_a_cell_a_step(run, folder, option):
+    before = tree()
+    result = run("train", folder / "cells.h5ad", *SETUP, *QUICK, option, "0", "-o", "new/model")
+    assert_refused(result, f"{option[2:].replace('-', '_')} is 0; at least 1 is needed", before)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_hold_outs_need_labels(run, folder):
+    before = tree()
+    options = ["--condition-key", "condition", *HOLDOUT, "-o", "new/model"]
+    result = run("train", folder / "cells.h5ad", *options)
+    assert_refused(result, "--holdout needs --labels-key", before)
+
+
+def half_h5ad(path, whole):
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+
+def without_indices(path, whole):
+    shutil.copy(whole, path)
+    with h5py.File(path, "a") as file:
+        del file["X/indices"]
+
+
+def other_hdf5(path, whole):
+    with h5py.File(path, "w") as file:
+        file["numbers"] = [1, 2]
+
+
+BAD_FILES = {
+    "half.h5ad": (half_h5ad, "half.h5ad cannot be read as h5ad (damaged or incomplete?): "),
+    "lacking.h5ad": (without_indices, "lacking.h5ad cannot be read as h5ad (damaged"),
+    "other.h5ad": (other_hdf5, "other.h5ad cannot be read as h5ad (damaged"),
+    "text.h5ad": (lambda path, _: path.write_text("x"), "text.h5ad cannot be read as h5ad (dama"),
+    "folder.h5ad": (lambda path, _: path.mkdir(), "folder.h5ad cannot be read as h5ad (damaged"),
+    "empty.zarr": (lambda path, _: path.mkdir(), "empty.zarr cannot be read as zarr (damaged"),
+    "cells.csv": (lambda path, _: path.write_text("x"), "cells.csv is neither .h5ad nor .zarr"),
+    "absent.h5ad": (lambda path, _: None, "No file absent.h5ad"),
+}
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.filterwarnings("ignore:Element '/numbers' was written without encoding metadata")
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_cannot_be_read(run, folder, name):
+    make, message = BAD_FILES[name]
+    make(Path(name), folder / "cells.h5ad")
+    before = tree()
+    assert_refused(run("train", name, *SETUP, "-o", "new/model"), message, before)
+    options = ["--target", "stimulated", "-o", "new/p.h5ad"]
+    assert_refused(run("predict", folder / "model", name, *options), message, before)
+
+
+# -- bad input of predict -------------------------------------------------------------------------------
+
+
+def without_condition(adata):
+    del adata.obs["condition"]
+
+
+def without_labels(adata):
+    del adata.obs["cell_type"]
+
+
+def other_genes(adata):
+    adata.var_names = ["x0", "x1", *adata.var_names[2:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, ["--target", "x"], "Unknown condition 'x'; the model was trained on ['control', "),
+        (None, ["--source", "x"], "Unknown condition 'x'"),
+        (None, ["--source", "stimulated"], "Source and target are both 'stimulated'"),
+        (None, ["--labels", "NK", "x"], "Unknown labels ['x']"),
+        (None, ["--n-samples", "0"], "n_samples is 0; at least 1 is needed"),
+        (None, ["--accelerator", "x"], "--accelerator x cannot be used"),
+        (None, ["-o", "new/p.csv"], "is neither .h5ad nor .zarr"),
+        (without_condition, [], "No column 'condition' in adata.obs; there are ['cell_type', "),
+        (without_labels, ["--labels", "NK"], "No column 'cell_type' in obs"),
+        (other_genes, [], "lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1'"),
+        (with_value(-1), [], "adata.X holds negative values"),
+        (log_values, [], "as log-normalised data do"),
+        (with_levels("condition", ["x"]), [], "Unknown condition 'x' in adata.obs['condition']"),
+    ],
+)
+def test_requests_that_cannot_be_predicted(run, folder, make_adata, change, options, message):
+    file = folder / "cells.h5ad"
+    if change is not None:
+        adata = make_adata()
+        change(adata)
+        file = write(adata)
+    before = tree()
+    options = ["--target", "stimulated", "-o", "new/p.h5ad", *options]
+    assert_refused(run("predict", folder / "model", file, *options), message, before)
+
+
+def test_a_layer_the_model_needs_is_named(run, make_adata, folder):
+    adata = make_adata()
+    adata.layers["raw"] = adata.X.copy()
+    file = write(adata, "layer.h5ad")
+    assert run("train", file, *SETUP, *QUICK, "--layer", "raw", "-o", "model")[0] == 0
+    before = tree()
+    result = run(
+        "predict", "model", folder / "cells.h5ad", "--target", "stimulated", "-o", "p.h5ad"
+    )
+    assert_refused(result, "has no layer 'raw', which the model was set up with", before)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No model at"), (b"x", "is damaged, or is not a model that trvae_sc saved")],
+)
+def test_folders_without_a_model(run, folder, content, message):
+    Path("model").mkdir()
+    if content is not None:
+        Path("model/model.pt").write_bytes(content)
+    before = tree()
+    options = ["--target", "stimulated", "-o", "new/p.h5ad"]
+    result = run("predict", "model", folder / "cells.h5ad", *options)
+    assert_refused(result, message, before)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["x"], ["predict", "model", "cells.h5ad"], ["train", "cells.h5ad", "-o", "m"]]
+)
+def test_incomplete_commands_show_the_usage(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: trvae-sc")
+    assert tree() == {}
+
+
+# -- output ---------------------------------------------------------------------------------------------
+
+
+def command(folder, name, out):
+    cells = folder / "cells.h5ad"
+    if name == "train":
+        return ["train", cells, *SETUP, *TOTALS, *QUICK, "-o", out]
+    return ["predict", folder / "model", cells, "--target", "stimulated", "-o", out]
+
+
+def test_a_model_is_replaced_with_force_only(run, folder, monkeypatch):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    Path("out/model.pt").write_text("old")
+    before = tree()
+    with monkeypatch.context() as patch:
+        patch.setattr(TRVAE, "train", None)
+        result = run(*command(folder, "train", "out"))
+        assert_refused(result, "out exists. Pass --force to replace it.", before)
+    assert run(*command(folder, "train", "out"), "--force")[0] == 0
+    assert TRVAE.load("out", adata=False).n_cells.to_numpy().tolist() == [[20, 20]] * 3
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "mine.txt",
+        "model.pt",
+        "trvae_sc.json",
+    ]
+    assert Path("out/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["p.h5ad", "p.zarr"])
+def test_a_prediction_is_replaced_with_force_only(run, folder, make_adata, out):
+    write(make_adata(10), out)
+    before = tree()
+    result = run(*command(folder, "predict", out))
+    assert_refused(result, f"{out} exists. Pass --force to replace it.", before)
+    assert run(*command(folder, "predict", out), "--force")[0] == 0
+    assert read(Path(out)).n_obs == 60
+    assert [p.name for p in Path().iterdir()] == [out]
+
+
+def test_a_demo_replaces_its_own_files_only(run, monkeypatch):
+    """With --force it used to replace the whole folder, with whatever else was in it."""
+
+    def quick(folder, *, seed, max_epochs):
+        folder.mkdir()
+        (folder / "report.html").write_text(f"seed {seed}")
+        return pd.DataFrame({"score": [0.5]}, index=["TRVAE"])
+
+    monkeypatch.setattr(demo, "run", quick)
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    Path("out/report.html").write_text("old")
+    before = tree()
+    assert_refused(run("demo", "-o", "out"), "out exists. Pass --force", before)
+    code, out, _ = run("demo", "-o", "out", "--seed", "4", "--force")
+    assert code == 0
+    assert "TRVAE    0.5" in out
+    assert Path("out/report.html").read_text() == "seed 4"
+    assert Path("out/mine.txt").read_text() == "mine"
+    monkeypatch.chdir("out")
+    assert run("demo", "-o", ".", "--force")[0] == 0
+    assert sorted(p.name for p in Path().iterdir()) == ["mine.txt", "report.html"]
+    assert sorted(p.name for p in Path("..").iterdir()) == ["out"]
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("name", "out", "message"),
+    [
+        ("train", "file", "file is a file; --out needs a folder"),
+        ("train", "file/model", "file is a file, so file/model cannot be written"),
+        ("train", "file/deeper/model", "file is a file, so file/deeper/model cannot be written"),
+        ("predict", "file/p.h5ad", "file is a file, so file/p.h5ad cannot be written"),
+        ("predict", "folder.h5ad", "folder.h5ad is a folder; --out needs a file"),
+        ("predict", "file.zarr", "file.zarr is a file; --out needs a folder"),
+    ],
+)
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_outputs_that_cannot_be_written(run, folder, name, out, message, force):
+    Path("file").write_text("mine")
+    Path("file.zarr").write_text("mine")
+    Path("folder.h5ad").mkdir()
+    Path("folder.h5ad/mine.txt").write_text("mine")
+    before = tree()
+    result = run(*command(folder, name, out), *force)
+    assert_refused(result, message, before)
+
+
+def test_a_folder_without_permission_is_named(run, folder, monkeypatch):
+    Path("locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")
+    before = tree()
+    result = run(*command(folder, "predict", "locked/new/p.h5ad"))
+    assert_refused(result, "locked cannot be written to", before)
+
+
+def fill_disk(monkeypatch):
+    """Make every writer stop half way through, as where the disk is full."""
+
+    def write_h5ad(self, path, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_zarr(self, path, **kwargs):
+        Path(path).mkdir()
+        write_h5ad(self, Path(path) / "half")
+
+    monkeypatch.setattr(AnnData, "write_h5ad", write_h5ad)
+    monkeypatch.setattr(AnnData, "write_zarr", write_zarr)
+    monkeypatch.setattr(torch, "save", lambda content, path: write_h5ad(None, path))
+
+
+@pytest.mark.parametrize(
+    ("name", "out"), [("train", "m"), ("predict", "p.h5ad"), ("predict", "p.zarr")]
+)
+def test_a_full_disk_leaves_what_was_there(run, folder, monkeypatch, name, out):
+    assert run(*command(folder, name, out))[0] == 0
+    before = tree()
+    with monkeypatch.context() as patch:
+        fill_disk(patch)
+        for arguments in (
+            [*command(folder, name, out), "--force"],
+            command(folder, name, f"2{out}"),
+        ):
+            code, printed, err = run(*arguments)
+            assert (code, printed) == (1, "")
+            assert "trvae-sc: [Errno 28] No space left on device\n" in err
+            assert tree() == before
+    if name == "train":
+        assert TRVAE.load(out, adata=False).is_trained
+    else:
+        assert read(Path(out)).n_obs == 60
+
+
+# -- interruption ---------------------------------------------------------------------------------------
+
+
+def press_ctrl_c(monkeypatch, method, epoch):
+    original = getattr(TrainingPlan, method)
+
+    def interrupted(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.current_epoch == epoch:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingPlan, method, interrupted)
+
+
+def test_ctrl_c_leaves_a_usable_model(run, folder, monkeypatch):
+    press_ctrl_c(monkeypatch, "on_train_epoch_end", 2)
+    arguments = [*command(folder, "train", "model"), "--max-epochs", "50"]
+    code, out, err = run(*arguments)
+    assert code == 130
+    assert "trvae-sc: Training stopped in epoch 2; the model has the weights of the latest" in err
+    assert json.loads(out)["model"] == "model"
+    assert sorted(p.name for p in Path("model").iterdir()) == ["model.pt", "trvae_sc.json"]
+    options = ["--target", "stimulated", "-o", "p.h5ad"]
+    assert run("predict", "model", folder / "cells.h5ad", *options)[0] == 0
+    assert read(Path("p.h5ad")).n_obs == 60
+    assert [p.name for p in Path().iterdir() if p.name.startswith(".")] == []
+
+
+def test_ctrl_c_with_early_stopping_keeps_the_best_epoch(run, folder, monkeypatch):
+    seen = []
+    original = BestWeights.on_validation_end
+
+    def record(self, trainer, plan):
+        original(self, trainer, plan)
+        if not trainer.sanity_checking:
+            state = {k: v.clone() for k, v in plan.module.state_dict().items()}
+            seen.append((trainer.callback_metrics["elbo_validation"].item(), state))
+
+    end = TrainingPlan.on_train_epoch_end
+
+    def spoil(self):
+        end(self)
+        if self.current_epoch >= 1:
+            for parameter in self.module.parameters():
+                parameter.data.mul_(1.5)
+
+    monkeypatch.setattr(BestWeights, "on_validation_end", record)
+    monkeypatch.setattr(TrainingPlan, "on_train_epoch_end", spoil)
+    press_ctrl_c(monkeypatch, "on_train_epoch_end", 4)
+    arguments = [*command(folder, "train", "model"), "--max-epochs", "50", "--early-stopping"]
+    code, _, err = run(*arguments)
+    values = [value for value, _ in seen]
+    best = int(np.argmin(values))
+    assert best < len(seen) - 1
+    assert code == 130
+    assert f"the model has the weights of the best epoch, {best}, and can be used" in err
+    assert_same_weights(weights("model"), seen[best][1])
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(run, folder, monkeypatch):
+    press_ctrl_c(monkeypatch, "setup", 0)
+    code, out, err = run(*command(folder, "train", "model"))
+    assert (code, out) == (130, "")
+    assert "trvae-sc: Training stopped before the first step; the model is not trained." in err
+    assert tree() == {}
+
+
+def test_ctrl_c_while_writing_leaves_nothing(run, folder, monkeypatch):
+    def write_h5ad(self, path, **kwargs):
+        Path(path).write_bytes(b"half")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(AnnData, "write_h5ad", write_h5ad)
+    code, out, err = run(*command(folder, "predict", "p.h5ad"))
+    assert (code, out) == (130, "")
+    assert err.endswith("trvae-sc: interrupted\n")
+    assert tree() == {}
+
+
+# -- a process of its own -------------------------------------------------------------------------------
+
+
+def script(*arguments):
+    """Run the installed script."""
+    path = shutil.which("trvae-sc", path=Path(sys.executable).parent)
+    command = [path, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"]])
+def test_help_waits_for_no_heavy_import(arguments):
+    code = f"""
+import sys
+from trvae_sc.cli import main
+try:
+    main({arguments})
+except SystemExit as stop:
+    assert stop.code == 0
+print(sorted({{"torch", "scvi", "lightning", "anndata", "scanpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: trvae-sc")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_script_exits_with_2_and_one_line(folder):
+    done = script("predict", folder / "model", "absent.h5ad", "--target", "x", "-o", "p.h5ad")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "trvae-sc: No file absent.h5ad.\n"
+
+
+def test_script_prints_results_alone_to_stdout(folder):
+    """scvi-tools' messages and Lightning's progress bar used to be printed among them."""
+    done = script(*command(folder, "train", "model"))
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["n_cells"] == 120
+    assert "Traceback" not in done.stderr
+    assert TRVAE.load("model", adata=False).is_trained

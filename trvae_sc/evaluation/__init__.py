@@ -1,0 +1,41 @@
+"""Held-out combinations: what a method would have scored on cells it never saw."""
+
+from trvae_sc.evaluation._benchmark import benchmark
+from trvae_sc.evaluation._results import Results
+from trvae_sc.evaluation._scores import N_TOP, ceiling, gene_table, predicted_log_values, score
+from trvae_sc.evaluation._tasks import (
+    TOTAL_COLUMN,
+    Holdout,
+    Task,
+    check_leaks,
+    holdouts,
+    looks_like_counts,
+    parse_holdouts,
+    prepare_task,
+    training_data,
+    variable_genes,
+    with_totals,
+)
+from trvae_sc.expression import Keys
+
+__all__ = [
+    "N_TOP",
+    "TOTAL_COLUMN",
+    "Holdout",
+    "Keys",
+    "Results",
+    "Task",
+    "benchmark",
+    "ceiling",
+    "check_leaks",
+    "gene_table",
+    "holdouts",
+    "looks_like_counts",
+    "parse_holdouts",
+    "predicted_log_values",
+    "prepare_task",
+    "score",
+    "training_data",
+    "variable_genes",
+    "with_totals",
+]

@@ -1,0 +1,305 @@
+"""Running methods on hold-outs: resumable, in processes or on a Ray cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store
+from trvae_sc.evaluation._scores import N_TOP, ceiling, gene_table, score
+from trvae_sc.evaluation._tasks import Holdout, Task, check_leaks, looks_like_counts, prepare_task
+from trvae_sc.expression import Keys, values
+
+Method = Any  # see trvae_sc.baselines
+
+
+class _Fit(NamedTuple):
+    """One method on one hold-out with one seed."""
+
+    holdout: Holdout
+    name: str
+    method: Method
+    seed: int
+
+
+def benchmark(
+    adata: AnnData,
+    methods: Mapping[str, Method] | Sequence[str],
+    holdouts: Sequence[Holdout],
+    *,
+    keys: Keys,
+    seeds: int | Sequence[int] = 3,
+    n_top_genes: int | None = 2000,
+    folder: str | Path | None = None,
+    n_jobs: int = 1,
+    backend: Literal["local", "ray"] = "local",
+    progress: bool = True,
+) -> Results:
+    """Hide combinations one at a time, let every method predict them, and score the predictions.
+
+    Variable genes, normalisation and principal components are fitted for each hold-out without the
+    hidden cells. Methods get training and source cells only.
+
+    Parameters
+    ----------
+    adata
+        All cells with all genes.
+    methods
+        Methods by name (see :mod:`trvae_sc.baselines`), or names of ``trvae_sc.baselines.METHODS``.
+    holdouts
+        Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`.
+    keys
+        Where the data are.
+    seeds
+        Seeds, or how many; methods without a ``seed`` argument run once.
+    n_top_genes
+        Number of variable genes; all if None.
+    folder
+        Folder that keeps one file per finished fit. What is there already is not run again, so a
+        benchmark that was stopped goes on; several processes may share it.
+    n_jobs
+        Number of processes; a Ray cluster takes as many fits at a time as it has room for.
+    backend
+        ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
+        (``ray.init(address=...)`` before), repeated where a worker dies.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    The results, with those already in `folder`.
+
+    Raises
+    ------
+    ValueError
+        Unknown methods; values that are not counts; data whose genes or scale were chosen with all cells; a folder with results
+        of another run.
+    """
+    methods = _resolve(methods)
+    check_leaks(adata, keys)
+    if keys.is_count and not looks_like_counts(adata, keys):
+        raise ValueError(
+            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
+            "is_count=False to compare values as they are."
+        )
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    run = _describe(adata, keys, n_top_genes)
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(temporary if folder is None else folder)
+        store.open(run)
+        fits = [fit for h in holdouts for fit in _fits(h, methods, seeds)]
+        left = [f for f in fits if not store.path(_plain(f.holdout), f.name, f.seed).exists()]
+        bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
+        with bar:
+            for record in _run(adata, left, keys, n_top_genes, n_jobs, backend):
+                store.add(record)
+                bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
+                bar.update()
+        return Results.load(store.folder)
+
+
+def _resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
+    """Return methods by name."""
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    from trvae_sc.baselines import METHODS  # brings the model; methods that are handed over do not
+
+    names = [methods] if isinstance(methods, str) else list(methods)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"Unknown methods {unknown}; there are {list(METHODS)}.")
+    return {name: METHODS[name] for name in names}
+
+
+def _fits(holdout: Holdout, methods: dict[str, Method], seeds: Sequence[int]) -> list[_Fit]:
+    """Return the fits of a hold-out; the ceiling and what takes no seed once."""
+    fits = [_Fit(holdout, CEILING, None, 0)]
+    for name, method in methods.items():
+        takes_seed = "seed" in inspect.signature(method).parameters
+        fits += [_Fit(holdout, name, method, seed) for seed in (seeds if takes_seed else [0])]
+    return fits
+
+
+def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, Any]:
+    """Return what identifies a run."""
+    digest = hashlib.sha256()
+    for names in (adata.obs_names, adata.var_names):
+        digest.update("\n".join(names).encode())
+    x = values(adata, keys)[:1000]
+    digest.update(np.ascontiguousarray(x.data if sparse.issparse(x) else x).tobytes())
+    label = adata.obs[keys.labels_key].astype(str)
+    design = pd.crosstab(label, adata.obs[keys.condition_key].astype(str))
+    return {
+        "format": FORMAT,
+        "data": digest.hexdigest(),
+        "n_obs": adata.n_obs,
+        "n_vars": adata.n_vars,
+        "keys": keys._asdict(),
+        "n_top_genes": n_top_genes,
+        "design": {
+            "labels": list(design.index),
+            "conditions": list(design.columns),
+            "cells": design.to_numpy().tolist(),
+        },
+        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+    }
+
+
+def _plain(holdout: Holdout) -> dict[str, Any]:
+    """Return a hold-out as types that JSON can hold."""
+    names = ("label", "source", "target", "key")
+    plain = {k: None if (v := getattr(holdout, k)) is None else str(v) for k in names}
+    return {**plain, "also": [str(other) for other in holdout.also]}
+
+
+# -- one fit ------------------------------------------------------------------------------------------
+
+
+def _run_fit(task: Task, fit: _Fit) -> dict[str, Any]:
+    """Let a method predict, and return the record of its scores."""
+    start = time.perf_counter()
+    found, notes, history = {}, [], None
+    if fit.method is None:
+        tables = {CEILING: ceiling(task, seed=fit.seed)}
+    else:
+        kwargs = {"target": fit.holdout.target, "keys": task.keys}
+        if "seed" in inspect.signature(fit.method).parameters:
+            kwargs["seed"] = fit.seed
+        found = fit.method(task.train.copy(), task.source.copy(), **kwargs)
+        found = found if isinstance(found, dict) else {"delta": found}
+        tables = {output: score(task, predicted) for output, predicted in found.items()}
+        records = [predicted.uns["trvae_sc"] for predicted in found.values()]
+        notes = sorted({str(note) for record in records for note in record.get("notes", ())})
+        history = next((r["history"] for r in records if "history" in r), None)
+    scores = [
+        [output, row.metric, row.genes, row.value if np.isfinite(row.value) else None]
+        for output, table in tables.items()
+        for row in table.itertuples()
+    ]
+    return {
+        "method": fit.name,
+        "holdout": _plain(fit.holdout),
+        "seed": fit.seed,
+        "scores": scores,
+        "genes": {output: _genes(task, predicted) for output, predicted in found.items()},
+        "n_training_cells": task.train.n_obs,
+        "n_genes": task.train.n_vars,
+        "n_source_cells": task.source.n_obs,
+        "n_hidden_cells": int(task.real.shape[0]),
+        "notes": notes,
+        "history": history,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
+    """Return real and predicted change of the genes that change most."""
+    table = gene_table(task, predicted).iloc[:N_TOP]
+    changes = {k: table[k].round(4).tolist() for k in ("real_change", "predicted_change")}
+    return {"gene": table.index.tolist(), **changes}
+
+
+def _run_group(
+    adata: AnnData, fits: Sequence[_Fit], keys: Keys, n_top_genes: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of fits that share a hold-out."""
+    task = prepare_task(adata, fits[0].holdout, keys=keys, n_top_genes=n_top_genes)
+    for fit in fits:
+        yield _run_fit(task, fit)
+
+
+def _run_part(*args: Any) -> list[dict[str, Any]]:
+    return list(_run_group(*args))
+
+
+# -- many fits ----------------------------------------------------------------------------------------
+
+
+def _run(
+    adata: AnnData,
+    fits: Sequence[_Fit],
+    keys: Keys,
+    n_top_genes: int | None,
+    n_jobs: int,
+    backend: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield records as fits finish."""
+    by_holdout = [list(group) for _, group in groupby(fits, key=lambda fit: fit.holdout)]
+    if backend == "ray":
+        yield from _run_on_ray(adata, _parts(by_holdout), keys, n_top_genes)
+    elif backend != "local":
+        raise ValueError(f"Unknown backend '{backend}'; choose 'local' or 'ray'.")
+    elif n_jobs == 1:
+        for group in by_holdout:
+            yield from _run_group(adata, group, keys, n_top_genes)
+    else:
+        context = get_context("spawn")  # forked workers would inherit torch's threads
+        threads = max((os.cpu_count() or 1) // n_jobs, 1)
+        with ProcessPoolExecutor(
+            n_jobs, mp_context=context, initializer=_set_threads, initargs=(threads,)
+        ) as pool:
+            jobs = [
+                pool.submit(_run_part, adata, part, keys, n_top_genes)
+                for part in _parts(by_holdout)
+            ]
+            try:
+                for job in as_completed(jobs):
+                    yield from job.result()
+            finally:  # an error or Ctrl-C: do not start what is waiting
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _set_threads(n: int) -> None:
+    """Share the cores of the machine between the processes."""
+    import torch
+
+    torch.set_num_threads(n)
+
+
+def _parts(by_holdout: list[list[_Fit]]) -> list[list[_Fit]]:
+    """Return what is worth a worker: each fit that takes a seed; the others of a hold-out together."""
+    parts = []
+    for fits in by_holdout:
+        quick = [f for f in fits if f.method is None or "seed" not in _arguments(f.method)]
+        parts += [quick] if quick else []
+        parts += [[f] for f in fits if f not in quick]
+    return parts
+
+
+def _arguments(method: Method) -> Mapping[str, Any]:
+    return inspect.signature(method).parameters
+
+
+def _run_on_ray(
+    adata: AnnData, parts: list[list[_Fit]], keys: Keys, n_top_genes: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield records of tasks on the connected Ray cluster."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "backend='ray' needs Ray: pip install 'trvae_sc[distributed]'."
+        ) from error
+    shared = ray.put(adata)
+    run = ray.remote(_run_part).options(max_retries=3)
+    waiting = [run.remote(shared, part, keys, n_top_genes) for part in parts]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        for records in ray.get(done):
+            yield from records

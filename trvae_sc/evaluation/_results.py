@@ -1,0 +1,266 @@
+"""Results of a benchmark: a folder of records, one per fit, and tables made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from trvae_sc.metrics import METRICS
+
+FORMAT = 1
+CEILING = "ceiling"  #: name of the pseudo-method that compares real cells with real cells
+_RUN = "run.json"
+_TASK = ["label", "source", "target"]
+_METHOD = ["method", "output"]
+
+
+class Results:
+    """What a benchmark found.
+
+    Parameters
+    ----------
+    run
+        What was run: data, keys, number of variable genes, cells by label and condition.
+    records
+        One dictionary per fit.
+
+    Attributes
+    ----------
+    table
+        One row per score: ``method``, ``label``, ``source``, ``target``, ``seed``, ``output``,
+        ``metric``, ``genes``, ``value``.
+    """
+
+    def __init__(self, run: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        self.run = run
+        self.records = sorted(records, key=_order)
+        self.table = _table(self.records)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """Read the results in a folder, also while a benchmark is still adding to them.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder holds no results.
+        """
+        store = Store(folder)
+        if not store.run_file.exists():
+            raise FileNotFoundError(f"No results in {folder}: {_RUN} is missing.")
+        return cls(json.loads(store.run_file.read_text()), store.records())
+
+    @property
+    def design(self) -> pd.DataFrame:
+        """Number of cells by label (row) and condition (column)."""
+        design = self.run["design"]
+        return pd.DataFrame(design["cells"], index=design["labels"], columns=design["conditions"])
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per metric, set of genes, method and output.
+
+        Columns: ``mean`` over tasks of the mean over seeds; ``sd_tasks`` of those means over tasks;
+        ``sd_seeds``, the mean over tasks of the deviation over seeds; ``n_tasks``, ``n_seeds``;
+        ``rank`` among methods and outputs (1 is best).
+        """
+        by = ["metric", "genes", *_METHOD]
+        tasks = self.table.groupby([*by, *_TASK])["value"].agg(["mean", "std", "count"])
+        groups = tasks.groupby(level=by)
+        result = pd.DataFrame(
+            {
+                "mean": groups["mean"].mean(),
+                "sd_tasks": groups["mean"].std(),
+                "sd_seeds": groups["std"].mean(),
+                "n_tasks": groups["mean"].count(),
+                "n_seeds": groups["count"].max(),
+            }
+        ).reset_index()
+        loss = [
+            _loss(metric, mean)
+            for metric, mean in zip(result["metric"], result["mean"], strict=True)
+        ]
+        scored = result["method"] != CEILING
+        ranked = result.assign(loss=loss)[scored].groupby(["metric", "genes"])["loss"].rank("min")
+        return result.assign(rank=ranked)
+
+    def wide(self, columns: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+        """Return means over tasks and seeds, one row per method and output, best first.
+
+        Parameters
+        ----------
+        columns
+            Pairs of metric and set of genes; the main ones if None.
+        """
+        columns = main_columns(self.table) if columns is None else columns
+        summary = self.summary().set_index(["metric", "genes", *_METHOD])["mean"]
+        wide = pd.DataFrame({column: summary.loc[column] for column in columns})
+        return wide.sort_values(columns[0], ascending=False)
+
+    def paired(self, baseline: str = "mean_shift") -> pd.DataFrame:
+        """Compare every method with a baseline, task by task.
+
+        Parameters
+        ----------
+        baseline
+            Name of a method.
+
+        Returns
+        -------
+        One row per metric, set of genes, method and output: mean ``difference`` (method less
+        baseline), number of tasks where the method is better (``wins``) of ``n_tasks``, and ``p`` of
+        Wilcoxon's signed-rank test over tasks (NaN below five tasks, where it cannot be small).
+
+        Raises
+        ------
+        ValueError
+            The baseline was not run.
+        """
+        if baseline not in set(self.table["method"]):
+            raise ValueError(f"No method {baseline!r}; there are {self.methods}.")
+        means = self.task_means()
+        reference = means[means["method"] == baseline].drop(columns=_METHOD)
+        both = means[means["method"] != baseline].merge(
+            reference, on=["metric", "genes", *_TASK], suffixes=("", "_baseline")
+        )
+        rows = []
+        for key, group in both.groupby(["metric", "genes", *_METHOD]):
+            ours = np.array([_loss(key[0], v) for v in group["value"]])
+            theirs = np.array([_loss(key[0], v) for v in group["value_baseline"]])
+            difference = (group["value"] - group["value_baseline"]).mean()
+            rows.append(
+                (*key, difference, int((ours < theirs).sum()), len(group), _p(ours - theirs))
+            )
+        names = ["metric", "genes", *_METHOD, "difference", "wins", "n_tasks", "p"]
+        return pd.DataFrame(rows, columns=names)
+
+    def task_means(self) -> pd.DataFrame:
+        """Return the table with the mean over seeds in place of single seeds."""
+        by = ["metric", "genes", *_METHOD, *_TASK]
+        return self.table.groupby(by, as_index=False)["value"].mean()
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods that were run."""
+        return list(self.table["method"].unique())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return run and summary as a dictionary that JSON can hold (NaN as null)."""
+        summary = json.loads(self.summary().to_json(orient="records"))
+        return {"run": self.run, "summary": summary, "n_records": len(self.records)}
+
+
+def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the scores to show where there is room for few."""
+    top = next(genes for genes in table["genes"].unique() if genes.startswith("top"))
+    shown = [("effect_r2", top), ("effect_r2", "all"), ("specific_pearson", top)]
+    return [*shown, ("energy_distance", "pcs"), ("r2_var", top), ("variance_ratio", top)]
+
+
+def _loss(metric: str, value: float) -> float:
+    """Return how bad a score is."""
+    info = METRICS[metric]
+    if info.better == "closer":
+        return (
+            abs(np.log(max(value, 1e-12))) if metric == "variance_ratio" else abs(value - info.best)
+        )
+    return value if info.better == "lower" else -value
+
+
+def _p(differences: np.ndarray) -> float:
+    if len(differences) < 5 or not differences.any():
+        return float("nan")
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def _order(record: dict[str, Any]) -> tuple[str, ...]:
+    holdout = record["holdout"]
+    return (*(str(holdout[k]) for k in _TASK), record["method"], f"{record['seed']:06d}")
+
+
+def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for record in records:
+        task = [record["holdout"][k] for k in _TASK]
+        for output, metric, genes, value in record["scores"]:
+            number = float("nan") if value is None else value
+            rows.append((record["method"], *task, record["seed"], output, metric, genes, number))
+    names = ["method", *_TASK, "seed", "output", "metric", "genes", "value"]
+    return pd.DataFrame(rows, columns=names)
+
+
+# -- on disk ------------------------------------------------------------------------------------------
+
+
+class Store:
+    """A folder with one file per finished fit.
+
+    Files are written beside their place and moved into it, so that a kill loses only the fits under
+    way, and processes that share the folder cannot corrupt it.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.run_file = self.folder / _RUN
+        self.fits = self.folder / "fits"
+
+    def open(self, run: dict[str, Any]) -> None:
+        """Make the folder for a run, or check that it is of the same.
+
+        Raises
+        ------
+        ValueError
+            It holds results of other data or settings.
+        """
+        self.fits.mkdir(parents=True, exist_ok=True)
+        if not self.run_file.exists():
+            write_atomically(self.run_file, json.dumps(run, indent=1))
+            return
+        found = json.loads(self.run_file.read_text())
+        other = [
+            k for k in run if k != "versions" and found.get(k) != json.loads(json.dumps(run[k]))
+        ]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds results of a run that differs in {other}. Choose another folder."
+            )
+
+    def path(self, holdout: dict[str, Any], method: str, seed: int) -> Path:
+        """Return the file of a fit."""
+        key = json.dumps([holdout, method, seed], sort_keys=True, default=str)
+        name = f"{holdout['label']}-{holdout['target']}-{method}-{seed}"
+        safe = "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
+        return self.fits / f"{safe[:120]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write the record of a fit."""
+        path = self.path(record["holdout"], record["method"], record["seed"])
+        write_atomically(path, json.dumps(record))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of all finished fits."""
+        return [json.loads(path.read_text()) for path in sorted(self.fits.glob("*.json"))]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file, completely or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

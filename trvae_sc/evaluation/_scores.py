@@ -1,0 +1,99 @@
+"""Scores of predicted cells against the hidden ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc import metrics
+from trvae_sc.evaluation._tasks import Task
+from trvae_sc.expression import gene_means, log_values
+
+N_TOP = 100  # genes that change most, on which effects are scored besides all genes
+
+
+def predicted_log_values(task: Task, predicted: AnnData) -> Any:
+    """Return predicted cells on the scale on which a task is scored."""
+    if predicted.uns["trvae_sc"]["scale"] != "counts":
+        return predicted.X
+    return log_values(predicted, task.keys._replace(layer=None), task.kappa)
+
+
+def score(task: Task, predicted: AnnData) -> pd.DataFrame:
+    """Score predicted cells against the hidden ones.
+
+    Parameters
+    ----------
+    task
+        The task.
+    predicted
+        What a method returned.
+
+    Returns
+    -------
+    One row per metric and set of genes: ``metric``, ``genes``, ``value``. Genes are ``all``,
+    ``top100`` (largest absolute Welch t between hidden and source cells; truth is used here, for
+    scoring only) or ``pcs``, the principal components of the training cells.
+    """
+    return _score(task, predicted_log_values(task, predicted), task.real)
+
+
+def ceiling(task: Task, *, seed: int = 0) -> pd.DataFrame:
+    """Score one half of the hidden cells against the other: what sampling noise allows."""
+    order = np.random.default_rng(seed).permutation(task.real.shape[0])
+    half = len(order) // 2
+    return _score(task, task.real[order[:half]], task.real[order[half:]])
+
+
+def _score(task: Task, predicted: Any, real: Any) -> pd.DataFrame:
+    top = metrics.top_genes(task.real, task.control, N_TOP)
+    rows = []
+    for genes, index in ((f"top{N_TOP}", top), ("all", np.arange(real.shape[1]))):
+        r, p, c = (x[:, index] for x in (real, predicted, task.control))
+        found = {
+            "effect_r2": metrics.effect_r2(r, p, c),
+            "effect_pearson": metrics.effect_pearson(r, p, c),
+            "specific_pearson": metrics.specific_pearson(r, p, c, shift=task.shift[index]),
+            "r2_mean": metrics.r2_mean(r, p),
+            "r2_var": metrics.r2_var(r, p),
+            "variance_ratio": metrics.variance_ratio(r, p),
+        }
+        rows += [(name, genes, value) for name, value in found.items()]
+    p, r = task.project(predicted), task.project(real)
+    rows.append(("energy_distance", "pcs", metrics.energy_distance(p, r)))
+    rows.append(("mmd", "pcs", metrics.mmd(p, r)))
+    n = min(N_TOP, real.shape[1])
+    for name in ("de_overlap", "direction_accuracy"):
+        value = getattr(metrics, name)(real, predicted, task.control, n=n)
+        rows.append((name, f"top{N_TOP}", value))
+    if len(task.by_target) > 2:
+        target = str(task.holdout.target)
+        value = metrics.target_rank(task.by_target, gene_means(predicted)[None], target)
+        rows.append(("target_rank", "all", value))
+    return pd.DataFrame(rows, columns=["metric", "genes", "value"])
+
+
+def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
+    """Return real and predicted change of every gene, largest absolute Welch t first.
+
+    Columns: ``control_mean``, ``real_mean``, ``predicted_mean``, ``real_change``,
+    ``predicted_change`` (log values) and ``welch_t``.
+    """
+    control, real = gene_means(task.control), gene_means(task.real)
+    forecast = gene_means(predicted_log_values(task, predicted))
+    table = pd.DataFrame(
+        {
+            "control_mean": control,
+            "real_mean": real,
+            "predicted_mean": forecast,
+            "real_change": real - control,
+            "predicted_change": forecast - control,
+            "welch_t": metrics.welch_t(task.real, task.control),
+        },
+        index=task.train.var_names,
+    )
+    order = metrics.top_genes(task.real, task.control, len(table))
+    return table.iloc[order]
