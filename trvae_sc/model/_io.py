@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,20 @@ _ARRAY_FUNCTIONS = [
     np._core.multiarray.scalar,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
 ]
+#: What reading a damaged file raises.
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 # -- saving ---------------------------------------------------------------------------------------
@@ -95,6 +111,9 @@ def save_atomically(
     try:
         save(str(temporary / "model"), **kwargs)
         path.mkdir(exist_ok=True)
+        data = f"{kwargs.get('prefix') or ''}{SAVE_KEYS.ADATA_FNAME}"
+        if not (temporary / "model" / data).exists():
+            (path / data).unlink(missing_ok=True)  # of the model that is replaced
         for written in (temporary / "model").iterdir():
             written.replace(path / written.name)
     finally:
@@ -120,15 +139,12 @@ def read_file(
     if not file.is_file():
         raise FileNotFoundError(f"No model at {file}.")
     try:
+        with zipfile.ZipFile(file) as archive:  # torch does not compare the check sums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         with torch.serialization.safe_globals(_ARRAY_FUNCTIONS):
             content = torch.load(file, map_location=map_location, weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{file} is damaged, or is not a model that trvae_sc saved.") from error
     attributes = content.get(SAVE_KEYS.ATTR_DICT_KEY) if isinstance(content, dict) else None
     if not isinstance(attributes, dict) or "format_" not in attributes:

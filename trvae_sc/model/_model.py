@@ -16,6 +16,7 @@ import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 from scvi.train import SaveCheckpoint
@@ -44,11 +45,14 @@ from trvae_sc.training import (
 )
 
 logger = logging.getLogger(__name__)
+# scvi.settings.verbosity counts here too
+logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
 
 _NOT_TRAINED = "The model is not trained: call train() first."
 _EPOCHS = 60
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
+_FIRST = 256  # cells whose values tell two runs apart
 
 
 class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
@@ -149,6 +153,7 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         if adata is not None:
             _setup.check_type(adata)
         super().__init__(adata, registry)
+        module_kwargs.pop("extra_payload_autotune", None)  # of scvi-tools' autotune; always there
         arguments = locals()
         given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
@@ -411,6 +416,10 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             `checkpoint_dir` holds another run.
         """
         self._check_labels_known()
+        if self.adata_manager is None and kwargs.get("datamodule") is None:
+            raise ValueError(
+                "The model was loaded without data: attach some to train on (model.adata = adata)."
+            )
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} is {number}; at least 1 is needed.")
@@ -445,8 +454,13 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         callbacks = [*kwargs.pop("callbacks", [])]
         callbacks += [BestWeights(monitor, mode)] if early_stopping else []
         if checkpoint_dir is not None:
-            run = f"{self.init_params_} {self._data_summary()} {max_epochs} {batch_size} {plan}"
-            kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, run)
+            run = {
+                "model": (self.init_params_, self.seed_, self._data_summary()),
+                "split": (batch_size, train_size, datasplitter_kwargs),
+                "fit": (max_epochs, early_stopping, plan),
+                "trainer": {k: v for k, v in trainer.items() if k not in _NOT_OF_THE_RUN},
+            }
+            kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, _describe(run))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
             super().train(
@@ -463,8 +477,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     def _epochs(self, batch_size: int) -> int:
         """Return the default number of epochs."""
         steps_per_epoch = math.ceil(self.adata.n_obs / batch_size)
-        steps = min(max(_EPOCHS * steps_per_epoch, _MIN_STEPS), _MAX_STEPS)
-        return max(math.ceil(steps / steps_per_epoch), 1)
+        epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch))
+        return max(min(epochs, _MAX_STEPS // steps_per_epoch), 1)
 
     def _check_labels_known(self) -> None:
         """Raise where the data attached for training holds labels the model does not know."""
@@ -498,9 +512,17 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             )
 
     def _data_summary(self) -> str:
-        """Return what identifies the registered data."""
-        names = hashlib.sha256("\n".join(self.get_var_names()).encode()).hexdigest()[:16]
-        return f"{dict(self.summary_stats)} {names}"
+        """Return what identifies the registered data: genes, columns and the first cells' values."""
+        digest = hashlib.sha256("\n".join(self.get_var_names()).encode())
+        manager = self.adata_manager
+        for key in [] if manager is None else manager.data_registry:
+            values = manager.get_from_registry(key)
+            if key == REGISTRY_KEYS.X_KEY:
+                n_first = min(manager.adata.n_obs, _FIRST)
+                _, values = next(_setup.row_chunks(values, n_first, n_first))
+                values = values.toarray() if sparse.issparse(values) else values
+            digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+        return f"{dict(self.summary_stats)} {digest.hexdigest()}"
 
     # -- representations --------------------------------------------------------------------------
 
@@ -728,8 +750,10 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         AnnData with one row per source cell and sample. ``X``: the output, also in the layer the
         model was set up with. ``obs``: the source cell's columns with the target condition, and
         ``source_condition``, ``source_cell`` (``sample``). ``var``: ``source_mean``,
-        ``predicted_mean`` and ``predicted_change``, means of log(1 + kappa share) (values for
-        ``normal``). ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
+        ``predicted_mean`` and ``predicted_change``, log(1 + kappa share) of the mean share over the
+        cells (mean values for ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval
+        of the change (:func:`trvae_sc.uncertainty.half_width`; NaN with fewer than three labels to
+        learn from). ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
         what, by which model, and notes on how far to trust it.
 
         Raises
@@ -949,6 +973,39 @@ def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
         or plan.get("reduce_lr_on_plateau")
         or any(isinstance(callback, SaveCheckpoint) for callback in trainer.get("callbacks", ()))
     )
+
+
+#: Arguments of the trainer that a run may be resumed without, or with others of.
+_NOT_OF_THE_RUN = (
+    "accelerator",
+    "callbacks",
+    "datamodule",
+    "default_root_dir",
+    "devices",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "log_save_dir",
+    "logger",
+    "plugins",
+    "profiler",
+    "progress_bar_refresh_rate",
+    "simple_progress_bar",
+    "strategy",
+    "trainer_config",
+)
+
+
+def _describe(value: Any) -> str:
+    """Return a text of arguments that is the same in another process, also of long arrays."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_describe(value[k])}" for k in sorted(value)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_describe(v) for v in value) + "]"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        array = np.ascontiguousarray(value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    return getattr(value, "__qualname__", repr(value))
 
 
 def _hold(manager: DataManager) -> None:

@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.expression import ridge_shift
 from trvae_sc.training import row_numbers
+from trvae_sc.uncertainty import half_width, novelty
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
@@ -26,6 +27,7 @@ _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with th
 _OWN_GAIN = (
     0.5  # share that a cell's own gain has in what is added to its counts, beside its group's
 )
+_NOVEL = 1.5  # distance from the training labels above which a note says so
 _MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
 
 
@@ -213,6 +215,7 @@ class Calibration:
     def __init__(self, model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> None:
         self.model = model
         self.corrections: list[Correction] = []
+        self.novelty: dict[tuple[str, str], float] = {}  # by label and source
         if not model.module.calibrate:
             return
         setup_args = model.registry_["setup_args"]
@@ -223,10 +226,15 @@ class Calibration:
         self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         for code in range(self.group.max() + 1):
             cells = np.flatnonzero(self.group == code)
-            self.corrections.append(self._correction(adata, rows[cells], source[cells[0]], target))
+            name = str(frame["label"].iloc[cells[0]]), str(source[cells[0]])
+            self.corrections.append(
+                self._correction(adata, rows[cells], source[cells[0]], target, name)
+            )
 
-    def _correction(self, adata: AnnData, rows: np.ndarray, source: Any, target: Any) -> Correction:
-        """Return the correction of a group."""
+    def _correction(
+        self, adata: AnnData, rows: np.ndarray, source: Any, target: Any, name: tuple[str, str]
+    ) -> Correction:
+        """Return the correction of a group, and note how unlike the training labels it is."""
         model = self.model
         if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
             rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
@@ -239,8 +247,13 @@ class Calibration:
         observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
         change = decoded_target - decoded_source
         weight = model.module.context_weight
-        context = context_change(model, observed, source, target) if weight else None
-        blend = change if context is None else (1 - weight) * change + weight * context
+        profiles, shifts = seen_pairs(model, source, target)
+        self.novelty[name] = novelty(observed, profiles)
+        if weight and len(profiles):
+            change_of_others = ridge_shift(observed, profiles, shifts)
+            blend = (1 - weight) * change + weight * change_of_others
+        else:
+            blend = change
         if not model.module.is_count:
             scale = model.module.gene_scale.cpu().numpy()
             return Correction(np.zeros(adata.n_vars), (blend - change) * scale, None)
@@ -303,19 +316,6 @@ def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
         return np.log1p(module.kappa.item() * profile)
     mean, scale = module.gene_mean.cpu().numpy(), module.gene_scale.cpu().numpy()
     return (profile - mean) / scale
-
-
-def context_change(
-    model: TRVAE, profile: np.ndarray, source: Any, target: Any
-) -> np.ndarray | None:
-    """Return the ridge estimate of the change of a group, None where no label was seen in both."""
-    s, t = model.conditions.index(source), model.conditions.index(target)
-    n_cells = model.module.n_cells.cpu().numpy()
-    seen = np.flatnonzero((n_cells[:, s] > 0) & (n_cells[:, t] > 0))
-    if not len(seen):
-        return None
-    profiles = model.module.profiles.cpu().numpy().astype(np.float64)[seen]
-    return ridge_shift(profile, profiles[:, s], profiles[:, t] - profiles[:, s])
 
 
 def predicted_values(
@@ -400,8 +400,8 @@ def predict_cells(
             done += len(raw.observed)
             values.append(predicted_values(model, batch, features, output, draws))
             latent.append(batch.latent)
-            means[0] += _scaled(model, batch.source, None).sum(0, dtype=np.float64)
-            means[1] += _scaled(model, batch.target, None).sum(0, dtype=np.float64)
+            means[0] += batch.source.sum(0, dtype=np.float64)
+            means[1] += batch.target.sum(0, dtype=np.float64)
     x = (
         sparse.vstack(values, format="csr")
         if sparse.issparse(values[0])
@@ -410,14 +410,23 @@ def predict_cells(
     result = AnnData(
         X=x.astype(np.float32),
         obs=_predicted_obs(model, original, rows, target, n_samples),
-        var=_predicted_var(original, registered.var_names, means / (len(rows) * n_samples)),
+        var=_predicted_var(
+            original.var.loc[registered.var_names],
+            _scaled(model, means / (len(rows) * n_samples), None),
+            half_widths(model, registered, rows, target),
+        ),
         obsm={"X_trvae": np.concatenate(latent)},
     )
     layer = model.registry_["setup_args"]["layer"]
     if layer is not None and output in ("counts", "sample"):
         result.layers[layer] = result.X.copy()
     result.uns["trvae_sc"] = provenance(
-        model, original.obs.iloc[rows], target, output=output, n_samples=n_samples, seed=seed
+        model,
+        combination_table(model, original.obs.iloc[rows], target, calibration.novelty),
+        target,
+        output=output,
+        n_samples=n_samples,
+        seed=seed,
     )
     return result
 
@@ -519,19 +528,47 @@ def _predicted_obs(
     return pd.concat(samples)
 
 
-def _predicted_var(adata: AnnData, names: pd.Index, means: np.ndarray) -> pd.DataFrame:
-    """Return the genes' columns with mean and change of the prediction."""
-    var = adata.var.loc[names].copy()
-    var["source_mean"], var["predicted_mean"] = means
-    var["predicted_change"] = means[1] - means[0]
-    return var
+def _predicted_var(var: pd.DataFrame, means: np.ndarray, half: np.ndarray) -> pd.DataFrame:
+    """Return the genes' columns with mean, change and interval of the prediction."""
+    change = means[1] - means[0]
+    return var.assign(
+        source_mean=means[0],
+        predicted_mean=means[1],
+        predicted_change=change,
+        change_lower=change - half,
+        change_upper=change + half,
+    )
+
+
+# -- how far to trust it ------------------------------------------------------------------------------
+
+
+def seen_pairs(model: TRVAE, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return source profiles and shifts (f-scale) of the labels seen under both conditions."""
+    s, t = model.conditions.index(source), model.conditions.index(target)
+    n_cells = model.module.n_cells.cpu().numpy()
+    seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
+    profiles = model.module.profiles.cpu().numpy()[seen].astype(np.float64)
+    return profiles[:, s], profiles[:, t] - profiles[:, s]
+
+
+def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
+    """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
+    condition = adata.obs[model.registry_["setup_args"]["condition_key"]].iloc[rows]
+    scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
+    total = np.zeros(adata.n_vars)
+    for source, n_cells in condition.value_counts().items():
+        if not n_cells or source == target:
+            continue
+        half = half_width(*seen_pairs(model, source, target)) if model.labels else None
+        total += n_cells * (np.full(adata.n_vars, np.nan) if half is None else half * scale)
+    return total / len(rows)
 
 
 def provenance(
-    model: TRVAE, source: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
+    model: TRVAE, combinations: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
 ) -> dict[str, Any]:
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
-    combinations = combination_table(model, source, target)
     return {
         "method": "TRVAE",
         "preset": model.preset_,
@@ -556,8 +593,13 @@ def _scale_name(model: TRVAE, output: str) -> str:
     return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
 
 
-def combination_table(model: TRVAE, source: pd.DataFrame, target: Any) -> pd.DataFrame:
-    """Return one row a predicted combination: from what, and what training saw of it."""
+def combination_table(
+    model: TRVAE, source: pd.DataFrame, target: Any, distances: dict[tuple[str, str], float]
+) -> pd.DataFrame:
+    """Return one row a predicted combination: from what, and what training saw of it.
+
+    ``novelty`` is :func:`trvae_sc.uncertainty.novelty` of the source cells.
+    """
     setup_args = model.registry_["setup_args"]
     label = source.get(setup_args["labels_key"], "all")
     pairs = pd.DataFrame({"label": label, "source": source[setup_args["condition_key"]]})
@@ -573,6 +615,10 @@ def combination_table(model: TRVAE, source: pd.DataFrame, target: Any) -> pd.Dat
         n_training_cells=seen,
         seen_in_training=np.array(seen) > 0,
         n_labels_with_both=both,
+        novelty=[
+            distances.get((str(lab), str(src)), np.nan)
+            for lab, src in zip(counts["label"], counts["source"], strict=True)
+        ],
     )
 
 
@@ -584,6 +630,20 @@ def _notes(combinations: pd.DataFrame) -> list[str]:
         notes.append(
             f"Training saw the target condition of {', '.join(seen)}: these are not predictions of "
             "something unseen, and scoring them says nothing about unseen cells."
+        )
+    new = combinations[(combinations["novelty"] > _NOVEL) & ~combinations["seen_in_training"]]
+    if len(new):
+        named = ", ".join(f"{r.label} ({r.novelty:.1f})" for r in new.itertuples())
+        notes.append(
+            f"Unlike the labels that training saw under both conditions: {named}. The number is the "
+            "distance to the nearest of them, in units of how far these are from each other; beyond "
+            f"{_NOVEL:g} the prediction extrapolates."
+        )
+    few = combinations[combinations["n_labels_with_both"].between(1, 2)]
+    if len(few):
+        notes.append(
+            f"Only {few['n_labels_with_both'].min()} label(s) were seen under both source and target: "
+            "too few to tell what is particular to a label, or how wide the intervals are."
         )
     if (combinations["n_labels_with_both"] == 0).any():
         notes.append(

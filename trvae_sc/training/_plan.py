@@ -135,8 +135,10 @@ class TrainingPlan(ScviTrainingPlan):
                 },
                 "training" if mode == "train" else mode,
             )
-        if self.on_step and mode == "train":
-            self.log("train_loss_step", loss.loss.detach(), on_step=True, on_epoch=False)
+        if self.on_step and mode == "train" and self.trainer.logger is not None:
+            # not self.log, which drops most steps and counts the rest by epoch
+            metrics = {"train_loss_step": loss.loss.detach()}
+            self.trainer.logger.log_metrics(metrics, step=self.global_step)
         return loss.loss
 
     def on_train_batch_end(self, *args: Any) -> None:

@@ -48,8 +48,8 @@ class BestWeights(Callback):
     ) -> None:
         """Keep the weights if they are the best so far."""
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or self.sign * value.item() >= self.best:
-            return
+        if trainer.sanity_checking or value is None or not self.sign * value.item() < self.best:
+            return  # NaN is not better
         self.best = self.sign * value.item()
         self.best_epoch = trainer.current_epoch
         self.weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
@@ -58,6 +58,10 @@ class BestWeights(Callback):
         """Put the best weights back."""
         if self.weights is not None:
             plan.module.load_state_dict(self.weights)
+
+    def on_fit_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+        """Put the best weights back where a finished run was resumed, which trains nothing."""
+        self.on_train_end(trainer, plan)
 
     def on_exception(
         self,
@@ -95,7 +99,9 @@ class EpochCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path, run: str) -> None:
         self.file = Path(folder) / "last.ckpt"
         self.run = hashlib.sha256(run.encode()).hexdigest()
-        self.history: dict[str, tuple[list[int], list[float]]] = {}
+        #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
+        self.history: dict[str, tuple[str, list[int], list[float]]] = {}
+        self.stopped = False
 
     def resume_from(self) -> str | None:
         """Return the checkpoint to continue from, or None.
@@ -116,13 +122,12 @@ class EpochCheckpoint(Checkpoint):
             )
         return str(self.file)
 
-    def on_train_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
-        """Give the logger the epochs before the interruption."""
-        data = getattr(trainer.logger.experiment, "data", None)
-        if data is None:
-            return
-        for name, (epochs, values) in self.history.items():
-            index = pd.Index(epochs, name="epoch")
+    def on_fit_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+        """Give the logger the epochs before the interruption; stop where the run had stopped."""
+        trainer.should_stop = trainer.should_stop or self.stopped
+        data = _logged(trainer)
+        for name, (numbered_by, numbers, values) in self.history.items():
+            index = pd.Index(numbers, name=numbered_by)
             data[name] = pd.DataFrame({name: values}, index=index, dtype=object)
 
     def on_train_epoch_end(
@@ -130,11 +135,15 @@ class EpochCheckpoint(Checkpoint):
     ) -> None:
         """Write the checkpoint."""
         validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        by_step = {k: frame for k, frame in _logged(trainer).items() if frame.index.name == "step"}
         for name, value in trainer.callback_metrics.items():
-            if validated or "validation" not in name:
-                epochs, values = self.history.setdefault(name, ([], []))
+            if name not in by_step and (validated or "validation" not in name):
+                _, epochs, values = self.history.setdefault(name, ("epoch", [], []))
                 epochs.append(trainer.current_epoch)
                 values.append(value.item())
+        for name, frame in by_step.items():
+            self.history[name] = ("step", frame.index.tolist(), frame[name].tolist())
+        self.stopped = trainer.should_stop
         temporary = self.file.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
@@ -144,14 +153,19 @@ class EpochCheckpoint(Checkpoint):
         """Return what a checkpoint stores."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        return {"run": self.run, "history": self.history, "rng": rng}
+        return {"run": self.run, "history": self.history, "stopped": self.stopped, "rng": rng}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint stores."""
-        self.history = state_dict["history"]
+        self.history, self.stopped = state_dict["history"], state_dict["stopped"]
         torch.set_rng_state(state_dict["rng"]["cpu"].cpu())
         if state_dict["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["rng"]["cuda"]])
+
+
+def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
+    """Return the frames of scvi-tools' logger; none of another one."""
+    return getattr(getattr(trainer.logger, "experiment", None), "data", {})
 
 
 @contextlib.contextmanager
