@@ -14,6 +14,7 @@ from trvae_sc.model._predict import (
     shared_gain,
     transport_counts,
 )
+from trvae_sc.uncertainty import half_width
 
 torch.set_num_threads(1)
 
@@ -136,9 +137,12 @@ def test_delta_adds_the_change_and_mean_returns_the_level(trained):
     source = model.adata[delta.obs["source_cell"]]
     kappa = model.module.kappa.item()
     shares = source.X.toarray() / source.obs["n_counts"].to_numpy()[:, None]
-    change = delta.X - np.log1p(kappa * shares)
-    assert change.mean(0) == pytest.approx(delta.var["predicted_change"].to_numpy(), abs=1e-4)
-    assert mean.X.mean(0) == pytest.approx(mean.var["predicted_mean"].to_numpy(), abs=1e-4)
+    expected = np.log1p(np.expm1(mean.X.astype(float)).mean(0))
+    assert mean.var["predicted_mean"].to_numpy() == pytest.approx(expected, abs=1e-4)
+    observed = np.log1p(kappa * shares.mean(0))
+    assert delta.var["source_mean"].to_numpy() == pytest.approx(observed, abs=1e-4)
+    change = (delta.X - np.log1p(kappa * shares)).mean(0)
+    assert np.corrcoef(change, delta.var["predicted_change"])[0, 1] > 0.99
 
 
 def test_expected_counts_agree_with_the_predicted_share(trained):
@@ -162,6 +166,42 @@ def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
     assert change == pytest.approx(predicted.var["predicted_change"].to_numpy(), abs=1e-4)
     with pytest.raises(ValueError, match="'counts' is not available with gene_likelihood 'normal'"):
         model.predict(target="stimulated", output="counts")
+
+
+def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
+    """Of the labels seen under both conditions; not known where these are fewer than three."""
+    adata = make_adata(n_cells=480)
+    adata.obs["cell_type"] = [f"t{i // 2 % 5}" for i in range(480)]
+    hidden = (adata.obs["cell_type"] == "t0") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~hidden].copy())
+    predicted = model.predict(target="stimulated", labels="t0")
+    profiles = model.module.profiles.numpy().astype(float)[1:]
+    half = half_width(profiles[:, 0], profiles[:, 1] - profiles[:, 0])
+    change = predicted.var["predicted_change"]
+    assert (change - predicted.var["change_lower"]).to_numpy() == pytest.approx(half)
+    assert (predicted.var["change_upper"] - change).to_numpy() == pytest.approx(half)
+    few = fit(train={"max_epochs": 1}).predict(target="stimulated", labels="NK")
+    assert few.var["change_lower"].notna().all()
+    two = make_adata()
+    two = two[two.obs["cell_type"] != "T"].copy()
+    unknown = fit(two, train={"max_epochs": 1}).predict(target="stimulated", labels="NK")
+    assert unknown.var["change_lower"].isna().all()
+    assert any("too few to tell" in note for note in unknown.uns["trvae_sc"]["notes"])
+
+
+def test_a_label_far_from_all_others_is_noted(fit, make_adata):
+    adata = make_adata(n_cells=480)
+    label = np.array([f"t{i // 2 % 5}" for i in range(480)])
+    adata.obs["cell_type"] = label
+    x = adata.X.toarray()
+    x[np.ix_(label == "t0", np.arange(1, 10))] += 200
+    adata.X = sparse.csr_matrix(x)
+    adata.obs["n_counts"] = x.sum(1) + 10.0
+    hidden = (label == "t0") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~hidden].copy())
+    record = model.predict(target="stimulated", labels="t0").uns["trvae_sc"]
+    assert record["combinations"]["novelty"].item() > 1.5
+    assert any(note.startswith("Unlike the labels") for note in record["notes"])
 
 
 # -- the AnnData ----------------------------------------------------------------------------------------

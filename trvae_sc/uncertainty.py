@@ -1,0 +1,95 @@
+"""How far a predicted change can be trusted: from how well the labels predict each other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trvae_sc.expression import ridge_shift
+
+_PRIOR_LABELS = (
+    1.0  # weight, in labels, of the mean over genes in a gene's own mean squared residual
+)
+
+
+def left_out_residuals(profiles: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Return what is wrong with each label's shift when the other labels predict it.
+
+    Parameters
+    ----------
+    profiles
+        Source profiles of L labels, shape (n_labels, n_genes).
+    shifts
+        Their shifts, same shape.
+
+    Returns
+    -------
+    Shift less :func:`trvae_sc.expression.ridge_shift` from the others, shape (n_labels, n_genes).
+    """
+    labels = np.arange(len(profiles))
+    others = [labels[labels != i] for i in labels]
+    return np.stack(
+        [shifts[i] - ridge_shift(profiles[i], profiles[o], shifts[o]) for i, o in enumerate(others)]
+    )
+
+
+def half_width(
+    profiles: np.ndarray, shifts: np.ndarray, *, level: float = 0.9
+) -> np.ndarray | None:
+    r"""Return half the width of each gene's interval for the shift of one more label.
+
+    With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
+    :math:`s_g^2 = (\sum_l e_{lg}^2 + \bar{e^2}) / (L + 1)`, drawn towards the mean over genes, and the
+    half-width is :math:`q\,s_g` with q the `level` quantile, over labels and genes, of
+    :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal, with
+    labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715).
+
+    Parameters
+    ----------
+    profiles
+        Source profiles of L labels seen under source and target, shape (n_labels, n_genes).
+    shifts
+        Their shifts, same shape.
+    level
+        Share of genes that the intervals shall cover.
+
+    Returns
+    -------
+    Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
+    """
+    if len(profiles) < 3:
+        return None
+    squares = left_out_residuals(profiles, shifts) ** 2
+    scores = [np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0)) for i in range(len(squares))]
+    return np.quantile(np.stack(scores), level) * _scale(squares)
+
+
+def _scale(squares: np.ndarray) -> np.ndarray:
+    """Return the scale of each gene from squared residuals, shape (n_labels, n_genes)."""
+    total = squares.sum(0) + _PRIOR_LABELS * squares.mean()
+    return np.sqrt(np.maximum(total / (len(squares) + _PRIOR_LABELS), np.finfo(float).tiny))
+
+
+def novelty(profile: np.ndarray, others: np.ndarray) -> float:
+    """Return how far a profile is from others, in units of how far these are from each other.
+
+    Parameters
+    ----------
+    profile
+        Source profile of the label to predict, shape (n_genes,).
+    others
+        Those of the labels seen under source and target, shape (n_labels, n_genes).
+
+    Returns
+    -------
+    Distance to the nearest of the others, divided by the median of the distances of each of them to
+    its own nearest; NaN for fewer than two others. Above about 1.5 the label is outside of what
+    training has seen.
+    """
+    if len(others) < 2:
+        return float("nan")
+    distances = np.linalg.norm(others[:, None] - others[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    typical = np.median(distances.min(1))
+    return float(
+        np.linalg.norm(others - profile, axis=1).min() / max(typical, np.finfo(float).tiny)
+    )
