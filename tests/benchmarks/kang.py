@@ -34,7 +34,8 @@ def draw(results: Results, label: str) -> plt.Figure:
     pl.benchmark(shown, ax=axes[1])
     pl.effect(genes, ax=axes[0])
     axes[0].legend().remove()
-    axes[0].set_title(f"{label}, interferon-beta: never seen in training", fontsize=9)
+    score = axes[0].get_title()
+    axes[0].set_title(f"{label}, interferon-beta: never seen in training\n{score}", fontsize=9)
     axes[1].set_title("cell types held out one at a time, mean of seeds", fontsize=9)
     return figure
 

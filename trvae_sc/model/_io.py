@@ -186,6 +186,11 @@ def _restore_frame(record: Any) -> Any:
 def query_model(cls: type[TRVAE], adata: AnnData, reference: TRVAE, *, freeze: bool) -> TRVAE:
     """Return an untrained copy of `reference` that also has the new levels of `adata`."""
     setup_args = reference.registry_["setup_args"]
+    labels_key = setup_args["labels_key"]
+    if labels_key is not None and labels_key not in adata.obs:
+        raise KeyError(
+            f"No column '{labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
+        )
     if not adata.var_names.equals(pd.Index(reference.get_var_names())) or adata.is_view:
         adata = _setup.align(adata, pd.Index(reference.get_var_names()), setup_args["layer"])
     cls.setup_anndata(

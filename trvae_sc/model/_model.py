@@ -938,6 +938,8 @@ class TRVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Raises
         ------
+        KeyError
+            A column that the reference was set up with is missing.
         ValueError
             Genes are missing, or there is no new level to train.
         """

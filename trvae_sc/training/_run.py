@@ -180,6 +180,7 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message="The number of training batches")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message="You defined a `validation_step`")
             # batch norm of frozen models is; all else trains
             warnings.filterwarnings("ignore", message="Found .* in eval mode at the start")
             yield

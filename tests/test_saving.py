@@ -1,0 +1,606 @@
+"""Saving, loading and query surgery."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+import trvae_sc
+from trvae_sc import TRVAE
+
+CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+COVARIATES = {
+    "batch_key": "batch",
+    "categorical_covariate_keys": ["sex", "site"],
+    "continuous_covariate_keys": ["age"],
+}
+COUNT_OUTPUTS = ("counts", "delta", "mean", "sample")
+OUTPUTS = ("delta", "mean", "sample")
+
+
+def weights_of(model):
+    return {k: v.cpu().numpy().copy() for k, v in model.module.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        first[k].tobytes() == second[k].tobytes() for k in first
+    )
+
+
+def dense(x):
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def predictions(model, adata=None, target="stimulated", **kwargs):
+    """Return the prediction in every output the likelihood has."""
+    outputs = COUNT_OUTPUTS if model.module.is_count else OUTPUTS
+    return [
+        model.predict(adata, target=target, source="control", output=o, seed=1, **kwargs)
+        for o in outputs
+    ]
+
+
+def assert_same_predictions(found, expected):
+    """Assert predictions that are equal to the bit, and in what describes them."""
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert dense(a.X).tobytes() == dense(b.X).tobytes()
+        assert a.obsm["X_trvae"].tobytes() == b.obsm["X_trvae"].tobytes()
+        columns = ["source_mean", "predicted_mean", "predicted_change"]
+        pd.testing.assert_frame_equal(a.var[columns], b.var[columns], check_exact=True)
+        assert a.obs_names.equals(b.obs_names)
+        assert a.uns["trvae_sc"]["kappa"] == b.uns["trvae_sc"]["kappa"]
+        pd.testing.assert_frame_equal(
+            a.uns["trvae_sc"]["combinations"], b.uns["trvae_sc"]["combinations"]
+        )
+
+
+def content_of(folder):
+    """Return the content of a model file that a test has written itself."""
+    return torch.load(Path(folder) / "model.pt", weights_only=False)
+
+
+def entries():
+    """Return what the test's folder holds, hidden entries too."""
+    return sorted(p.name for p in Path().iterdir())
+
+
+# -- round trip -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setup", [{}, COVARIATES], ids=["plain", "covariates"])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_a_loaded_model_predicts_the_same_to_the_bit(fit, make_adata, likelihood, setup):
+    make = {"values": "counts" if likelihood == "nb" else "log"}
+    model = fit(make_adata(**make), gene_likelihood=likelihood, setup=setup)
+    model.save("saved")
+    loaded = TRVAE.load("saved", make_adata(**make), accelerator="cpu")
+    assert same(weights_of(loaded), weights_of(model))
+    assert_same_predictions(predictions(loaded), predictions(model))
+    cells = make_adata(24, seed=7, **make)
+    assert_same_predictions(predictions(loaded, cells), predictions(model, cells))
+    assert_same_predictions(
+        predictions(loaded, cells, n_samples=2), predictions(model, cells, n_samples=2)
+    )
+    missing = model.generate("stimulated", 10, seed=2), loaded.generate("stimulated", 10, seed=2)
+    assert dense(missing[0].X).tobytes() == dense(missing[1].X).tobytes()
+    assert loaded.get_latent_representation().tobytes() == (
+        model.get_latent_representation().tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"preset": "paper", "gene_likelihood": "mse"},
+        {"gene_likelihood": "zinb", "n_hidden": (12, 10, 8), "dispersion": "gene"},
+        {"gene_likelihood": "poisson", "condition_in": "decoder", "norm": "batch"},
+        {"preset": "mmd_cvae", "leaky_slope": 0.2},
+    ],
+)
+def test_every_architecture_comes_back(fit, make_adata, arguments):
+    model = fit(**arguments)
+    model.save("saved")
+    loaded = TRVAE.load("saved", adata=False)
+    assert str(loaded.module) == str(model.module)
+    assert same(weights_of(loaded), weights_of(model))
+    assert loaded.preset_ == arguments.get("preset", "default")
+    latent = [m.get_latent_representation(model.adata) for m in (model, loaded)]
+    assert latent[0].tobytes() == latent[1].tobytes()
+
+
+def test_history_split_and_facts_survive(fit, make_adata):
+    train = {"train_size": 0.75, "check_val_every_n_epoch": 1, "plan_kwargs": {"on_step": True}}
+    model = fit(make_adata(), seed=5, train={**train, "batch_size": 40})
+    model.save("saved")
+    loaded = TRVAE.load("saved", make_adata())
+    assert loaded.history.keys() == model.history.keys()
+    assert "train_loss_step" in loaded.history
+    for name, frame in model.history.items():
+        pd.testing.assert_frame_equal(
+            loaded.history[name].astype(float), frame.astype(float), check_index_type=False
+        )
+    assert len(loaded.train_indices) == 90
+    assert loaded.train_indices.tolist() == model.train_indices.tolist()
+    assert loaded.validation_indices.tolist() == model.validation_indices.tolist()
+    assert loaded.seed_ == 5
+    assert loaded.is_trained
+    assert loaded.n_cells.equals(model.n_cells)
+    assert loaded.conditions == ["control", "stimulated"]
+    assert loaded.labels == ["B", "NK", "T"]
+    assert loaded.version_ == trvae_sc.__version__
+
+
+def test_an_untrained_model_comes_back_untrained(fit, make_adata):
+    model = fit(train=False)
+    model.save("saved")
+    loaded = TRVAE.load("saved", make_adata())
+    assert same(weights_of(loaded), weights_of(model))
+    with pytest.raises(RuntimeError, match="not trained"):
+        loaded.predict(target="stimulated")
+
+
+def test_training_goes_on_as_without_saving(fit, make_adata):
+    model = fit(make_adata())
+    model.save("saved")
+    loaded = TRVAE.load("saved", make_adata())
+    for m in (model, loaded):
+        m.train(max_epochs=2, batch_size=40, **CPU)
+    assert same(weights_of(loaded), weights_of(model))
+    assert loaded.history["train_loss"].index.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (False, True), (0.5, 2.0), ("", "b")])
+def test_levels_of_any_type_come_back(fit, make_adata, levels):
+    adata = make_adata()
+    codes = np.arange(120) % 2
+    adata.obs["condition"] = pd.Series([levels[c] for c in codes], index=adata.obs_names)
+    model = fit(adata)
+    model.save("saved")
+    loaded = TRVAE.load("saved", adata=False)
+    assert loaded.conditions == list(levels)
+    assert [type(c) for c in loaded.conditions] == [type(v) for v in levels]
+    expected = model.predict(target=levels[1], source=levels[0])
+    found = loaded.predict(adata, target=levels[1], source=levels[0])
+    assert (found.X != expected.X).nnz == 0
+
+
+CHILD = """
+import sys
+import anndata, numpy as np
+from trvae_sc import TRVAE
+
+model = TRVAE.load("saved", adata=False)
+predicted = model.predict(anndata.read_h5ad("cells.h5ad"), target="stimulated", seed=1)
+np.save("predicted.npy", predicted.X.toarray())
+assert not any("conftest" in name for name in sys.modules)
+"""
+
+
+def test_another_process_predicts_the_same(fit, make_adata):
+    make_adata(24, seed=7).write_h5ad("cells.h5ad")
+    model = fit(make_adata(), setup=COVARIATES)
+    model.save("saved")
+    path = str(Path(trvae_sc.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = model.predict(make_adata(24, seed=7), target="stimulated", seed=1)
+    assert np.load("predicted.npy").tobytes() == dense(expected.X).tobytes()
+
+
+# -- other data -------------------------------------------------------------------------------------
+
+
+def test_genes_of_other_data_are_matched_by_name(trained, make_adata):
+    trained.save("saved")
+    cells = make_adata(24, seed=7)
+    expected = predictions(trained, cells)
+    extra = anndata.AnnData(
+        sparse.csr_matrix(np.full((24, 4), 3.0, np.float32)),
+        obs=cells.obs,
+        var=pd.DataFrame(index=[f"extra_{j}" for j in range(4)]),
+    )
+    wide = anndata.concat([cells, extra], axis=1, merge="same")
+    order = np.random.default_rng(0).permutation(34)
+    for other in (cells[:, ::-1].copy(), wide[:, order].copy(), wide[:, order]):
+        names = other.var_names.copy()
+        loaded = TRVAE.load("saved", other)
+        assert loaded.adata.var_names.equals(trained.adata.var_names)
+        found = predictions(loaded)
+        for a, b in zip(found, expected, strict=True):
+            assert dense(a.X).tobytes() == dense(b.X).tobytes()
+        assert other.var_names.equals(names)
+    with pytest.raises(
+        ValueError, match=r"lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1"
+    ):
+        TRVAE.load("saved", cells[:, 2:].copy())
+
+
+def test_without_data_they_are_passed_to_the_methods(trained, make_adata):
+    trained.save("saved")
+    loaded = TRVAE.load("saved", adata=False)
+    assert loaded.adata is None
+    cells = make_adata(24, seed=7)
+    columns = list(cells.obs)
+    assert_same_predictions(predictions(loaded, cells), predictions(trained, cells))
+    assert list(cells.obs) == columns
+    assert loaded.n_cells.equals(trained.n_cells)
+    with pytest.raises(ValueError, match="loaded without data: pass adata"):
+        loaded.predict(target="stimulated")
+
+
+def test_unknown_labels_are_predicted_but_not_trained_on(trained, make_adata):
+    trained.save("saved")
+    cells = make_adata(24, seed=7)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "new"})
+    expected = predictions(trained, cells)
+    loaded = TRVAE.load("saved", cells)
+    assert loaded.labels == ["B", "NK", "T"]
+    found = predictions(loaded)
+    assert_same_predictions(found, expected)
+    assert set(found[0].obs["cell_type"]) == {"B", "new", "T"}
+    with pytest.raises(ValueError, match=r"labels the model does not know: \['new'\]"):
+        loaded.train(max_epochs=1, **CPU)
+
+
+def test_unknown_conditions_are_refused(trained, make_adata):
+    trained.save("saved")
+    cells = make_adata(24, seed=7)
+    cells.obs["condition"] = cells.obs["condition"].astype(str).replace({"control": "other"})
+    with pytest.raises(ValueError, match="Unknown condition 'other'"):
+        TRVAE.load("saved", cells)
+
+
+# -- files ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_exists_is_kept_unless_told(fit, make_adata):
+    first, second = fit(make_adata(), seed=1), fit(make_adata(), seed=2)
+    first.save("saved")
+    with pytest.raises(ValueError, match=r"saved already exists.*overwrite=True"):
+        second.save("saved")
+    assert same(weights_of(TRVAE.load("saved", adata=False)), weights_of(first))
+    second.save("saved", overwrite=True)
+    assert same(weights_of(TRVAE.load("saved", adata=False)), weights_of(second))
+    assert entries() == ["saved"]
+
+
+def test_data_of_the_model_replaced_go_with_it(fit, make_adata):
+    """They once stayed, and were loaded with a model they did not belong to."""
+    fit(make_adata(60)).save("saved", save_anndata=True)
+    assert TRVAE.load("saved").adata.n_obs == 60
+    fit(make_adata(60)).save("saved", prefix="a_", save_anndata=True, overwrite=True)
+    fit(make_adata(90)).save("saved", overwrite=True)
+    names = sorted(p.name for p in Path("saved").iterdir())
+    assert names == ["a_adata.h5ad", "a_model.pt", "model.pt"]
+    assert TRVAE.load("saved", prefix="a_").adata.n_obs == 60
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_save_that_fails_changes_nothing(fit, make_adata, monkeypatch, error, exists):
+    model = fit(make_adata())
+    if exists:
+        model.save("saved", save_anndata=True)
+    before = {p.name: p.read_bytes() for p in Path().glob("saved/*")}
+    model.train(max_epochs=1, **CPU)
+
+    def write_half(content, file, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", write_half)
+        with pytest.raises(type(error)):
+            model.save("saved", overwrite=True, save_anndata=True)
+    assert {p.name: p.read_bytes() for p in Path().glob("saved/*")} == before
+    assert entries() == (["saved"] if exists else [])
+    model.save("saved", overwrite=True)
+    assert same(weights_of(TRVAE.load("saved", adata=False)), weights_of(model))
+
+
+def test_what_cannot_be_read_back_as_data_is_not_saved(fit):
+    model = fit()
+    model.note_ = object()
+    with pytest.raises(TypeError, match="Cannot save a value of type object"):
+        model.save("saved")
+    assert entries() == []
+
+
+def test_a_missing_model_is_named(trained):
+    with pytest.raises(FileNotFoundError, match=r"No model at .*nowhere.model\.pt"):
+        TRVAE.load("nowhere")
+    trained.save("saved")
+    with pytest.raises(FileNotFoundError, match=r"other_model\.pt"):
+        TRVAE.load("saved", prefix="other_")
+    with pytest.raises(FileNotFoundError):
+        TRVAE.load("saved/model.pt")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TRVAE.load_query_data(trained.adata, "nowhere")
+
+
+def test_a_damaged_file_is_named(trained):
+    """torch reads changed weights without a word; the check sums of the file tell."""
+    trained.save("saved")
+    file = Path("saved/model.pt")
+    written = file.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [written[:n] for n in (0, 1, 100, len(written) // 2, len(written) - 1)]
+    damaged += [rng.bytes(n) for n in (10, 1000)] + [b"PK\x03\x04" + rng.bytes(1000)]
+    damaged += [written[:n] + rng.bytes(40) + written[n + 40 :] for n in range(200, 20_000, 1800)]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.pt is damaged, or is not a model"):
+            TRVAE.load("saved", adata=False)
+    file.write_bytes(written)
+    assert same(weights_of(TRVAE.load("saved", adata=False)), weights_of(trained))
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize("place", ["file", "zip", "attributes", "weights", "registry"])
+def test_code_in_a_file_is_not_executed(trained, place):
+    trained.save("saved")
+    file, content = Path("saved/model.pt"), content_of("saved")
+    if place == "attributes":
+        content["attr_dict"]["note_"] = Evil()
+    elif place == "weights":
+        content["model_state_dict"]["z_mean.bias"] = Evil()
+    elif place == "registry":
+        content["attr_dict"]["registry_"]["setup_args"]["condition_key"] = Evil()
+    elif place == "zip":
+        content = Evil()
+    if place == "file":
+        file.write_bytes(pickle.dumps(Evil()))
+    else:
+        torch.save(content, file)
+    for load in (TRVAE.load, lambda path, **_: TRVAE.load_query_data(trained.adata, path)):
+        with pytest.raises(ValueError, match="damaged, or is not a model that trvae_sc saved"):
+            load("saved", adata=False)
+    assert not Path("executed").exists()
+    with file.open("rb") as opened:  # the code is alive
+        pickle.load(opened) if place == "file" else torch.load(file, weights_only=False)
+    assert Path("executed").exists()
+
+
+def test_a_file_of_a_newer_version_is_named(trained):
+    trained.save("saved")
+    content = content_of("saved")
+    content["attr_dict"].update(format_=99, version_="12.3.4")
+    torch.save(content, "saved/model.pt")
+    with pytest.raises(ValueError, match=r"trvae_sc 12\.3\.4 in format 99; .* reads up to 1\. Up"):
+        TRVAE.load("saved", adata=False)
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": 1}, [1, 2], {"attr_dict": {"is_trained_": True}}, torch.zeros(3)]
+)
+def test_another_file_of_torch_is_refused(content):
+    Path("saved").mkdir()
+    torch.save(content, "saved/model.pt")
+    with pytest.raises(ValueError, match="is not a model that trvae_sc saved"):
+        TRVAE.load("saved")
+
+
+# -- query surgery ----------------------------------------------------------------------------------
+
+
+def query_cells(make_adata, columns, n_cells=120, values="counts"):
+    """Return cells of which half have a new level in each of some columns."""
+    adata = make_adata(n_cells, seed=5, values=values)
+    for i, column in enumerate(columns):
+        chosen = np.arange(n_cells) // (6 * (i + 1)) % 2 == 0
+        if column == "condition":  # only stimulated cells become new
+            chosen = (adata.obs["condition"] == "stimulated").to_numpy() & chosen
+        adata.obs[column] = adata.obs[column].astype(str).mask(chosen, "new")
+    return adata
+
+
+def without(adata, key):
+    """Return a copy that lacks a column of obs."""
+    adata = adata.copy()
+    del adata.obs[key]
+    return adata
+
+
+#: Columns with a new level, and the parameters that get a row.
+CONDITION_ROWS = {"encoder_in.condition", "decoder_in.condition", "log_dispersion_condition"}
+NEW = {
+    "batch": (["batch"], {"encoder_in.categories.0", "decoder_in.categories.0"}),
+    "condition": (["condition"], CONDITION_ROWS),
+    "both": (
+        ["condition", "batch"],
+        CONDITION_ROWS | {"encoder_in.categories.0", "decoder_in.categories.0"},
+    ),
+    "covariate": (["site"], {"encoder_in.categories.2", "decoder_in.categories.2"}),
+    "all": (
+        ["condition", "batch", "sex", "site", "cell_type"],
+        CONDITION_ROWS
+        | {f"{side}_in.categories.{k}" for side in ("encoder", "decoder") for k in range(3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_a_frozen_query_leaves_old_predictions_to_the_bit(fit, make_adata, name, likelihood):
+    columns, grown = NEW[name]
+    values = "counts" if likelihood == "nb" else "log"
+    reference = fit(
+        make_adata(values=values), setup=COVARIATES, gene_likelihood=likelihood, train={"lr": 0.02}
+    )
+    start = weights_of(reference)
+    cells = make_adata(36, seed=7, values=values)
+    expected = predictions(reference, cells)
+    query = query_cells(make_adata, columns, values=values)
+    model = TRVAE.load_query_data(query, reference)
+    assert not model.is_trained
+    model.is_trained = True  # as far as the reference knows
+    assert_same_predictions(predictions(model, cells), expected)
+    model.is_trained = False
+    before = weights_of(model)
+    model.train(max_epochs=4, batch_size=40, **CPU)
+    after = weights_of(model)
+    assert_same_predictions(predictions(model, cells), expected)
+    found = {k for k in before if not np.array_equal(before[k], after[k])} - {"n_cells", "profiles"}
+    assert found == grown
+    for key in grown:
+        n = len(start[key])
+        assert len(after[key]) == n + 1
+        assert after[key][:n].tobytes() == start[key].tobytes()
+        assert before[key][n] == pytest.approx(start[key].mean(0), rel=1e-5, abs=1e-7)
+        assert abs(after[key][n] - before[key][n]).max() > 1e-3
+    assert same(weights_of(reference), start)
+    assert model.conditions == ["control", "stimulated"] + ["new"] * ("condition" in columns)
+    assert model.labels == ["B", "NK", "T"] + ["new"] * ("cell_type" in columns)
+
+
+def test_training_on_and_after_loading_leaves_old_predictions_too(fit, make_adata):
+    reference = fit(make_adata(), setup=COVARIATES)
+    cells = make_adata(36, seed=7)
+    expected = predictions(reference, cells)
+    reference.save("reference")
+    query = query_cells(make_adata, ["condition", "batch"])
+    model = TRVAE.load_query_data(query, "reference")
+    plan = {"weight_decay": 0.5, "lr_schedule": None}
+    model.train(max_epochs=2, plan_kwargs=plan, **CPU)
+    new = predictions(model, query, target="new")
+    model.save("query")
+    loaded = TRVAE.load("query", query_cells(make_adata, ["condition", "batch"]))
+    assert same(weights_of(loaded), weights_of(model))
+    assert loaded.conditions == ["control", "stimulated", "new"]
+    assert_same_predictions(predictions(loaded, target="new"), new)
+    assert_same_predictions(predictions(loaded, cells), expected)
+    loaded.train(max_epochs=3, lr=0.05, plan_kwargs=plan, **CPU)
+    assert_same_predictions(predictions(loaded, cells), expected)
+    changed = predictions(loaded, target="new")
+    assert not np.array_equal(changed[2].X, new[2].X)
+
+
+def test_a_query_of_a_query_leaves_both(fit, make_adata):
+    reference = fit(make_adata(), setup=COVARIATES)
+    cells = make_adata(36, seed=7)
+    first_query = query_cells(make_adata, ["batch"])
+    first = TRVAE.load_query_data(first_query, reference)
+    first.train(max_epochs=2, **CPU)
+    expected = predictions(first, cells), predictions(first, first_query)
+    second = TRVAE.load_query_data(query_cells(make_adata, ["condition"]), first)
+    second.train(max_epochs=2, **CPU)
+    assert second.conditions == ["control", "stimulated", "new"]
+    assert len(second.module.decoder_in.categories[0]) == 3
+    assert_same_predictions(predictions(second, cells), expected[0])
+    assert_same_predictions(predictions(second, first_query), expected[1])
+    assert_same_predictions(predictions(second, cells), predictions(reference, cells))
+
+
+def test_a_new_condition_is_learned(fit, make_adata):
+    """The new condition has the opposite effect; it is predicted for a label not seen under it."""
+    reference = fit(make_adata(300), train={"max_epochs": 30, "batch_size": 50})
+    query = make_adata(300, seed=5, effect=-1.0)
+    query.obs["condition"] = query.obs["condition"].astype(str).replace({"stimulated": "new"})
+    is_truth = (query.obs["cell_type"] == "B") & (query.obs["condition"] == "new")
+    truth, query = query[is_truth].copy(), query[~is_truth].copy()
+    model = TRVAE.load_query_data(query, reference)
+    arguments = {"target": "new", "source": "control", "labels": "B", "output": "mean"}
+    model.is_trained = True
+    before = model.predict(**arguments)
+    model.is_trained = False
+    model.train(max_epochs=20, batch_size=50, lr=0.02, **CPU)
+    after = model.predict(**arguments)
+    assert np.isfinite(after.X).all()
+    assert len(after) == 50
+    shares = truth.X.toarray() / truth.obs["n_counts"].to_numpy()[:, None]
+    real = np.log1p(after.uns["trvae_sc"]["kappa"] * shares.mean(0)) - after.var["source_mean"]
+    assert np.corrcoef(after.var["predicted_change"], real)[0, 1] > 0.9
+    assert np.corrcoef(before.var["predicted_change"], real)[0, 1] < 0.0
+    record = after.uns["trvae_sc"]["combinations"].iloc[0]
+    assert record["n_training_cells"] == 0
+    assert model.n_cells["new"].tolist() == [0, 50, 50]
+    assert model.n_cells["control"].tolist() == reference.n_cells["control"].tolist()
+
+
+def test_an_unfrozen_query_changes_everything(fit, make_adata):
+    reference = fit(make_adata())
+    start, cells = weights_of(reference), make_adata(36, seed=7)
+    expected = predictions(reference, cells)
+    model = TRVAE.load_query_data(query_cells(make_adata, ["condition"]), reference, freeze=False)
+    assert all(p.requires_grad for p in model.module.parameters())
+    model.train(max_epochs=2, **CPU)
+    for name, old in start.items():
+        if name.endswith(("weight", "bias")):
+            assert not np.array_equal(weights_of(model)[name], old), name
+    for a, b in zip(predictions(model, cells), expected, strict=True):
+        assert not np.array_equal(dense(a.X), dense(b.X))
+    assert same(weights_of(reference), start)
+    assert model.n_cells["stimulated"].tolist() == [10, 10, 10]  # as the latest fit saw them
+
+
+def test_nothing_new_is_nothing_to_train(trained, make_adata):
+    for columns in ([], ["cell_type"]):  # a label has no parameters
+        with pytest.raises(ValueError, match="no condition, batch or covariate level"):
+            TRVAE.load_query_data(query_cells(make_adata, columns), trained)
+    model = TRVAE.load_query_data(make_adata(seed=5), trained, freeze=False)
+    model.train(max_epochs=1, **CPU)
+    assert not same(weights_of(model), weights_of(trained))
+
+
+def test_labels_of_the_query(trained, make_adata):
+    """New ones are learned from; a column of them is needed, as in a registration."""
+    query = query_cells(make_adata, ["condition", "cell_type"])
+    model = TRVAE.load_query_data(query, trained)
+    assert model.labels == ["B", "NK", "T", "new"]
+    assert model.module.n_cells.shape == (4, 3)
+    model.train(max_epochs=1, **CPU)
+    seen = (query.obs["condition"] == "new") & (query.obs["cell_type"] == "new")
+    assert model.n_cells.loc["new", "new"] == seen.sum() > 0
+    known = trained.n_cells.to_numpy()
+    assert np.array_equal(model.n_cells.to_numpy()[:3, :2], known)
+    predicted = model.predict(query, target="new", source="control", labels="new")
+    assert set(predicted.obs["cell_type"]) == {"new"}
+    with pytest.raises(KeyError, match="No column 'cell_type'"):
+        TRVAE.load_query_data(without(query, "cell_type"), trained)
+
+
+def test_what_a_query_lacks_is_named(trained, fit, make_adata):
+    query = query_cells(make_adata, ["condition"])
+    with pytest.raises(
+        ValueError, match=r"lacks 3 of the 30 genes .*: 'gene_0', 'gene_1', 'gene_2"
+    ):
+        TRVAE.load_query_data(query[:, 3:].copy(), trained)
+    for key in ("condition", "batch", "n_counts"):
+        with pytest.raises(KeyError, match=f"No column '{key}'"):
+            TRVAE.load_query_data(without(query, key), trained)
+    incomplete = query.copy()
+    incomplete.obs["condition"] = incomplete.obs["condition"].where(np.arange(120) > 2)
+    with pytest.raises(ValueError, match=r"obs\['condition'\] is missing \(NaN\) in 3 cells"):
+        TRVAE.load_query_data(incomplete, trained)
+    with pytest.raises(RuntimeError, match="not trained"):
+        TRVAE.load_query_data(query, fit(train=False))
+
+
+def test_query_genes_are_matched_by_name_also_in_views(trained, make_adata):
+    query = query_cells(make_adata, ["condition"])
+    expected = TRVAE.load_query_data(query.copy(), trained)
+    expected.train(max_epochs=1, **CPU)
+    for other in (query[:, ::-1].copy(), query[:, ::-1]):
+        model = TRVAE.load_query_data(other, trained)
+        model.train(max_epochs=1, **CPU)
+        assert same(weights_of(model), weights_of(expected))
+        assert list(other.var_names) == [f"gene_{j}" for j in range(29, -1, -1)]

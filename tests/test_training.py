@@ -1,0 +1,801 @@
+"""Training: history, seeds, best weights, interruption, checkpoints, statistics, batches."""
+
+import gc
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+
+import trvae_sc
+from trvae_sc import TRVAE
+from trvae_sc.training import DataSplitter
+from trvae_sc.training._data import Batches
+
+CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+TERMS = ("reconstruction", "kl", "mmd", "transfer")
+#: 120 cells in 3 batches.
+STEPS = {"max_epochs": 5, "batch_size": 40}
+VALIDATING = {**STEPS, "train_size": 0.8, "check_val_every_n_epoch": 1}
+STOPPING = {**STEPS, "early_stopping": True}
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+class At(lightning.Callback):
+    """Calls a function at the end of a hook in one epoch."""
+
+    def __init__(self, epoch, action, hook="on_train_epoch_end"):
+        def call(trainer, plan, *args):
+            if trainer.current_epoch == epoch:
+                action(trainer, plan)
+
+        setattr(self, hook, call)
+
+
+class Spoil(lightning.Callback):
+    """Multiplies the output weights when an epoch starts."""
+
+    def __init__(self, epoch, factor):
+        self.epoch, self.factor = epoch, factor
+
+    def on_train_epoch_start(self, trainer, plan):
+        if trainer.current_epoch == self.epoch:
+            with torch.no_grad():
+                plan.module.output.weight.mul_(self.factor)
+
+
+class Keep(lightning.Callback):
+    """Keeps the weights at the end of every epoch, and its validation ELBO."""
+
+    def __init__(self):
+        self.weights, self.elbo = [], []
+
+    def on_validation_end(self, trainer, plan):
+        self.elbo.append(trainer.callback_metrics["elbo_validation"].item())
+
+    def on_train_epoch_end(self, trainer, plan):
+        self.weights.append(weights_of(plan))
+
+
+class Rates(lightning.Callback):
+    """Notes the learning rate of every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class Seen(lightning.Callback):
+    """Notes the condition codes of every batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, plan, batch, *args):
+        self.batches.append(batch["condition"].numpy().ravel().astype(int))
+
+
+def kill(trainer, plan):
+    raise Killed
+
+
+def weights_of(owner):
+    return {k: v.cpu().numpy().copy() for k, v in owner.module.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        first[k].tobytes() == second[k].tobytes() for k in first
+    )
+
+
+def assert_same_run(found, expected):
+    """Assert equal weights, to the bit, equal histories and equal splits."""
+    assert same(weights_of(found), weights_of(expected))
+    assert found.history.keys() == expected.history.keys()
+    for name, frame in expected.history.items():
+        pd.testing.assert_frame_equal(found.history[name], frame, check_index_type=False)
+    assert found.is_trained
+    assert np.array_equal(found.train_indices, expected.train_indices)
+    assert np.array_equal(found.validation_indices, expected.validation_indices)
+
+
+def curve(model, name):
+    return model.history[name].to_numpy(float).ravel()
+
+
+# -- history ----------------------------------------------------------------------------------------
+
+
+def test_history_has_every_term_raw_and_weighted_and_the_loss_is_their_sum(fit):
+    weights = {"recon_weight": 2.0, "kl_weight": 0.7, "mmd_weight": 3.0, "transfer_weight": 0.5}
+    model = fit(train=VALIDATING, **weights)
+    raw = ("reconstruction_loss", "kl_local", "mmd", "transfer")
+    factor = dict(zip(TERMS, weights.values(), strict=True))
+    factor["kl"] = curve(model, "kl_weight")
+    assert factor["kl"].tolist() == pytest.approx([0.0, 0.35, 0.7, 0.7, 0.7])
+    for mode, loss in (("train", "train_loss"), ("validation", "validation_loss")):
+        total = np.zeros(5)
+        for name, term in zip(raw, TERMS, strict=True):
+            value = curve(model, f"{name}_{mode}")
+            weighted = curve(model, f"{term}_weighted_{mode}")
+            assert weighted == pytest.approx(factor[term] * value, rel=1e-5, abs=1e-7)
+            total += weighted
+        assert (curve(model, f"reconstruction_loss_{mode}") > 0).all()
+        assert curve(model, loss) == pytest.approx(total, rel=1e-5)
+        elbo = curve(model, f"reconstruction_loss_{mode}") + curve(model, f"kl_local_{mode}")
+        assert curve(model, f"elbo_{mode}") == pytest.approx(elbo, rel=1e-6)
+    for frame in model.history.values():
+        assert frame.index.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_terms_without_weight_add_nothing(fit):
+    model = fit(train=STEPS, preset="cvae")
+    assert (curve(model, "mmd_weighted_train") == 0).all()
+    assert (curve(model, "transfer_weighted_train") == 0).all()
+    total = curve(model, "reconstruction_weighted_train") + curve(model, "kl_weighted_train")
+    assert curve(model, "train_loss") == pytest.approx(total, rel=1e-6)
+
+
+def test_loss_falls(fit):
+    model = fit(train={"max_epochs": 40, "batch_size": 40})
+    loss = curve(model, "reconstruction_loss_train")
+    assert loss[-5:].mean() < loss[:5].mean() - 1
+
+
+def test_history_by_step_has_a_row_for_every_step(fit):
+    model = fit(train={**STEPS, "plan_kwargs": {"on_step": True}})
+    by_step = model.history["train_loss_step"]
+    assert by_step.index.name == "step"
+    assert by_step.index.tolist() == list(range(15))
+    means = curve(model, "train_loss_step").reshape(5, 3).mean(1)  # batches are of one size
+    assert curve(model, "train_loss") == pytest.approx(means, rel=1e-5)
+    model.train(max_epochs=2, batch_size=40, plan_kwargs={"on_step": True}, **CPU)
+    assert model.history["train_loss_step"].index.tolist() == list(range(21))
+    assert "train_loss_step" not in fit(train=STEPS).history
+
+
+# -- schedules --------------------------------------------------------------------------------------
+
+
+def test_kl_weight_rises_linearly_over_the_first_epochs(fit):
+    model = fit(train={"max_epochs": 10}, kl_weight=0.6)
+    assert curve(model, "kl_weight") == pytest.approx([0.0, 0.2, 0.4, *[0.6] * 7], rel=1e-6)
+    plan = {"n_epochs_kl_warmup": 2, "max_kl_weight": 0.3, "min_kl_weight": 0.1}
+    model = fit(train={"max_epochs": 4, "plan_kwargs": plan})
+    assert curve(model, "kl_weight") == pytest.approx([0.1, 0.2, 0.3, 0.3], rel=1e-6)
+
+
+def test_kl_weight_rises_by_step_where_asked(fit):
+    """The value logged is that after the last step of the epoch, of which there are 3."""
+    model = fit(train={**STEPS, "plan_kwargs": {"n_steps_kl_warmup": 12}})
+    assert curve(model, "kl_weight") == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0], rel=1e-6)
+
+
+def test_kl_weight_of_the_paper_is_constant(fit):
+    model = fit(train=STEPS, preset="paper", gene_likelihood="mse")
+    assert curve(model, "kl_weight") == pytest.approx([5e-8] * 5, rel=1e-6)
+
+
+def test_learning_rate_goes_through_one_cycle(fit):
+    rates = Rates()
+    fit(train={"max_epochs": 10, "batch_size": 40, "lr": 0.01, "callbacks": [rates]})
+    found = np.array(rates.rates)
+    assert len(found) == 30
+    assert found[0] == pytest.approx(0.01 / 25)
+    assert found.argmax() == 0.3 * 30 - 1
+    assert found.max() == pytest.approx(0.01)
+    assert found[-1] == pytest.approx(0.01 / 25 / 1e4)
+    assert (np.diff(found[:9]) > 0).all()
+    assert (np.diff(found[8:]) < 0).all()
+
+
+def test_learning_rate_is_constant_without_schedule_and_as_published(fit):
+    rates = Rates()
+    fit(train={**STEPS, "plan_kwargs": {"lr_schedule": None}, "callbacks": [rates]})
+    assert set(rates.rates) == {3e-3}
+    rates = Rates()
+    fit(train={**STEPS, "callbacks": [rates]}, preset="paper", gene_likelihood="mse")
+    assert set(rates.rates) == {1e-3}
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "batch_size", "epochs"),
+    [
+        (120, None, 300),  # 1 step an epoch: as many as make 300 steps
+        (120, 50, 100),
+        (120, 8, 60),  # 15 steps an epoch
+        (1200, 2, 50),  # 600 steps an epoch: as many as fit into 30,000
+        (1300, 1, 23),
+    ],
+)
+def test_default_number_of_epochs_makes_300_to_30000_steps(
+    fit, make_adata, n_cells, batch_size, epochs
+):
+    found = []
+
+    def stop(trainer, plan):
+        found.append((trainer.max_epochs, trainer.estimated_stepping_batches))
+        raise Killed
+
+    callbacks = [At(0, stop, "on_train_epoch_start")]
+    with pytest.raises(Killed):
+        fit(
+            make_adata(n_cells, 5),
+            train={"max_epochs": None, "batch_size": batch_size, "callbacks": callbacks},
+        )
+    assert found[0][0] == epochs
+    assert 300 <= found[0][1] <= 30_000
+
+
+# -- seeds ------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(fit):
+    train = {**STOPPING, "balance_conditions": True}
+    first, second, other = (fit(train=train, seed=seed) for seed in (3, 3, 4))
+    assert_same_run(second, first)
+    assert not same(weights_of(first), weights_of(other))
+    assert first.train_indices.tolist() != other.train_indices.tolist()
+    scvi.settings.seed = 3
+    assert same(weights_of(fit(train=train)), weights_of(first))
+
+
+def test_initial_weights_follow_the_seed(fit):
+    first, second, other = (fit(train=False, seed=seed) for seed in (3, 3, 4))
+    assert same(weights_of(first), weights_of(second))
+    assert not np.array_equal(
+        first.module.encoder_in.linear.weight.detach(),
+        other.module.encoder_in.linear.weight.detach(),
+    )
+
+
+def test_global_random_states_are_left_alone(fit, make_adata):
+    adata = make_adata()
+    torch.manual_seed(11)
+    state = np.random.get_state()  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate()
+    fit(adata, train={**STOPPING, "balance_conditions": True}, setup={"batch_key": "batch"})
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    found = np.random.get_state()  # noqa: NPY002
+    assert found[1].tolist() == state[1].tolist()
+    assert found[2:] == state[2:]
+
+
+# -- best weights -----------------------------------------------------------------------------------
+
+
+def test_early_stopping_puts_the_weights_of_the_best_epoch_back(fit, capsys):
+    keep = Keep()
+    model = fit(
+        train={
+            **STOPPING,
+            "max_epochs": 20,
+            "early_stopping_patience": 2,
+            "callbacks": [keep, Spoil(4, 20.0)],
+        }
+    )
+    best = int(np.argmin(keep.elbo))
+    assert best < 4 <= len(keep.elbo) - 1 < 19
+    assert curve(model, "elbo_validation") == pytest.approx(keep.elbo)
+    assert same(weights_of(model), keep.weights[best])
+    assert not same(weights_of(model), keep.weights[-1])
+    assert len(model.validation_indices) == 12
+    assert not model.module.training
+
+
+def test_best_weights_follow_the_monitor_and_its_direction(fit, capsys):
+    """A made-up monitor: the largest MMD is taken for the best."""
+    keep = Keep()
+    monitor = {"early_stopping_monitor": "mmd_validation", "early_stopping_mode": "max"}
+    model = fit(train={**STOPPING, **monitor, "callbacks": [keep]})
+    best = int(curve(model, "mmd_validation").argmax())
+    assert same(weights_of(model), keep.weights[best])
+
+
+def test_without_early_stopping_the_last_weights_stay(fit):
+    keep = Keep()
+    model = fit(train={**VALIDATING, "callbacks": [keep, Spoil(4, 20.0)]})
+    assert same(weights_of(model), keep.weights[-1])
+
+
+def test_validation_that_is_no_number_is_never_the_best(fit, capsys):
+    """NaN compares as not worse; it once replaced the best weights before the error came."""
+    keep = Keep()
+    model = fit(train=False)
+    with pytest.raises(FloatingPointError, match="became nan in epoch 3"):
+        model.train(**STOPPING, callbacks=[keep, Spoil(3, float("nan"))], **CPU)
+    assert np.isnan(keep.elbo[3])
+    assert same(weights_of(model), keep.weights[int(np.nanargmin(keep.elbo))])
+
+
+# -- numbers out of range ---------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_blows_up_is_named(fit):
+    model = fit(train=False)
+    plan = {"lr_schedule": None}
+    with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch \d.*lower the learn"):
+        model.train(max_epochs=20, batch_size=40, lr=1e30, plan_kwargs=plan, **CPU)
+    assert not model.is_trained
+    with pytest.raises(RuntimeError, match="not trained"):
+        model.predict(target="stimulated")
+
+
+def test_data_are_needed(fit):
+    model = fit()
+    model.save("saved")
+    loaded = TRVAE.load("saved", adata=False)
+    with pytest.raises(ValueError, match="loaded without data: attach some"):
+        loaded.train(max_epochs=1, **CPU)
+
+
+# -- interruption -----------------------------------------------------------------------------------
+
+
+def by_exception(trainer, plan):
+    raise KeyboardInterrupt
+
+
+def by_signal(trainer, plan):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupt", [by_exception, by_signal])
+def test_ctrl_c_leaves_a_usable_model_with_the_best_weights(fit, make_adata, interrupt):
+    handler = signal.getsignal(signal.SIGINT)
+    keep = Keep()
+    callbacks = [keep, Spoil(2, 20.0), At(3, interrupt, "on_train_batch_end")]
+    model = fit(train=False)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped in epoch 3; .* best epoch, 1,"):
+        model.train(**STOPPING, callbacks=callbacks, **CPU)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert int(np.argmin(keep.elbo)) == 1
+    assert same(weights_of(model), keep.weights[1])
+    assert curve(model, "elbo_validation") == pytest.approx(keep.elbo)
+    assert len(keep.elbo) == 3
+    assert model.is_trained
+    assert not model.module.training
+    assert len(model.train_indices) == 108
+    assert model.predict(make_adata(12), target="stimulated").n_obs == 6
+    model.train(max_epochs=1, **CPU)
+    assert not same(weights_of(model), keep.weights[1])
+
+
+def test_ctrl_c_without_validation_leaves_the_latest_weights(fit):
+    latest = []
+
+    def stop(trainer, plan):
+        latest.append(weights_of(plan))
+        raise KeyboardInterrupt
+
+    model = fit(train=False)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped in epoch 2; .* weights of the latest step"
+    ):
+        model.train(**STEPS, callbacks=[At(2, stop)], **CPU)
+    assert same(weights_of(model), latest[0])
+    assert model.is_trained
+
+
+def test_ctrl_c_before_the_first_step_leaves_the_model_untrained(fit):
+    model = fit(train=False)
+    callbacks = [At(0, by_exception, "on_train_epoch_start")]
+    with pytest.raises(KeyboardInterrupt, match="before the first step; the model is not trained"):
+        model.train(**STEPS, callbacks=callbacks, **CPU)
+    assert not model.is_trained
+
+
+# -- checkpoints ------------------------------------------------------------------------------------
+
+RUNS = {
+    "plain": ({}, STEPS),
+    "steps": ({}, {**STEPS, "plan_kwargs": {"on_step": True}}),
+    "validation": (
+        {"setup": {"batch_key": "batch"}},
+        {**STOPPING, "balance_conditions": True, "early_stopping_patience": 3},
+    ),
+    "paper": ({"preset": "paper", "gene_likelihood": "mse"}, VALIDATING),
+    "plateau": (
+        {},
+        {**VALIDATING, "plan_kwargs": {"reduce_lr_on_plateau": True, "lr_patience": 0}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_batch_end"])
+def test_a_run_killed_and_resumed_ends_as_one_that_was_not(fit, name, hook):
+    arguments, train = RUNS[name]
+    expected = fit(train=train, **arguments)
+    with pytest.raises(Killed):
+        fit(train={**train, "checkpoint_dir": "run", "callbacks": [At(2, kill, hook)]}, **arguments)
+    keep = Keep()
+    resumed = fit(train={**train, "checkpoint_dir": "run", "callbacks": [keep]}, **arguments)
+    assert len(keep.weights) == 3  # epochs 2, 3, 4
+    assert_same_run(resumed, expected)
+
+
+def test_checkpoints_do_not_change_the_result(fit):
+    expected = fit(train=STEPS)
+    assert_same_run(fit(train={**STEPS, "checkpoint_dir": Path("some") / "run"}), expected)
+    assert [p.name for p in Path("some/run").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [STEPS, {**STOPPING, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}],
+)
+def test_a_finished_run_is_loaded_and_not_trained_further(fit, capsys, train):
+    """A run that early stopping had ended once went on, and a full one lacked history."""
+    spoil = Spoil(1, 20.0)  # so that the best epoch is not the last
+    expected = fit(train={**train, "checkpoint_dir": "run", "callbacks": [spoil]})
+    rates = Rates()
+    again = fit(train={**train, "checkpoint_dir": "run", "callbacks": [rates]})
+    assert rates.rates == []
+    assert_same_run(again, expected)
+
+
+CHILD = """
+import os, signal, sys
+import anndata, lightning.pytorch as lightning
+from trvae_sc import TRVAE
+
+class Die(lightning.Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+adata = anndata.read_h5ad("cells.h5ad")
+TRVAE.setup_anndata(adata, "condition", labels_key="cell_type", total_counts_key="n_counts")
+model = TRVAE(adata, n_latent=4, n_hidden=(16, 8))
+model.train(
+    max_epochs=5, batch_size=40, checkpoint_dir="run", callbacks=[Die()], accelerator="cpu",
+    devices=1, enable_progress_bar=False,
+)
+"""
+
+
+def test_a_process_killed_is_resumed_by_another(fit, make_adata):
+    make_adata().write_h5ad("cells.h5ad")
+    path = str(Path(trvae_sc.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    keep = Keep()
+    resumed = fit(make_adata(), train={**STEPS, "checkpoint_dir": "run", "callbacks": [keep]})
+    assert len(keep.weights) == 2  # epochs 3, 4
+    assert_same_run(resumed, fit(train=STEPS))
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(fit, monkeypatch):
+    save = lightning.Trainer.save_checkpoint
+    calls = itertools.count()
+
+    def save_half(self, path, *args, **kwargs):
+        save(self, path, *args, **kwargs)
+        if next(calls) == 2:
+            written = Path(path).read_bytes()
+            Path(path).write_bytes(written[: len(written) // 2])
+            raise Killed
+
+    before = []
+    callbacks = [
+        At(1, lambda *_: before.append(1)),
+        At(2, lambda *_: before.append(Path("run/last.ckpt").read_bytes())),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning.Trainer, "save_checkpoint", save_half)
+        with pytest.raises(Killed):
+            fit(train={**STEPS, "checkpoint_dir": "run", "callbacks": callbacks})
+    assert Path("run/last.ckpt").read_bytes() == before[-1]
+    assert Path("run/last.tmp").exists()
+    resumed = fit(train={**STEPS, "checkpoint_dir": "run"})
+    assert_same_run(resumed, fit(train=STEPS))
+    assert [p.name for p in Path("run").iterdir()] == ["last.ckpt"]
+
+
+def test_another_run_is_not_resumed(fit, make_adata):
+    base = {**STEPS, "max_epochs": 2, "checkpoint_dir": "run"}
+    fit(make_adata(), train=base)
+    written = Path("run/last.ckpt").read_bytes()
+    rows = [np.arange(100), np.arange(100, 120)]
+    other_train = [
+        {"max_epochs": 3},
+        {"batch_size": 30},
+        {"lr": 1e-3},
+        {"train_size": 0.5},
+        {"early_stopping": True},
+        {"balance_conditions": True},
+        {"gradient_clip_val": 1.0},
+        {"check_val_every_n_epoch": 1},
+        {"plan_kwargs": {"weight_decay": 0.5}},
+        {"datasplitter_kwargs": {"seed": 9}},
+        {"datasplitter_kwargs": {"external_indexing": rows}},
+    ]
+    other_model = [{"seed": 1}, {"mmd_weight": 1.0}, {"n_latent": 5}, {"preset": "cvae"}]
+    changed = make_adata()
+    changed.X[0, 0] += 1
+    relabelled = make_adata()
+    relabelled.obs["cell_type"] = relabelled.obs["cell_type"].to_numpy()[::-1].copy()
+    renamed = make_adata()
+    renamed.var_names = [f"other_{j}" for j in range(30)]
+    tries = [({"adata": make_adata(), "train": {**base, **t}}) for t in other_train]
+    tries += [{"adata": make_adata(), "train": base, **m} for m in other_model]
+    tries += [{"adata": a, "train": base} for a in (changed, relabelled, renamed)]
+    tries += [{"adata": make_adata(), "train": base, "setup": {"batch_key": "batch"}}]
+    for arguments in tries:
+        with pytest.raises(ValueError, match=r"is of a run with other data or arguments\. Choose"):
+            fit(**arguments)
+    assert Path("run/last.ckpt").read_bytes() == written
+    fit(make_adata(), train={**base, "log_every_n_steps": 1, "logger": False})  # may differ
+
+
+def test_long_lists_of_rows_tell_runs_apart(fit, make_adata):
+    """numpy prints the ends of long arrays only, so that their text says little."""
+    adata = make_adata(1200, 5)
+    train = {"max_epochs": 1, "checkpoint_dir": "run"}
+    rows = np.arange(1200)
+    splits = []
+    for middle in (600, 700):
+        test = np.arange(middle, middle + 50)
+        splits.append([np.setdiff1d(rows, test), np.array([], int), test])
+    fit(adata, train={**train, "datasplitter_kwargs": {"external_indexing": splits[0]}})
+    with pytest.raises(ValueError, match="other data or arguments"):
+        fit(adata, train={**train, "datasplitter_kwargs": {"external_indexing": splits[1]}})
+
+
+# -- batches ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [
+        (10, 4, [4, 3, 3]),
+        (9, 8, [5, 4]),
+        (129, 128, [65, 64]),
+        (8, 4, [4, 4]),
+        (3, 8, [3]),
+        (1, 1, [1]),
+    ],
+)
+def test_batches_are_even_and_have_every_row_once(n, batch_size, sizes):
+    rows = np.arange(100, 100 + n)
+    batches = Batches(rows, batch_size, shuffle=True)
+    torch.manual_seed(0)
+    first, second = list(batches), list(batches)
+    assert len(batches) == len(sizes)
+    for drawn in (first, second):
+        assert sorted((len(b) for b in drawn), reverse=True) == sizes
+        assert sorted(np.concatenate(drawn)) == rows.tolist()
+    if n > 8:
+        assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
+
+
+def test_batches_in_order_and_without_the_last():
+    rows = np.arange(100, 110)
+    found = list(Batches(rows, 4))
+    assert [b.tolist() for b in found] == [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109]]
+    found = list(Batches(rows, 4, drop_last=True))
+    assert [b.tolist() for b in found] == [[100, 101, 102, 103], [104, 105, 106, 107]]
+    torch.manual_seed(0)
+    drawn = list(Batches(rows, 4, shuffle=True, drop_last=True))
+    assert [len(b) for b in drawn] == [4, 4]
+    assert len(np.unique(np.concatenate(drawn))) == 8
+    found = list(Batches(rows[:3], 4, shuffle=True, drop_last=True))
+    assert [len(b) for b in found] == [3]  # the only batch is kept
+
+
+def test_weighted_batches_draw_with_the_weights():
+    weights = np.array([1.0, 0.0, 3.0])
+    torch.manual_seed(0)
+    batches = Batches(np.array([5, 6, 7]), 3, shuffle=True, weights=weights)
+    drawn = np.concatenate([np.concatenate(list(batches)) for _ in range(1000)])
+    assert len(drawn) == 3000
+    assert set(drawn) == {5, 7}
+    assert np.mean(drawn == 7) == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 3000))
+
+
+def one_to_twenty(make_adata):
+    """Return 200 control and 10 stimulated cells."""
+    adata = make_adata(420)
+    stimulated = np.flatnonzero(adata.obs["condition"] == "stimulated")[:10]
+    control = np.flatnonzero(adata.obs["condition"] == "control")[:200]
+    return adata[np.sort([*control, *stimulated])].copy()
+
+
+def test_balanced_conditions_are_drawn_equally_often(fit, make_adata):
+    balanced, plain = Seen(), Seen()
+    adata = one_to_twenty(make_adata)
+    train = {"max_epochs": 6, "batch_size": 70}
+    fit(adata, train={**train, "balance_conditions": True, "callbacks": [balanced]})
+    fit(adata, train={**train, "callbacks": [plain]})
+    assert [len(b) for b in balanced.batches] == [70] * 18
+    draws = np.concatenate(balanced.batches)
+    assert draws.mean() == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / len(draws)))
+    by_epoch = draws.reshape(6, 210).mean(1)
+    assert len(set(by_epoch)) > 1  # drawn anew
+    assert np.concatenate(plain.batches).mean() == pytest.approx(10 / 210)
+
+
+# -- statistics of the training cells ---------------------------------------------------------------
+
+
+def by_hand(adata, rows, shares):
+    """Return numbers and mean shares of the cells of every label and condition."""
+    part = adata.obs.iloc[rows]
+    n_cells, means = np.zeros((3, 2)), np.zeros((3, 2, adata.n_vars))
+    for i, label in enumerate(["B", "NK", "T"]):
+        for j, condition in enumerate(["control", "stimulated"]):
+            chosen = ((part["cell_type"] == label) & (part["condition"] == condition)).to_numpy()
+            n_cells[i, j] = chosen.sum()
+            means[i, j] = shares[rows][chosen].mean(0)
+    return n_cells, means
+
+
+@pytest.mark.parametrize("total_counts_key", ["n_counts", None])
+def test_statistics_of_counts_equal_numpy_on_the_training_cells(fit, make_adata, total_counts_key):
+    adata = make_adata()
+    model = fit(
+        adata, setup={"total_counts_key": total_counts_key}, train={"train_size": 0.5, "lr": 1e-9}
+    )
+    rows = model.train_indices
+    assert len(rows) == len(model.validation_indices) == 60
+    counts = adata.X.toarray().astype(np.float64)
+    total = counts.sum(1) if total_counts_key is None else adata.obs["n_counts"].to_numpy()
+    shares = counts / total[:, None]
+    found = weights_of(model)
+    kappa = np.median(total[rows])
+    n_cells, means = by_hand(adata, rows, shares)
+    assert found["kappa"] == kappa
+    assert np.array_equal(found["n_cells"], n_cells)
+    assert n_cells.sum() == 60
+    assert found["profiles"] == pytest.approx(np.log1p(kappa * means), rel=1e-5, abs=1e-6)
+    assert (found["gene_mean"] == 0).all()
+    assert (found["gene_scale"] == 1).all()
+    bias = np.log(shares[rows].mean(0) + 1e-8)  # where the output starts
+    assert found["output.bias"][:30] == pytest.approx(bias, abs=1e-4)
+    assert model.n_cells.loc["NK", "stimulated"] == n_cells[1, 1]
+    assert abs(kappa - np.median(total)) > 0.1  # all cells would give another
+
+
+def test_statistics_of_values_equal_numpy_on_the_training_cells(fit, make_adata):
+    adata = make_adata(values="log")
+    adata.X = adata.X.toarray()
+    adata.X[:, 3] = 2.0  # a gene that does not vary
+    model = fit(adata, gene_likelihood="normal", train={"train_size": 0.5})
+    rows = model.train_indices
+    values = adata.X.astype(np.float64)
+    mean, scale = values[rows].mean(0), values[rows].std(0)
+    scale[3] = 1.0
+    found = weights_of(model)
+    assert found["gene_mean"] == pytest.approx(mean, rel=1e-5)
+    assert found["gene_scale"] == pytest.approx(scale, rel=1e-5)
+    assert found["kappa"] == 1.0
+    n_cells, means = by_hand(adata, rows, values)
+    assert np.array_equal(found["n_cells"], n_cells)
+    assert found["profiles"] == pytest.approx((means - mean) / scale, rel=1e-4, abs=1e-5)
+
+
+def test_cells_outside_training_do_not_matter(fit, make_adata):
+    """With other counts in the validation cells the weights are the same, to the bit."""
+    adata = make_adata()
+    first = fit(adata, train={**STEPS, "train_size": 0.5})
+    spoiled = make_adata()
+    counts = spoiled.X.toarray()
+    counts[first.validation_indices] = counts[first.validation_indices, ::-1] + 7
+    spoiled.X = counts
+    spoiled.obs["n_counts"] = counts.sum(1) + 10.0
+    rows = first.train_indices
+    spoiled.obs.loc[spoiled.obs_names[rows], "n_counts"] = adata.obs["n_counts"].iloc[rows]
+    second = fit(spoiled, train={**STEPS, "train_size": 0.5})
+    assert second.train_indices.tolist() == rows.tolist()
+    assert same(weights_of(first), weights_of(second))
+
+
+def test_transfer_never_sees_a_combination_held_out(fit, make_adata, monkeypatch):
+    adata = make_adata()
+    hidden = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~hidden].copy(), train=False)
+    draw, drawn = model.module._draw_targets, []
+
+    def note(label, source):
+        target, known = draw(label, source)
+        drawn.append(torch.stack([label, source, target, known.long()], 1).numpy())
+        return target, known
+
+    monkeypatch.setattr(model.module, "_draw_targets", note)
+    model.train(**STEPS, **CPU)
+    assert model.n_cells.to_numpy().tolist() == [[20, 0], [20, 20], [20, 20]]
+    assert (model.module.profiles[0, 1] == 0).all()
+    label, source, target, known = np.concatenate(drawn).T
+    assert len(label) == 5 * 100
+    assert not known[label == 0].any()
+    assert known[label > 0].all()
+    assert (target[label > 0] == 1 - source[label > 0]).all()
+
+
+# -- splits and datamodules -------------------------------------------------------------------------
+
+
+def test_external_indexing_is_the_split(fit, make_adata):
+    order = np.random.default_rng(1).permutation(120)
+    split = [order[:70], order[70:90], order[90:]]
+    adata = make_adata()
+    train = {**STEPS, "check_val_every_n_epoch": 1}
+    model = fit(adata, train={**train, "datasplitter_kwargs": {"external_indexing": split}})
+    assert model.train_indices.tolist() == split[0].tolist()
+    assert model.validation_indices.tolist() == split[1].tolist()
+    assert model.test_indices.tolist() == split[2].tolist()
+    codes = pd.crosstab(adata.obs["cell_type"].iloc[split[0]], adata.obs["condition"])
+    assert np.array_equal(model.n_cells, codes)
+    assert len(curve(model, "elbo_validation")) == 5
+    drawn = fit(train={**VALIDATING})
+    rows = [drawn.train_indices, drawn.validation_indices]
+    given = fit(train={**train, "datasplitter_kwargs": {"external_indexing": rows}})
+    assert same(weights_of(given), weights_of(drawn))
+
+
+def test_a_datamodule_takes_the_place_of_the_splitter(fit, make_adata):
+    expected = fit(train=VALIDATING)
+    model = fit(make_adata(), train=False)
+    datamodule = DataSplitter(model.adata_manager, train_size=0.8, batch_size=40, seed=0)
+    model.train(max_epochs=5, datamodule=datamodule, check_val_every_n_epoch=1, **CPU)
+    assert_same_run(model, expected)
+
+
+class Module(lightning.LightningDataModule):
+    """Batches of one's own, without statistics."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches, batch_size=None)
+
+
+def test_statistics_come_from_a_datamodule_that_knows_nothing_of_them(fit, make_adata):
+    adata = make_adata()
+    model = fit(adata, train=False)
+    rows = np.arange(80)
+    batches = list(model._make_data_loader(model.adata, rows, batch_size=20))
+    model.train(max_epochs=2, datamodule=Module(batches), **CPU)
+    n_cells = pd.crosstab(adata.obs["cell_type"][:80], adata.obs["condition"][:80])
+    assert np.array_equal(model.n_cells, n_cells)
+    assert model.module.kappa.item() == adata.obs["n_counts"][:80].median()
+    assert model.train_indices is None
+    assert model.trainer.global_step == 8
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+def test_models_and_their_data_are_garbage_collected(fit, make_adata):
+    references = []
+    for seed in range(5):
+        adata = make_adata(24, 5, seed=seed)
+        model = fit(adata, train={"max_epochs": 1, "checkpoint_dir": f"run_{seed}"})
+        model.predict(make_adata(12, 5), target="stimulated")
+        references += [weakref.ref(o) for o in (adata, model, model.module, model.trainer)]
+        del adata, model
+    gc.collect()
+    assert [r() for r in references] == [None] * 20
