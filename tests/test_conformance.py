@@ -677,8 +677,9 @@ def test_c21_differential_expression_is_finite_or_refused(of_likelihood, argumen
         with pytest.raises(NotImplementedError, match="needs a count likelihood"):
             model.differential_expression(**kwargs, **arguments)
         return
-    if model.module.gene_likelihood == "poisson" and "weights" in arguments:
-        with pytest.raises(NotImplementedError, match=r"weights='importance'.*not 'poisson'"):
+    if "weights" in arguments:
+        reason = "not 'poisson'" if model.module.gene_likelihood == "poisson" else "cell's total"
+        with pytest.raises(NotImplementedError, match=f"weights='importance'.*{reason}"):
             model.differential_expression(**kwargs, **arguments)
         return
     found = model.differential_expression(**kwargs, **arguments)
@@ -687,6 +688,19 @@ def test_c21_differential_expression_is_finite_or_refused(of_likelihood, argumen
     stimulated = model.adata[model.adata.obs["condition"] == "stimulated"]
     observed = pd.Series(np.asarray(stimulated.X.mean(0)).ravel(), stimulated.var_names)
     assert found["raw_mean1"].to_numpy() == close(observed[found.index], rel=1e-4)
+
+
+def test_c21_importance_weights_work_where_totals_are_sums_over_the_genes(fit):
+    model = fit(setup={"total_counts_key": None}, train={"max_epochs": 1})
+    found = model.differential_expression(
+        groupby="condition",
+        group1="stimulated",
+        group2="control",
+        silent=True,
+        weights="importance",
+        importance_weighting_kwargs={"n_mc_samples": 20, "n_mc_samples_per_pass": 10},
+    )
+    assert np.isfinite(found.select_dtypes("number").to_numpy(float)).all()
 
 
 def mixture_log_probability(model, rows, points):

@@ -6,14 +6,8 @@ import torch
 from scipy import sparse, stats
 
 from trvae_sc.expression import ridge_shift
-from trvae_sc.model._predict import (
-    Calibration,
-    Draws,
-    draw_counts,
-    profile_scale,
-    shared_gain,
-    transport_counts,
-)
+from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
+from trvae_sc.model._predict import Calibration, decoded_batches, profile_scale
 from trvae_sc.uncertainty import half_width
 
 torch.set_num_threads(1)
@@ -103,8 +97,6 @@ def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change
     registered = model._validate_anndata(adata)
     nk = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")
     rows = np.flatnonzero(nk)
-    from trvae_sc.model._predict import decoded_batches
-
     features = model._condition_features("stimulated")
     (raw,) = decoded_batches(model, registered, rows, features)
     batch = Calibration(model, registered, rows, "stimulated")(raw, slice(0, len(rows)))

@@ -176,6 +176,9 @@ def trvae(
     -------
     Predictions by output: ``"counts"`` and ``"delta"`` of counts, else ``"mean"`` and ``"delta"``.
     """
+    seen = sorted(train.obs[keys.condition_key].astype(str).unique())
+    if str(target) not in seen:
+        raise ValueError(f"No training cell has target {str(target)!r}; there are {seen}.")
     kappa = profiles(train, keys).kappa
     if preset == "paper":
         train, source = (_logged(adata, keys, kappa) for adata in (train, source))
@@ -233,7 +236,7 @@ def latent_shift(
     observed = log_values(source, keys, profiles(train, keys).kappa)
     observed = observed.toarray() if sparse.issparse(observed) else np.asarray(observed)
     start, end = np.empty(observed.shape), np.empty(observed.shape)
-    registered = model._validate_anndata(source)
+    registered = model._validate_anndata(_beside(source))
     for (label, condition), rows in groups(source.obs, keys):
         both = [lab for lab, c in means if c == condition and (lab, str(target)) in means]
         if not both:
@@ -261,6 +264,7 @@ def _fit(
     **model_kwargs: Any,
 ) -> TRVAE:
     """Return a trained model."""
+    train = _beside(train)
     TRVAE.setup_anndata(
         train,
         keys.condition_key,
@@ -272,6 +276,12 @@ def _fit(
     model = TRVAE(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
     return model
+
+
+def _beside(adata: AnnData) -> AnnData:
+    """Return the cells with columns of their own, for scvi-tools to add to; values are shared."""
+    layers = dict(adata.layers)
+    return AnnData(adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
 
 
 def _logged(adata: AnnData, keys: Keys, kappa: float) -> AnnData:

@@ -58,7 +58,8 @@ def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     x = values(adata, keys)
     if not keys.is_count:
         return x
-    scale = kappa / totals(adata, keys)
+    total = totals(adata, keys)
+    scale = np.divide(kappa, total, out=np.zeros_like(total), where=total != 0)
     if sparse.issparse(x):
         return (sparse.diags_array(scale) @ x.tocsr().astype(np.float64)).log1p()
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])

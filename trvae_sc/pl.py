@@ -73,12 +73,12 @@ def effect(
     ax.axvline(0, c="k", lw=0.5, zorder=0)
     x, y = top["real_change"].to_numpy(), top["predicted_change"].to_numpy()
     r2 = 1 - np.square(y - x).sum() / np.square(x).sum()
-    ax.set_title(
-        f"effect R2 = {r2:.2f} (no change: 0), r = {np.corrcoef(x, y)[0, 1]:.2f}", fontsize=9
-    )
-    _name_points(ax, top.loc[top["real_change"].abs().nlargest(n_labels).index])
+    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) and np.ptp(y) else np.nan
+    ax.set_title(f"effect R2 = {r2:.2f} (no change: 0), r = {r:.2f}", fontsize=9)
+    _name_points(ax, top.iloc[np.argsort(-np.abs(x), kind="stable")[:n_labels]])
     ax.set_xlabel(f"real change of mean {unit}", fontsize=9)
     ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
+    ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     return ax
 
@@ -90,9 +90,10 @@ def _name_points(ax: Axes, points: pd.DataFrame) -> None:
     ax.figure.canvas.draw()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
-    at = ax.transData.transform(points[["real_change", "predicted_change"]].to_numpy())
+    changes = points[["real_change", "predicted_change"]].to_numpy()
+    at = ax.transData.transform(changes)
     taken = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in at]
-    for name, (x, y) in zip(points.index.astype(str), at, strict=True):
+    for name, xy, (x, y) in zip(points.index.astype(str), changes, at, strict=True):
         width, height = 4.3 * len(name) * scale, 9 * scale
         for side, dx, dy in _PLACES:
             left = x + dx * scale - (width if side == "right" else 0)
@@ -103,7 +104,6 @@ def _name_points(ax: Axes, points: pd.DataFrame) -> None:
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 place = {"xytext": (dx, dy), "textcoords": "offset points"}
-                xy = points.loc[name, ["real_change", "predicted_change"]]
                 ax.annotate(name, xy, **place, fontsize=7, ha=side, va="center")
                 break
 
@@ -261,7 +261,7 @@ def benchmark(
         if method == "ceiling":
             style = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": "ceiling (real v real)"}
         else:
-            style = {"marker": _MARKERS[output], "s": 34, "lw": 0, "alpha": 0.9}
+            style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
             style["c"] = colors[methods.index(method) % len(colors)]
             style["label"] = f"{method}, {output}"
         ax.scatter(wide[method, output], y, **style)

@@ -50,7 +50,7 @@ def verdict(scores: Mapping[str, float], *, ceiling: float, method: str = "trvae
     the change is explained, or where the real cells do not agree with themselves.
     """
     ours = scores[method]
-    simple = {name: scores[name] for name in _SIMPLE if name in scores}
+    simple = {name: scores[name] for name in _SIMPLE if name in scores and name != method}
     name, theirs = max(simple.items(), key=lambda item: item[1], default=("no_change", 0.0))
     if ceiling < 0.5:
         return Verdict(
@@ -70,7 +70,7 @@ def verdict(scores: Mapping[str, float], *, ceiling: float, method: str = "trvae
 
 
 def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
-    """Return one row per task: scores that matter, ``advice`` and ``reason``.
+    """Return one row per task the model has finished: scores that matter, ``advice``, ``reason``.
 
     Parameters
     ----------
@@ -92,8 +92,10 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     rows = []
     for task, part in means.groupby(["label", "source", "target"]):
         scores = part.groupby("method")["value"].max()
+        if method not in scores:  # the benchmark is still running
+            continue
         found = verdict(scores, ceiling=scores.get("ceiling", np.nan), method=method)
-        simple = scores[[name for name in _SIMPLE if name in scores]]
+        simple = scores[[name for name in _SIMPLE if name in scores and name != method]]
         rows.append(
             {
                 **dict(zip(["label", "source", "target"], task, strict=True)),
@@ -134,7 +136,7 @@ def report(
     Raises
     ------
     ValueError
-        The results are empty, or the method was not run.
+        The results are empty, the method was not run, or something is not a prediction.
     """
     if results.table.empty:
         raise ValueError("There are no results to report yet.")
@@ -281,13 +283,18 @@ def _predictions_section(predictions: Sequence[AnnData]) -> str:
         return ""
     parts = ["<h2>Predictions</h2>"]
     for predicted in predictions:
-        record = predicted.uns["trvae_sc"]
-        parts.append(
-            f"<p>{predicted.n_obs:,} cells, output {html.escape(str(record['output']))}.</p>"
-        )
-        table = pd.DataFrame(record["combinations"])
-        parts.append(f'<div class="scroll">{table.to_html(index=False, border=0)}</div>')
-        parts += [f'<p class="bad">{html.escape(str(note))}</p>' for note in record["notes"]]
+        record = predicted.uns.get("trvae_sc")
+        if record is None:
+            raise ValueError(
+                "Not a prediction: uns['trvae_sc'], which says how it was made, is missing."
+            )
+        made = ", ".join(str(record[k]) for k in ("method", "output", "target") if k in record)
+        parts.append(f"<p>{predicted.n_obs:,} cells: {html.escape(made)}.</p>")
+        if "combinations" in record:
+            table = pd.DataFrame(record["combinations"])
+            parts.append(f'<div class="scroll">{table.to_html(index=False, border=0)}</div>')
+        notes = record.get("notes", ())
+        parts += [f'<p class="bad">{html.escape(str(note))}</p>' for note in notes]
     return "".join(parts)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from trvae_sc.expression import ridge_shift
 
+LEVEL = 0.9  # share of genes that intervals are to cover
 _PRIOR_LABELS = (
     1.0  # weight, in labels, of the mean over genes in a gene's own mean squared residual
 )

@@ -88,8 +88,8 @@ def benchmark(
     Raises
     ------
     ValueError
-        Unknown methods; values that are not counts; data whose genes or scale were chosen with all cells; a folder with results
-        of another run.
+        Unknown methods or backend; values that are not counts; data whose genes or scale were chosen
+        with all cells; a folder with results of another run; hold-outs that results cannot tell apart.
     """
     methods = _resolve(methods)
     check_leaks(adata, keys)
@@ -98,11 +98,12 @@ def benchmark(
             "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
             "is_count=False to compare values as they are."
         )
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     run = _describe(adata, keys, n_top_genes)
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
+        _check_tasks([*map(_plain, holdouts), *(r["holdout"] for r in store.records())])
         fits = [fit for h in holdouts for fit in _fits(h, methods, seeds)]
         left = [f for f in fits if not store.path(_plain(f.holdout), f.name, f.seed).exists()]
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
@@ -117,6 +118,10 @@ def benchmark(
 def _resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
     """Return methods by name."""
     if isinstance(methods, Mapping):
+        if CEILING in methods:
+            raise ValueError(
+                f"A method cannot be called {CEILING!r}, which real cells are scored as."
+            )
         return dict(methods)
     from trvae_sc.baselines import METHODS  # brings the model; methods that are handed over do not
 
@@ -143,7 +148,9 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         digest.update("\n".join(names).encode())
     x = values(adata, keys)[:1000]
     digest.update(np.ascontiguousarray(x.data if sparse.issparse(x) else x).tobytes())
-    label = adata.obs[keys.labels_key].astype(str)
+    label = pd.Series("all", index=adata.obs.index)
+    if keys.labels_key is not None:
+        label = adata.obs[keys.labels_key].astype(str)
     design = pd.crosstab(label, adata.obs[keys.condition_key].astype(str))
     return {
         "format": FORMAT,
@@ -159,6 +166,18 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         },
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
     }
+
+
+def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:
+    """Raise where two hold-outs would have the same rows in the table."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for holdout in holdouts:
+        task = tuple(holdout[k] for k in ("label", "source", "target"))
+        if known.setdefault(task, holdout) != holdout:
+            raise ValueError(
+                f"{task[0]}:{task[2]} is hidden in two ways, which differ in what else is hidden or in "
+                "the column of its label. Results could not tell them apart: use another folder."
+            )
 
 
 def _plain(holdout: Holdout) -> dict[str, Any]:

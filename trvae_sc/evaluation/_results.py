@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from trvae_sc.metrics import METRICS
+from trvae_sc.uncertainty import LEVEL
 
 FORMAT = 1
 CEILING = "ceiling"  #: name of the pseudo-method that compares real cells with real cells
@@ -102,7 +102,8 @@ class Results:
         columns = main_columns(self.table) if columns is None else columns
         summary = self.summary().set_index(["metric", "genes", *_METHOD])["mean"]
         wide = pd.DataFrame({column: summary.loc[column] for column in columns})
-        return wide.sort_values(columns[0], ascending=False)
+        loss = [_loss(columns[0][0], value) for value in wide[columns[0]]]
+        return wide.iloc[np.argsort(loss, kind="stable")]
 
     def paired(self, baseline: str = "mean_shift") -> pd.DataFrame:
         """Compare every method with a baseline, task by task.
@@ -114,9 +115,10 @@ class Results:
 
         Returns
         -------
-        One row per metric, set of genes, method and output: mean ``difference`` (method less
-        baseline), number of tasks where the method is better (``wins``) of ``n_tasks``, and ``p`` of
-        Wilcoxon's signed-rank test over tasks (NaN below five tasks, where it cannot be small).
+        One row per metric, set of genes, method, output and ``output_baseline``: mean ``difference``
+        (method less baseline), number of tasks where the method is better (``wins``) of ``n_tasks``,
+        and ``p`` of Wilcoxon's signed-rank test over tasks (NaN below five tasks, where it cannot be
+        small).
 
         Raises
         ------
@@ -126,20 +128,20 @@ class Results:
         if baseline not in set(self.table["method"]):
             raise ValueError(f"No method {baseline!r}; there are {self.methods}.")
         means = self.task_means()
-        reference = means[means["method"] == baseline].drop(columns=_METHOD)
+        reference = means[means["method"] == baseline].drop(columns="method")
         both = means[means["method"] != baseline].merge(
             reference, on=["metric", "genes", *_TASK], suffixes=("", "_baseline")
         )
         rows = []
-        for key, group in both.groupby(["metric", "genes", *_METHOD]):
+        by = ["metric", "genes", *_METHOD, "output_baseline"]
+        for key, group in both.groupby(by):
             ours = np.array([_loss(key[0], v) for v in group["value"]])
             theirs = np.array([_loss(key[0], v) for v in group["value_baseline"]])
             difference = (group["value"] - group["value_baseline"]).mean()
             rows.append(
                 (*key, difference, int((ours < theirs).sum()), len(group), _p(ours - theirs))
             )
-        names = ["metric", "genes", *_METHOD, "difference", "wins", "n_tasks", "p"]
-        return pd.DataFrame(rows, columns=names)
+        return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
     def task_means(self) -> pd.DataFrame:
         """Return the table with the mean over seeds in place of single seeds."""
@@ -167,10 +169,10 @@ def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
 def _loss(metric: str, value: float) -> float:
     """Return how bad a score is."""
     info = METRICS[metric]
+    if metric == "variance_ratio":
+        return abs(np.log(max(value, 1e-12)))
     if info.better == "closer":
-        return (
-            abs(np.log(max(value, 1e-12))) if metric == "variance_ratio" else abs(value - info.best)
-        )
+        return abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
 
 
@@ -242,7 +244,8 @@ class Store:
         key = json.dumps([holdout, method, seed], sort_keys=True, default=str)
         name = f"{holdout['label']}-{holdout['target']}-{method}-{seed}"
         safe = "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
-        return self.fits / f"{safe[:120]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
+        safe = safe.encode()[:120].decode(errors="ignore")  # what a file system counts are bytes
+        return self.fits / f"{safe}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
 
     def add(self, record: dict[str, Any]) -> None:
         """Write the record of a fit."""
@@ -256,11 +259,9 @@ class Store:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file, completely or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # of this call alone
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,7 +16,22 @@ N_TOP = 100  # genes that change most, on which effects are scored besides all g
 
 
 def predicted_log_values(task: Task, predicted: AnnData) -> Any:
-    """Return predicted cells on the scale on which a task is scored."""
+    """Return predicted cells on the scale on which a task is scored.
+
+    Raises
+    ------
+    ValueError
+        Other genes than those of the training cells, or in another order; no note of the scale.
+    """
+    if predicted.var_names.tolist() != task.train.var_names.tolist():
+        raise ValueError(
+            "The predicted cells do not have the genes of the training cells in order."
+        )
+    if "scale" not in predicted.uns.get("trvae_sc", {}):
+        raise ValueError(
+            "predicted.uns['trvae_sc']['scale'] is missing: 'counts', or any other word for values "
+            "that are compared as they are (log values where the data are counts)."
+        )
     if predicted.uns["trvae_sc"]["scale"] != "counts":
         return predicted.X
     return log_values(predicted, task.keys._replace(layer=None), task.kappa)
@@ -36,9 +51,25 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
     -------
     One row per metric and set of genes: ``metric``, ``genes``, ``value``. Genes are ``all``,
     ``top100`` (largest absolute Welch t between hidden and source cells; truth is used here, for
-    scoring only) or ``pcs``, the principal components of the training cells.
+    scoring only) or ``pcs``, the principal components of the training cells. Predictions with
+    intervals also get ``interval_coverage``.
     """
-    return _score(task, predicted_log_values(task, predicted), task.real)
+    table = _score(task, predicted_log_values(task, predicted), task.real)
+    if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
+        return table
+    lower, upper = predicted.var["change_lower"], predicted.var["change_upper"]
+    as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
+    real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
+    covered = metrics.interval_coverage(real - control, lower, upper)
+    return pd.concat(
+        [table, pd.DataFrame([("interval_coverage", "all", covered)], columns=table.columns)],
+        ignore_index=True,
+    )
+
+
+def _level(x: Any, *, as_shares: bool) -> np.ndarray:
+    """Return log(1 + kappa share) of the mean share, from log values; else their mean."""
+    return np.log1p(gene_means(np.expm1(x))) if as_shares else gene_means(x)
 
 
 def ceiling(task: Task, *, seed: int = 0) -> pd.DataFrame:

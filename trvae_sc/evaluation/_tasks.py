@@ -259,7 +259,12 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
     logs = AnnData(x, var=train.var[[]])
     logs.uns["log1p"] = {"base": None}
     table = sc.pp.highly_variable_genes(logs, n_top_genes=n_top_genes, inplace=False)
-    return table["highly_variable"].to_numpy()
+    spread = table["dispersions_norm"].to_numpy(dtype=np.float64)
+    chosen = np.zeros(
+        train.n_vars, dtype=bool
+    )  # scanpy's own choice has more genes if there are ties
+    chosen[np.argsort(-np.nan_to_num(spread, nan=-np.inf), kind="stable")[:n_top_genes]] = True
+    return chosen
 
 
 def looks_like_counts(adata: AnnData, keys: Keys) -> bool:
@@ -340,14 +345,19 @@ def prepare_task(
     Raises
     ------
     ValueError
-        No source cells, or no hidden cells.
+        Source and target are the same, or there are too few source cells (2) or hidden cells (4,
+        which the ceiling halves).
     """
     if holdout.source is None:
         raise ValueError(f"Hold-out {holdout} has no source: name the condition to predict from.")
     hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
-    for name, rows in (("hidden", hidden), ("source", start)):
-        if rows.sum() < 2:
-            raise ValueError(f"{holdout} has {rows.sum()} {name} cells; at least 2 are needed.")
+    if str(holdout.source) == str(holdout.target):
+        raise ValueError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
+    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
+        if rows.sum() < least:
+            raise ValueError(
+                f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."
+            )
     everything = keys
     hide = [holdout, *holdout.also]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes)

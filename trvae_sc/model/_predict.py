@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse, stats
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.expression import ridge_shift
+from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width, novelty
 
@@ -24,125 +25,7 @@ if TYPE_CHECKING:
 Output = Literal["counts", "delta", "mean", "sample"]
 
 _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
-_OWN_GAIN = (
-    0.5  # share that a cell's own gain has in what is added to its counts, beside its group's
-)
 _NOVEL = 1.5  # distance from the training labels above which a note says so
-_MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
-
-
-class Draws:
-    """Random numbers of a prediction, the same whatever the batch size.
-
-    Each kind of draw has its own generator and is made in row order, so that cutting the rows into
-    batches elsewhere does not change any number.
-    """
-
-    def __init__(self, seed: int) -> None:
-        streams = np.random.SeedSequence(seed).spawn(3)
-        self.latent, self.keep, self.add = (np.random.default_rng(s) for s in streams)
-
-
-def transport_counts(
-    counts: sparse.csr_matrix,
-    ratio: np.ndarray,
-    gain: np.ndarray,
-    theta: np.ndarray | None,
-    draws: Draws,
-) -> sparse.csr_matrix:
-    r"""Move observed counts from the source to the target condition.
-
-    Every observed count is kept with probability :math:`\min(1, \mathrm{ratio})`, and counts of mean
-    `gain` are added (negative binomial with the target's dispersion). The cell keeps what the model
-    does not explain of it, and the variance of counts.
-
-    Parameters
-    ----------
-    counts
-        Observed counts, shape (n_cells, n_genes).
-    ratio
-        Rate under the target, divided by the rate under the source; shape (n_cells, n_genes).
-    gain
-        Mean of the counts to add, same shape, not negative.
-    theta
-        Inverse dispersion, broadcastable to `gain`; None for Poisson.
-    draws
-        Random numbers.
-
-    Returns
-    -------
-    Counts, sparse float32.
-    """
-    counts = sparse.csr_matrix(counts, copy=True)
-    counts.sort_indices()
-    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    probability = np.minimum(ratio[rows, counts.indices], 1.0)
-    kept = draws.keep.binomial(counts.data.astype(np.int64), probability)
-    counts.data = kept.astype(np.float32)
-    added = draw_counts(gain, theta, draws.add)
-    result = sparse.csr_matrix(counts + added)
-    result.eliminate_zeros()
-    return result.astype(np.float32)
-
-
-def draw_counts(
-    mean: np.ndarray, theta: np.ndarray | None, rng: np.random.Generator
-) -> sparse.csr_matrix:
-    r"""Draw negative binomial (Poisson if `theta` is None) counts by inversion.
-
-    One uniform number a value: :math:`k = \min\{k : F(k) \ge u\}`. Most values are zero in single
-    cells, so the recursion :math:`p_{k+1} = p_k \frac{k + \theta}{k + 1} \frac{\mu}{\mu + \theta}`
-    runs over few.
-
-    Parameters
-    ----------
-    mean
-        Means, shape (n_cells, n_genes).
-    theta
-        Inverse dispersion, broadcastable to `mean`.
-    rng
-        Source of the uniform numbers.
-
-    Returns
-    -------
-    Counts, sparse float32, shape of `mean`.
-    """
-    u = rng.random(mean.shape)
-    if theta is None:
-        p_zero = np.exp(-mean)
-    else:
-        theta = np.broadcast_to(theta, mean.shape)
-        p_zero = np.exp(-theta * np.log1p(mean / theta))
-    rows, cols = np.nonzero(u > p_zero)
-    u, p, m = u[rows, cols], p_zero[rows, cols], mean[rows, cols]
-    t = None if theta is None else theta[rows, cols]
-    values = _invert(u, p, m, t)
-    return sparse.csr_matrix((values, (rows, cols)), shape=mean.shape, dtype=np.float32)
-
-
-def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
-    """Return the quantiles of `u`, given the probability `p` of zero; all quantiles are >= 1."""
-    values = np.zeros(len(u))
-    left = np.arange(len(u))
-    cdf = p.copy()
-    for k in range(_MAX_STEPS):
-        if theta is None:
-            p = p * mean / (k + 1)
-        else:
-            p = p * (k + theta) / (k + 1) * (mean / (mean + theta))
-        cdf = cdf + p
-        done = cdf >= u
-        values[left[done]] = k + 1
-        keep = ~done
-        left, u, p, cdf, mean = left[keep], u[keep], p[keep], cdf[keep], mean[keep]
-        theta = None if theta is None else theta[keep]
-        if not len(left):
-            return values
-    if theta is None:
-        values[left] = stats.poisson.ppf(u, mean)
-    else:
-        values[left] = stats.nbinom.ppf(u, theta, theta / (theta + mean))
-    return values
 
 
 # -- decoding -------------------------------------------------------------------------------------
@@ -281,32 +164,6 @@ class Calibration:
             target[rows] *= correction.target
             gain[rows] = shared_gain(target[rows] - source[rows], correction.gain)
         return batch._replace(source=source, target=target, gain=gain)
-
-
-def shared_gain(change: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    r"""Return the share to add to each cell of a group: half its own gain, half the group's.
-
-    What a network says of how cells of an unseen combination differ in their response is too
-    extreme: a few cells with a trace of the response at the source get far too much of it. Added is
-    :math:`\max(0, \tfrac12 \Delta + \tfrac12 \bar\Delta)` where the group gains
-    (:math:`\bar\Delta > 0`), nothing elsewhere.
-
-    Parameters
-    ----------
-    change
-        Target minus source share of each cell, shape (n_cells, n_genes).
-    mean
-        Mean change of the group, shape (n_genes,); None where cells are not grouped by label: a cell
-        then gains what its own change says.
-
-    Returns
-    -------
-    Shape (n_cells, n_genes), not negative.
-    """
-    if mean is None:
-        return np.maximum(change, 0.0)
-    shared = _OWN_GAIN * change + (1 - _OWN_GAIN) * mean
-    return np.where(mean > 0, np.maximum(shared, 0.0), 0.0).astype(change.dtype)
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ from scvi.data.fields import (
 )
 
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
+
+logger = logging.getLogger(__name__)
+# scvi.settings.verbosity counts here too
+logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
 
 _CHUNK = 4096  # rows read at a time when values are checked
 _SHOWN = 5  # names listed in messages

@@ -171,6 +171,8 @@ class DataLoader(torch.utils.data.DataLoader):
         dataset = adata_manager.create_torch_dataset(
             data_and_attributes=data_and_attributes, load_sparse_tensor=load_sparse_tensor
         )
+        if distributed_sampler and weights is not None:
+            raise ValueError("balance_conditions cannot be combined with several devices.")
         if distributed_sampler:
             dataset = torch.utils.data.Subset(dataset, indices)
             sampler: Any = BatchDistributedSampler(

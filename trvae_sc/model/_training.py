@@ -1,0 +1,242 @@
+"""The ``train`` method."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train import SaveCheckpoint
+from scvi.train._config import merge_kwargs
+
+from trvae_sc.model import _setup
+from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._setup import logger
+from trvae_sc.module import CONDITION_KEY
+from trvae_sc.training import BestWeights, EpochCheckpoint
+
+_EPOCHS = 60
+_MIN_STEPS, _MAX_STEPS = 300, 30_000
+_FIRST = 256  # cells whose values tell two runs apart
+
+
+class TrainingMixin(UnsupervisedTrainingMixin):
+    """Training with the preset's settings, best weights and checkpoints."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        train_size: float | None = None,
+        early_stopping: bool = False,
+        balance_conditions: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Fit the model.
+
+        ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
+        ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
+        loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. By default 60, fewer where that exceeds 30,000 steps and more
+            where it is below 300.
+        batch_size
+            Cells a step; the preset's by default (256).
+        lr
+            Largest learning rate; the preset's by default.
+        train_size
+            Share of cells to train on. By default all, or 0.9 where something needs validation
+            (`early_stopping`, checkpoints of the best epoch, ``reduce_lr_on_plateau``).
+        early_stopping
+            Stop when the validation ELBO no longer improves (see :class:`scvi.train.Trainer` for
+            ``early_stopping_patience`` and others) and return to the weights of the best epoch.
+        balance_conditions
+            Draw cells so that every condition is equally frequent.
+        checkpoint_dir
+            Folder that receives the state of training after every epoch. If it holds one of the
+            same run, training continues from there, with the same result as if never interrupted.
+        plan_kwargs
+            Arguments of :class:`trvae_sc.training.TrainingPlan`. They precede those of a
+            ``plan_config``, and these, all of them, those of the preset.
+        datasplitter_kwargs
+            Arguments of :class:`trvae_sc.training.DataSplitter`.
+        **kwargs
+            Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``,
+            ``datamodule`` and arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On Ctrl-C. The model is usable: it has the weights of the best validation epoch, or the
+            latest ones where there is no validation.
+        FloatingPointError
+            The loss became NaN or infinite.
+        ValueError
+            `checkpoint_dir` holds another run.
+        """
+        self._check_labels_known()
+        if self.adata_manager is None and kwargs.get("datamodule") is None:
+            raise ValueError(
+                "The model was loaded without data: attach some to train on (model.adata = adata)."
+            )
+        for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; at least 1 is needed.")
+        self._note_one_sided_labels()
+        preset = dict(PRESETS[self.preset_]["train"])
+        preset_batch_size = preset.pop("batch_size")
+        warmup, clip = preset.pop("kl_warmup"), preset.pop("gradient_clip_val", None)
+        plan = {**preset, **merge_kwargs(kwargs.pop("plan_config", None), plan_kwargs, name="plan")}
+        plan |= {} if lr is None else {"lr": lr}
+        trainer = merge_kwargs(kwargs.get("trainer_config"), kwargs, name="trainer")
+        if "gradient_clip_val" not in trainer:
+            kwargs["gradient_clip_val"] = clip
+        if kwargs.get("datamodule") is not None:
+            batch_size = 128 if batch_size is None else batch_size  # to scvi-tools: not given
+        else:
+            batch_size = preset_batch_size if batch_size is None else batch_size
+            max_epochs = self._epochs(batch_size) if max_epochs is None else max_epochs
+            datasplitter_kwargs = {
+                "seed": self.seed_,
+                "balance_conditions": balance_conditions,
+                **(datasplitter_kwargs or {}),
+            }
+            if train_size is None and "external_indexing" not in datasplitter_kwargs:
+                validates = (
+                    early_stopping or "validation_size" in kwargs or _validates(trainer, plan)
+                )
+                train_size = 0.9 if validates else 1.0
+        if "n_steps_kl_warmup" not in plan and max_epochs is not None:
+            plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
+        monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
+        mode = kwargs.get("early_stopping_mode", "min")
+        callbacks = [*kwargs.pop("callbacks", [])]
+        callbacks += [BestWeights(monitor, mode)] if early_stopping else []
+        if checkpoint_dir is not None:
+            run = {
+                "model": (self.init_params_, self.seed_, self._data_summary()),
+                "split": (batch_size, train_size, datasplitter_kwargs),
+                "fit": (max_epochs, early_stopping, plan),
+                "trainer": {k: v for k, v in trainer.items() if k not in _NOT_OF_THE_RUN},
+            }
+            kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, _describe(run))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                train_size=train_size,
+                early_stopping=early_stopping,
+                plan_kwargs=plan,
+                datasplitter_kwargs=datasplitter_kwargs,
+                callbacks=callbacks,
+                **kwargs,
+            )
+
+    def _epochs(self, batch_size: int) -> int:
+        """Return the default number of epochs."""
+        steps_per_epoch = math.ceil(self.adata.n_obs / batch_size)
+        epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch))
+        return max(min(epochs, _MAX_STEPS // steps_per_epoch), 1)
+
+    def _check_labels_known(self) -> None:
+        """Raise where the data attached for training holds labels the model does not know."""
+        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        if state.get("unknown"):
+            raise ValueError(
+                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
+                "a new model, or use TRVAE.load_query_data."
+            )
+
+    def _note_one_sided_labels(self) -> None:
+        """Log the labels with cells under one condition only."""
+        if self.adata is None or not self.labels:
+            return
+        codes = [
+            self.adata_manager.get_from_registry(key).ravel().astype(int)
+            for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
+        ]
+        present = pd.crosstab(*codes) > 0
+        only = {
+            self.labels[label]: self.conditions[row.idxmax()]
+            for label, row in present.iterrows()
+            if row.sum() == 1
+        }
+        if only:
+            names = ", ".join(f"{label!r} ({condition!r})" for label, condition in only.items())
+            logger.info(
+                "Labels with cells under one condition only: %s. They cannot teach the change between "
+                "conditions; the transfer loss skips them.",
+                names,
+            )
+
+    def _data_summary(self) -> str:
+        """Return what identifies the registered data: genes, columns and the first cells' values."""
+        digest = hashlib.sha256("\n".join(self.get_var_names()).encode())
+        manager = self.adata_manager
+        for key in [] if manager is None else manager.data_registry:
+            values = manager.get_from_registry(key)
+            if key == REGISTRY_KEYS.X_KEY:
+                n_first = min(manager.adata.n_obs, _FIRST)
+                _, values = next(_setup.row_chunks(values, n_first, n_first))
+                values = values.toarray() if sparse.issparse(values) else values
+            digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+        return f"{dict(self.summary_stats)} {digest.hexdigest()}"
+
+
+def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """Return whether arguments of trainer or plan need a validation set."""
+    return bool(
+        trainer.get("check_val_every_n_epoch")
+        or trainer.get("enable_checkpointing")
+        or plan.get("reduce_lr_on_plateau")
+        or any(isinstance(callback, SaveCheckpoint) for callback in trainer.get("callbacks", ()))
+    )
+
+
+#: Arguments of the trainer that a run may be resumed without, or with others of.
+_NOT_OF_THE_RUN = (
+    "accelerator",
+    "callbacks",
+    "datamodule",
+    "default_root_dir",
+    "devices",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "log_save_dir",
+    "logger",
+    "plugins",
+    "profiler",
+    "progress_bar_refresh_rate",
+    "simple_progress_bar",
+    "strategy",
+    "trainer_config",
+)
+
+
+def _describe(value: Any) -> str:
+    """Return a text of arguments that is the same in another process, also of long arrays."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_describe(value[k])}" for k in sorted(value)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_describe(v) for v in value) + "]"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        array = np.ascontiguousarray(value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    return getattr(value, "__qualname__", repr(value))
