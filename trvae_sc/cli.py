@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
     benchmark.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    benchmark.add_argument(
+        "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
+    )
     benchmark.add_argument("--backend", choices=["local", "ray"], default="local")
     benchmark.add_argument(
         "-o",
@@ -461,6 +464,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         folder=args.out,
         n_jobs=args.n_jobs,
         backend=args.backend,
+        export=args.export,
     )
     write_atomically(args.out / "table.csv", results.table.to_csv(index=False))
     write_atomically(args.out / "summary.json", json.dumps(results.to_json(), indent=1))

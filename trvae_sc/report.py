@@ -302,7 +302,8 @@ def _provenance_section(results: Results) -> str:
     run = results.run
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     seconds = sum(record["seconds"] for record in results.records)
-    notes = sorted({note for record in results.records for note in record["notes"]})
+    notes = {note for record in results.records for note in record["notes"]}
+    notes = [*run.get("notes", ()), *sorted(notes)]
     listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return (
         f"<h2>How this was made</h2><p>{run['n_obs']:,} cells, {run['n_vars']:,} genes; for every task "

@@ -2,7 +2,14 @@
 
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._results import Results
-from trvae_sc.evaluation._scores import N_TOP, ceiling, gene_table, predicted_log_values, score
+from trvae_sc.evaluation._scores import (
+    N_TOP,
+    ceiling,
+    export_cells,
+    gene_table,
+    predicted_log_values,
+    score,
+)
 from trvae_sc.evaluation._tasks import (
     TOTAL_COLUMN,
     Holdout,
@@ -28,6 +35,7 @@ __all__ = [
     "benchmark",
     "ceiling",
     "check_leaks",
+    "export_cells",
     "gene_table",
     "holdouts",
     "looks_like_counts",

@@ -22,7 +22,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store
-from trvae_sc.evaluation._scores import N_TOP, ceiling, gene_table, score
+from trvae_sc.evaluation._scores import N_TOP, ceiling, export_cells, gene_table, score
 from trvae_sc.evaluation._tasks import Holdout, Task, check_leaks, looks_like_counts, prepare_task
 from trvae_sc.expression import Keys, values
 
@@ -38,6 +38,14 @@ class _Fit(NamedTuple):
     seed: int
 
 
+class _Settings(NamedTuple):
+    """What is the same for all fits of a run."""
+
+    keys: Keys
+    n_top_genes: int | None
+    export: Path | None  #: folder for the predictions
+
+
 def benchmark(
     adata: AnnData,
     methods: Mapping[str, Method] | Sequence[str],
@@ -49,6 +57,7 @@ def benchmark(
     folder: str | Path | None = None,
     n_jobs: int = 1,
     backend: Literal["local", "ray"] = "local",
+    export: bool = False,
     progress: bool = True,
 ) -> Results:
     """Hide combinations one at a time, let every method predict them, and score the predictions.
@@ -78,6 +87,9 @@ def benchmark(
     backend
         ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
         (``ray.init(address=...)`` before), repeated where a worker dies.
+    export
+        Also write every prediction, and the real cells beside it, to ``folder/predictions`` for
+        other programs (see :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
 
@@ -99,6 +111,8 @@ def benchmark(
             "is_count=False to compare values as they are."
         )
     seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if export and folder is None:
+        raise ValueError("export=True needs a folder to write to.")
     run = _describe(adata, keys, n_top_genes)
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if folder is None else folder)
@@ -108,7 +122,8 @@ def benchmark(
         left = [f for f in fits if not store.path(_plain(f.holdout), f.name, f.seed).exists()]
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         with bar:
-            for record in _run(adata, left, keys, n_top_genes, n_jobs, backend):
+            how = _Settings(keys, n_top_genes, store.folder / "predictions" if export else None)
+            for record in _run(adata, left, how, n_jobs, backend):
                 store.add(record)
                 bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
                 bar.update()
@@ -164,8 +179,19 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             "conditions": list(design.columns),
             "cells": design.to_numpy().tolist(),
         },
+        "notes": _notes(adata, n_top_genes),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
     }
+
+
+def _notes(adata: AnnData, n_top_genes: int | None) -> list[str]:
+    """Return what may have seen the hidden cells, but cannot be told from the data."""
+    if n_top_genes is not None and n_top_genes < adata.n_vars:
+        return []
+    return [
+        f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
+        "saw the hidden ones, and scores are too good."
+    ]
 
 
 def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:
@@ -190,7 +216,7 @@ def _plain(holdout: Holdout) -> dict[str, Any]:
 # -- one fit ------------------------------------------------------------------------------------------
 
 
-def _run_fit(task: Task, fit: _Fit) -> dict[str, Any]:
+def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
     """Let a method predict, and return the record of its scores."""
     start = time.perf_counter()
     found, notes, history = {}, [], None
@@ -203,6 +229,10 @@ def _run_fit(task: Task, fit: _Fit) -> dict[str, Any]:
         found = fit.method(task.train.copy(), task.source.copy(), **kwargs)
         found = found if isinstance(found, dict) else {"delta": found}
         tables = {output: score(task, predicted) for output, predicted in found.items()}
+        if export is not None:
+            for output, predicted in found.items():
+                name = "-".join(map(_file_name, (fit.holdout, fit.name, output, fit.seed)))
+                export_cells(task, predicted, export / name)
         records = [predicted.uns["trvae_sc"] for predicted in found.values()]
         notes = sorted({str(note) for record in records for note in record.get("notes", ())})
         history = next((r["history"] for r in records if "history" in r), None)
@@ -227,6 +257,10 @@ def _run_fit(task: Task, fit: _Fit) -> dict[str, Any]:
     }
 
 
+def _file_name(value: Any) -> str:
+    return "".join(c if c.isalnum() or c in "-_+." else "_" for c in str(value))
+
+
 def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
     """Return real and predicted change of the genes that change most."""
     table = gene_table(task, predicted).iloc[:N_TOP]
@@ -234,13 +268,11 @@ def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
     return {"gene": table.index.tolist(), **changes}
 
 
-def _run_group(
-    adata: AnnData, fits: Sequence[_Fit], keys: Keys, n_top_genes: int | None
-) -> Iterator[dict[str, Any]]:
+def _run_group(adata: AnnData, fits: Sequence[_Fit], how: _Settings) -> Iterator[dict[str, Any]]:
     """Yield the records of fits that share a hold-out."""
-    task = prepare_task(adata, fits[0].holdout, keys=keys, n_top_genes=n_top_genes)
+    task = prepare_task(adata, fits[0].holdout, keys=how.keys, n_top_genes=how.n_top_genes)
     for fit in fits:
-        yield _run_fit(task, fit)
+        yield _run_fit(task, fit, how.export)
 
 
 def _run_part(*args: Any) -> list[dict[str, Any]]:
@@ -253,30 +285,26 @@ def _run_part(*args: Any) -> list[dict[str, Any]]:
 def _run(
     adata: AnnData,
     fits: Sequence[_Fit],
-    keys: Keys,
-    n_top_genes: int | None,
+    how: _Settings,
     n_jobs: int,
     backend: str,
 ) -> Iterator[dict[str, Any]]:
     """Yield records as fits finish."""
     by_holdout = [list(group) for _, group in groupby(fits, key=lambda fit: fit.holdout)]
     if backend == "ray":
-        yield from _run_on_ray(adata, _parts(by_holdout), keys, n_top_genes)
+        yield from _run_on_ray(adata, _parts(by_holdout), how)
     elif backend != "local":
         raise ValueError(f"Unknown backend '{backend}'; choose 'local' or 'ray'.")
     elif n_jobs == 1:
         for group in by_holdout:
-            yield from _run_group(adata, group, keys, n_top_genes)
+            yield from _run_group(adata, group, how)
     else:
         context = get_context("spawn")  # forked workers would inherit torch's threads
         threads = max((os.cpu_count() or 1) // n_jobs, 1)
         with ProcessPoolExecutor(
             n_jobs, mp_context=context, initializer=_set_threads, initargs=(threads,)
         ) as pool:
-            jobs = [
-                pool.submit(_run_part, adata, part, keys, n_top_genes)
-                for part in _parts(by_holdout)
-            ]
+            jobs = [pool.submit(_run_part, adata, part, how) for part in _parts(by_holdout)]
             try:
                 for job in as_completed(jobs):
                     yield from job.result()
@@ -306,7 +334,7 @@ def _arguments(method: Method) -> Mapping[str, Any]:
 
 
 def _run_on_ray(
-    adata: AnnData, parts: list[list[_Fit]], keys: Keys, n_top_genes: int | None
+    adata: AnnData, parts: list[list[_Fit]], how: _Settings
 ) -> Iterator[dict[str, Any]]:
     """Yield records of tasks on the connected Ray cluster."""
     try:
@@ -317,7 +345,7 @@ def _run_on_ray(
         ) from error
     shared = ray.put(adata)
     run = ray.remote(_run_part).options(max_retries=3)
-    waiting = [run.remote(shared, part, keys, n_top_genes) for part in parts]
+    waiting = [run.remote(shared, part, how) for part in parts]
     while waiting:
         done, waiting = ray.wait(waiting)
         for records in ray.get(done):

@@ -231,9 +231,8 @@ class Store:
             write_atomically(self.run_file, json.dumps(run, indent=1))
             return
         found = json.loads(self.run_file.read_text())
-        other = [
-            k for k in run if k != "versions" and found.get(k) != json.loads(json.dumps(run[k]))
-        ]
+        compared = [k for k in run if k not in ("versions", "notes")]
+        other = [k for k in compared if found.get(k) != json.loads(json.dumps(run[k]))]
         if other:
             raise ValueError(
                 f"{self.folder} holds results of a run that differs in {other}. Choose another folder."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from trvae_sc import metrics
 from trvae_sc.evaluation._tasks import Task
@@ -128,3 +130,49 @@ def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     )
     order = metrics.top_genes(task.real, task.control, len(table))
     return table.iloc[order]
+
+
+def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
+    """Write ``real.h5ad`` and ``predicted.h5ad`` as other programs score them (cell-eval).
+
+    Both hold log values of the task's genes in ``X``, the same real source cells as controls, and the
+    hidden or the predicted cells; ``obs`` has condition and label. Log values of counts that a shift
+    took below 0 are written as 0, below which other programs refuse them. With cell-eval::
+
+        cell-eval run -ar real.h5ad -ap predicted.h5ad --pert-col condition --control-pert control
+
+    Parameters
+    ----------
+    task
+        The task.
+    predicted
+        What a method returned.
+    folder
+        Folder to write to; made if missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = predicted_log_values(task, predicted)
+    for name, x in (("real", task.real), ("predicted", found)):
+        values = [v.toarray() if sparse.issparse(v) else np.asarray(v) for v in (task.control, x)]
+        condition = [str(task.holdout.source)] * len(values[0]) + [str(task.holdout.target)] * len(
+            values[1]
+        )
+        obs = pd.DataFrame(
+            {
+                task.keys.condition_key: condition,
+                task.holdout.key or task.keys.labels_key: str(task.holdout.label),
+            },
+            index=[f"cell_{i}" for i in range(len(condition))],
+        )
+        values = np.concatenate(values)
+        cells = AnnData(
+            sparse.csr_matrix(
+                np.maximum(values, 0) if task.keys.is_count else values, dtype=np.float32
+            ),
+            obs=obs.astype("category"),
+            var=pd.DataFrame(index=task.train.var_names),
+        )
+        temporary = folder / f".{name}.tmp.h5ad"
+        cells.write_h5ad(temporary, compression="gzip")
+        temporary.replace(folder / f"{name}.h5ad")

@@ -1,0 +1,299 @@
+"""The commands benchmark and report: results equal to Python's, one line and a code on bad input."""
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from trvae_sc import baselines, datasets
+from trvae_sc.cli import main
+from trvae_sc.evaluation import Holdout, Keys, Results, benchmark
+
+KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
+SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
+TOTALS = ["--total-counts-key", "total_counts"]
+SIMPLE = ["--methods", "no_change", "mean_shift"]
+SMALL = ["--n-top-genes", "50", "--min-cells", "20"]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return datasets.simulate(300, 80, n_labels=3, seed=2)
+
+
+@pytest.fixture(scope="module")
+def file(adata, tmp_path_factory):
+    """Return a file of simulated cells."""
+    path = tmp_path_factory.mktemp("data") / "cells.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a runner of the command line: exit code, stdout and stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def strict(text):
+    """Parse JSON as the standard has it, without NaN."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_benchmark_equals_python(run, file, adata):
+    code, out, _ = run("benchmark", file, *SETUP, *TOTALS, *SIMPLE, *SMALL, "-o", "new/results")
+    assert code == 0
+    holdouts = [Holdout(f"type_{k}", "stimulated", "control") for k in range(3)]
+    expected = benchmark(
+        adata, ["no_change", "mean_shift"], holdouts, keys=KEYS, n_top_genes=50, progress=False
+    )
+    folder = Path("new/results")
+    results = Results.load(folder)
+    pd.testing.assert_frame_equal(results.table, expected.table, check_exact=True)
+    assert out == expected.wide().round(3).to_string() + "\n"
+    table = pd.read_csv(folder / "table.csv")
+    np.testing.assert_allclose(table["value"], expected.table["value"], rtol=1e-12)
+    assert table.columns.tolist() == expected.table.columns.tolist()
+    found = strict((folder / "summary.json").read_text())
+    assert found == expected.to_json()
+    assert found["n_records"] == 9
+    row = next(
+        r
+        for r in found["summary"]
+        if (r["metric"], r["genes"], r["method"]) == ("effect_r2", "all", "mean_shift")
+    )
+    part = expected.table.query("metric == 'effect_r2' and genes == 'all'")
+    values = part[part["method"] == "mean_shift"]["value"]
+    assert row["mean"] == pytest.approx(values.mean(), abs=1e-9)
+    assert row["sd_tasks"] == pytest.approx(values.std(), abs=1e-9)
+    assert (row["rank"], row["sd_seeds"]) == (1 if values.mean() > 0 else 2, None)  # 0: no change
+
+
+def test_a_second_call_goes_on(run, file):
+    options = [file, *SETUP, *TOTALS, *SMALL, "-o", "results"]
+    one = ["--holdouts", "type_1:stimulated"]
+    assert run("benchmark", *options, *one, "--methods", "no_change")[0] == 0
+    fits = Path("results/fits")
+    kept = {path: path.stat().st_mtime_ns for path in fits.iterdir()}
+    assert len(kept) == 2
+    code, out, err = run("benchmark", *options, *SIMPLE)
+    assert code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(fits.iterdir())) == 9
+    assert "9/9" in err
+    assert run("benchmark", *options, *SIMPLE)[:2] == (0, out)
+    code, out, err = run("benchmark", *options[:-4], "--n-top-genes", "40", "-o", "results")
+    assert code == 2
+    assert "differs in ['n_top_genes']" in err
+    assert out == ""
+
+
+def test_other_columns_directions_and_values(run, adata):
+    cells = adata.copy()
+    cells.obs["donor"] = np.array(["d0", "d1"])[np.arange(cells.n_obs) % 2]
+    cells.layers["logs"] = cells.X.log1p()
+    cells.write_h5ad("cells.h5ad")
+    common = ["cells.h5ad", *SETUP, *SIMPLE, "--min-cells", "20", "--n-top-genes", "0"]
+    options = ["--by", "donor", "--source", "stimulated", "-o", "donors"]
+    assert run("benchmark", *common, *options)[0] == 0
+    records = Results.load("donors").records
+    assert {r["holdout"]["label"] for r in records} == {"d0", "d1"}
+    assert {(r["holdout"]["source"], r["holdout"]["target"]) for r in records} == {
+        ("stimulated", "control")
+    }
+    assert {r["holdout"]["key"] for r in records} == {"donor"}
+    assert {r["n_genes"] for r in records} == {80}
+
+    options = ["--layer", "logs", "--gene-likelihood", "normal", "-o", "logs"]
+    assert run("benchmark", *common, *options)[0] == 0
+    results = Results.load("logs")
+    assert results.run["keys"]["is_count"] is False
+    assert results.run["keys"]["layer"] == "logs"
+    x = cells.layers["logs"].toarray()
+    label = (cells.obs["cell_type"] == "type_0").to_numpy()
+    stimulated = (cells.obs["condition"] == "stimulated").to_numpy()
+    change = x[label & stimulated].mean(0) - x[label & ~stimulated].mean(0)
+    record = next(r for r in results.records if r["method"] == "mean_shift")
+    genes = record["genes"]["delta"]
+    np.testing.assert_allclose(
+        genes["real_change"], change[cells.var_names.get_indexer(genes["gene"])], atol=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def results(adata, tmp_path_factory):
+    """Return a folder with results of simple methods and of a model trained for two epochs."""
+    folder = tmp_path_factory.mktemp("results")
+    quick = {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False}
+
+    def trvae(train, source, *, target, keys, seed):
+        return baselines.trvae(
+            train, source, target=target, keys=keys, seed=seed, train_kwargs=quick, n_hidden=(16, 8)
+        )
+
+    methods = {**{name: baselines.METHODS[name] for name in SIMPLE[1:]}, "trvae": trvae}
+    holdouts = [Holdout(f"type_{k}", "stimulated", "control") for k in range(2)]
+    benchmark(
+        adata,
+        methods,
+        holdouts,
+        keys=KEYS,
+        seeds=1,
+        n_top_genes=50,
+        folder=folder,
+        progress=False,
+    )
+    return folder
+
+
+def test_report_of_results(run, results):
+    code, out, _ = run("report", results, "-o", "new/report.html")
+    assert code == 0
+    record = strict(out)
+    assert record["out"] == str(Path("new/report.html"))
+    table = Results.load(results).task_means().query("metric == 'effect_r2' and genes == 'top100'")
+    for row, label in zip(record["verdicts"], ("type_0", "type_1"), strict=True):
+        means = table[table["label"] == label].groupby("method")["value"].max()
+        assert (row["label"], row["source"], row["target"]) == (label, "control", "stimulated")
+        assert row["model"] == pytest.approx(means["trvae"], abs=1e-9)
+        assert row["best simple"] == pytest.approx(means["mean_shift"], abs=1e-9)
+        assert row["ceiling"] == pytest.approx(means["ceiling"], abs=1e-9)
+    page = Path("new/report.html").read_text("utf-8")
+    for row in record["verdicts"]:
+        assert row["label"] in page
+        assert f"</b>: {row['reason']}</td>" in page
+        assert f">{row['advice']}</b>" in page
+    assert "Training (type_0, seed 0 hidden)" in page
+    assert [p.name for p in Path("new").iterdir()] == ["report.html"]
+
+
+def test_report_is_replaced_if_told_to(run, results):
+    Path("report.html").write_text("mine")
+    code, out, err = run("report", results, "-o", "report.html")
+    assert (code, out) == (2, "")
+    assert "report.html exists. Pass --force to replace it." in err
+    assert Path("report.html").read_text() == "mine"
+    assert run("report", results, "-o", "report.html", "--force")[0] == 0
+    assert "<title>How far to trust" in Path("report.html").read_text("utf-8")
+
+
+def test_report_lists_predictions(run, results, adata):
+    """Of cells whose target condition training saw, the note says so."""
+    predicted = baselines.mean_shift(adata, adata[:7].copy(), target="stimulated", keys=KEYS)
+    predicted.uns["trvae_sc"]["notes"] = ["Training saw the target condition of type_0"]
+    predicted.write_h5ad("predicted.h5ad")
+    code, _, _ = run("report", results, "--predictions", "predicted.h5ad", "-o", "report.html")
+    assert code == 0
+    page = Path("report.html").read_text("utf-8")
+    assert "<p>7 cells: mean_shift, stimulated.</p>" in page
+    assert '<p class="bad">Training saw the target condition of type_0</p>' in page
+
+
+def test_report_of_another_method(run, results):
+    code, out, _ = run("report", results, "--method", "mean_shift", "-o", "report.html")
+    assert code == 0
+    assert {row["advice"] for row in strict(out)["verdicts"]} <= {
+        "use the model",
+        "do not trust",
+        "use no_change",
+    }
+    code, out, err = run("report", results, "--method", "best", "-o", "other.html")
+    assert (code, out) == (2, "")
+    assert "No method 'best' in the results" in err
+    assert not Path("other.html").exists()
+
+
+BAD = {
+    "no labels": (["--condition-key", "condition"], "benchmark needs --labels-key"),
+    "unknown column": (["--condition-key", "state", *SETUP[2:]], "state"),
+    "unknown method": ([*SETUP, "--methods", "magic"], "Unknown methods ['magic']"),
+    "unknown hold-out": ([*SETUP, "--holdouts", "type_9:stimulated"], "matches no cell"),
+    "hold-out without target": ([*SETUP, "--holdouts", "type_1"], "not of the form 'label:target'"),
+    "unknown source": ([*SETUP, "--source", "ctrl"], "Source 'ctrl'"),
+    "source is target": (
+        [*SETUP, "--source", "stimulated", "--holdouts", "type_1:stimulated"],
+        "'stimulated' as source and as target",
+    ),
+    "too few cells": ([*SETUP, "--min-cells", "9999"], "No combination has 9999 cells"),
+    "unknown column to hold out": ([*SETUP, "--by", "donor"], "no 'donor'"),
+    "likelihood": ([*SETUP, "--gene-likelihood", "zinb"], "nb (counts) or normal"),
+    "unknown layer": ([*SETUP, "--layer", "raw"], "raw"),
+    "unknown option": ([*SETUP, "--magic"], "unrecognized arguments"),
+    "unknown backend": ([*SETUP, "--backend", "slurm"], "invalid choice: 'slurm'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_of_benchmark(case, run, file):
+    options, message = BAD[case]
+    simple = [] if "--methods" in options else SIMPLE
+    code, out, err = run("benchmark", file, *options, *simple, "-o", "results")
+    assert code == 2
+    assert out == ""
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not list(Path().rglob("fits/*"))
+
+
+def test_values_that_are_not_counts_are_refused(run, adata):
+    logs = adata.copy()
+    logs.X = logs.X.log1p()
+    logs.write_h5ad("logs.h5ad")
+    code, _, err = run("benchmark", "logs.h5ad", *SETUP, *SIMPLE, "-o", "results")
+    assert code == 2
+    assert "fractional" in err
+    logs.var["highly_variable"] = True
+    logs.write_h5ad("logs.h5ad")
+    normal = ["--gene-likelihood", "normal"]
+    code, _, err = run("benchmark", "logs.h5ad", *SETUP, *SIMPLE, *normal, "-o", "results")
+    assert code == 2
+    assert "highly_variable" in err
+    assert not Path("results").exists()
+
+
+def test_bad_input_of_report(run, file, results):
+    code, _, err = run("report", "nowhere", "-o", "report.html")
+    assert code == 2
+    assert "run.json is missing" in err
+    code, _, err = run("report", results, "--predictions", file, "-o", "report.html")
+    assert code == 2
+    assert "Not a prediction" in err
+    run("benchmark", file, *SETUP, *SIMPLE, *SMALL, "-o", "simple")
+    code, _, err = run("report", "simple", "-o", "report.html")
+    assert code == 2
+    assert "Only simple methods were run" in err
+    assert not Path("report.html").exists()
+    code, _, err = run("benchmark", file, *SETUP, "-o", file)
+    assert code == 2
+    assert "is a file; --out needs a folder" in err
+    assert anndata.read_h5ad(file).n_obs == 300
+
+
+def test_help_lists_the_commands(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "benchmark" in out
+    assert "report" in out
+    for command, options in {
+        "benchmark": "--holdouts --source --by --min-cells --methods --seeds --n-jobs --backend",
+        "report": "--predictions --method --force",
+    }.items():
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert set(options.split()) <= set(out.replace("[", " ").split())

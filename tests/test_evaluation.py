@@ -1,0 +1,1273 @@
+"""Held-out combinations: nothing leaks, scores are right, runs resume and share a folder."""
+
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse, stats
+from sklearn.decomposition import PCA
+
+from trvae_sc import datasets, metrics
+from trvae_sc.baselines import METHODS, SIMPLE, as_prediction
+from trvae_sc.evaluation import (
+    TOTAL_COLUMN,
+    Holdout,
+    Keys,
+    Results,
+    benchmark,
+    ceiling,
+    check_leaks,
+    export_cells,
+    gene_table,
+    holdouts,
+    looks_like_counts,
+    parse_holdouts,
+    predicted_log_values,
+    prepare_task,
+    score,
+    training_data,
+    variable_genes,
+)
+from trvae_sc.evaluation._results import Store, write_atomically
+from trvae_sc.expression import log_values
+
+COUNTS = Keys("condition", "cell_type")
+VALUES = COUNTS._replace(is_count=False)
+NK = Holdout("NK", "stimulated", "control")
+QUIET = {"keys": COUNTS, "n_top_genes": 20, "progress": False}
+
+
+def is_in(adata, label, condition, key="cell_type"):
+    rows = (adata.obs[key] == label) & (adata.obs["condition"] == condition)
+    return rows.to_numpy(copy=True)
+
+
+def dense(x):
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def several(adata, names):
+    """Spread the cells of both conditions over more conditions, evenly within labels."""
+    adata = adata.copy()
+    position = adata.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
+    adata.obs["condition"] = pd.Categorical(np.array(names)[position % len(names)])
+    return adata
+
+
+def scores(table):
+    return table.set_index(["metric", "genes"])["value"]
+
+
+# -- hold-outs --------------------------------------------------------------------------------------
+
+
+def test_holdout_hides_its_label_under_the_target_and_starts_from_the_source(make_adata):
+    adata = make_adata()
+    np.testing.assert_array_equal(NK.hidden(adata, COUNTS), is_in(adata, "NK", "stimulated"))
+    np.testing.assert_array_equal(NK.sources(adata, COUNTS), is_in(adata, "NK", "control"))
+    assert str(NK) == "NK:stimulated"
+    three = several(adata, ["a", "b", "c"])
+    undecided = Holdout("NK", "b")
+    np.testing.assert_array_equal(
+        undecided.sources(three, COUNTS), is_in(three, "NK", "a") | is_in(three, "NK", "c")
+    )
+    donor = Holdout("b1", "stimulated", "control", key="batch")
+    np.testing.assert_array_equal(
+        donor.hidden(adata, COUNTS), is_in(adata, "b1", "stimulated", "batch")
+    )
+    np.testing.assert_array_equal(
+        donor.sources(adata, COUNTS), is_in(adata, "b1", "control", "batch")
+    )
+
+
+def test_holdouts_are_compared_as_text(make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.codes.astype(int)
+    adata.obs["condition"] = adata.obs["condition"].cat.codes.astype(int)
+    for holdout in (Holdout(1, 1, 0), Holdout("1", "1", "0")):
+        assert holdout.hidden(adata, COUNTS).sum() == 20
+    found = [(h.label, h.target, h.source) for h in holdouts(adata, keys=COUNTS, min_cells=5)]
+    assert found == [("0", "1", "0"), ("1", "1", "0"), ("2", "1", "0")]
+
+
+def test_holdouts_of_two_conditions_start_from_the_one_that_sorts_first(make_adata):
+    adata = make_adata()
+    assert holdouts(adata, keys=COUNTS, min_cells=20) == [
+        Holdout(label, "stimulated", "control") for label in ("B", "NK", "T")
+    ]
+    assert holdouts(adata, keys=COUNTS, source="stimulated", min_cells=20) == [
+        Holdout(label, "control", "stimulated") for label in ("B", "NK", "T")
+    ]
+
+
+def test_holdouts_of_more_conditions_need_a_source(make_adata):
+    adata = several(make_adata(), ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"Source None: .*\['a', 'b', 'c'\]"):
+        holdouts(adata, keys=COUNTS, min_cells=5)
+    with pytest.raises(ValueError, match=r"Source 'd': .*\['a', 'b', 'c'\]"):
+        holdouts(adata, keys=COUNTS, min_cells=5, source="d")
+    assert holdouts(adata, keys=COUNTS, min_cells=5, source="b") == [
+        Holdout(label, target, "b") for target in ("a", "c") for label in ("B", "NK", "T")
+    ]
+
+
+def test_holdouts_skip_what_has_too_few_cells_and_say_so(make_adata, caplog):
+    adata = make_adata()
+    rows = is_in(adata, "NK", "stimulated")
+    rows[np.flatnonzero(rows)[:9]] = False  # 9 of 20 stay
+    other = is_in(adata, "T", "control")
+    other[np.flatnonzero(other)[:10]] = False  # 10 of 20 stay
+    adata = adata[~rows & ~other].copy()
+    with caplog.at_level(logging.INFO, "trvae_sc"):
+        found = holdouts(adata, keys=COUNTS, min_cells=10)
+    assert [h.label for h in found] == ["B", "T"]
+    assert caplog.messages == ["Skipped, with fewer than 10 cells: NK:stimulated."]
+    assert [h.label for h in holdouts(adata, keys=COUNTS, min_cells=9)] == ["B", "NK", "T"]
+    with pytest.raises(ValueError, match="No combination has 21 cells under 'control'"):
+        holdouts(adata, keys=COUNTS, min_cells=21)
+
+
+def test_holdouts_by_another_column(make_adata):
+    adata = make_adata()
+    assert holdouts(adata, keys=COUNTS, by="batch") == [
+        Holdout(batch, "stimulated", "control", key="batch") for batch in ("b0", "b1")
+    ]
+    with pytest.raises(ValueError, match="no 'donor'"):
+        holdouts(adata, keys=COUNTS, by="donor")
+    with pytest.raises(ValueError, match="no None"):
+        holdouts(adata, keys=Keys("condition"))
+
+
+def test_holdouts_together_name_each_other(make_adata):
+    found = holdouts(make_adata(), keys=COUNTS, min_cells=5, together=2)
+    bare = [Holdout(label, "stimulated", "control") for label in ("B", "NK", "T")]
+    assert [(h.label, h.also) for h in found] == [
+        ("B", (bare[1],)),
+        ("NK", (bare[0],)),
+        ("T", ()),
+    ]
+    task = prepare_task(make_adata(), found[0], keys=COUNTS, n_top_genes=None)
+    left = task.train.obs.groupby(["cell_type", "condition"], observed=True).size().to_dict()
+    assert left == {
+        ("B", "control"): 20,
+        ("NK", "control"): 20,
+        ("T", "control"): 20,
+        ("T", "stimulated"): 20,
+    }
+    assert task.real.shape[0] == 20
+
+
+def test_parse_holdouts_split_at_the_last_colon(make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "CD56:bright"})
+    found = parse_holdouts(["CD56:bright:stimulated", "B:control"], adata, COUNTS)
+    assert found == [
+        Holdout("CD56:bright", "stimulated", "control"),
+        Holdout("B", "control", "stimulated"),
+    ]
+    three = several(adata, ["a", "b", "c"])
+    assert parse_holdouts(["B:c"], three, COUNTS) == [Holdout("B", "c")]
+    assert parse_holdouts(["B:c"], three, COUNTS, source="b") == [Holdout("B", "c", "b")]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "match"),
+    [
+        ("B", None, "Hold-out 'B' is not of the form 'label:target'"),
+        ("B:nothing", None, r"'B:nothing' matches no cell: labels are \['B', 'NK', 'T'\]"),
+        ("X:control", None, r"'X:control' matches no cell.*conditions \['control', 'stimulated'\]"),
+        ("B:stimulated", "ctrl", r"Unknown source 'ctrl'; conditions are \['control', 'stim"),
+    ],
+)
+def test_parse_holdouts_refuses(text, source, match, make_adata):
+    with pytest.raises(ValueError, match=match):
+        parse_holdouts([text], make_adata(), COUNTS, source=source)
+
+
+# -- data without what is hidden --------------------------------------------------------------------
+
+
+def test_training_data_lack_the_hidden_cells_and_have_totals_over_all_genes(make_adata):
+    adata = make_adata()
+    other = Holdout("B", "control", "stimulated")
+    train, keys = training_data(adata, [NK, other], keys=COUNTS, n_top_genes=7)
+    kept = adata[~is_in(adata, "NK", "stimulated") & ~is_in(adata, "B", "control")]
+    assert train.obs_names.tolist() == kept.obs_names.tolist()
+    assert train.n_vars == 7
+    assert keys == COUNTS._replace(total_counts_key=TOTAL_COLUMN)
+    np.testing.assert_array_equal(train.obs[TOTAL_COLUMN], dense(kept.X).sum(1))
+    assert TOTAL_COLUMN not in adata.obs
+
+    named = COUNTS._replace(total_counts_key="n_counts")
+    train, keys = training_data(adata, [NK], keys=named, n_top_genes=7)
+    assert keys == named
+    assert TOTAL_COLUMN not in train.obs
+    for n in (None, 30, 99):
+        train, keys = training_data(adata, [NK], keys=VALUES, n_top_genes=n)
+        assert train.var_names.tolist() == adata.var_names.tolist()
+        assert keys == VALUES
+
+
+def test_genes_are_chosen_on_the_training_cells_alone(make_adata):
+    """Whatever the hidden cells hold, the same genes are chosen, as many as were asked for."""
+    adata = make_adata()
+    hidden = is_in(adata, "NK", "stimulated")
+    changed = dense(adata.X).copy()
+    rng = np.random.default_rng(0)
+    changed[hidden, 10:20] = rng.poisson(9, (20, 10)) * rng.integers(0, 2, (20, 10))
+    other = AnnData(sparse.csr_matrix(changed), obs=adata.obs, var=adata.var)
+    a, _ = training_data(adata, [NK], keys=COUNTS, n_top_genes=8)
+    b, _ = training_data(other, [NK], keys=COUNTS, n_top_genes=8)
+    assert a.var_names.tolist() == b.var_names.tolist()
+    with_all, _ = training_data(other, [], keys=COUNTS, n_top_genes=8)
+    assert with_all.var_names.tolist() != a.var_names.tolist()
+
+
+@pytest.mark.parametrize("n", [1, 7, 12, 29])
+def test_ties_do_not_add_variable_genes(n, make_adata):
+    """Genes alone in their bin of means all have spread 1: scanpy returned 12 where 7 were asked."""
+    adata = make_adata()
+    chosen = variable_genes(adata, COUNTS, n)
+    assert chosen.sum() == n
+    more = variable_genes(adata, COUNTS, n + 1)
+    assert (more & chosen).sum() == n
+
+
+def test_variable_genes_are_those_of_scanpy():
+    adata = datasets.simulate(300, 300, n_labels=3)
+    x = log_values(adata, COUNTS, np.median(adata.obs["total_counts"]))
+    logs = AnnData(sparse.csr_matrix(x, dtype=np.float32))
+    table = sc.pp.highly_variable_genes(logs, n_top_genes=50, inplace=False)
+    np.testing.assert_array_equal(
+        variable_genes(adata, COUNTS, 50), table["highly_variable"].to_numpy()
+    )
+
+
+def test_nothing_left_to_train_on(make_adata):
+    adata = make_adata()
+    everything = [Holdout(lab, c) for lab in ("B", "NK", "T") for c in ("control", "stimulated")]
+    with pytest.raises(ValueError, match="nothing is left to train on"):
+        training_data(adata, everything, keys=COUNTS)
+
+
+def test_backed_files_give_the_same_task(make_adata, tmp_path):
+    adata = make_adata()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    a, b = (prepare_task(x, NK, keys=COUNTS, n_top_genes=10) for x in (adata, backed))
+    assert_same_task(a, b)
+    np.testing.assert_array_equal(dense(a.real), dense(b.real))
+    backed.file.close()
+
+
+def test_task_equals_a_computation_by_hand(make_adata):
+    adata = make_adata()
+    task = prepare_task(adata, NK, keys=COUNTS, n_top_genes=12)
+    x = dense(adata.X).astype(float)
+    total = x.sum(1)
+    hidden = is_in(adata, "NK", "stimulated")
+    assert task.kappa == np.median(total[~hidden])
+    genes = adata.var_names.get_indexer(task.train.var_names)
+    y = np.log1p(task.kappa * x / total[:, None])[:, genes]
+    np.testing.assert_allclose(dense(task.real), y[hidden], rtol=1e-6)
+    np.testing.assert_allclose(dense(task.control), y[is_in(adata, "NK", "control")], rtol=1e-6)
+    means = {
+        (lab, c): y[is_in(adata, lab, c)].mean(0)
+        for lab in ("B", "T")
+        for c in ("control", "stimulated")
+    }
+    shift = np.mean([means[lab, "stimulated"] - means[lab, "control"] for lab in ("B", "T")], 0)
+    np.testing.assert_allclose(task.shift, shift, rtol=1e-5, atol=1e-7)
+    assert set(task.by_target) == {"stimulated"}
+    np.testing.assert_allclose(task.by_target["stimulated"][0], y[hidden].mean(0), rtol=1e-6)
+    assert task.source.obs_names.tolist() == adata.obs_names[is_in(adata, "NK", "control")].tolist()
+    pca = PCA(3, svd_solver="full").fit(y[~hidden])
+    np.testing.assert_allclose(task.pca.explained_variance_[:3], pca.explained_variance_, rtol=1e-3)
+    found, expected = task.project(task.real)[:, :3], pca.transform(y[hidden])
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=2e-2, atol=2e-2)
+
+
+def test_tasks_that_cannot_be_judged(make_adata):
+    """Three hidden cells used to fail in the ceiling, after other methods had run."""
+    adata = make_adata()
+    with pytest.raises(ValueError, match="NK:stimulated has no source"):
+        prepare_task(adata, Holdout("NK", "stimulated"), keys=COUNTS)
+    with pytest.raises(ValueError, match="NK:control has 'control' as source and as target"):
+        prepare_task(adata, Holdout("NK", "control", "control"), keys=COUNTS)
+    for condition, kept, match in (("stimulated", 3, "3 hidden"), ("control", 1, "1 source")):
+        rows = np.flatnonzero(is_in(adata, "NK", condition))[kept:]
+        few = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
+        with pytest.raises(ValueError, match=f"NK:stimulated has {match} cells; at least"):
+            prepare_task(few, NK, keys=COUNTS)
+    rows = np.flatnonzero(is_in(adata, "NK", "stimulated"))[4:]
+    four = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
+    assert ceiling(prepare_task(four, NK, keys=COUNTS))["value"].notna().all()
+
+
+# -- leaks ------------------------------------------------------------------------------------------
+
+
+def assert_same(a, b):
+    """Compare AnnData bit by bit."""
+    assert a.obs_names.tolist() == b.obs_names.tolist()
+    assert a.var_names.tolist() == b.var_names.tolist()
+    np.testing.assert_array_equal(dense(a.X), dense(b.X))
+    for layer in a.layers:
+        np.testing.assert_array_equal(dense(a.layers[layer]), dense(b.layers[layer]))
+    pd.testing.assert_frame_equal(a.obs, b.obs, check_exact=True)
+
+
+def assert_same_task(a, b):
+    """Compare all of a task that a method may see."""
+    assert_same(a.train, b.train)
+    assert_same(a.source, b.source)
+    assert a.kappa == b.kappa
+    assert a.keys == b.keys
+    np.testing.assert_array_equal(dense(a.control), dense(b.control))
+    np.testing.assert_array_equal(a.shift, b.shift)
+    np.testing.assert_array_equal(a.pca.components_, b.pca.components_)
+    np.testing.assert_array_equal(a.pca.mean_, b.pca.mean_)
+
+
+LEAKS = {
+    "sparse": {},
+    "dense": {"is_dense": True},
+    "layer and totals": {"keys": {"layer": "raw", "total_counts_key": "n_counts"}},
+    "not counts": {"keys": {"is_count": False}},
+    "donor": {"holdout": Holdout("b1", "stimulated", "control", key="batch")},
+    "together": {
+        "holdout": Holdout(
+            "NK", "stimulated", "control", also=(Holdout("B", "stimulated", "control"),)
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_nothing_of_the_hidden_cells_enters_task_or_prediction(case, make_adata):
+    """Whatever is hidden may as well be NaN: tasks and predictions are the same bit by bit."""
+    options = LEAKS[case]
+    keys = COUNTS._replace(**options.get("keys", {}))
+    holdout = options.get("holdout", NK)
+    adata = make_adata(values="counts" if keys.is_count else "log")
+    adata.layers["raw"] = adata.X.copy()
+    hidden = holdout.hidden(adata, keys)
+    for other in holdout.also:
+        hidden = hidden | other.hidden(adata, keys)
+    assert hidden.sum() >= 20
+    if options.get("is_dense"):
+        adata.X = dense(adata.X)
+    blind = adata.copy()
+    x = dense(adata.X).copy()
+    x[hidden] = np.nan
+    blind.X = x if options.get("is_dense") else sparse.csr_matrix(x)
+    blind.layers["raw"] = blind.X.copy()
+    blind.obs.loc[hidden, ["n_counts", "age"]] = np.nan
+
+    tasks = [prepare_task(a, holdout, keys=keys, n_top_genes=15) for a in (adata, blind)]
+    assert np.isnan(dense(tasks[1].real)).all()
+    assert np.isfinite(dense(tasks[0].real)).all()
+    assert_same_task(*tasks)
+    trvae = partial(
+        METHODS["trvae"],
+        train_kwargs={"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False},
+        n_hidden=(8,),
+        n_latent=2,
+    )
+    methods = {**{name: METHODS[name] for name in SIMPLE}, "trvae": trvae}
+    for name, method in methods.items():
+        found = [
+            method(task.train.copy(), task.source.copy(), target="stimulated", keys=task.keys)
+            for task in tasks
+        ]
+        pairs = zip(*(f.values() for f in found), strict=True) if name == "trvae" else [found]
+        for a, b in pairs:
+            assert np.isfinite(dense(a.X)).all()
+            assert_same(a, b)
+
+
+def test_methods_get_neither_the_truth_nor_a_way_to_it(make_adata):
+    """What a method is handed has no hidden cell, and no value of one in any attribute."""
+    adata = make_adata()
+    adata.obsm["X_pca"] = np.arange(adata.n_obs * 2.0).reshape(-1, 2)
+    seen = []
+
+    def spy(train, source, *, target, keys):
+        seen.append((train, source, target, keys))
+        return METHODS["no_change"](train, source, target=target, keys=keys)
+
+    benchmark(adata, {"spy": spy}, [NK], **QUIET)
+    ((train, source, target, keys),) = seen
+    hidden = set(adata.obs_names[is_in(adata, "NK", "stimulated")])
+    assert not hidden & set(train.obs_names)
+    assert source.obs_names.tolist() == adata.obs_names[is_in(adata, "NK", "control")].tolist()
+    assert (target, keys) == ("stimulated", COUNTS._replace(total_counts_key=TOTAL_COLUMN))
+    assert not train.is_view
+    assert not source.is_view
+
+
+def test_what_methods_do_to_their_cells_does_not_reach_other_methods(make_adata):
+    adata = make_adata()
+    before = adata.X.copy()
+
+    def vandal(train, source, *, target, keys):
+        found = METHODS["mean_shift"](train, source, target=target, keys=keys)
+        train.X[:] = 0
+        source.X[:] = 0
+        train.obs["condition"] = "stimulated"
+        return found
+
+    dense_adata = AnnData(dense(adata.X), obs=adata.obs, var=adata.var)
+    methods = {"vandal": vandal, "mean_shift": METHODS["mean_shift"]}
+    table = benchmark(dense_adata, methods, [NK], **QUIET).table
+    wide = table.pivot_table(index=["metric", "genes"], columns="method", values="value")
+    np.testing.assert_array_equal(wide["vandal"], wide["mean_shift"])
+    np.testing.assert_array_equal(dense_adata.X, dense(before))
+
+
+def test_check_leaks_refuses_chosen_genes(make_adata):
+    adata = make_adata()
+    adata.var["highly_variable"] = True
+    with pytest.raises(ValueError, match=r"Every gene is in adata\.var\['highly_variable'\]"):
+        check_leaks(adata, COUNTS)
+    with pytest.raises(ValueError, match="highly_variable"):
+        benchmark(adata, ["no_change"], [NK], **QUIET)
+    adata.var["highly_variable"] = np.arange(adata.n_vars) < 29
+    check_leaks(adata, COUNTS)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_check_leaks_refuses_scaled_values(is_sparse, make_adata):
+    adata = make_adata(values="log")
+    x = dense(adata.X).astype(np.float64)
+    check_leaks(AnnData(x, obs=adata.obs), VALUES)
+    check_leaks(AnnData(x - x.mean(0), obs=adata.obs), VALUES)
+    scaled = (x - x.mean(0)) / x.std(0)
+    assert (np.abs(scaled) <= 10).all()
+    given = AnnData(sparse.csr_matrix(scaled) if is_sparse else scaled, obs=adata.obs)
+    with pytest.raises(ValueError, match="30 of 30 features have mean 0 and deviation 1"):
+        check_leaks(given, VALUES)
+    scaled[:, :4] = x[:, :4]  # 26 of 30: not scaled as a whole
+    check_leaks(AnnData(scaled, obs=adata.obs), VALUES)
+
+
+def test_looks_like_counts(make_adata):
+    counts = make_adata()
+    assert looks_like_counts(counts, COUNTS)
+    assert not looks_like_counts(make_adata(values="log"), COUNTS)
+    counts.layers["odd"] = counts.X - 5 * sparse.eye_array(*counts.shape, format="csr")
+    assert not looks_like_counts(counts, COUNTS._replace(layer="odd"))
+    counts.layers["odd"] = dense(counts.X).copy()
+    assert looks_like_counts(counts, COUNTS._replace(layer="odd"))
+    counts.layers["odd"][3, 2] = np.nan
+    assert not looks_like_counts(counts, COUNTS._replace(layer="odd"))
+
+
+# -- scores -----------------------------------------------------------------------------------------
+
+
+def predict(task, x):
+    """Return a prediction with given log values."""
+    return as_prediction(dense(x), task.source, task.holdout.target, task.keys, task.kappa, "given")
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Return a task of enough cells that the ceiling is near 1; tests must not change it."""
+    adata = datasets.simulate(1600, 130, n_labels=3, seed=1, depth=6000.0)
+    keys = Keys("condition", "cell_type", total_counts_key="total_counts")
+    return prepare_task(adata, Holdout("type_0", "stimulated", "control"), keys=keys)
+
+
+def test_real_cells_are_perfect_and_source_cells_no_change(task):
+    exact = AnnData(
+        dense(task.real), var=task.train.var[[]], uns={"trvae_sc": {"scale": "log(1 + share)"}}
+    )
+    found = scores(score(task, exact))
+    for genes in ("top100", "all"):
+        for name in ("effect_r2", "effect_pearson", "specific_pearson", "r2_mean", "r2_var"):
+            assert found[name, genes] == pytest.approx(1.0, abs=1e-6)
+        assert found["variance_ratio", genes] == pytest.approx(1.0, abs=1e-5)
+    assert found["de_overlap", "top100"] == pytest.approx(1.0, abs=0.02)
+    assert found["direction_accuracy", "top100"] == 1.0
+    assert found["energy_distance", "pcs"] <= 1e-6
+    assert found["mmd", "pcs"] <= 1e-6
+    assert "target_rank" not in found.index.get_level_values("metric")
+
+    found = scores(score(task, predict(task, task.control)))
+    for genes in ("top100", "all"):
+        assert found["effect_r2", genes] == pytest.approx(0.0, abs=1e-6)
+        assert found["effect_pearson", genes] == pytest.approx(0.0, abs=1e-6)
+    assert found["direction_accuracy", "top100"] == 0.0
+    assert found["de_overlap", "top100"] == 0.0
+
+
+def test_scores_are_the_metrics_on_the_genes_they_name(task):
+    rng = np.random.default_rng(0)
+    x = dense(task.control) + 0.6 * task.shift + rng.normal(0.0, 0.1, task.control.shape)
+    predicted = predict(task, x)
+    found = scores(score(task, predicted))
+    real, control, x = dense(task.real), dense(task.control), predicted.X.astype(float)
+    t = stats.ttest_ind(real, control, equal_var=False).statistic
+    top = np.argsort(-np.abs(t))[:100]
+    for genes, index in (("top100", top), ("all", np.arange(real.shape[1]))):
+        m_r, m_p, m_c = (a[:, index].mean(0) for a in (real, x, control))
+        r2 = 1 - np.square(m_p - m_r).sum() / np.square(m_c - m_r).sum()
+        assert found["effect_r2", genes] == pytest.approx(r2, rel=1e-5)
+        shift = task.shift[index]
+        specific = stats.pearsonr(m_p - m_c - shift, m_r - m_c - shift).statistic
+        assert found["specific_pearson", genes] == pytest.approx(specific, rel=1e-4)
+        plain = stats.pearsonr(m_p - m_c, m_r - m_c).statistic
+        assert found["effect_pearson", genes] == pytest.approx(plain, rel=1e-5)
+        ratio = np.median(x[:, index].var(0, ddof=1) / real[:, index].var(0, ddof=1))
+        assert found["variance_ratio", genes] == pytest.approx(ratio, rel=1e-4)
+        r2_mean = stats.pearsonr(m_p, m_r).statistic ** 2
+        assert found["r2_mean", genes] == pytest.approx(r2_mean, rel=1e-5)
+    assert found["energy_distance", "pcs"] == pytest.approx(
+        metrics.energy_distance(task.pca.transform(x), task.pca.transform(real)), rel=1e-4
+    )
+    signs = np.sign(x.mean(0) - control.mean(0)) == np.sign(real.mean(0) - control.mean(0))
+    assert found["direction_accuracy", "top100"] == pytest.approx(signs[top].mean())
+    assert len(found) == 2 * 6 + 2 + 2
+
+
+def test_mean_shift_has_no_specific_part(task):
+    predicted = METHODS["mean_shift"](task.train, task.source, target="stimulated", keys=task.keys)
+    found = scores(score(task, predicted))
+    for genes in ("top100", "all"):
+        assert found["specific_pearson", genes] == 0.0
+    assert found["effect_pearson", "top100"] > 0.5
+
+
+def test_ceiling_compares_halves_and_rises_with_the_number_of_cells(task):
+    found = scores(ceiling(task))
+    assert found["effect_r2", "top100"] > 0.95
+    assert found["effect_pearson", "all"] > 0.95
+    assert abs(found["energy_distance", "pcs"]) < 0.05
+    assert found["variance_ratio", "all"] == pytest.approx(1.0, abs=0.2)
+    real = dense(task.real)
+    order = np.random.default_rng(4).permutation(len(real))
+    a, b = real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
+    control = dense(task.control).mean(0)
+    r2 = 1 - np.square(a.mean(0) - b.mean(0)).sum() / np.square(control - b.mean(0)).sum()
+    assert scores(ceiling(task, seed=4))["effect_r2", "all"] == pytest.approx(r2, rel=1e-6)
+
+    few = dataclasses.replace(task, real=task.real[:10])
+    assert scores(ceiling(few))["effect_r2", "top100"] < found["effect_r2", "top100"] - 0.1
+
+
+def test_target_rank_is_there_with_three_targets_to_rank(make_adata):
+    adata = make_adata(n_cells=240)
+    for names, is_there in ((["a", "b", "c"], False), (["a", "b", "c", "d"], True)):
+        cells = several(adata, names)
+        task = prepare_task(cells, Holdout("NK", "c", "a"), keys=COUNTS, n_top_genes=None)
+        assert set(task.by_target) == set(names) - {"a"}
+        exact = AnnData(dense(task.real), var=task.train.var, uns={"trvae_sc": {"scale": ""}})
+        found = scores(score(task, exact))
+        assert (("target_rank", "all") in found) == is_there
+        if is_there:
+            assert found["target_rank", "all"] == 1.0
+            ranked = sorted(
+                task.by_target,
+                key=lambda c: np.square(task.by_target[c] - task.by_target["d"]).sum(),
+            )
+            other = AnnData(task.by_target["d"].repeat(5, 0), var=task.train.var, uns=exact.uns)
+            other.X += np.random.default_rng(0).normal(0, 1e-4, other.shape)
+            found = scores(score(task, other))["target_rank", "all"]
+            assert found == 1 - ranked.index("c") / 2
+
+
+def test_predicted_counts_are_put_on_the_scale_of_the_task(task):
+    predicted = task.source.copy()
+    predicted.uns["trvae_sc"] = {"scale": "counts"}
+    np.testing.assert_allclose(
+        dense(predicted_log_values(task, predicted)), dense(task.control), rtol=1e-6
+    )
+    predicted.uns["trvae_sc"] = {"scale": "values"}
+    assert predicted_log_values(task, predicted) is predicted.X
+
+
+def test_predictions_of_other_genes_or_unknown_scale_are_refused(task):
+    """Genes in another order would be scored, silently, as if they were in order."""
+    good = predict(task, task.control)
+    with pytest.raises(ValueError, match="do not have the genes of the training cells in order"):
+        score(task, good[:, ::-1].copy())
+    del good.uns["trvae_sc"]
+    with pytest.raises(ValueError, match=r"uns\['trvae_sc'\]\['scale'\] is missing"):
+        score(task, good)
+
+
+def test_intervals_are_scored_by_the_genes_they_cover(task):
+    """The change is that of log(1 + kappa mean share), as the model predicts it."""
+    share = [np.expm1(dense(x)).mean(0) for x in (task.real, task.control)]  # kappa times share
+    change = np.log1p(share[0]) - np.log1p(share[1])
+    covered = np.arange(task.train.n_vars) % 5 != 0
+    predicted = predict(task, task.control)
+    predicted.var["change_lower"] = np.where(covered, change - 1e-3, change + 1e-3)
+    predicted.var["change_upper"] = change + 2e-3
+    assert scores(score(task, predicted))["interval_coverage", "all"] == covered.mean()
+    predicted.uns["trvae_sc"]["scale"] = "values"  # as of presets that are given log values
+    change = dense(task.real).mean(0) - dense(task.control).mean(0)
+    predicted.var["change_lower"] = np.where(covered, change - 1e-3, change + 1e-3)
+    predicted.var["change_upper"] = change + 2e-3
+    assert scores(score(task, predicted))["interval_coverage", "all"] == covered.mean()
+    predicted.var["change_lower"] = np.nan
+    assert "interval_coverage" not in score(task, predicted)["metric"].to_list()
+
+
+def test_exported_cells_are_those_that_are_scored(task, tmp_path):
+    """Controls are the same real cells in both files, as cell-eval asks."""
+    predicted = task.source[:9].copy()
+    predicted.uns["trvae_sc"] = {"scale": "counts"}
+    export_cells(task, predicted, tmp_path / "new" / "folder")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == [
+        "predicted.h5ad",
+        "real.h5ad",
+    ]
+    expected = {"real": dense(task.real), "predicted": dense(task.control)[:9]}
+    for name, x in expected.items():
+        cells = anndata.read_h5ad(tmp_path / "new" / "folder" / f"{name}.h5ad")
+        start = (cells.obs["condition"] == "control").to_numpy()
+        np.testing.assert_allclose(dense(cells.X)[start], dense(task.control), rtol=1e-6)
+        np.testing.assert_allclose(dense(cells.X)[~start], x, rtol=1e-6)
+        assert set(cells.obs.loc[~start, "condition"]) == {"stimulated"}
+        assert set(cells.obs["cell_type"]) == {"type_0"}
+        assert cells.var_names.tolist() == task.train.var_names.tolist()
+
+
+def test_benchmark_exports_every_prediction(make_adata, tmp_path):
+    run = partial(benchmark, make_adata(), ["no_change", "mean_shift"], HOLDOUTS[:2], **QUIET)
+    with pytest.raises(ValueError, match="export=True needs a folder"):
+        run(export=True)
+    run(export=True, folder=tmp_path)
+    files = sorted(tmp_path.rglob("*.h5ad"))
+    assert len(files) == 2 * 2 * 2
+    assert {file.parents[1] for file in files} == {tmp_path / "predictions"}
+    found = {}
+    for file in files:
+        cells = anndata.read_h5ad(file)
+        label = cells.obs["cell_type"].iloc[0]
+        x = dense(cells.X)[(cells.obs["condition"] == "stimulated").to_numpy()]
+        found.setdefault((label, file.stem), []).append(x)
+    assert {k: len(v) for k, v in found.items()} == {
+        (label, name): 2 for label in ("B", "NK") for name in ("real", "predicted")
+    }
+    for label in ("B", "NK"):
+        np.testing.assert_array_equal(*found[label, "real"])
+        assert np.abs(np.subtract(*found[label, "predicted"])).max() > 0.1
+    assert len(Results.load(tmp_path).records) == 2 * 3
+
+
+def test_gene_table_is_in_the_order_of_the_evidence(task):
+    table = gene_table(task, predict(task, dense(task.control) + 0.25))
+    real, control = dense(task.real), dense(task.control)
+    t = pd.Series(
+        stats.ttest_ind(real, control, equal_var=False).statistic, index=task.train.var_names
+    )
+    np.testing.assert_allclose(table["welch_t"], t.loc[table.index], rtol=1e-6)
+    assert (table["welch_t"].abs().diff().iloc[1:] <= 0).all()
+    np.testing.assert_allclose(table["predicted_change"], 0.25, rtol=1e-4)
+    change = pd.Series(real.mean(0) - control.mean(0), index=task.train.var_names)
+    np.testing.assert_allclose(table["real_change"], change.loc[table.index], atol=1e-9)
+    np.testing.assert_allclose(
+        table["predicted_mean"] - table["control_mean"], table["predicted_change"]
+    )
+    np.testing.assert_allclose(table["real_mean"] - table["control_mean"], table["real_change"])
+    assert set(table.index) == set(task.train.var_names)
+
+
+# -- benchmark --------------------------------------------------------------------------------------
+
+COLUMNS = ["method", "label", "source", "target", "seed", "output", "metric", "genes", "value"]
+HOLDOUTS = [Holdout(label, "stimulated", "control") for label in ("B", "NK", "T")]
+
+
+class Counted:
+    """A method that notes its calls, and raises at one of them."""
+
+    def __init__(self, fail_at=None, name="mean_shift"):
+        self.calls, self.fail_at, self.name = [], fail_at, name
+
+    def __call__(self, train, source, *, target, keys, seed=0):
+        self.calls.append((source.obs["cell_type"].iloc[0], seed))
+        if len(self.calls) == self.fail_at:
+            raise KeyboardInterrupt
+        found = METHODS[self.name](train, source, target=target, keys=keys)
+        found.X += np.float32(0.01 * seed)
+        return found
+
+
+def as_rows(results):
+    return results.table.sort_values(COLUMNS[:-1]).reset_index(drop=True)
+
+
+def test_benchmark_gives_one_row_per_score(make_adata):
+    adata = make_adata()
+    results = benchmark(adata, SIMPLE, HOLDOUTS, **QUIET)
+    assert results.table.columns.tolist() == COLUMNS
+    assert set(results.methods) == {*SIMPLE, "ceiling"}
+    assert not results.table.duplicated(COLUMNS[:-1]).any()
+    assert set(results.table["seed"]) == {0}  # none takes a seed
+    assert len(results.records) == 3 * 5
+    assert len(results.table) == 3 * 5 * 16
+    one = results.table.query("label == 'NK' and method == 'context_shift'")
+    task = prepare_task(adata, NK, keys=COUNTS, n_top_genes=20)
+    predicted = METHODS["context_shift"](
+        task.train, task.source, target="stimulated", keys=task.keys
+    )
+    expected = score(task, predicted)
+    np.testing.assert_array_equal(one["value"], expected["value"])
+    assert one["metric"].tolist() == expected["metric"].tolist()
+    record = next(r for r in results.records if r["method"] == "context_shift")
+    assert record["holdout"] == {
+        "label": "B",
+        "source": "control",
+        "target": "stimulated",
+        "key": None,
+        "also": [],
+    }
+    assert (record["n_training_cells"], record["n_genes"]) == (100, 20)
+    assert (record["n_source_cells"], record["n_hidden_cells"]) == (20, 20)
+    genes = results.records[-1]["genes"]["delta"]
+    assert len(genes["gene"]) == len(genes["real_change"]) == 20
+    pd.testing.assert_frame_equal(
+        results.design,
+        pd.DataFrame(20, index=["B", "NK", "T"], columns=["control", "stimulated"]),
+        check_names=False,
+    )
+
+
+def test_methods_with_a_seed_run_once_per_seed(make_adata):
+    seeded, plain = Counted(), Counted()
+    methods = {
+        "seeded": seeded,
+        "plain": lambda train, source, *, target, keys: plain(
+            train, source, target=target, keys=keys
+        ),
+    }
+    results = benchmark(make_adata(), methods, HOLDOUTS[:2], seeds=np.array([3, 5]), **QUIET)
+    assert sorted(seeded.calls) == [("B", 3), ("B", 5), ("NK", 3), ("NK", 5)]
+    assert plain.calls == [("B", 0), ("NK", 0)]
+    found = results.table.groupby("method")["seed"].unique().map(sorted).to_dict()
+    assert found == {"ceiling": [0], "plain": [0], "seeded": [3, 5]}
+    again = Counted()
+    benchmark(make_adata(), {"seeded": again}, [NK], seeds=2, **QUIET)
+    assert again.calls == [("NK", 0), ("NK", 1)]
+
+
+def test_a_benchmark_that_was_stopped_goes_on(make_adata, tmp_path):
+    adata = make_adata()
+    fresh = benchmark(adata, {"m": Counted()}, HOLDOUTS, seeds=2, **QUIET)
+    method = Counted(fail_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(adata, {"m": method}, HOLDOUTS, seeds=2, folder=tmp_path / "r", **QUIET)
+    assert method.calls == [("B", 0), ("B", 1), ("NK", 0), ("NK", 1)]
+    part = Results.load(tmp_path / "r")
+    done = {(r["method"], r["holdout"]["label"], r["seed"]) for r in part.records}
+    assert done == {
+        ("ceiling", "B", 0),
+        ("m", "B", 0),
+        ("m", "B", 1),
+        ("ceiling", "NK", 0),
+        ("m", "NK", 0),
+    }
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "r" / "fits").iterdir()}
+
+    method = Counted()
+    results = benchmark(adata, {"m": method}, HOLDOUTS, seeds=2, folder=tmp_path / "r", **QUIET)
+    assert method.calls == [("NK", 1), ("T", 0), ("T", 1)]
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    pd.testing.assert_frame_equal(as_rows(results), as_rows(fresh))
+    method = Counted(fail_at=1)
+    same = benchmark(adata, {"m": method}, HOLDOUTS, seeds=2, folder=tmp_path / "r", **QUIET)
+    assert method.calls == []
+    pd.testing.assert_frame_equal(same.table, results.table)
+    wider = {"m": Counted(), "other": METHODS["no_change"]}
+    more = benchmark(adata, wider, HOLDOUTS, seeds=3, folder=tmp_path / "r", **QUIET)
+    assert wider["m"].calls == [("B", 2), ("NK", 2), ("T", 2)]
+    assert set(more.methods) == {"ceiling", "m", "other"}
+    assert not list((tmp_path / "r").rglob("*.tmp"))
+
+
+LIGHT = """
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+from trvae_sc.evaluation import Holdout, Keys
+from trvae_sc.expression import log_values, median_total
+
+HOLDOUTS = [Holdout(label, "stimulated", "control") for label in ("B", "NK", "T")]
+
+
+def noisy(train, source, *, target, keys, seed):
+    x = log_values(source, keys, median_total(train, keys)).toarray()
+    x += np.random.default_rng(seed).normal(0, 0.1, x.shape)
+    uns = {"trvae_sc": {"scale": "log(1 + kappa * share)"}}
+    return AnnData(x.astype(np.float32), obs=source.obs, var=source.var, uns=uns)
+
+
+def plain(train, source, *, target, keys):
+    return noisy(train, source, target=target, keys=keys, seed=0)
+
+
+METHODS = {"noisy": noisy, "plain": plain}
+"""
+
+OTHER_PROCESS = """
+import sys, time
+from pathlib import Path
+import anndata
+import light
+from trvae_sc.evaluation import Keys, benchmark
+
+adata = anndata.read_h5ad("cells.h5ad")
+Path("ready").touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+benchmark(
+    adata, light.METHODS, light.HOLDOUTS[::-1], folder="shared", seeds=3,
+    keys=Keys("condition", "cell_type"), n_top_genes=20, progress=False,
+)
+"""
+
+
+@pytest.fixture
+def light(tmp_path, monkeypatch):
+    """Return a module of methods that other processes can import, without torch."""
+    (tmp_path / "light.py").write_text(LIGHT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("light")
+    del sys.modules["light"]
+
+
+def test_two_at_once_on_one_folder(make_adata, light):
+    """Every row is there once, and no file is cut, however the two get in each other's way."""
+    adata = make_adata(n_cells=60)
+    adata.write_h5ad("cells.h5ad")
+    run = partial(benchmark, adata, light.METHODS, HOLDOUTS, seeds=3, **QUIET)
+    alone = run()
+    with subprocess.Popen([sys.executable, "-c", OTHER_PROCESS]) as other:
+        while not Path("ready").exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        Path("go").touch()
+        run(folder="shared")
+        assert other.wait() == 0
+    results = Results.load("shared")
+    assert len(results.records) == 3 * 5
+    assert not results.table.duplicated(COLUMNS[:-1]).any()
+    pd.testing.assert_frame_equal(as_rows(results), as_rows(alone))
+    assert sorted(p.name for p in Path("shared").iterdir()) == ["fits", "run.json"]
+    assert {p.suffix for p in Path("shared/fits").iterdir()} == {".json"}
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path, stop = tmp_path / "record.json", threading.Event()
+    texts = [json.dumps([c] * 20_000) for c in "ab"]
+    write_atomically(path, texts[0])
+
+    def write(text):
+        while not stop.is_set():
+            write_atomically(path, text)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    seen = {path.read_text() for _ in range(200)}
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert seen <= set(texts)
+    assert os.listdir(tmp_path) == ["record.json"]  # noqa: PTH208
+
+
+def test_processes_give_what_one_gives(make_adata, light):
+    run = partial(benchmark, make_adata(n_cells=60), light.METHODS, HOLDOUTS[:2], **QUIET)
+    one, two = run(), run(n_jobs=2, folder="two")
+    pd.testing.assert_frame_equal(as_rows(one), as_rows(two), check_exact=True)
+    assert len(list(Path("two/fits").iterdir())) == 2 * 5
+    again = run(n_jobs=2, folder="two")  # nothing is left to run, so no process is started
+    pd.testing.assert_frame_equal(again.table, two.table, check_exact=True)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_ray_repeats_what_a_dying_worker_lost(make_adata, tmp_path):
+    """The worker of one fit dies the first time; every row still arrives, once."""
+    ray = pytest.importorskip("ray")
+    cells = make_adata(n_cells=60)
+    marker = tmp_path / "died"
+
+    def fragile(train, source, *, target, keys, seed=0):
+        from trvae_sc.expression import log_values, median_total
+
+        if seed == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        x = log_values(source, keys, median_total(train, keys)).toarray() + 0.1 * seed
+        uns = {"trvae_sc": {"scale": "log(1 + kappa * share)"}}
+        return AnnData(x, obs=source.obs, var=source.var, uns=uns)
+
+    def plain(train, source, *, target, keys):
+        return fragile(train, source, target=target, keys=keys)
+
+    run = partial(benchmark, cells, {"fragile": fragile, "plain": plain}, [NK], seeds=2, **QUIET)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        found = run(backend="ray", folder=tmp_path / "r")
+    finally:
+        ray.shutdown()
+    assert marker.exists()
+    assert len(found.records) == 4
+    assert not found.table.duplicated(COLUMNS[:-1]).any()
+    pd.testing.assert_frame_equal(as_rows(found), as_rows(run()))
+
+
+def test_ray_is_asked_for_by_name(make_adata, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'trvae_sc\[distributed\]'"):
+        benchmark(make_adata(), ["no_change"], [NK], backend="ray", **QUIET)
+
+
+def test_a_folder_holds_one_run(make_adata, tmp_path):
+    adata = make_adata()
+    run = partial(benchmark, methods=["no_change"], holdouts=[NK], folder=tmp_path, progress=False)
+    run(adata, keys=COUNTS, n_top_genes=20)
+    run(adata, keys=COUNTS, n_top_genes=20)
+    with pytest.raises(ValueError, match=r"differs in \['n_top_genes'\]. Choose another folder"):
+        run(adata, keys=COUNTS, n_top_genes=10)
+    with pytest.raises(ValueError, match=r"differs in \['keys'\]"):
+        run(adata, keys=COUNTS._replace(total_counts_key="n_counts"), n_top_genes=20)
+    with pytest.raises(ValueError, match=r"differs in \['data'\]"):
+        run(make_adata(seed=1), keys=COUNTS, n_top_genes=20)
+    with pytest.raises(ValueError, match=r"differs in \['data', 'n_obs', 'design'\]"):
+        run(adata[:-1].copy(), keys=COUNTS, n_top_genes=20)
+    assert len(Results.load(tmp_path).records) == 2
+
+
+def test_a_run_goes_on_after_an_update(make_adata, tmp_path):
+    benchmark(make_adata(), ["no_change"], [NK], folder=tmp_path, **QUIET)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["versions"]["torch"] = "0.1"
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    results = benchmark(make_adata(), ["mean_shift"], [NK], folder=tmp_path, **QUIET)
+    assert set(results.methods) == {"ceiling", "no_change", "mean_shift"}
+
+
+def test_holdouts_that_the_table_cannot_tell_apart_are_refused(make_adata, tmp_path):
+    """The same combination hidden alone and with another one was averaged as if it were one task."""
+    adata = make_adata()
+    alone, together = (holdouts(adata, keys=COUNTS, min_cells=5, together=n) for n in (1, 2))
+    with pytest.raises(ValueError, match="B:stimulated is hidden in two ways"):
+        benchmark(adata, ["no_change"], [alone[0], together[0]], **QUIET)
+    benchmark(adata, ["no_change"], alone, folder=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="B:stimulated is hidden in two ways"):
+        benchmark(adata, ["no_change"], together, folder=tmp_path, **QUIET)
+    benchmark(adata, ["no_change"], alone[:1], folder=tmp_path, **QUIET)
+
+
+def test_bad_arguments_are_refused_before_any_work(make_adata, tmp_path):
+    adata, folder = make_adata(), tmp_path / "never"
+    run = partial(benchmark, folder=folder, **QUIET)
+    with pytest.raises(ValueError, match=r"Unknown methods \['magic'\]; there are \['no_change'"):
+        run(adata, ["no_change", "magic"], [NK])
+    with pytest.raises(ValueError, match="cannot be called 'ceiling'"):
+        run(adata, {"ceiling": METHODS["no_change"]}, [NK])
+    with pytest.raises(ValueError, match="The values are not counts"):
+        run(make_adata(values="log"), ["no_change"], [NK])
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="Unknown backend 'slurm'"):
+        run(adata, ["no_change"], [NK], backend="slurm")
+
+
+def test_a_single_method_may_be_named(make_adata):
+    results = benchmark(make_adata(), "mean_shift", [NK], **QUIET)
+    assert results.methods == ["ceiling", "mean_shift"]
+
+
+def test_values_that_are_not_counts(make_adata):
+    results = benchmark(
+        make_adata(values="log"), SIMPLE, [NK], keys=VALUES, n_top_genes=None, progress=False
+    )
+    means = results.wide([("effect_r2", "top100")])["effect_r2", "top100"]
+    assert means["no_change", "delta"] == pytest.approx(0.0, abs=1e-6)
+    assert means["mean_shift", "delta"] > 0.5
+
+
+def test_donors_without_labels(make_adata):
+    """Without labels_key the design had no rows and the benchmark failed with KeyError None."""
+    adata = make_adata(n_cells=240)
+    keys = Keys("condition")
+    found = holdouts(adata, keys=keys, by="batch")
+    results = benchmark(adata, ["no_change", "mean_shift"], found, **{**QUIET, "keys": keys})
+    assert results.design.to_numpy().tolist() == [[120, 120]]
+    means = results.wide([("effect_r2", "all")])["effect_r2", "all"]
+    assert means["mean_shift", "delta"] > 0.8
+
+
+def test_a_trained_method_leaves_its_history_and_every_output(make_adata):
+    quick = {"max_epochs": 2, "accelerator": "cpu", "enable_model_summary": False}
+    trvae = partial(METHODS["trvae"], train_kwargs=quick, n_hidden=(8,), n_latent=2)
+    results = benchmark(make_adata(), {"trvae": trvae}, [NK], seeds=1, **QUIET)
+    record = next(r for r in results.records if r["method"] == "trvae")
+    assert set(record["history"]) >= {"reconstruction_weighted_train", "kl_weighted_train"}
+    assert len(record["history"]["kl_weighted_train"]) == 2
+    assert set(record["genes"]) == {"counts", "delta"}
+    assert not any("Training saw" in note for note in record["notes"])
+    part = results.table.query("method == 'trvae'")
+    assert part.groupby("output").size().to_dict() == {"counts": 16, "delta": 16}
+
+
+def test_notes_of_a_prediction_are_kept(make_adata):
+    def noted(train, source, *, target, keys):
+        found = METHODS["no_change"](train, source, target=target, keys=keys)
+        found.uns["trvae_sc"]["notes"] = np.array(["careful", "careful"], dtype=object)
+        return {"delta": found, "mean": found}
+
+    results = benchmark(make_adata(), {"noted": noted}, [NK], **QUIET)
+    assert [r["notes"] for r in results.records] == [[], ["careful"]]
+
+
+# -- results ----------------------------------------------------------------------------------------
+
+
+def hand_made(rows, design=((20, 20), (20, 20))):
+    """Return results of (method, output, label, seed, metric, value); genes follow the metric."""
+    records = {}
+    for method, output, label, seed, metric, value in rows:
+        record = records.setdefault(
+            (method, label, seed),
+            {
+                "method": method,
+                "holdout": {
+                    "label": label,
+                    "source": "a",
+                    "target": "b",
+                    "key": None,
+                    "also": [],
+                },
+                "seed": seed,
+                "scores": [],
+                "genes": {},
+                "notes": [],
+                "history": None,
+                "seconds": 1.0,
+            },
+        )
+        genes = "pcs" if metric == "energy_distance" else "top100"
+        record["scores"].append([output, metric, genes, value])
+    run = {
+        "format": 1,
+        "data": "0" * 64,
+        "n_obs": 80,
+        "n_vars": 30,
+        "keys": COUNTS._asdict(),
+        "n_top_genes": 20,
+        "design": {
+            "labels": ["x", "y"],
+            "conditions": ["a", "b"],
+            "cells": [list(r) for r in design],
+        },
+        "versions": {"trvae_sc": "1"},
+    }
+    return Results(run, list(records.values()))
+
+
+def test_summary_equals_a_hand_computation():
+    rows = []
+    for metric, sign in (("effect_r2", 1), ("energy_distance", -1)):
+        rows += [
+            ("net", "delta", "x", 0, metric, sign * 0.5),
+            ("net", "delta", "x", 1, metric, sign * 0.7),  # mean 0.6, sd sqrt(0.02)
+            ("net", "delta", "y", 0, metric, sign * 0.1),
+            ("net", "delta", "y", 1, metric, sign * 0.3),  # mean 0.2, sd sqrt(0.02)
+            ("net", "counts", "x", 0, metric, sign * 0.9),
+            ("flat", "delta", "x", 0, metric, sign * 0.4),
+            ("flat", "delta", "y", 0, metric, sign * 0.4),
+            ("ceiling", "ceiling", "x", 0, metric, sign * 1.0),
+        ]
+    # the ratio that is wrong by the smaller factor is better: 0.5 and 1.9, not 0.1 against 0.9
+    rows += [
+        ("net", "delta", "x", 0, "variance_ratio", 0.5),
+        ("flat", "delta", "x", 0, "variance_ratio", 1.9),
+    ]
+    found = hand_made(rows).summary().set_index(["metric", "method", "output"])
+    for metric, sign in (("effect_r2", 1), ("energy_distance", -1)):
+        net = found.loc[metric, "net", "delta"]
+        assert net["mean"] == pytest.approx(sign * 0.4)
+        assert net["sd_tasks"] == pytest.approx(np.sqrt(0.08))
+        assert net["sd_seeds"] == pytest.approx(np.sqrt(0.02))
+        assert (net["n_tasks"], net["n_seeds"]) == (2, 2)
+        flat = found.loc[metric, "flat", "delta"]
+        assert (flat["n_tasks"], flat["n_seeds"]) == (2, 1)
+        assert flat["sd_tasks"] == 0
+        assert np.isnan(flat["sd_seeds"])
+        ranks = found.loc[metric]["rank"]
+        assert ranks["net", "counts"] == 1
+        assert ranks["flat", "delta"] == 2 or ranks["net", "delta"] == 2
+        assert np.isnan(ranks["ceiling", "ceiling"])
+    assert found.loc["variance_ratio", "flat", "delta"]["rank"] == 1
+    assert found.loc["variance_ratio", "net", "delta"]["rank"] == 2
+
+
+def test_ranks_share_the_better_place():
+    values = {"a": 0.5, "b": 0.5, "c": 0.9, "d": 0.1}
+    for metric, expected in (
+        ("interval_coverage", {"a": 2, "b": 2, "c": 1, "d": 4}),  # 0.9 is what they are to cover
+        ("effect_r2", {"a": 2, "b": 2, "c": 1, "d": 4}),
+        ("energy_distance", {"a": 2, "b": 2, "c": 4, "d": 1}),
+        ("variance_ratio", {"a": 2, "b": 2, "c": 1, "d": 4}),
+    ):
+        rows = [(m, "delta", "x", 0, metric, v) for m, v in values.items()]
+        assert hand_made(rows).summary().set_index("method")["rank"].to_dict() == expected
+
+
+def test_scores_that_are_missing_do_not_count():
+    rows = [("net", "delta", "x", s, "effect_r2", v) for s, v in enumerate((0.2, None, 0.4))]
+    row = hand_made(rows).summary().iloc[0]
+    assert (row["mean"], row["n_seeds"]) == (pytest.approx(0.3), 2)
+
+
+def paired_rows(metric, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k in range(7):
+        for method, level in (("net", 0.6), ("mean_shift", 0.5)):
+            rows += [
+                (method, "delta", f"t{k}", s, metric, level + v)
+                for s, v in enumerate(rng.normal(0, 0.1, 2))
+            ]
+    return rows
+
+
+@pytest.mark.parametrize("metric", ["effect_r2", "energy_distance", "variance_ratio"])
+def test_paired_comparison_is_wilcoxons_over_tasks(metric):
+    results = hand_made(paired_rows(metric))
+    means = results.table.groupby(["method", "label"])["value"].mean().unstack("method")
+    ours, theirs = means["net"], means["mean_shift"]
+    found = results.paired().iloc[0]
+    assert found["difference"] == pytest.approx((ours - theirs).mean())
+    assert found["n_tasks"] == 7
+    if metric == "variance_ratio":
+        ours, theirs = np.abs(np.log(ours)), np.abs(np.log(theirs))
+    wins = (ours > theirs) if metric == "effect_r2" else (ours < theirs)
+    assert found["wins"] == wins.sum()
+    assert wins.sum() > 0
+    assert found["p"] == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
+    assert (found["method"], found["output"]) == ("net", "delta")
+
+
+def test_paired_comparison_of_few_tasks_has_no_p():
+    rows = [r for r in paired_rows("effect_r2") if r[2] < "t4"]
+    found = hand_made(rows).paired().iloc[0]
+    assert (found["n_tasks"], np.isnan(found["p"])) == (4, True)
+    same = [(m, *rest) for _, *rest in paired_rows("effect_r2")[:1] for m in ("net", "mean_shift")]
+    equal = [(m, o, f"t{k}", s, g, v) for m, o, _, s, g, v in same for k in range(6)]
+    found = hand_made(equal).paired().iloc[0]
+    assert (found["wins"], found["difference"], np.isnan(found["p"])) == (0, 0.0, True)
+    with pytest.raises(ValueError, match=r"No method 'best'; there are \['mean_shift', 'net'\]"):
+        hand_made(rows).paired("best")
+
+
+def test_paired_comparison_with_ties_raises_no_warning():
+    rows = paired_rows("effect_r2")
+    rows = [r if r[2] != "t0" else (*r[:-1], 0.3) for r in rows]  # no difference in one task
+    found = hand_made(rows).paired().iloc[0]
+    assert found["n_tasks"] == 7
+    assert 0 < found["p"] <= 1
+
+
+def test_each_output_of_a_baseline_is_a_comparison_of_its_own():
+    """Tasks were counted once per output of the baseline, which made p too small."""
+    rows = paired_rows("effect_r2")
+    rows += [("mean_shift", "mean", *r[2:-1], r[-1] - 1) for r in rows if r[0] == "mean_shift"]
+    found = hand_made(rows).paired().set_index("output_baseline")
+    assert found.index.tolist() == ["delta", "mean"]
+    assert found["n_tasks"].tolist() == [7, 7]
+    plain = hand_made(paired_rows("effect_r2")).paired().iloc[0]
+    assert found.loc["delta", "p"] == plain["p"]
+    assert found.loc["mean", "difference"] == pytest.approx(plain["difference"] + 1)
+    assert found.loc["mean", "wins"] == 7
+
+
+def test_wide_has_the_best_first():
+    """By a score where lower is better, the worst used to come first."""
+    rows = []
+    for method, r2, energy in (("a", 0.2, 0.1), ("b", 0.9, 0.5), ("c", 0.5, 0.9)):
+        rows.append((method, "delta", "x", 0, "effect_r2", r2))
+        rows.append((method, "delta", "x", 0, "energy_distance", energy))
+    results = hand_made(rows)
+    r2, energy = ("effect_r2", "top100"), ("energy_distance", "pcs")
+    assert results.wide([r2, energy]).index.get_level_values("method").tolist() == ["b", "c", "a"]
+    wide = results.wide([energy, r2])
+    assert wide.index.get_level_values("method").tolist() == ["a", "b", "c"]
+    assert wide.columns.tolist() == [energy, r2]
+    assert wide[r2].tolist() == [0.2, 0.9, 0.5]
+
+
+def test_wide_shows_the_main_scores(make_adata):
+    wide = benchmark(make_adata(), ["no_change", "mean_shift"], [NK], **QUIET).wide()
+    assert wide.columns.tolist() == [
+        ("effect_r2", "top100"),
+        ("effect_r2", "all"),
+        ("specific_pearson", "top100"),
+        ("energy_distance", "pcs"),
+        ("r2_var", "top100"),
+        ("variance_ratio", "top100"),
+    ]
+    assert wide.loc[("no_change", "delta"), ("effect_r2", "all")] == pytest.approx(0, abs=1e-6)
+
+
+def test_results_survive_the_disk(make_adata, tmp_path):
+    results = benchmark(make_adata(), ["mean_shift"], HOLDOUTS, folder=tmp_path, **QUIET)
+    again = Results.load(tmp_path)
+    assert again.records == results.records
+    pd.testing.assert_frame_equal(again.table, results.table, check_exact=True)
+    found = json.loads(json.dumps(again.to_json(), allow_nan=False))
+    assert found["n_records"] == 6
+    assert found["run"] == again.run
+    summary = pd.DataFrame(found["summary"])
+    np.testing.assert_allclose(
+        summary["mean"].astype(float), results.summary()["mean"].astype(float), atol=1e-9
+    )
+    assert summary["sd_seeds"].isna().all()
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing"):
+        Results.load(tmp_path / "elsewhere")
+
+
+def test_missing_scores_survive_the_disk(tmp_path):
+    """JSON has no NaN: a score that is none is null in the file and NaN in the table."""
+    results = hand_made([("net", "delta", "x", 0, "effect_r2", None)])
+    store = Store(tmp_path)
+    store.open(results.run)
+    store.add(results.records[0])
+    table = Results.load(tmp_path).table
+    assert np.isnan(table["value"].item())
+    json.dumps(results.to_json(), allow_nan=False)
+
+
+def test_files_of_fits_are_one_per_fit_whatever_the_names(tmp_path):
+    """A label of 120 letters of three bytes each was too long a name for most file systems."""
+    store = Store(tmp_path)
+    store.open({"format": 1})
+    names = ["T cell/CD4+", "T cell_CD4+", "../../up", ".hidden", "细胞" * 80, "", "a" * 500]
+    plain = [{"label": n, "source": "a", "target": "b", "key": None, "also": []} for n in names]
+    paths = {store.path(h, method, seed) for h in plain for method in ("m", "n") for seed in (0, 1)}
+    assert len(paths) == len(names) * 4
+    assert {p.parent for p in paths} == {store.fits}
+    for holdout in plain:
+        store.add({"method": "m", "holdout": holdout, "seed": 0, "scores": []})
+    assert sorted(r["holdout"]["label"] for r in store.records()) == sorted(names)

@@ -1,0 +1,294 @@
+"""Plots: what is drawn is what was given."""
+
+import matplotlib.colors as mcolors
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from trvae_sc import pl
+from trvae_sc.pl import COLORS
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left():
+    """Close what a test drew."""
+    assert plt.get_fignums() == []
+    yield
+    plt.close("all")
+
+
+def rgb(color):
+    return mcolors.to_hex(color, keep_alpha=False)
+
+
+# -- effect -----------------------------------------------------------------------------------------
+
+
+def genes(n=40, seed=0, noise=0.2, spread=1.0):
+    """Return a table of genes, largest real change first."""
+    rng = np.random.default_rng(seed)
+    real = np.sort(np.abs(rng.normal(0, spread, n)))[::-1] * rng.choice([-1, 1], n)
+    predicted = 0.8 * real + rng.normal(0, noise, n)
+    return pd.DataFrame(
+        {"real_change": real, "predicted_change": predicted},
+        index=[f"GENE{i:02d}" for i in range(n)],
+    )
+
+
+def test_effect_draws_the_changes_and_prints_their_agreement():
+    table = genes()
+    ax = pl.effect(table, n_top=10)
+    rest, top = ax.collections
+    np.testing.assert_allclose(top.get_offsets(), table.iloc[:10].to_numpy())
+    np.testing.assert_allclose(rest.get_offsets(), table.iloc[10:].to_numpy())
+    assert rgb(top.get_facecolor()[0]) == rgb(COLORS["blue"])
+    assert top.get_label() == "10 genes that change most"
+    real, predicted = table.iloc[:10].to_numpy().T
+    r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum()
+    r = stats.pearsonr(real, predicted).statistic
+    assert ax.get_title() == f"effect R2 = {r2:.2f} (no change: 0), r = {r:.2f}"
+    low, high = table.to_numpy().min(), table.to_numpy().max()
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[low, low], [high, high]])
+    assert ax.get_xlabel() == "real change of mean log(1 + normalised count)"
+    assert ax.get_ylabel() == "predicted change of mean log(1 + normalised count)"
+    assert pl.effect(table, unit="intensity").get_xlabel() == "real change of mean intensity"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("spread", [1.0, 0.02])
+def test_effect_names_the_largest_changes_without_overlap(seed, spread):
+    table = genes(seed=seed, spread=spread, noise=0.1)
+    table["real_change"] = np.r_[2.0, table["real_change"].to_numpy()[1:]]
+    ax = pl.effect(table, n_top=20, n_labels=8)
+    names = [text.get_text() for text in ax.texts]
+    largest = table.iloc[:20]["real_change"].abs().nlargest(8).index
+    assert set(names) <= set(largest)
+    assert len(names) == len(set(names)) >= 2
+    assert table.index[0] in names
+    ax.figure.canvas.draw()
+    frame = ax.get_window_extent()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    for i, box in enumerate(boxes):
+        assert frame.x0 <= box.x0
+        assert box.x1 <= frame.x1
+        assert frame.y0 <= box.y0
+        assert box.y1 <= frame.y1
+        for other in boxes[:i]:
+            assert not box.overlaps(other)
+        point = ax.transData.transform(table.loc[names[i]].to_numpy())
+        centre = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        reach = box.width / 2 + 20 * ax.figure.dpi / 72
+        assert np.linalg.norm(centre - point) < reach  # beside its own point
+
+
+def test_effect_of_no_change_has_no_correlation():
+    """A prediction of no change divided by zero in the correlation."""
+    table = genes().assign(predicted_change=0.0)
+    title = pl.effect(table).get_title()
+    assert title == "effect R2 = 0.00 (no change: 0), r = nan"
+
+
+def test_effect_of_genes_that_share_a_name():
+    table = genes(12)
+    table.index = ["SAME"] * 12
+    ax = pl.effect(table)
+    assert {text.get_text() for text in ax.texts} == {"SAME"}
+    assert len(ax.texts) <= 8
+
+
+def test_effect_of_one_gene():
+    table = genes(1)
+    ax = pl.effect(table)
+    np.testing.assert_allclose(ax.collections[1].get_offsets(), table.to_numpy())
+    assert "r = nan" in ax.get_title()
+
+
+# -- design -----------------------------------------------------------------------------------------
+
+CELLS = pd.DataFrame(
+    [[1200, 30], [45, 0]], index=pd.Index(["B", "NK"]), columns=["control", "stimulated"]
+)
+
+
+def test_design_writes_the_number_of_cells_and_marks_what_is_hidden():
+    ax = pl.design(CELLS, hidden=[("B", "stimulated")])
+    texts = {tuple(np.array(t.get_position()).astype(int)): t for t in ax.texts}
+    found = {position: text.get_text() for position, text in texts.items()}
+    assert found == {(0, 0): "1,200", (1, 0): "30", (0, 1): "45", (1, 1): "none"}
+    assert rgb(texts[1, 1].get_color()) == rgb(COLORS["red"])
+    assert rgb(texts[0, 0].get_color()) == "#000000"
+    framed = {(round(p.get_x() + 0.46), round(p.get_y() + 0.44)) for p in ax.patches}
+    assert framed == {(1, 0), (1, 1)}  # hidden, and never measured
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "stimulated"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["B", "NK"]
+    np.testing.assert_allclose(ax.images[0].get_array(), np.log10(CELLS.to_numpy() + 1))
+    assert ax.get_title() == "cells (framed: hidden from training, one at a time)"
+
+
+def test_design_without_anything_hidden():
+    ax = pl.design(CELLS)
+    assert ax.get_title() == "cells"
+    assert len(ax.patches) == 1
+    assert len(pl.design(CELLS.iloc[:1]).patches) == 0
+
+
+def test_design_of_names_that_are_not_text_and_many_conditions():
+    cells = pd.DataFrame(np.arange(12).reshape(2, 6) + 1, index=[0, 1])
+    ax = pl.design(cells, hidden=[(1, 5)])
+    assert [(p.get_x(), p.get_y()) for p in ax.patches] == [
+        (pytest.approx(4.54), pytest.approx(0.56))
+    ]
+    assert {t.get_rotation() for t in ax.get_xticklabels()} == {40.0}
+
+
+def test_design_of_a_model(trained):
+    ax = pl.design(trained.n_cells)
+    assert [t.get_text() for t in ax.texts] == ["20"] * 6
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+def test_training_draws_each_term_that_is_on():
+    history = {
+        "reconstruction_weighted_train": [30.0, 20.0, 10.0],
+        "reconstruction_weighted_validation": [31.0, 22.0, 13.0],
+        "kl_weighted_train": pd.DataFrame({"kl_weighted_train": [0.5, 1.0, 2.0]}),
+        "mmd_weighted_train": [0.0, 0.0, 0.0],
+        "something_else": [1.0],
+    }
+    ax = pl.training(history)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["reconstruction", "reconstruction, validation", "kl"]
+    for name, y in (("reconstruction", [30, 20, 10]), ("kl", [0.5, 1, 2])):
+        np.testing.assert_array_equal(lines[name].get_xdata(), [1, 2, 3])
+        np.testing.assert_array_equal(lines[name].get_ydata(), y)
+    assert lines["kl"].get_color() == COLORS["orange"]
+    assert lines["reconstruction, validation"].get_linestyle() == ":"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(lines)
+    assert ax.get_yscale() == "symlog"
+
+
+def test_training_of_a_model(trained):
+    ax = pl.training(trained.history)
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    expected = trained.history["transfer_weighted_train"].to_numpy(float).ravel()
+    np.testing.assert_array_equal(lines["transfer"], expected)
+    assert {len(y) for y in lines.values()} == {5}
+
+
+# -- benchmark --------------------------------------------------------------------------------------
+
+
+def results(targets=("stim",), outputs=("delta", "counts")):
+    """Return a table of two methods, two labels and two seeds, with the ceiling."""
+    rows = []
+    for target in targets:
+        for label, level in (("B", 0.2), ("NK", 0.6)):
+            for seed in (0, 1):
+                for k, output in enumerate(outputs):
+                    value = level + 0.1 * seed + 0.01 * k
+                    rows.append(("net", label, target, seed, output, "effect_r2", "top100", value))
+            rows.append(("flat", label, target, 0, "delta", "effect_r2", "top100", level / 2))
+            rows.append(("ceiling", label, target, 0, "ceiling", "effect_r2", "top100", 0.9))
+            rows.append(("flat", label, target, 0, "delta", "effect_r2", "all", -5.0))
+    names = ["method", "label", "target", "seed", "output", "metric", "genes", "value"]
+    return pd.DataFrame(rows, columns=names).assign(source="ctrl")
+
+
+def drawn(ax):
+    """Return the values of each method by label of the axis."""
+    ticks = dict(zip(ax.get_yticks(), [t.get_text() for t in ax.get_yticklabels()], strict=True))
+    return {
+        points.get_label(): {ticks[y]: x for x, y in points.get_offsets() if not np.ma.is_masked(x)}
+        for points in ax.collections
+    }
+
+
+def test_benchmark_draws_means_over_seeds():
+    ax = pl.benchmark(results())
+    found = drawn(ax)
+    assert set(found) == {"net, delta", "net, counts", "flat, delta", "ceiling (real v real)"}
+    assert found["net, delta"] == {"B": pytest.approx(0.25), "NK": pytest.approx(0.65)}
+    assert found["net, counts"] == {"B": pytest.approx(0.26), "NK": pytest.approx(0.66)}
+    assert found["flat, delta"] == {"B": pytest.approx(0.1), "NK": pytest.approx(0.3)}
+    assert found["ceiling (real v real)"] == {"B": 0.9, "NK": 0.9}
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["NK", "B"]  # B is on top
+    assert ax.get_xlabel() == "effect r2 (top100)"
+    # best first, after the ceiling
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "ceiling (real v real)",
+        "net, counts",
+        "net, delta",
+        "flat, delta",
+    ]
+    colors = {p.get_label(): rgb(p.get_facecolor()[0]) for p in ax.collections[1:]}
+    assert colors["net, delta"] == colors["net, counts"] != colors["flat, delta"]
+
+
+def test_benchmark_names_targets_where_there_are_several():
+    ax = pl.benchmark(results(targets=("stim", "other")), metric="effect_r2", genes="top100")
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "NK \u2192 stim",
+        "NK \u2192 other",
+        "B \u2192 stim",
+        "B \u2192 other",
+    ]
+    assert drawn(ax)["flat, delta"]["NK \u2192 other"] == pytest.approx(0.3)
+
+
+def test_benchmark_of_other_scores_and_outputs():
+    """The name of an output is the method's own; those we do not have raised KeyError."""
+    found = drawn(pl.benchmark(results(), genes="all"))
+    assert found == {"flat, delta": {"B": -5.0, "NK": -5.0}}
+    found = drawn(pl.benchmark(results(outputs=("mine",))))
+    assert found["net, mine"] == {"B": pytest.approx(0.25), "NK": pytest.approx(0.65)}
+    with pytest.raises(ValueError, match=r"No score 'mmd' over genes 'all'; .*'effect_r2', 'all'"):
+        pl.benchmark(results(), metric="mmd", genes="all")
+    assert plt.get_fignums() == [1, 2]
+
+
+def test_benchmark_that_is_not_finished():
+    table = results()
+    part = table[(table["method"] != "net") | (table["label"] == "B")]
+    found = drawn(pl.benchmark(part))
+    assert {k: v for k, v in found["net, delta"].items() if np.isfinite(v)} == {
+        "B": pytest.approx(0.25)
+    }
+
+
+# -- all --------------------------------------------------------------------------------------------
+
+PLOTS = {
+    "effect": (pl.effect, genes()),
+    "design": (pl.design, CELLS),
+    "training": (pl.training, {"kl_weighted_train": [1.0, 2.0]}),
+    "benchmark": (pl.benchmark, results()),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_draw_on_the_axes_given_or_make_one_figure(name):
+    plot, data = PLOTS[name]
+    figure, axes = plt.subplots(1, 2)
+    assert plot(data, ax=axes[1]) is axes[1]
+    assert not axes[0].has_data()
+    assert axes[1].has_data()
+    assert plt.get_fignums() == [figure.number]
+    own = plot(data)
+    assert own.figure is not figure
+    assert len(plt.get_fignums()) == 2
+    assert len(own.figure.axes) == 1
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_change_neither_data_nor_settings(name):
+    plot, data = PLOTS[name]
+    before = data.copy()
+    settings = plt.rcParams.copy()
+    plot(data)
+    assert plt.rcParams == settings
+    if isinstance(data, pd.DataFrame):
+        pd.testing.assert_frame_equal(data, before)

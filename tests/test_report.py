@@ -1,0 +1,515 @@
+"""The report: the verdict follows from the numbers, and the page stands alone."""
+
+import base64
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from trvae_sc import baselines
+from trvae_sc.evaluation import Keys, Results
+from trvae_sc.report import report, verdict, verdicts, write_report
+
+EVIL = "<script>alert('&\"')</script>"
+METRICS = {
+    ("effect_r2", "top100"): 1.0,
+    ("effect_r2", "all"): 0.9,
+    ("specific_pearson", "top100"): 0.5,
+    ("energy_distance", "pcs"): 0.4,
+    ("r2_var", "top100"): 0.8,
+    ("variance_ratio", "top100"): 0.7,
+}
+#: effect R2 of each method by label
+SCORES = {
+    "B": {"ceiling": 0.95, "no_change": 0.0, "mean_shift": 0.6, "trvae": 0.8},
+    "NK": {"ceiling": 0.95, "no_change": 0.0, "mean_shift": 0.7, "trvae": 0.705},
+    EVIL: {"ceiling": 0.3, "no_change": 0.0, "mean_shift": 0.1, "trvae": 0.2},
+}
+HISTORY = {
+    "reconstruction_weighted_train": [30.0, 20.0, 15.0],
+    "kl_weighted_train": [0.1, 0.2, 0.3],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left():
+    yield
+    assert plt.get_fignums() == []
+
+
+def record(method, label, r2, *, seed=0, history=None, notes=()):
+    """Return the record of a fit; the effect R2 of a second output is lower by 0.1."""
+    outputs = {"trvae": ["counts", "delta"], "ceiling": ["ceiling"]}.get(method, ["delta"])
+    rng = np.random.default_rng(len(label))
+    real = np.sort(rng.normal(0, 1, 12))[::-1].round(4)
+    genes = {
+        "gene": ["<b>gene</b>"] + [f"gene_{i}" for i in range(11)],
+        "real_change": real.tolist(),
+        "predicted_change": (r2 * real).round(4).tolist(),
+    }
+    return {
+        "method": method,
+        "holdout": {
+            "label": label,
+            "source": "ctrl",
+            "target": "stim & more",
+            "key": None,
+            "also": [],
+        },
+        "seed": seed,
+        "scores": [
+            [output, metric, names, (r2 - 0.1 * k) * factor]
+            for k, output in enumerate(outputs)
+            for (metric, names), factor in METRICS.items()
+        ],
+        "genes": {} if method == "ceiling" else dict.fromkeys(outputs, genes),
+        "n_training_cells": 100,
+        "n_genes": 12,
+        "n_source_cells": 20,
+        "n_hidden_cells": 20,
+        "notes": list(notes),
+        "history": history,
+        "seconds": 90.0,
+    }
+
+
+def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",)):
+    records = [
+        record(
+            method,
+            label,
+            r2,
+            history=history if method == "trvae" else None,
+            notes=notes if method == "trvae" else (),
+        )
+        for label, methods in scores.items()
+        for method, r2 in methods.items()
+    ]
+    run = {
+        "format": 1,
+        "data": "0123456789abcdef" * 4,
+        "n_obs": 1234,
+        "n_vars": 5678,
+        "keys": Keys("condition", "cell_type")._asdict(),
+        "n_top_genes": 2000,
+        "design": {
+            "labels": sorted({*scores, "T"}),
+            "conditions": ["ctrl", "stim & more"],
+            "cells": [[40, 20] for _ in {*scores, "T"}],
+        },
+        "versions": {"trvae_sc": "0.1.0", "torch": "9.8.7"},
+    }
+    return Results(run, records)
+
+
+class Page(HTMLParser):
+    """Tags with attributes, the text between them, and tables as lists of rows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.tables, self.stack = [], "", [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("img", "meta", "link", "br"):
+            self.stack.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag == "br":
+            self.handle_data(" ")
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "style":
+            return
+        self.text += data
+        if {"td", "th"} & set(self.stack):
+            self.tables[-1][-1][-1] += data
+
+
+# -- verdicts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "ceiling", "advice", "reason"),
+    [
+        (
+            {"trvae": 0.8, "mean_shift": 0.6, "context_shift": 0.7},
+            0.9,
+            "use the model",
+            "effect R2 0.80 against 0.70 of context_shift",
+        ),
+        (
+            {"trvae": 0.71, "mean_shift": 0.6, "context_shift": 0.7},
+            0.9,
+            "use context_shift",
+            "it is as good: effect R2 0.70, the model 0.71",
+        ),
+        (
+            {"trvae": 0.69, "latent_shift": 0.7, "nearest_shift": -3.0},
+            0.9,
+            "use latent_shift",
+            "it is as good: effect R2 0.70, the model 0.69",
+        ),
+        (
+            {"trvae": 0.5, "mean_shift": 0.7},
+            0.9,
+            "use mean_shift",
+            "it is better: effect R2 0.70, the model 0.50",
+        ),
+        (
+            {"trvae": -0.4, "mean_shift": 0.29},
+            0.9,
+            "do not trust",
+            "no method explains a third of the change (model -0.40, mean_shift 0.29)",
+        ),
+        (
+            {"trvae": 0.9, "mean_shift": 0.1},
+            0.49,
+            "do not trust",
+            "the hidden cells are too few or change too little to judge anything: one half of them "
+            "predicts the other with R2 0.49",
+        ),
+        ({"trvae": 0.4}, 0.9, "use the model", "effect R2 0.40 against 0.00 of no_change"),
+        (
+            {"trvae": 0.1, "mean_shift": 0.31},
+            0.5,
+            "use mean_shift",
+            "it is better: effect R2 0.31, the model 0.10",
+        ),
+        (
+            {"trvae": 0.5, "no_change": 0.9, "mean_shift": 0.2},  # no_change is no prediction
+            float("nan"),
+            "use the model",
+            "effect R2 0.50 against 0.20 of mean_shift",
+        ),
+    ],
+)
+def test_verdict_follows_from_the_numbers(scores, ceiling, advice, reason):
+    assert verdict(scores, ceiling=ceiling) == (advice, reason)
+
+
+def test_verdict_prefers_the_simple_up_to_a_margin():
+    simple = {"mean_shift": 0.5}
+    advice = {
+        ours: verdict({**simple, "trvae": ours}, ceiling=1.0).advice
+        for ours in (0.53, 0.521, 0.519, 0.47)
+    }
+    assert advice == {
+        0.53: "use the model",
+        0.521: "use the model",
+        0.519: "use mean_shift",
+        0.47: "use mean_shift",
+    }
+
+
+def test_a_simple_method_is_not_judged_against_itself():
+    """A judged latent_shift was its own baseline: it could never be better than itself."""
+    scores = {"latent_shift": 0.8, "mean_shift": 0.5}
+    assert verdict(scores, ceiling=0.9, method="latent_shift") == (
+        "use the model",
+        "effect R2 0.80 against 0.50 of mean_shift",
+    )
+    table = verdicts(
+        make_results({"B": {"ceiling": 0.9, **scores}}, history=None), method="latent_shift"
+    )
+    assert table.loc[0, ["model", "best simple"]].tolist() == pytest.approx([0.8, 0.5])
+    assert table.loc[0, "advice"] == "use the model"
+
+
+def test_verdicts_take_the_best_output_and_the_mean_over_seeds():
+    results = make_results({"B": SCORES["B"]})
+    results = Results(results.run, [*results.records, record("trvae", "B", 0.6, seed=1)])
+    table = verdicts(results)
+    assert table[["label", "source", "target"]].values.tolist() == [["B", "ctrl", "stim & more"]]
+    row = table.iloc[0]
+    assert row["model"] == pytest.approx(0.7)  # of counts, mean of 0.8 and 0.6; delta has 0.6
+    assert row["best simple"] == pytest.approx(0.6)
+    assert row["ceiling"] == pytest.approx(0.95)
+    assert (row["advice"], row["reason"]) == (
+        "use the model",
+        "effect R2 0.70 against 0.60 of mean_shift",
+    )
+
+
+def test_verdicts_of_a_benchmark_that_is_still_running():
+    """A task that the model had not finished yet raised KeyError 'trvae'."""
+    left = {name: r2 for name, r2 in SCORES["NK"].items() if name != "trvae"}
+    results = make_results({"B": SCORES["B"], "NK": left})
+    assert verdicts(results)["label"].tolist() == ["B"]
+    page = Page(report(results))
+    assert [row[0] for row in page.tables[0]] == ["prediction", "B ctrl \u2192 stim & more"]
+    alone = make_results({"B": {"trvae": 0.5}})
+    row = verdicts(alone).iloc[0]
+    assert row["advice"] == "use the model"
+    assert np.isnan(row["best simple"])
+    assert np.isnan(row["ceiling"])
+
+
+def test_the_model_to_judge():
+    scores = {"ceiling": 0.9, "mean_shift": 0.5, "cvae": 0.6, "paper": 0.7}
+    results = make_results({"B": scores}, history=None)
+    assert verdicts(results)["model"].tolist() == pytest.approx([0.6])  # the first
+    assert verdicts(results, method="paper")["model"].tolist() == pytest.approx([0.7])
+    both = make_results({"B": {**scores, "trvae": 0.4}})
+    assert verdicts(both)["model"].tolist() == pytest.approx([0.4])
+    with pytest.raises(ValueError, match=r"No method 'best' in the results; there are \['ceiling'"):
+        verdicts(results, method="best")
+
+
+# -- the page ---------------------------------------------------------------------------------------
+
+
+def test_page_stands_alone_and_is_well_formed():
+    text = report(make_results())
+    page = Page(text)  # every tag is closed by its own
+    assert page.stack == []
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "<script" not in text
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 + 1 + 3  # design and two benchmarks, training, genes of three tasks
+    for image in images:
+        data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+        assert data.startswith(b"\x89PNG")
+        assert image["alt"]
+    assert any(tag == "meta" and a.get("name") == "viewport" for tag, a in page.tags)
+
+
+def test_page_escapes_what_comes_from_the_data():
+    text = report(make_results(), title=f"Report on {EVIL}")
+    assert EVIL not in text
+    assert "<b>gene</b>" not in text
+    page = Page(text)
+    assert EVIL in page.text
+    assert "<b>gene</b>" in page.text
+    assert f"Report on {EVIL}" in page.text
+    assert "a <note>" in page.text
+    assert any(EVIL in a.get("alt", "") for tag, a in page.tags if tag == "img")
+
+
+def test_page_has_every_label_verdict_and_number():
+    page = Page(report(make_results()))
+    table = {row[0]: row[1:] for row in page.tables[0][1:]}
+    assert table == {
+        f"{EVIL} ctrl \u2192 stim & more": [
+            "do not trust: the hidden cells are too few or change too little to judge anything: one "
+            "half of them predicts the other with R2 0.30",
+            "0.20",
+            "0.10",
+            "0.30",
+        ],
+        "B ctrl \u2192 stim & more": [
+            "use the model: effect R2 0.80 against 0.60 of mean_shift",
+            "0.80",
+            "0.60",
+            "0.95",
+        ],
+        "NK ctrl \u2192 stim & more": [
+            "use mean_shift: it is as good: effect R2 0.70, the model 0.70",
+            "0.70",
+            "0.70",
+            "0.95",
+        ],
+    }
+    assert "use the model: 1 of 3" in page.text
+    assert "do not trust: 1 of 3" in page.text
+    methods = {row[0]: row[1:] for row in page.tables[1][1:]}
+    assert list(methods) == [
+        "ceiling",
+        "trvae, counts",
+        "trvae, delta",
+        "mean_shift, delta",
+        "no_change, delta",
+    ]
+    mean = np.mean([0.8, 0.705, 0.2])
+    assert methods["trvae, counts"] == [f"{mean * factor:.2f}" for factor in METRICS.values()]
+    assert page.tables[1][0][1:] == [f"{m.replace('_', ' ')} ({g})" for m, g in METRICS]
+    genes = page.tables[2]
+    assert genes[0][1:] == ["real", "predicted"]
+    assert len(genes) == 11
+    assert "1,234 cells, 5,678 genes" in page.text
+    assert "2000 variable genes" in page.text
+    assert "torch 9.8.7" in page.text
+    assert "12 fits, 18 minutes" in page.text
+    assert "0123456789ab." in page.text
+
+
+def test_page_without_a_history_has_no_training():
+    text = report(make_results(history=None, notes=()))
+    assert "Training (" not in text
+    assert text.count("<img") == 6
+    assert "Training (" in report(make_results())
+
+
+def test_page_of_one_task_with_a_simple_method_judged():
+    """A judged method that changes nothing has no correlation; the page shows it all the same."""
+    text = report(make_results({"B": SCORES["B"]}), method="no_change")
+    assert "effect R2 0.60, the model 0.00" in Page(text).text
+
+
+def test_nothing_to_report():
+    with pytest.raises(ValueError, match="There are no results to report yet"):
+        report(Results(make_results().run, []))
+    only = {k: v for k, v in SCORES["B"].items() if k != "trvae"}
+    with pytest.raises(ValueError, match=r"Only simple methods were run.*no model to judge"):
+        report(make_results({"B": only}))
+    with pytest.raises(ValueError, match="No method 'best' in the results"):
+        report(make_results(), method="best")
+
+
+def test_predictions_are_listed_with_what_training_saw(trained):
+    cells = trained.adata
+    predicted = trained.predict(target="stimulated", labels=["NK"])
+    text = report(make_results(), [predicted])
+    page = Page(text)
+    assert f"{predicted.n_obs} cells: TRVAE, counts, stimulated." in page.text
+    note = next(n for n in predicted.uns["trvae_sc"]["notes"] if "Training saw" in n)
+    assert f'<p class="bad">{html.escape(note)}</p>' in text
+    table = page.tables[-1]
+    row = dict(zip(table[0], table[1], strict=True))
+    assert row["label"] == "NK"
+    assert (row["source"], row["target"]) == ("control", "stimulated")
+    assert row["n_training_cells"] == "20"
+    assert row["seen_in_training"] == "True"
+
+    predicted.write_h5ad("predicted.h5ad")
+    assert report(make_results(), [anndata.read_h5ad("predicted.h5ad")]) == text
+    with pytest.raises(ValueError, match=r"Not a prediction: uns\['trvae_sc'\]"):
+        report(make_results(), [AnnData(np.ones((2, 2)))])
+    assert "trvae_sc" not in cells.uns
+
+
+def test_predictions_of_simple_methods_are_listed(make_adata):
+    """They have no table of combinations and no output, which raised KeyError."""
+    adata = make_adata()
+    keys = Keys("condition", "cell_type")
+    predicted = baselines.mean_shift(adata, adata[:6].copy(), target="stimulated", keys=keys)
+    assert "6 cells: mean_shift, stimulated." in Page(report(make_results(), [predicted])).text
+
+
+def test_page_is_written_completely_or_not_at_all(monkeypatch):
+    path = Path("report.html")
+    write_report(path, "<p>é</p>")
+    assert path.read_bytes() == "<p>é</p>".encode()
+    write_report(path, "second")
+    assert path.read_text() == "second"
+
+    def fail(self, text, **kwargs):
+        with self.open("w") as file:
+            file.write(text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(path, "third")
+    assert path.read_text() == "second"
+    assert os.listdir() == ["report.html"]  # noqa: PTH208
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const images = [...document.images];
+  const root = document.documentElement;
+  document.body.innerHTML = "<pre id=probe>" + JSON.stringify({
+    inner: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
+    images: images.map(i => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width]),
+  }) + "</pre>";
+});
+</script>"""
+FRAMES = """<!DOCTYPE html><html><body>
+<iframe id=f style="border:0;height:800px;width:{width}px" srcdoc="{page}"></iframe>
+<script>
+addEventListener("load", () => {{
+  const probe = document.getElementById("f").contentDocument.getElementById("probe").textContent;
+  document.body.innerHTML = "<pre id=probe>" + probe + "</pre>";
+}});
+</script></body></html>"""
+
+
+def chromium(*arguments):
+    """Run headless Chromium; return its output and what went to the log."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    options += ["--user-data-dir=profile", "--enable-logging=stderr", "--v=0"]
+    options += ["--disable-background-networking", "--no-first-run", "--virtual-time-budget=5000"]
+    done = subprocess.run(
+        ["chromium", *options, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "HOME": str(Path.cwd())},
+    )
+    return done.stdout, done.stderr
+
+
+def console(log):
+    return [line for line in log.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+def test_page_in_a_browser_fits_phone_and_desktop(trained):
+    """No message on the console; no page wider than its window; every figure has pixels."""
+    predicted = trained.predict(target="stimulated", labels=["NK"])
+    text = report(make_results(), [predicted])
+    Path("report.html").write_text(text, "utf-8")
+    dom, log = chromium("--dump-dom", f"file://{Path('report.html').resolve()}")
+    assert console(log) == []
+    assert "How this was made" in dom
+    for width in (390, 1100):
+        probed = text.replace("</body>", PROBE + "</body>")
+        framed = FRAMES.format(width=width, page=html.escape(probed))
+        Path("frame.html").write_text(framed, "utf-8")
+        dom, log = chromium(
+            "--dump-dom", "--window-size=1400,900", f"file://{Path('frame.html').resolve()}"
+        )
+        assert console(log) == []
+        found = re.search(r"<pre id=\"probe\">(.*?)</pre>", dom).group(1)
+        found = json.loads(html.unescape(found))
+        assert found["inner"] == width
+        assert found["scroll"] <= width
+        assert len(found["images"]) == 7
+        for natural_width, natural_height, shown in found["images"]:
+            assert natural_width > 300
+            assert natural_height > 150
+            assert 0 < shown <= found["client"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+def test_the_browser_would_have_complained():
+    """The test above can fail: errors are on the console, and wide pages are wider."""
+    page = "<!DOCTYPE html><div style='width:900px'>x</div><script>nothing()</script>"
+    Path("bad.html").write_text(page, "utf-8")
+    _, log = chromium("--dump-dom", f"file://{Path('bad.html').resolve()}")
+    assert len(console(log)) == 1
+    framed = FRAMES.format(width=390, page=html.escape(page.split("<script>")[0] + PROBE))
+    Path("frame.html").write_text(framed, "utf-8")
+    dom, _ = chromium("--dump-dom", f"file://{Path('frame.html').resolve()}")
+    found = re.search(r"<pre id=\"probe\">(.*?)</pre>", dom).group(1)
+    assert json.loads(html.unescape(found))["scroll"] > 890

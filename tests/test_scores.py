@@ -1,0 +1,104 @@
+"""Coverage of intervals, and cells written for other programs."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc import baselines
+from trvae_sc.evaluation import (
+    Holdout,
+    Keys,
+    benchmark,
+    export_cells,
+    predicted_log_values,
+    prepare_task,
+    score,
+)
+from trvae_sc.expression import totals
+
+KEYS = Keys("condition", "cell_type", total_counts_key="n_counts")
+NK = Holdout("NK", "stimulated", "control")
+
+
+@pytest.fixture
+def task(make_adata):
+    """Return a prepared task on all genes."""
+    return prepare_task(make_adata(n_cells=240), NK, keys=KEYS, n_top_genes=None)
+
+
+def test_coverage_is_the_share_of_real_changes_of_mean_shares_in_the_interval(task, make_adata):
+    adata = make_adata(n_cells=240)
+    level = {}
+    for condition in ("control", "stimulated"):
+        cells = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == condition)]
+        shares = cells.X.toarray() / totals(cells, KEYS)[:, None]
+        level[condition] = np.log1p(task.kappa * shares.mean(0))
+    change = level["stimulated"] - level["control"]
+    predicted = baselines.mean_shift(task.train, task.source, target="stimulated", keys=task.keys)
+    inside = np.arange(30) < 21
+    predicted.var["change_lower"] = np.where(inside, change - 1e-3, change + 1e-3)
+    predicted.var["change_upper"] = predicted.var["change_lower"] + 2e-3 - 1e-5
+    table = score(task, predicted).set_index("metric")["value"]
+    assert table["interval_coverage"] == pytest.approx(0.7)
+    predicted.var["change_lower"] = np.nan
+    assert "interval_coverage" not in score(task, predicted)["metric"].tolist()
+
+
+def test_exported_cells_are_the_scored_ones_beside_the_same_controls(task, tmp_path):
+    predicted = baselines.mean_shift(task.train, task.source, target="stimulated", keys=task.keys)
+    predicted.X[0, 0] = -0.5
+    export_cells(task, predicted, tmp_path / "a")
+    real, written = (anndata.read_h5ad(tmp_path / "a" / f"{n}.h5ad") for n in ("real", "predicted"))
+    is_control = (real.obs["condition"] == "control").to_numpy()
+    assert is_control.sum() == task.source.n_obs
+    n = is_control.sum()
+    assert (real[is_control].X != written[:n].X).nnz == 0
+    assert real[is_control].X.toarray() == pytest.approx(task.control.toarray(), abs=1e-6)
+    assert real[~is_control].X.toarray() == pytest.approx(task.real.toarray(), abs=1e-6)
+    expected = np.maximum(predicted_log_values(task, predicted), 0)
+    assert written[n:].X.toarray() == pytest.approx(expected, abs=1e-6)
+    assert written[n:].obs["condition"].unique().tolist() == ["stimulated"]
+    assert sparse.issparse(written.X)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["predicted.h5ad", "real.h5ad"]
+
+
+def test_benchmark_exports_every_prediction(make_adata, tmp_path):
+    adata = make_adata(n_cells=240)
+    methods = ["mean_shift", "no_change"]
+    kwargs = {"keys": KEYS, "n_top_genes": None, "progress": False, "export": True}
+    benchmark(adata, methods, [NK], folder=tmp_path, **kwargs)
+    found = sorted(p.name for p in (tmp_path / "predictions").iterdir())
+    assert found == [f"NK_stimulated-{method}-delta-0" for method in methods]
+    with pytest.raises(ValueError, match="needs a folder"):
+        benchmark(adata, methods, [NK], **kwargs)
+
+
+def test_values_that_are_not_counts_are_exported_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame(
+        {
+            "condition": np.tile(["control", "stimulated"], 60),
+            "cell_type": np.repeat(["B", "NK", "T"], 40),
+        },
+        index=[f"c{i}" for i in range(120)],
+    )
+    adata = AnnData(rng.normal(0, 2, (120, 8)), obs=obs)
+    keys = Keys("condition", "cell_type", is_count=False)
+    task = prepare_task(adata, NK, keys=keys, n_top_genes=None)
+    predicted = baselines.no_change(task.train, task.source, target="stimulated", keys=task.keys)
+    export_cells(task, predicted, tmp_path)
+    written = anndata.read_h5ad(tmp_path / "predicted.h5ad")
+    assert written.X.min() < -1
+    assert written.X.toarray()[20:] == pytest.approx(predicted.X, abs=1e-6)
+
+
+def test_use_of_all_genes_is_noted(make_adata, tmp_path):
+    adata = make_adata(n_cells=240)
+    kwargs = {"keys": KEYS, "progress": False}
+    all_genes = benchmark(adata, ["no_change"], [NK], n_top_genes=None, **kwargs)
+    assert len(all_genes.run["notes"]) == 1
+    assert "All 30 genes" in all_genes.run["notes"][0]
+    assert benchmark(adata, ["no_change"], [NK], n_top_genes=10, **kwargs).run["notes"] == []
