@@ -1,5 +1,7 @@
 """Small seeded builders that every test file shares."""
 
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,9 +71,12 @@ def _fit(adata=None, *, setup=None, train=None, **model):
 
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path, monkeypatch):
-    """Run every test in a folder of its own, and leave scvi-tools' settings as they were."""
+    """Run every test in a folder of its own, on one thread, with Ctrl-C and settings as usual."""
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # scanpy's neighbors sets as many as there are cores
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
     yield
+    signal.signal(signal.SIGINT, on_interrupt)
     if scvi.settings.seed is not None:
         scvi.settings.seed = None
 

@@ -21,7 +21,7 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store
+from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store, fit_name
 from trvae_sc.evaluation._scores import N_TOP, ceiling, export_cells, gene_table, score
 from trvae_sc.evaluation._tasks import Holdout, Task, check_leaks, looks_like_counts, prepare_task
 from trvae_sc.expression import Keys, values
@@ -88,7 +88,7 @@ def benchmark(
         ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
         (``ray.init(address=...)`` before), repeated where a worker dies.
     export
-        Also write every prediction, and the real cells beside it, to ``folder/predictions`` for
+        Also write every prediction that is made, and the real cells beside it, to ``folder/predictions`` for
         other programs (see :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
@@ -122,7 +122,9 @@ def benchmark(
         left = [f for f in fits if not store.path(_plain(f.holdout), f.name, f.seed).exists()]
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         with bar:
-            how = _Settings(keys, n_top_genes, store.folder / "predictions" if export else None)
+            how = _Settings(
+                keys, n_top_genes, store.folder.resolve() / "predictions" if export else None
+            )
             for record in _run(adata, left, how, n_jobs, backend):
                 store.add(record)
                 bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
@@ -231,8 +233,8 @@ def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
         tables = {output: score(task, predicted) for output, predicted in found.items()}
         if export is not None:
             for output, predicted in found.items():
-                name = "-".join(map(_file_name, (fit.holdout, fit.name, output, fit.seed)))
-                export_cells(task, predicted, export / name)
+                name = fit_name(_plain(fit.holdout), fit.name, fit.seed)
+                export_cells(task, predicted, export / f"{name}-{output}")
         records = [predicted.uns["trvae_sc"] for predicted in found.values()]
         notes = sorted({str(note) for record in records for note in record.get("notes", ())})
         history = next((r["history"] for r in records if "history" in r), None)
@@ -255,10 +257,6 @@ def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
         "history": history,
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def _file_name(value: Any) -> str:
-    return "".join(c if c.isalnum() or c in "-_+." else "_" for c in str(value))
 
 
 def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:

@@ -240,11 +240,7 @@ class Store:
 
     def path(self, holdout: dict[str, Any], method: str, seed: int) -> Path:
         """Return the file of a fit."""
-        key = json.dumps([holdout, method, seed], sort_keys=True, default=str)
-        name = f"{holdout['label']}-{holdout['target']}-{method}-{seed}"
-        safe = "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
-        safe = safe.encode()[:120].decode(errors="ignore")  # what a file system counts are bytes
-        return self.fits / f"{safe}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
+        return self.fits / f"{fit_name(holdout, method, seed)}.json"
 
     def add(self, record: dict[str, Any]) -> None:
         """Write the record of a fit."""
@@ -254,6 +250,15 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all finished fits."""
         return [json.loads(path.read_text()) for path in sorted(self.fits.glob("*.json"))]
+
+
+def fit_name(holdout: dict[str, Any], method: str, seed: int) -> str:
+    """Return a name for the files of a fit: readable, short, and of no other fit."""
+    key = json.dumps([holdout, method, seed], sort_keys=True, default=str)
+    name = f"{holdout['label']}-{holdout['target']}-{method}-{seed}"
+    safe = "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
+    safe = safe.encode()[:120].decode(errors="ignore")  # what a file system counts are bytes
+    return f"{safe}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,6 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
             obs=obs.astype("category"),
             var=pd.DataFrame(index=task.train.var_names),
         )
-        temporary = folder / f".{name}.tmp.h5ad"
+        temporary = folder / f".{uuid.uuid4().hex}.h5ad"
         cells.write_h5ad(temporary, compression="gzip")
         temporary.replace(folder / f"{name}.h5ad")

@@ -61,7 +61,7 @@ class Holdout:
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
         condition = adata.obs[keys.condition_key].astype(str) == str(self.target)
-        return (condition & self._has_label(adata, keys)).to_numpy()
+        return (condition & self._has_label(adata, keys)).to_numpy(copy=True)
 
     def sources(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells the prediction starts from, shape (n_cells,)."""
@@ -69,7 +69,7 @@ class Holdout:
         start = (
             condition != str(self.target) if self.source is None else condition == str(self.source)
         )
-        return (start & self._has_label(adata, keys)).to_numpy()
+        return (start & self._has_label(adata, keys)).to_numpy(copy=True)
 
     def _has_label(self, adata: AnnData, keys: Keys) -> Any:
         key = keys.labels_key if self.key is None else self.key

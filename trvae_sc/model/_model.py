@@ -87,7 +87,7 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         label (see :meth:`predict`); the network has the rest. Needs `calibrate` and labels.
     seed
         Seed of initial weights, split, shuffling and noise; ``scvi.settings.seed`` or else 0 if
-        None. Equal seeds give equal weights on a CPU.
+        None. Equal seeds give equal weights, to the bit, on a CPU with the same number of threads.
     **module_kwargs
         Further arguments of :class:`trvae_sc.module.TRVAEModule`.
 
