@@ -25,13 +25,13 @@ def test_ten_lines_of_scanpy_run_on_predicted_cells_without_a_warning_of_ours(fi
         sc.pp.neighbors(both)
         sc.tl.umap(both)
         sc.tl.rank_genes_groups(both, "condition", groups=["stimulated"], reference="control")
+        found = sc.get.rank_genes_groups_df(both, "stimulated").set_index("names")["scores"]
         sc.pl.umap(both, color="condition", show=False)
         sc.pl.violin(both, "gene_1", groupby="condition", show=False)
         plt.close("all")
     own = [str(w.message) for w in caught if trvae_sc.__path__[0] in w.filename]
     assert own == []
     assert not any(c.startswith("_scvi") for c in both.obs)
-    found = sc.get.rank_genes_groups_df(both, "stimulated").set_index("names")["scores"]
     mean = [
         np.asarray(both[both.obs["origin"] == origin].X.mean(0)).ravel()
         for origin in ("real", "predicted")

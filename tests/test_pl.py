@@ -124,7 +124,7 @@ def test_design_writes_the_number_of_cells_and_marks_what_is_hidden():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "stimulated"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["B", "NK"]
     np.testing.assert_allclose(ax.images[0].get_array(), np.log10(CELLS.to_numpy() + 1))
-    assert ax.get_title() == "cells (framed: hidden from training, one at a time)"
+    assert ax.get_title() == "cells; framed: hidden,\none at a time"
 
 
 def test_design_without_anything_hidden():

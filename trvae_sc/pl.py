@@ -165,7 +165,7 @@ def design(
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    title = "cells" if not marked else "cells (framed: hidden from training, one at a time)"
+    title = "cells" if not marked else "cells; framed: hidden,\none at a time"
     ax.set_title(title, fontsize=9)
     return ax
 
