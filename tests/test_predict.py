@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from trvae_sc import TRVAE
 from trvae_sc.expression import ridge_shift
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.model._predict import Calibration, decoded_batches, profile_scale
@@ -348,6 +349,10 @@ def test_own_column_names_are_refused(trained):
     taken.obs["source_condition"] = "x"
     with pytest.raises(ValueError, match=r"already has columns \['source_condition'\]"):
         model.predict(taken, target="stimulated")
+    before = list(taken.obs)
+    with pytest.raises(ValueError, match="Rename or drop them"):  # not only after training
+        TRVAE.setup_anndata(taken, "condition", labels_key="cell_type")
+    assert list(taken.obs) == before
 
 
 def test_untrained_and_conditionless_models_do_not_predict(fit):

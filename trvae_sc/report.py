@@ -240,9 +240,7 @@ def _training_section(results: Results, method: str) -> str:
         if record["method"] == method and record["history"]:
             figure = pl.training(record["history"]).figure
             where = html.escape(f"{record['holdout']['label']} hidden, seed {record['seed']}")
-            return f"<h2>Training ({where})</h2>" + _image(
-                figure, "Terms of the loss by epoch"
-            )
+            return f"<h2>Training ({where})</h2>" + _image(figure, "Terms of the loss by epoch")
     return ""
 
 

@@ -205,8 +205,8 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         Raises
         ------
         TypeError, KeyError, ValueError
-            Before anything is written: missing columns, missing values, one condition only, names
-            that are not unique, fewer than two cells, a view.
+            Before anything is written: missing columns, missing values, one condition only, columns
+            named as those of predictions, names that are not unique, fewer than two cells, a view.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {

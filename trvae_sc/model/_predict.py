@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.expression import ridge_shift
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
+from trvae_sc.model._setup import check_free
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width, novelty
 
@@ -238,7 +239,7 @@ def predict_cells(
     original = model.adata if adata is None else adata
     registered = model._validate_anndata(adata)
     original = registered if original is None else original
-    _check_columns_free(original, n_samples)
+    check_free(original, *(["sample"] if n_samples > 1 else []))
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
@@ -300,17 +301,6 @@ def _check_output(model: TRVAE, output: Output | None) -> Output:
             f"'{model.module.gene_likelihood}'; choose one of {allowed}."
         )
     return output
-
-
-def _check_columns_free(adata: AnnData, n_samples: int) -> None:
-    """Raise where columns have the names of those that a prediction writes."""
-    own = ["source_condition", "source_cell"] + ["sample"] * (n_samples > 1)
-    taken = [name for name in own if name in adata.obs]
-    if taken:
-        raise ValueError(
-            f"adata.obs already has columns {taken}, which the prediction would write. Rename or drop "
-            "them."
-        )
 
 
 def source_rows(

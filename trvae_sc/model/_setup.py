@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
 logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
 
+_PREDICTED_COLUMNS = ("source_condition", "source_cell")
 _CHUNK = 4096  # rows read at a time when values are checked
 _SHOWN = 5  # names listed in messages
 
@@ -133,6 +134,7 @@ def check_columns(
         With what was found, what is allowed and what to do.
     """
     check_type(adata)
+    check_free(adata)
     if adata.is_view:
         raise ValueError("adata is a view of another AnnData. Set up a copy: adata = adata.copy().")
     if adata.n_obs < 2:
@@ -202,6 +204,15 @@ def _check_obs(
             raise ValueError(
                 f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
             )
+
+
+def check_free(adata: AnnData, *more: str) -> None:
+    """Raise where columns have the names of those that a prediction writes."""
+    taken = [name for name in (*_PREDICTED_COLUMNS, *more) if name in adata.obs]
+    if taken:
+        raise ValueError(
+            f"adata.obs already has columns {taken}, which predictions write. Rename or drop them."
+        )
 
 
 def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
