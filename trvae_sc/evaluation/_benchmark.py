@@ -344,7 +344,11 @@ def _run_on_ray(
     shared = ray.put(adata)
     run = ray.remote(_run_part).options(max_retries=3)
     waiting = [run.remote(shared, part, how) for part in parts]
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        for records in ray.get(done):
-            yield from records
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for records in ray.get(done):
+                yield from records
+    finally:  # an error or Ctrl-C: do not start what is waiting
+        for part in waiting:
+            ray.cancel(part)
