@@ -179,7 +179,7 @@ def test_report_of_results(run, results):
         assert row["label"] in page
         assert f"</b>: {row['reason']}</td>" in page
         assert f">{row['advice']}</b>" in page
-    assert "Training (type_0, seed 0 hidden)" in page
+    assert "Training (type_0 hidden, seed 0)" in page
     assert [p.name for p in Path("new").iterdir()] == ["report.html"]
 
 

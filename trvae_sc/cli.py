@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
     from anndata import AnnData
 
     from trvae_sc.expression import Keys
+    from trvae_sc.model import TRVAE
 
 _SETUP = "trvae_sc.json"
 _BAD_INPUT = (
@@ -65,101 +66,112 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser(
+    for add in (_add_demo, _add_train, _add_predict, _add_benchmark, _add_report):
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
         "demo", help="simulate, train, predict a hidden combination, score it"
     )
-    demo.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder (demo)")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--max-epochs", type=int, help="fewer for a quick look")
-    demo.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
-    demo.set_defaults(run=_demo)
+    parser.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder (demo)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
+    parser.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
+    parser.set_defaults(run=_demo)
 
-    train = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
-    _add_data(train)
-    train.add_argument(
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
+    _add_data(parser)
+    parser.add_argument(
         "--holdout",
         action="append",
         default=[],
         metavar="LABEL:TARGET",
         help="combination to hide from training; may be repeated",
     )
-    train.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
-    train.add_argument("--preset", default="default")
-    train.add_argument(
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
-    train.add_argument("--max-epochs", type=int)
-    train.add_argument("--batch-size", type=int)
-    train.add_argument("--early-stopping", action="store_true")
-    train.add_argument("--balance-conditions", action="store_true")
-    train.add_argument("--checkpoint-dir", type=Path, help="resume from here after a kill")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--accelerator", default="auto")
-    train.add_argument("--force", action="store_true", help="replace a model that is there")
-    train.set_defaults(run=_train)
+    parser.add_argument("--max-epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--early-stopping", action="store_true")
+    parser.add_argument("--balance-conditions", action="store_true")
+    parser.add_argument("--checkpoint-dir", type=Path, help="resume from here after a kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--force", action="store_true", help="replace a model that is there")
+    parser.set_defaults(run=_train)
 
-    predict = commands.add_parser("predict", help="predict cells under another condition")
-    predict.add_argument("model", type=Path, help="folder that train wrote")
-    predict.add_argument("file", type=Path, help="h5ad or zarr file with the cells to start from")
-    predict.add_argument("--target", required=True, help="condition to predict")
-    predict.add_argument("--source", help="condition to start from (all others)")
-    predict.add_argument("--labels", nargs="+", help="labels to predict (all)")
-    predict.add_argument(
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="predict cells under another condition")
+    parser.add_argument("model", type=Path, help="folder that train wrote")
+    parser.add_argument("file", type=Path, help="h5ad or zarr file with the cells to start from")
+    parser.add_argument("--target", required=True, help="condition to predict")
+    parser.add_argument("--source", help="condition to start from (all others)")
+    parser.add_argument("--labels", nargs="+", help="labels to predict (all)")
+    parser.add_argument(
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
-    predict.add_argument("--n-samples", type=int, default=1)
-    predict.add_argument("--seed", type=int, default=0)
-    predict.add_argument("--accelerator", default="auto")
-    predict.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
-    predict.add_argument("--force", action="store_true", help="replace a file that is there")
-    predict.set_defaults(run=_predict)
+    parser.add_argument("--n-samples", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_predict)
 
-    benchmark = commands.add_parser(
+
+def _add_benchmark(commands: Any) -> None:
+    parser = commands.add_parser(
         "benchmark", help="hide combinations, predict them with every method, score them"
     )
-    _add_data(benchmark)
-    benchmark.add_argument(
+    _add_data(parser)
+    parser.add_argument(
         "--holdouts",
         nargs="+",
         metavar="LABEL:TARGET",
         help="all that have enough cells by default",
     )
-    benchmark.add_argument("--source", help="condition to start from; needed with three or more")
-    benchmark.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
-    benchmark.add_argument(
-        "--min-cells", type=int, default=30, help="cells a combination needs (30)"
-    )
-    benchmark.add_argument(
+    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
+    parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
+    parser.add_argument(
         "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
     )
-    benchmark.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
-    benchmark.add_argument(
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
-    benchmark.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
-    benchmark.add_argument(
+    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    parser.add_argument(
         "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
     )
-    benchmark.add_argument("--backend", choices=["local", "ray"], default="local")
-    benchmark.add_argument(
+    parser.add_argument("--backend", choices=["local", "ray"], default="local")
+    parser.add_argument(
         "-o",
         "--out",
         type=Path,
         required=True,
         help="folder for the results; goes on if there are some",
     )
-    benchmark.set_defaults(run=_benchmark)
+    parser.set_defaults(run=_benchmark)
 
-    report = commands.add_parser("report", help="write results of a benchmark as one HTML page")
-    report.add_argument("results", type=Path, help="folder that benchmark wrote")
-    report.add_argument(
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write results of a benchmark as one HTML page")
+    parser.add_argument("results", type=Path, help="folder that benchmark wrote")
+    parser.add_argument(
         "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
     )
-    report.add_argument("--method", help="model to judge (trvae)")
-    report.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
-    report.add_argument("--force", action="store_true", help="replace a file that is there")
-    report.set_defaults(run=_report)
-    return parser
+    parser.add_argument("--method", help="model to judge (trvae)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_report)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -332,20 +344,25 @@ def _train(args: argparse.Namespace) -> None:
         )
     finally:
         if model.is_trained:  # also after Ctrl-C
-            record = {
-                "file": str(args.file),
-                "holdouts": args.holdout,
-                "n_cells": train.n_obs,
-                "n_genes": train.n_vars,
-                "total_counts_key": args.total_counts_key,
-            }
+            _save_model(model, args)
 
-            def write(folder: Path) -> None:
-                model.save(folder)
-                (folder / _SETUP).write_text(json.dumps(record, indent=2))
 
-            _fill_atomically(args.out, write)
-            print(json.dumps({"model": str(args.out), **record}), file=args.stdout)
+def _save_model(model: TRVAE, args: argparse.Namespace) -> None:
+    """Write a model and what it was trained on, and print the latter."""
+    record = {
+        "file": str(args.file),
+        "holdouts": args.holdout,
+        "n_cells": model.adata.n_obs,
+        "n_genes": model.adata.n_vars,
+        "total_counts_key": args.total_counts_key,
+    }
+
+    def write(folder: Path) -> None:
+        model.save(folder)
+        (folder / _SETUP).write_text(json.dumps(record, indent=2))
+
+    _fill_atomically(args.out, write)
+    print(json.dumps({"model": str(args.out), **record}), file=args.stdout)
 
 
 def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:

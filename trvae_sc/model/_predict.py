@@ -230,12 +230,8 @@ def predict_cells(
     batch_size: int | None,
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`."""
-    output = _check_output(model, output)
-    if n_samples < 1:
-        raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
+    output = _check_output(model, output, n_samples)
     features = model._condition_features(target)
-    if model.module.decoder_in.condition is None:
-        raise ValueError(f"The preset '{model.preset_}' ignores the condition and cannot predict.")
     original = model.adata if adata is None else adata
     registered = model._validate_anndata(adata)
     original = registered if original is None else original
@@ -260,13 +256,8 @@ def predict_cells(
             latent.append(batch.latent)
             means[0] += batch.source.sum(0, dtype=np.float64)
             means[1] += batch.target.sum(0, dtype=np.float64)
-    x = (
-        sparse.vstack(values, format="csr")
-        if sparse.issparse(values[0])
-        else np.concatenate(values)
-    )
     result = AnnData(
-        X=x.astype(np.float32),
+        X=_stacked(values),
         obs=_predicted_obs(model, original, rows, target, n_samples),
         var=_predicted_var(
             original.var.loc[registered.var_names],
@@ -289,8 +280,19 @@ def predict_cells(
     return result
 
 
-def _check_output(model: TRVAE, output: Output | None) -> Output:
-    """Return the output to compute, or raise if the likelihood does not have it."""
+def _stacked(values: list[Any]) -> np.ndarray | sparse.csr_matrix:
+    """Return the values of all minibatches."""
+    is_sparse = sparse.issparse(values[0])
+    x = sparse.vstack(values, format="csr") if is_sparse else np.concatenate(values)
+    return x.astype(np.float32)
+
+
+def _check_output(model: TRVAE, output: Output | None, n_samples: int) -> Output:
+    """Return the output to compute, or raise where the model or its likelihood does not have it."""
+    if n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
+    if model.module.decoder_in.condition is None:
+        raise ValueError(f"The preset '{model.preset_}' ignores the condition and cannot predict.")
     is_count = model.module.is_count
     allowed = ["counts", "delta", "mean", "sample"] if is_count else ["delta", "mean", "sample"]
     if output is None:
@@ -553,16 +555,11 @@ def generate_cells(
         total = None if total is None else total.cpu().numpy()
         batch = Batch(mean, total, mean, mean, mean)
         values.append(predicted_values(model, batch, features, "sample", draws))
-    x = (
-        sparse.vstack(values, format="csr")
-        if sparse.issparse(values[0])
-        else np.concatenate(values)
-    )
     obs = {setup_args["condition_key"]: pd.Categorical([condition] * n_obs)}
     if labels is not None:
         obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
     names = [f"generated_{i}" for i in range(n_obs)]
-    result = AnnData(x.astype(np.float32), obs=pd.DataFrame(obs, index=names), var=adata.var.copy())
+    result = AnnData(_stacked(values), obs=pd.DataFrame(obs, index=names), var=adata.var.copy())
     result.uns["trvae_sc"] = {
         "method": "TRVAE.generate",
         "condition": str(condition),
