@@ -1,5 +1,6 @@
 """Small seeded builders that every test file shares."""
 
+import logging
 import signal
 
 import numpy as np
@@ -75,7 +76,10 @@ def _own_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)  # scanpy's neighbors sets as many as there are cores
     on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
+    log = logging.getLogger("scvi")
+    level = log.level  # the command line makes it quiet
     yield
+    log.setLevel(level)
     signal.signal(signal.SIGINT, on_interrupt)
     if scvi.settings.seed is not None:
         scvi.settings.seed = None
