@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import TRVAE
+from trvae_sc.cli import main
 
 torch.set_num_threads(1)
 
@@ -83,6 +84,21 @@ def _own_directory(tmp_path, monkeypatch):
     signal.signal(signal.SIGINT, on_interrupt)
     if scvi.settings.seed is not None:
         scvi.settings.seed = None
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a runner of the command line: exit code, stdout and stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE, demo
-from trvae_sc.cli import main
 from trvae_sc.training import BestWeights, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -26,21 +25,6 @@ SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
 TOTALS = ["--total-counts-key", "n_counts"]
 QUICK = ["--n-top-genes", "0", "--max-epochs", "2", "--accelerator", "cpu"]
 HOLDOUT = ["--holdout", "NK:stimulated"]
-
-
-@pytest.fixture
-def run(capsys):
-    """Return a runner of the command line: exit code, stdout and stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from trvae_sc import baselines, datasets
-from trvae_sc.cli import main
 from trvae_sc.evaluation import Holdout, Keys, Results, benchmark
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
@@ -30,21 +29,6 @@ def file(adata, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "cells.h5ad"
     adata.write_h5ad(path)
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    """Return a runner of the command line: exit code, stdout and stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def strict(text):

@@ -42,8 +42,9 @@ from trvae_sc.evaluation import (
     training_data,
     variable_genes,
 )
-from trvae_sc.evaluation._results import Store, write_atomically
+from trvae_sc.evaluation._results import Store
 from trvae_sc.expression import log_values
+from trvae_sc.files import write_text
 
 COUNTS = Keys("condition", "cell_type")
 VALUES = COUNTS._replace(is_count=False)
@@ -878,11 +879,11 @@ def test_two_at_once_on_one_folder(make_adata, light):
 def test_readers_never_see_half_a_file(tmp_path):
     path, stop = tmp_path / "record.json", threading.Event()
     texts = [json.dumps([c] * 20_000) for c in "ab"]
-    write_atomically(path, texts[0])
+    write_text(path, texts[0])
 
     def write(text):
         while not stop.is_set():
-            write_atomically(path, text)
+            write_text(path, text)
 
     writers = [threading.Thread(target=write, args=(text,)) for text in texts]
     for writer in writers:

@@ -19,7 +19,17 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.expression import Keys, gene_means, groups, log_values, profiles, ridge_shift
+from trvae_sc.expression import (
+    Keys,
+    Profiles,
+    dense,
+    gene_means,
+    groups,
+    log_values,
+    median_total,
+    profiles,
+    ridge_shift,
+)
 from trvae_sc.model import TRVAE
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
@@ -103,17 +113,11 @@ def _shifted(
     """Return the source cells plus the shift that a rule gives each label and condition of them."""
     known = profiles(train, keys)
     x = log_values(source, keys, known.kappa)
-    x = x.toarray() if sparse.issparse(x) else np.array(x, dtype=np.float64)
+    x = np.array(dense(x), dtype=np.float64)
     for (label, condition), rows in groups(source.obs, keys):
         if rule is None or condition == str(target):
             continue
-        pairs = known.pairs(condition, target)
-        if pairs is None:
-            raise ValueError(
-                f"No label was measured under both {condition!r} and {target!r}, so there is no shift "
-                f"to learn for {label!r}."
-            )
-        x[rows] += rule(gene_means(x[rows]), *pairs)
+        x[rows] += rule(gene_means(x[rows]), *known.known_pairs(condition, target, of=label))
     return as_prediction(x, source, target, keys, known.kappa, name)
 
 
@@ -179,8 +183,8 @@ def trvae(
     seen = sorted(train.obs[keys.condition_key].astype(str).unique())
     if str(target) not in seen:
         raise ValueError(f"No training cell has target {str(target)!r}; there are {seen}.")
-    kappa = profiles(train, keys).kappa
     if preset == "paper":
+        kappa = median_total(train, keys)
         train, source = (_logged(adata, keys, kappa) for adata in (train, source))
         keys = keys._replace(layer=None, total_counts_key=None, is_count=False)
     elif not keys.is_count:
@@ -232,22 +236,16 @@ def latent_shift(
     likelihood = "nb" if keys.is_count else "normal"
     kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
     model = _fit(train, keys, seed, **kwargs)
-    means = {g: z.mean(0) for g, z in _by_group(train.obs, model.get_latent_representation(), keys)}
-    observed = log_values(source, keys, profiles(train, keys).kappa)
-    observed = observed.toarray() if sparse.issparse(observed) else np.asarray(observed)
+    kappa = median_total(train, keys)
+    z = model.get_latent_representation()
+    known = Profiles({group: z[rows].mean(0) for group, rows in groups(train.obs, keys)}, kappa)
+    observed = dense(log_values(source, keys, kappa))
     start, end = np.empty(observed.shape), np.empty(observed.shape)
     registered = model._validate_anndata(_beside(source))
     for (label, condition), rows in groups(source.obs, keys):
-        both = [lab for lab, c in means if c == condition and (lab, str(target)) in means]
-        if not both:
-            raise ValueError(
-                f"No label was measured under both {condition!r} and {target!r}, so there is no shift "
-                f"to learn for {label!r}."
-            )
-        shift = np.mean([means[lab, str(target)] - means[lab, condition] for lab in both], axis=0)
+        shift = known.known_pairs(condition, target, of=label)[1].mean(0)
         start[rows] = _decode(model, registered, rows, np.zeros_like(shift))
         end[rows] = _decode(model, registered, rows, shift)
-    kappa = model.module.kappa.item()
     found = {"mean": end, "delta": observed + end - start}
     return {
         output: as_prediction(x, source, target, keys, kappa, "latent_shift")
@@ -265,14 +263,7 @@ def _fit(
 ) -> TRVAE:
     """Return a trained model."""
     train = _beside(train)
-    TRVAE.setup_anndata(
-        train,
-        keys.condition_key,
-        labels_key=keys.labels_key,
-        layer=keys.layer,
-        batch_key=keys.batch_key,
-        total_counts_key=keys.total_counts_key,
-    )
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
     model = TRVAE(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
     return model
@@ -295,11 +286,6 @@ def _history(model: TRVAE) -> dict[str, list[float]]:
     """Return what each term added to the loss, by epoch."""
     names = [name for name in model.history if name.endswith("_weighted_train")]
     return {name: model.history[name][name].astype(float).tolist() for name in names}
-
-
-def _by_group(obs: pd.DataFrame, values: np.ndarray, keys: Keys) -> Any:
-    """Yield the values of each (label, condition)."""
-    return ((group, values[rows]) for group, rows in groups(obs, keys))
 
 
 def _decode(model: TRVAE, adata: AnnData, rows: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -7,12 +7,12 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trvae_sc.files import beside, move_files, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -235,30 +235,19 @@ def _check_output(path: Path, *, force: bool, is_folder: bool) -> None:
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a path beside `path`, and move the result into place if it succeeds."""
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        temporary = folder / path.name
+    with beside(path) as temporary:
         write(temporary)
         if path.is_dir():
-            path.rename(folder / "replaced")
+            path.rename(temporary.with_name("replaced"))
         temporary.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a folder beside `path`, and move its files into `path` if it succeeds."""
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        write(folder / path.name)
-        path.mkdir(exist_ok=True)
-        for written in (folder / path.name).iterdir():  # whatever else is there stays
-            written.replace(path / written.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with beside(path) as temporary:
+        write(temporary)
+        move_files(temporary, path)
 
 
 def _check_accelerator(name: str) -> None:
@@ -307,31 +296,17 @@ def _train(args: argparse.Namespace) -> None:
     adata = _read(args.file)
     from trvae_sc import PRESETS, TRVAE
     from trvae_sc.evaluation import parse_holdouts, training_data
-    from trvae_sc.expression import Keys
 
     if args.preset not in PRESETS:
         raise ValueError(f"Unknown preset '{args.preset}'; there are {list(PRESETS)}.")
     likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
-    keys = Keys(
-        args.condition_key,
-        args.labels_key,
-        args.layer,
-        args.total_counts_key,
-        is_count=likelihood in ("nb", "zinb", "poisson"),
-    )
+    keys = _keys(args, is_count=likelihood in ("nb", "zinb", "poisson"))
     _quiet()
     _check_accelerator(args.accelerator)
     _check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
-    TRVAE.setup_anndata(
-        train,
-        args.condition_key,
-        labels_key=args.labels_key,
-        layer=args.layer,
-        batch_key=args.batch_key,
-        total_counts_key=keys.total_counts_key,
-    )
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
     model = TRVAE(train, preset=args.preset, gene_likelihood=args.gene_likelihood, seed=args.seed)
     try:
         model.train(
@@ -365,6 +340,20 @@ def _save_model(model: TRVAE, args: argparse.Namespace) -> None:
     print(json.dumps({"model": str(args.out), **record}), file=args.stdout)
 
 
+def _keys(args: argparse.Namespace, *, is_count: bool) -> Keys:
+    """Return where a file holds what, as the options say."""
+    from trvae_sc.expression import Keys
+
+    return Keys(
+        args.condition_key,
+        args.labels_key,
+        args.layer,
+        args.total_counts_key,
+        is_count=is_count,
+        batch_key=args.batch_key,
+    )
+
+
 def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     """Raise where a file cannot be trained on, before genes are chosen."""
     from trvae_sc.expression import totals, values
@@ -373,14 +362,7 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
     if getattr(args, "holdout", None) and args.labels_key is None:
         raise ValueError("--holdout needs --labels-key.")
-    check_columns(
-        adata,
-        args.condition_key,
-        labels_key=args.labels_key,
-        layer=args.layer,
-        batch_key=args.batch_key,
-        total_counts_key=args.total_counts_key,
-    )
+    check_columns(adata, keys.condition_key, **keys.further())
     check_values(
         values(adata, keys),
         is_count=keys.is_count,
@@ -448,21 +430,13 @@ def _as_labels(adata: AnnData, labels_key: str | None, texts: list[str]) -> list
 def _benchmark(args: argparse.Namespace) -> None:
     _check_output(args.out, force=True, is_folder=True)
     adata = _read(args.file)
-    from trvae_sc.evaluation import Keys, benchmark, holdouts, parse_holdouts
-    from trvae_sc.evaluation._results import write_atomically
+    from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts
 
     if args.labels_key is None:
         raise ValueError("benchmark needs --labels-key.")
     if args.gene_likelihood not in (None, "nb", "normal"):
         raise ValueError("benchmark compares methods under gene likelihood nb (counts) or normal.")
-    keys = Keys(
-        args.condition_key,
-        args.labels_key,
-        args.layer,
-        args.total_counts_key,
-        is_count=args.gene_likelihood != "normal",
-        batch_key=args.batch_key,
-    )
+    keys = _keys(args, is_count=args.gene_likelihood != "normal")
     _quiet()
     _check_data(adata, args, keys)
     if args.holdouts:
@@ -483,8 +457,8 @@ def _benchmark(args: argparse.Namespace) -> None:
         backend=args.backend,
         export=args.export,
     )
-    write_atomically(args.out / "table.csv", results.table.to_csv(index=False))
-    write_atomically(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
+    write_text(args.out / "table.csv", results.table.to_csv(index=False))
+    write_text(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
     print(results.wide().round(3).to_string(), file=args.stdout)
 
 
@@ -495,7 +469,6 @@ def _report(args: argparse.Namespace) -> None:
 
     results = Results.load(args.results)
     text = report(results, [_read(path) for path in args.predictions], method=args.method)
-    args.out.resolve().parent.mkdir(parents=True, exist_ok=True)
     write_report(args.out, text)
     table = verdicts(results, method=args.method)
     record = {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))}

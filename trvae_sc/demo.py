@@ -71,12 +71,7 @@ def run(folder: Path, *, seed: int = 0, max_epochs: int | None = None) -> pd.Dat
 def train_model(task: evaluation.Task, *, seed: int, max_epochs: int | None) -> TRVAE:
     """Return a model trained on what a task shows."""
     keys = task.keys
-    TRVAE.setup_anndata(
-        task.train,
-        keys.condition_key,
-        labels_key=keys.labels_key,
-        total_counts_key=keys.total_counts_key,
-    )
+    TRVAE.setup_anndata(task.train, keys.condition_key, **keys.further())
     model = TRVAE(task.train, seed=seed)
     model.train(max_epochs)
     return model

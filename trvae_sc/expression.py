@@ -40,6 +40,11 @@ class Keys(NamedTuple):
     is_count: bool = True
     batch_key: str | None = None
 
+    def further(self) -> dict[str, str | None]:
+        """Return the arguments of ``TRVAE.setup_anndata`` besides the condition."""
+        names = ("labels_key", "layer", "batch_key", "total_counts_key")
+        return {name: getattr(self, name) for name in names}
+
 
 def values(adata: AnnData, keys: Keys) -> Any:
     """Return the values of an AnnData, sparse or dense."""
@@ -65,16 +70,37 @@ def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
 
 
+def dense(x: Any) -> np.ndarray:
+    """Return a matrix as an array."""
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
 def median_total(train: AnnData, keys: Keys) -> float:
     """Return kappa, the median total of the training cells (1 for values that are not counts)."""
     return float(np.median(totals(train, keys))) if keys.is_count else 1.0
 
 
 class Profiles(NamedTuple):
-    """Mean log values of the training cells by label and condition (as text)."""
+    """Means of the training cells by label and condition (as text): of log values or latent codes."""
 
     mean: dict[tuple[str, str], np.ndarray]
     kappa: float
+
+    def known_pairs(self, source: Any, target: Any, *, of: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return :meth:`pairs` to predict a label from.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        found = self.pairs(source, target)
+        if found is None:
+            raise ValueError(
+                f"No label was measured under both {source!r} and {target!r}, so there is no shift "
+                f"to learn for {of!r}."
+            )
+        return found
 
     def pairs(self, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray] | None:
         """Return source profiles and source-to-target shifts of the labels with both, if any."""

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from trvae_sc import pl
 from trvae_sc.evaluation import N_TOP, Results
+from trvae_sc.files import write_text
 
 _TOP = f"top{N_TOP}"
 _SIMPLE = ("mean_shift", "nearest_shift", "context_shift", "latent_shift")
@@ -157,13 +158,7 @@ def report(
 
 def write_report(path: str | Path, text: str) -> None:
     """Write a page, completely or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(Path(path), text)
 
 
 def _main_method(results: Results) -> str:

@@ -88,8 +88,9 @@ def benchmark(
         ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
         (``ray.init(address=...)`` before), repeated where a worker dies.
     export
-        Also write every prediction that is made, and the real cells beside it, to ``folder/predictions`` for
-        other programs (see :func:`trvae_sc.evaluation.export_cells`).
+        Also write every prediction that is made, and the real cells beside it, to
+        ``folder/predictions`` for other programs (see
+        :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
 
@@ -153,9 +154,14 @@ def _fits(holdout: Holdout, methods: dict[str, Method], seeds: Sequence[int]) ->
     """Return the fits of a hold-out; the ceiling and what takes no seed once."""
     fits = [_Fit(holdout, CEILING, None, 0)]
     for name, method in methods.items():
-        takes_seed = "seed" in inspect.signature(method).parameters
-        fits += [_Fit(holdout, name, method, seed) for seed in (seeds if takes_seed else [0])]
+        of_method = seeds if _takes_seed(method) else [0]
+        fits += [_Fit(holdout, name, method, seed) for seed in of_method]
     return fits
+
+
+def _takes_seed(method: Method | None) -> bool:
+    """Return whether a method (None: the ceiling) draws random numbers."""
+    return method is not None and "seed" in inspect.signature(method).parameters
 
 
 def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, Any]:
@@ -226,7 +232,7 @@ def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
         tables = {CEILING: ceiling(task, seed=fit.seed)}
     else:
         kwargs = {"target": fit.holdout.target, "keys": task.keys}
-        if "seed" in inspect.signature(fit.method).parameters:
+        if _takes_seed(fit.method):
             kwargs["seed"] = fit.seed
         found = fit.method(task.train.copy(), task.source.copy(), **kwargs)
         found = found if isinstance(found, dict) else {"delta": found}
@@ -321,14 +327,10 @@ def _parts(by_holdout: list[list[_Fit]]) -> list[list[_Fit]]:
     """Return what is worth a worker: each fit that takes a seed; the others of a hold-out together."""
     parts = []
     for fits in by_holdout:
-        quick = [f for f in fits if f.method is None or "seed" not in _arguments(f.method)]
+        quick = [f for f in fits if not _takes_seed(f.method)]
         parts += [quick] if quick else []
         parts += [[f] for f in fits if f not in quick]
     return parts
-
-
-def _arguments(method: Method) -> Mapping[str, Any]:
-    return inspect.signature(method).parameters
 
 
 def _run_on_ray(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from trvae_sc.files import write_text
 from trvae_sc.metrics import METRICS
 from trvae_sc.uncertainty import LEVEL
 
@@ -228,7 +228,7 @@ class Store:
         """
         self.fits.mkdir(parents=True, exist_ok=True)
         if not self.run_file.exists():
-            write_atomically(self.run_file, json.dumps(run, indent=1))
+            write_text(self.run_file, json.dumps(run, indent=1))
             return
         found = json.loads(self.run_file.read_text())
         compared = [k for k in run if k not in ("versions", "notes")]
@@ -245,7 +245,7 @@ class Store:
     def add(self, record: dict[str, Any]) -> None:
         """Write the record of a fit."""
         path = self.path(record["holdout"], record["method"], record["seed"])
-        write_atomically(path, json.dumps(record))
+        write_text(path, json.dumps(record))
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all finished fits."""
@@ -259,13 +259,3 @@ def fit_name(holdout: dict[str, Any], method: str, seed: int) -> str:
     safe = "".join(c if c.isalnum() or c in "-_+." else "_" for c in name)
     safe = safe.encode()[:120].decode(errors="ignore")  # what a file system counts are bytes
     return f"{safe}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, completely or not at all."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # of this call alone
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

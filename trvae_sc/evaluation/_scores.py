@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from scipy import sparse
 
 from trvae_sc import metrics
 from trvae_sc.evaluation._tasks import Task
-from trvae_sc.expression import gene_means, log_values
+from trvae_sc.expression import dense, gene_means, log_values
+from trvae_sc.files import beside
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 
@@ -152,12 +152,11 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
         Folder to write to; made if missing.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     found = predicted_log_values(task, predicted)
     for name, x in (("real", task.real), ("predicted", found)):
-        values = [v.toarray() if sparse.issparse(v) else np.asarray(v) for v in (task.control, x)]
-        condition = [str(task.holdout.source)] * len(values[0]) + [str(task.holdout.target)] * len(
-            values[1]
+        values = [dense(task.control), dense(x)]
+        condition = np.repeat(
+            [str(task.holdout.source), str(task.holdout.target)], [len(v) for v in values]
         )
         obs = pd.DataFrame(
             {
@@ -174,6 +173,7 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
             obs=obs.astype("category"),
             var=pd.DataFrame(index=task.train.var_names),
         )
-        temporary = folder / f".{uuid.uuid4().hex}.h5ad"
-        cells.write_h5ad(temporary, compression="gzip")
-        temporary.replace(folder / f"{name}.h5ad")
+        path = folder / f"{name}.h5ad"
+        with beside(path) as temporary:
+            cells.write_h5ad(temporary, compression="gzip")
+            temporary.replace(path)

@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 
 from trvae_sc.expression import (
     Keys,
+    dense,
     gene_means,
     log_values,
     median_total,
@@ -193,9 +194,8 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
         )
     if keys.is_count:
         return
-    x = values(adata, keys)
-    dense = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
-    scaled = (np.abs(dense.mean(0)) < 1e-3) & (np.abs(dense.std(0) - 1) < 1e-2)
+    x = dense(values(adata, keys)).astype(np.float64, copy=False)
+    scaled = (np.abs(x.mean(0)) < 1e-3) & (np.abs(x.std(0) - 1) < 1e-2)
     if scaled.mean() > 0.9:
         raise ValueError(
             f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
@@ -260,9 +260,8 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
     logs.uns["log1p"] = {"base": None}
     table = sc.pp.highly_variable_genes(logs, n_top_genes=n_top_genes, inplace=False)
     spread = table["dispersions_norm"].to_numpy(dtype=np.float64)
-    chosen = np.zeros(
-        train.n_vars, dtype=bool
-    )  # scanpy's own choice has more genes if there are ties
+    # scanpy's own choice has more genes where there are ties
+    chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[np.argsort(-np.nan_to_num(spread, nan=-np.inf), kind="stable")[:n_top_genes]] = True
     return chosen
 
@@ -319,7 +318,7 @@ class Task:
 
     def project(self, x: Any) -> np.ndarray:
         """Return log values in the principal components of the training cells."""
-        return self.pca.transform(x.toarray() if sparse.issparse(x) else np.asarray(x))
+        return self.pca.transform(dense(x))
 
 
 def prepare_task(
@@ -375,9 +374,8 @@ def prepare_task(
     known = profiles(train, keys)
     pairs = known.pairs(holdout.source, holdout.target)
     shift = np.zeros(train.n_vars) if pairs is None else pairs[1].mean(0)
-    x = log_values(train, keys, kappa)
-    dense = np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float32)
-    n_components = min(N_PCS, min(dense.shape) - 1)
+    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
+    n_components = min(N_PCS, min(x.shape) - 1)
     return Task(
         holdout=holdout,
         keys=keys,
@@ -386,7 +384,7 @@ def prepare_task(
         real=real[str(holdout.target)],
         control=log_values(source, keys, kappa),
         shift=shift,
-        by_target={condition: gene_means(x)[None] for condition, x in real.items()},
+        by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
         kappa=kappa,
-        pca=PCA(n_components, svd_solver="randomized", random_state=0).fit(dense),
+        pca=PCA(n_components, svd_solver="randomized", random_state=0).fit(x),
     )

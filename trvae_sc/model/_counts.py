@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse, stats
 
-_OWN_GAIN = (
-    0.5  # share that a cell's own gain has in what is added to its counts, beside its group's
-)
+_OWN_GAIN = 0.5  # weight of a cell's own gain in what is added to its counts; its group's: the rest
 _MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base._constants import SAVE_KEYS
 
+from trvae_sc.files import beside, move_files
 from trvae_sc.model import _setup
 
 if TYPE_CHECKING:
@@ -106,18 +105,12 @@ def save_atomically(
         raise NotADirectoryError(f"{files[0]} is a file. Choose another folder for the model.")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} already exists. Choose another folder, or pass overwrite=True.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        save(str(temporary / "model"), **kwargs)
-        path.mkdir(exist_ok=True)
+    with beside(path) as temporary:
+        save(str(temporary), **kwargs)
         data = f"{kwargs.get('prefix') or ''}{SAVE_KEYS.ADATA_FNAME}"
-        if not (temporary / "model" / data).exists():
+        if not (temporary / data).exists():
             (path / data).unlink(missing_ok=True)  # of the model that is replaced
-        for written in (temporary / "model").iterdir():
-            written.replace(path / written.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        move_files(temporary, path)
 
 
 # -- loading ----------------------------------------------------------------------------------------

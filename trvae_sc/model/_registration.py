@@ -42,10 +42,7 @@ class RegistrationMixin(BaseModelClass):
             return adata
         setup_args = self.registry_["setup_args"]
         aligned = _setup.align(adata, pd.Index(self.get_var_names()), setup_args["layer"])
-        type(self).setup_anndata(aligned, source_registry=self.registry_, **setup_args)
-        manager = self._get_most_recent_anndata_manager(aligned, required=True)
-        self._register_manager_for_instance(manager)
-        self._check_values(self.module.gene_likelihood, manager)
+        self._register(aligned)
         return aligned
 
     @BaseModelClass.adata.setter
@@ -56,11 +53,15 @@ class RegistrationMixin(BaseModelClass):
             setup_args, names = self.registry_["setup_args"], pd.Index(self.get_var_names())
             if adata.is_view or not adata.var_names.equals(names):
                 adata = _setup.align(adata, names, setup_args["layer"])
-            self.setup_anndata(adata, source_registry=self.registry_, **setup_args)
-            manager = self._get_most_recent_anndata_manager(adata, required=True)
-            self._register_manager_for_instance(manager)
-            self._check_values(self.module.gene_likelihood, manager)
+            self._register(adata)
         BaseModelClass.adata.fset(self, adata)
+
+    def _register(self, adata: AnnData) -> None:
+        """Register an AnnData that has the model's genes in order, and check its values."""
+        self.setup_anndata(adata, source_registry=self.registry_, **self.registry_["setup_args"])
+        manager = self._get_most_recent_anndata_manager(adata, required=True)
+        self._register_manager_for_instance(manager)
+        self._check_values(self.module.gene_likelihood, manager)
 
     def _registered_manager(self, adata: AnnData) -> DataManager | None:
         """Return this model's manager of exactly this object, if there is one."""
