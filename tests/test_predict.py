@@ -8,7 +8,7 @@ from scipy import sparse, stats
 from trvae_sc import TRVAE
 from trvae_sc.expression import ridge_shift
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
-from trvae_sc.model._predict import Calibration, decoded_batches, profile_scale
+from trvae_sc.model._predict import Calibration, decoded_batches, profile_scale, seen_pairs
 from trvae_sc.uncertainty import half_width
 
 torch.set_num_threads(1)
@@ -169,7 +169,9 @@ def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
     model = fit(adata[~hidden].copy())
     predicted = model.predict(target="stimulated", labels="t0")
     profiles = model.module.profiles.numpy().astype(float)[1:]
-    half = half_width(profiles[:, 0], profiles[:, 1] - profiles[:, 0])
+    states = seen_pairs(model, "control", "stimulated")[2]
+    assert set(states.label) == {0, 1, 2, 3}
+    half = half_width(profiles[:, 0], profiles[:, 1] - profiles[:, 0], states)
     change = predicted.var["predicted_change"]
     assert (change - predicted.var["change_lower"]).to_numpy() == pytest.approx(half)
     assert (predicted.var["change_upper"] - change).to_numpy() == pytest.approx(half)

@@ -459,7 +459,8 @@ def test_a_frozen_query_leaves_old_predictions_to_the_bit(fit, make_adata, name,
     model.train(max_epochs=4, batch_size=40, **CPU)
     after = weights_of(model)
     assert_same_predictions(predictions(model, cells), expected)
-    found = {k for k in before if not np.array_equal(before[k], after[k])} - {"n_cells", "profiles"}
+    statistics = {"n_cells", "profiles"}
+    found = {k for k in before if not np.array_equal(before[k], after[k])} - statistics
     assert found == grown
     for key in grown:
         n = len(start[key])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trvae_sc.expression import ridge_shift
+from trvae_sc.expression import States, ridge_shift
 
 LEVEL = 0.9  # share of genes that intervals are to cover
 _PRIOR_LABELS = (
@@ -12,7 +12,9 @@ _PRIOR_LABELS = (
 )
 
 
-def left_out_residuals(profiles: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+def left_out_residuals(
+    profiles: np.ndarray, shifts: np.ndarray, states: States | None = None
+) -> np.ndarray:
     """Return what is wrong with each label's shift when the other labels predict it.
 
     Parameters
@@ -21,20 +23,29 @@ def left_out_residuals(profiles: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         Source profiles of L labels, shape (n_labels, n_genes).
     shifts
         Their shifts, same shape.
+    states
+        States of the labels, if known; those of the label left out are left out, too.
 
     Returns
     -------
     Shift less :func:`trvae_sc.expression.ridge_shift` from the others, shape (n_labels, n_genes).
     """
     labels = np.arange(len(profiles))
-    others = [labels[labels != i] for i in labels]
-    return np.stack(
-        [shifts[i] - ridge_shift(profiles[i], profiles[o], shifts[o]) for i, o in enumerate(others)]
-    )
+    residuals = []
+    for i in labels:
+        others = labels != i
+        known = None if states is None else states.without(i)
+        predicted = ridge_shift(profiles[i], profiles[others], shifts[others], known)
+        residuals.append(shifts[i] - predicted)
+    return np.stack(residuals)
 
 
 def half_width(
-    profiles: np.ndarray, shifts: np.ndarray, *, level: float = 0.9
+    profiles: np.ndarray,
+    shifts: np.ndarray,
+    states: States | None = None,
+    *,
+    level: float = 0.9,
 ) -> np.ndarray | None:
     r"""Return half the width of each gene's interval for the shift of one more label.
 
@@ -50,6 +61,8 @@ def half_width(
         Source profiles of L labels seen under source and target, shape (n_labels, n_genes).
     shifts
         Their shifts, same shape.
+    states
+        States of the labels, if known.
     level
         Share of genes that the intervals shall cover.
 
@@ -59,7 +72,7 @@ def half_width(
     """
     if len(profiles) < 3:
         return None
-    squares = left_out_residuals(profiles, shifts) ** 2
+    squares = left_out_residuals(profiles, shifts, states) ** 2
     scores = [np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0)) for i in range(len(squares))]
     return np.quantile(np.stack(scores), level) * _scale(squares)
 

@@ -213,9 +213,10 @@ def _extend(name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """Return `old` grown to the shape of `new`: by the mean of its rows; by zeros for statistics."""
     if old.shape == new.shape:
         return old
-    if name in ("n_cells", "profiles"):
+    if name in ("n_cells", "profiles", "state_n_cells", "state_profiles"):
         grown = torch.zeros_like(new)
-        grown[: old.shape[0], : old.shape[1]] = old
+        both = tuple(slice(min(n)) for n in zip(old.shape, new.shape, strict=True))
+        grown[both] = old[both]
         return grown
     mean = old.mean(0, keepdim=True)
     return torch.cat([old, mean.expand(len(new) - len(old), *old.shape[1:])])

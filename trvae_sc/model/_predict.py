@@ -14,9 +14,10 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import ridge_shift
+from trvae_sc.expression import States, ridge_shift
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.model._setup import check_free
+from trvae_sc.states import MIN_CELLS
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width, novelty
 
@@ -131,10 +132,10 @@ class Calibration:
         observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
         change = decoded_target - decoded_source
         weight = model.module.context_weight
-        profiles, shifts = seen_pairs(model, source, target)
+        profiles, shifts, states = seen_pairs(model, source, target)
         self.novelty[name] = novelty(observed, profiles)
         if weight and len(profiles):
-            change_of_others = ridge_shift(observed, profiles, shifts)
+            change_of_others = ridge_shift(observed, profiles, shifts, states)
             blend = (1 - weight) * change + weight * change_of_others
         else:
             blend = change
@@ -392,13 +393,23 @@ def _predicted_var(var: pd.DataFrame, means: np.ndarray, half: np.ndarray) -> pd
 # -- how far to trust it ------------------------------------------------------------------------------
 
 
-def seen_pairs(model: TRVAE, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return source profiles and shifts (f-scale) of the labels seen under both conditions."""
+def seen_pairs(
+    model: TRVAE, source: Any, target: Any
+) -> tuple[np.ndarray, np.ndarray, States | None]:
+    """Return source profiles, shifts (f-scale) and states of the labels seen under both conditions."""
     s, t = model.conditions.index(source), model.conditions.index(target)
     n_cells = model.module.n_cells.cpu().numpy()
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
     profiles = model.module.profiles.cpu().numpy()[seen].astype(np.float64)
-    return profiles[:, s], profiles[:, t] - profiles[:, s]
+    pairs = profiles[:, s], profiles[:, t] - profiles[:, s]
+    if model.module.state_profiles is None:
+        return *pairs, None
+    known = model.module.state_n_cells.cpu().numpy()[seen]
+    known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
+    known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
+    of_states = model.module.state_profiles.cpu().numpy()[seen][known].astype(np.float64)
+    start, end = of_states[:, s], of_states[:, t]
+    return *pairs, States(start, end - start, np.nonzero(known)[0])
 
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:

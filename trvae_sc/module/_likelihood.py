@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,8 @@ def negative_binomial_nll(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -
        - \sum_{g: k>0} \Big[k (\log\mu - \log(\theta + \mu))
        + \log\Gamma(k + \theta) - \log\Gamma(\theta) - \log\Gamma(k + 1)\Big]
 
-    The second sum is zero where a count is zero; on a CPU it is computed only where it is not,
-    which makes the likelihood about six times cheaper on single-cell data.
+    The second sum is zero where a count is zero; on a CPU it is computed only where it is not, with
+    gradients written out, which makes the likelihood many times cheaper on single-cell data.
 
     Parameters
     ----------
@@ -29,13 +31,11 @@ def negative_binomial_nll(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -
     -------
     Nats per cell, shape (..., n_cells).
     """
+    if not (counts.is_cuda or log_mean.dim() > 2 or torch.compiler.is_compiling()):
+        return _SparseNLL.apply(counts, log_mean, log_theta)
     theta = log_theta.exp().expand(log_mean.shape)
     zeros = (theta * torch.log1p(log_mean.exp() / theta)).sum(-1)
-    if counts.is_cuda or log_mean.dim() > 2 or torch.compiler.is_compiling():
-        return zeros - _positive_part(counts, log_mean, theta).sum(-1)
-    rows, cols = counts.nonzero(as_tuple=True)
-    positive = _positive_part(counts[rows, cols], log_mean[rows, cols], theta[rows, cols])
-    return zeros.index_add(0, rows, positive, alpha=-1)
+    return zeros - _positive_part(counts, log_mean, theta).sum(-1)
 
 
 def _positive_part(counts: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
@@ -46,6 +46,40 @@ def _positive_part(counts: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
         - torch.lgamma(theta)
         - torch.lgamma(counts + 1.0)
     )
+
+
+class _SparseNLL(torch.autograd.Function):
+    r"""The likelihood for (n_cells, n_genes), where most counts are zero.
+
+    With :math:`q = \mu / (\theta + \mu)` and :math:`r = \log(1 + \mu/\theta)` the derivatives
+    by :math:`\log\mu` and :math:`\log\theta` are :math:`\theta q - k (1 - q)` and
+    :math:`\theta (r - q) + k (1 - q) - \theta (\psi(k + \theta) - \psi(\theta))`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+        theta, mean = log_theta.exp(), log_mean.exp()
+        log_ratio = torch.log1p(mean / theta)
+        where = counts.reshape(-1).nonzero().squeeze(1)
+        k, m = counts.reshape(-1)[where], log_mean.reshape(-1)[where]
+        t = theta.expand(mean.shape).reshape(-1)[where]
+        ctx.save_for_backward(theta, mean, log_ratio, where, k, t)
+        rows = torch.div(where, mean.shape[1], rounding_mode="floor")
+        nll = (theta * log_ratio).sum(1)
+        return nll.index_add(0, rows, _positive_part(k, m, t).to(nll.dtype), alpha=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
+        theta, mean, log_ratio, where, k, t = ctx.saved_tensors
+        q = mean / (mean + theta)
+        rest = k * (1.0 - q.reshape(-1)[where])
+        scaled = grad[:, None] * theta
+        by_mean, by_theta = scaled * q, scaled * (log_ratio - q)
+        of_row = grad[torch.div(where, mean.shape[1], rounding_mode="floor")]
+        by_mean.view(-1).index_add_(0, where, of_row * rest, alpha=-1)
+        psi = t * (torch.digamma(k + t) - torch.digamma(t))
+        by_theta.view(-1).index_add_(0, where, of_row * (rest - psi))
+        return None, by_mean, by_theta.sum_to_size(theta.shape)
 
 
 def gaussian_kl(mean: Tensor, scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from trvae_sc.mmd import Kernel, mmd
 from trvae_sc.module._layers import Activation, ConditionedLayer, Context, stack
 from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
+from trvae_sc.states import N_STATES
 
 Likelihood = Literal["nb", "zinb", "poisson", "normal", "mse"]
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
@@ -29,6 +30,7 @@ TARGET_KEY = "target_condition"
 
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
+_MAX_STATE_VALUES = 2**24  # profiles of states kept, 64 MB
 
 
 class TRVAEModule(BaseModuleClass):
@@ -163,10 +165,24 @@ class TRVAEModule(BaseModuleClass):
         shape = (max(self.n_labels, 1), design.shape[0])
         self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("profiles", torch.zeros(*shape, n_input))
+        n_states = min(N_STATES, _MAX_STATE_VALUES // self.profiles.numel())
+        if n_states > 1 and self.calibrate and self.context_weight:
+            shape = (shape[0], n_states, shape[1])
+            self.register_buffer("state_n_cells", torch.zeros(shape, dtype=torch.float64))
+            self.register_buffer("state_profiles", torch.zeros(*shape, n_input))
+        else:
+            self.state_n_cells = self.state_profiles = None
 
     @torch.no_grad()
     def set_statistics(
-        self, *, kappa: float, mean: Tensor, scale: Tensor, sums: Tensor, n_cells: Tensor
+        self,
+        *,
+        kappa: float,
+        mean: Tensor,
+        scale: Tensor,
+        sums: Tensor,
+        n_cells: Tensor,
+        states: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Store what training needs to know of the training cells.
 
@@ -185,6 +201,9 @@ class TRVAEModule(BaseModuleClass):
             of the same quantity.
         n_cells
             Number of those cells, shape (n_labels, n_conditions).
+        states
+            Number of cells, shape (n_labels, n_states, n_conditions), and mean, with one more axis, of
+            states within labels (:mod:`trvae_sc.states`).
         """
         device = self.kappa.device
         if not self.has_statistics:
@@ -196,16 +215,24 @@ class TRVAEModule(BaseModuleClass):
                 self._start_at_proportions(mean.to(device))
             self.has_statistics.fill_(True)
         n_cells = n_cells.to(device)
-        profiles = (
-            (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float().view_as(self.profiles)
-        )
-        if not self.is_count:
-            profiles = (profiles - self.gene_mean) / self.gene_scale
+        profiles = (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float()
+        profiles = self._profile_scale(profiles.view_as(self.profiles))
         present = n_cells > 0
         if self._frozen:  # predictions of known conditions rest on these too
             present[:, : self._n_known] = False
-        self.profiles[present] = self.transfer_scale(profiles)[present]
+        self.profiles[present] = profiles[present]
         self.n_cells[present] = n_cells[present]
+        if states is not None and self.state_profiles is not None and not self._frozen:
+            counts, means = (values.to(device) for values in states)
+            label = present.any(1)  # whole labels: states of another fit are not the same ones
+            self.state_n_cells[label] = counts.double()[label]
+            self.state_profiles[label] = self._profile_scale(means.float())[label]
+
+    def _profile_scale(self, means: Tensor) -> Tensor:
+        """Return f of mean proportions, or of mean values in the units of the data."""
+        if not self.is_count:
+            means = (means - self.gene_mean) / self.gene_scale
+        return self.transfer_scale(means)
 
     def _start_at_proportions(self, proportions: Tensor) -> None:
         """Make the output bias the log of the mean proportions."""
@@ -346,7 +373,9 @@ class TRVAEModule(BaseModuleClass):
             context = context._replace(categories=[codes, *context.categories[1:]])
         y, hidden, profile = self.decode(z, context)
         logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
-        px = self._distribution(profile, context.condition, total, logits)
+        px = None  # the loss of these does without, and it would cost 10 % of a step
+        if not (self.training and self.gene_likelihood in ("nb", "mse")):
+            px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
         return {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
 

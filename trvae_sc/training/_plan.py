@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan as ScviTrainingPlan
 from torch import Tensor
 
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+from trvae_sc.states import CellSample, matched_states
 from trvae_sc.training._data import Batches
 
 
@@ -23,6 +25,7 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     sums = torch.zeros(n_groups, n_genes, dtype=torch.float64)
     squares = torch.zeros(n_genes, dtype=torch.float64)
     totals = []
+    sample = CellSample(n_groups) if module.state_profiles is not None else None
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
         if module.is_count:
@@ -36,15 +39,44 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
         n_cells += torch.bincount(group, minlength=n_groups)
         sums.index_add_(0, group, x.double())
         squares += x.double().square().sum(0)
+        if sample is not None:
+            sample.add(group.numpy(), x.numpy())
     mean = sums.sum(0) / n_cells.sum()
     variance = squares / n_cells.sum() - mean.square()
+    kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
     return {
-        "kappa": float(np.median(torch.cat(totals).numpy())) if totals else 1.0,
+        "kappa": kappa,
         "mean": mean.float(),
         "scale": variance.clamp_min(0.0).sqrt().float(),
         "sums": sums,
         "n_cells": n_cells.view(module.n_cells.shape),
+        "states": None if sample is None else _state_means(sample, kappa, module),
     }
+
+
+def _state_means(
+    sample: CellSample, kappa: float, module: TRVAEModule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return number of cells and mean of each (label, state, condition), from a sample of cells."""
+    n_labels, n_states, n_conditions = module.state_n_cells.shape
+    group, x = sample.cells()
+    label, condition = np.divmod(group, n_conditions)
+    values = (x * kappa).log1p() if module.is_count else x
+    state = matched_states(values, label, condition, n_states)
+    used = state >= 0
+    code = np.ravel_multi_index(
+        (label[used], state[used], condition[used]), (n_labels, n_states, n_conditions)
+    )
+    member = sparse.csr_matrix(
+        (np.ones(len(code)), (code, np.flatnonzero(used))),
+        shape=(n_labels * n_states * n_conditions, len(group)),
+    )
+    counts = np.bincount(code, minlength=member.shape[0])
+    means = (member @ x).toarray() / np.maximum(counts, 1)[:, None]
+    return (
+        torch.as_tensor(counts).view(module.state_n_cells.shape),
+        torch.as_tensor(means).view(module.state_profiles.shape),
+    )
 
 
 class TrainingPlan(ScviTrainingPlan):
