@@ -1327,7 +1327,8 @@ def test_c34_training_on_the_query_moves_the_new_condition_only(fit, make_adata,
     after = weights_of(model)
     grown = {name for name in after if after[name].shape != before[0][name].shape}
     rows = {"encoder_in.condition", "decoder_in.condition", "log_dispersion_condition"}
-    assert grown == rows | {"n_cells", "profiles"}
+    statistics = {"n_cells": 1, "profiles": 1, "state_n_cells": 2, "state_profiles": 2}
+    assert grown == rows | set(statistics)
     for name, old in before[0].items():
         kept = after[name][:, :2] if name in ("n_cells", "profiles") else after[name][: len(old)] \
             if old.ndim else after[name]  # fmt: skip

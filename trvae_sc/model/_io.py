@@ -205,7 +205,8 @@ def query_model(cls: type[TRVAE], adata: AnnData, reference: TRVAE, *, freeze: b
     model.module.eval()
     if freeze:
         model.frozen_rows_ = rows
-        model.module.freeze(rows)
+        model.frozen_conditions_ = len(reference.conditions)
+        model.module.freeze(rows, model.frozen_conditions_)
     return model
 
 

@@ -17,6 +17,8 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.mmd import Kernel
 from trvae_sc.model import _io, _setup
+from trvae_sc.model._conditions import ConditionsMixin
+from trvae_sc.model._fields import fields
 from trvae_sc.model._inference import NOT_TRAINED, InferenceMixin
 from trvae_sc.model._predict import Output, generate_cells, predict_cells, predict_missing
 from trvae_sc.model._presets import PRESETS
@@ -24,7 +26,6 @@ from trvae_sc.model._registration import RegistrationMixin
 from trvae_sc.model._setup import logger
 from trvae_sc.model._training import TrainingMixin
 from trvae_sc.module import (
-    CONDITION_KEY,
     Likelihood,
     TRVAEModule,
 )
@@ -40,7 +41,7 @@ from trvae_sc.training import (
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 
 
-class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
+class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
     """Transfer VAE: predicts cells under conditions they were not measured in.
 
     A conditional variational autoencoder whose first decoder layer is aligned across conditions
@@ -146,6 +147,7 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         self.format_ = _io.FORMAT
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
+        self.frozen_conditions_ = 0
         self.seed_ = default_seed() if seed is None else seed
         self._check_values(settings["gene_likelihood"])
         with torch.random.fork_rng():
@@ -168,7 +170,7 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
     def setup_anndata(
         cls,
         adata: AnnData,
-        condition_key: str,
+        condition_key: str | Sequence[str],
         *,
         labels_key: str | None = None,
         layer: str | None = None,
@@ -187,7 +189,11 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         adata
             Cells x genes. Raw counts for count likelihoods, any finite values for ``normal``.
         condition_key
-            Column of ``adata.obs`` with the condition of each cell.
+            Column of ``adata.obs`` with the condition of each cell, or a list of columns that make it
+            up, as in ``["cytokine", "dose"]``: levels of each enter with an effect of their own, so
+            that combinations never measured can be predicted. In a list, a numeric column (dose,
+            time) enters as a number, on the scale it has, and values between or beyond those measured
+            can be predicted; make it categorical for levels.
         labels_key
             Column with the label (cell type) of each cell. Needed for the transfer loss.
         layer
@@ -208,6 +214,8 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
             Before anything is written: missing columns, missing values, one condition only, columns
             named as those of predictions, names that are not unique, fewer than two cells, a view.
         """
+        if not isinstance(condition_key, str):
+            condition_key = list(condition_key)
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {
             "labels_key": labels_key,
@@ -221,8 +229,8 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
             _setup.check_columns(adata, condition_key, **keys)
         else:
             _setup.check_other(adata, {"condition_key": condition_key, **keys})
-        fields = _setup.fields(condition_key, **keys)
-        manager = DataManager(fields=fields, setup_method_args=setup_method_args)
+        manager_fields = fields(condition_key, **keys)
+        manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
@@ -232,7 +240,7 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
         return {
             "n_input": self.summary_stats.n_vars,
-            "condition_design": torch.eye(len(self.conditions)),
+            "condition_design": self._condition_design(),
             "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
             "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
             "n_cats_per_cov": covariates.get("n_cats_per_key"),
@@ -244,11 +252,6 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         """Return the registered levels of a categorical field, in code order."""
         state = self.registry_["field_registries"][key]["state_registry"]
         return list(state["categorical_mapping"])
-
-    @property
-    def conditions(self) -> list[Any]:
-        """Conditions the model knows, in code order."""
-        return self._levels(CONDITION_KEY)
 
     @property
     def labels(self) -> list[Any]:
@@ -271,16 +274,6 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
             f"transfer_weight: {module.transfer_weight:g}, conditions: {self.conditions}, "
             f"labels: {len(self.labels)}, seed: {self.seed_}"
         )
-
-    def _condition_features(self, condition: Any) -> torch.Tensor:
-        """Return the features of a condition, shape (1, n_features)."""
-        conditions = self.conditions
-        if condition not in conditions:
-            raise ValueError(
-                f"Unknown condition {condition!r}; the model was trained on {conditions}."
-            )
-        code = conditions.index(condition)
-        return self.module.condition_design[code : code + 1]
 
     # -- prediction -------------------------------------------------------------------------------
 
@@ -313,15 +306,24 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         from the other labels' profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w =
         ``context_weight``. The two err differently: together they are better than either.
 
+        A combination of several condition columns that was not measured has no such :math:`\hat d`. In
+        its place the network's change is corrected by what it lacks, on the scale of f, at measured
+        conditions (against the label's own change there where it is known, else against the mixture
+        above): interpolated between the two nearest numbers (beyond all: at the nearest), or, for a
+        new combination of levels, summed over the conditions that share one part with the target and
+        the others with the source. Its intervals are not known (NaN).
+
         Parameters
         ----------
         adata
             Cells to start from, with the genes of the model in any order; the model's own data if
             None. Not changed. Labels the model does not know are allowed.
         target
-            Condition to predict.
+            Condition to predict. With several condition columns a dictionary of their values, a tuple
+            in their order, or the name in :attr:`conditions`; a combination that was never measured
+            is predicted from its parts, with a note in ``uns``.
         source
-            Condition of the cells to start from; all but `target` if None.
+            Condition of the cells to start from, given like `target`; all but `target` if None.
         labels
             Label or labels of the cells to start from; all if None.
         indices
@@ -507,7 +509,7 @@ class TRVAE(InferenceMixin, TrainingMixin, RegistrationMixin):
         model = super().load(str(dir_path), adata, prefix=prefix, **kwargs)
         model.history_ = _io.restore_history(model.history_)
         if model.frozen_rows_:
-            model.module.freeze(model.frozen_rows_)
+            model.module.freeze(model.frozen_rows_, model.frozen_conditions_)
         return model
 
     @classmethod

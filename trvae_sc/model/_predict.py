@@ -16,7 +16,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.expression import States, ridge_shift
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
-from trvae_sc.model._setup import check_free
+from trvae_sc.model._setup import check_free, logger
 from trvae_sc.states import MIN_CELLS
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width, novelty
@@ -106,7 +106,7 @@ class Calibration:
         setup_args = model.registry_["setup_args"]
         obs = adata.obs.iloc[rows]
         label = obs.get(setup_args["labels_key"], pd.Series("all", index=obs.index))
-        source = np.asarray(obs[setup_args["condition_key"]])
+        source = np.asarray(model._condition_column(obs))
         frame = pd.DataFrame({"source": source, "label": np.asarray(label)})
         self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         for code in range(self.group.max() + 1):
@@ -123,22 +123,23 @@ class Calibration:
         model = self.model
         if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
             rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
-        sums = np.zeros((3, adata.n_vars))
-        for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
-            observed = batch.observed if batch.total is None else batch.observed / batch.total
-            for k, values in enumerate((observed, batch.source, batch.target)):
-                sums[k] += values.sum(0, dtype=np.float64)
-        means = sums / len(rows)
+        means = _group_means(model, adata, rows, target)
         observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
         change = decoded_target - decoded_source
-        weight = model.module.context_weight
-        profiles, shifts, states = seen_pairs(model, source, target)
-        self.novelty[name] = novelty(observed, profiles)
-        if weight and len(profiles):
-            change_of_others = ridge_shift(observed, profiles, shifts, states)
-            blend = (1 - weight) * change + weight * change_of_others
+        self.novelty[name] = novelty(observed, seen_pairs(model, source, target)[0])
+        if target in model.conditions:
+            blend = change + _from_labels(model, observed, change, source, target)
         else:
             blend = change
+            for near, share in model._conditions_around(target, source).items():
+                decoded = _group_means(model, adata, rows, near)[2]
+                change_there = profile_scale(model, decoded) - decoded_source
+                rest = _own_change(model, name[0], source, near)
+                if rest is None:
+                    rest = _from_labels(model, observed, change_there, source, near)
+                else:
+                    rest = rest - change_there
+                blend = blend + share * rest
         if not model.module.is_count:
             scale = model.module.gene_scale.cpu().numpy()
             return Correction(np.zeros(adata.n_vars), (blend - change) * scale, None)
@@ -166,6 +167,41 @@ class Calibration:
             target[rows] *= correction.target
             gain[rows] = shared_gain(target[rows] - source[rows], correction.gain)
         return batch._replace(source=source, target=target, gain=gain)
+
+
+def _group_means(
+    model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return means over cells: observed shares (values), and those decoded at source and target."""
+    sums = np.zeros((3, adata.n_vars))
+    for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
+        observed = batch.observed if batch.total is None else batch.observed / batch.total
+        for k, values in enumerate((observed, batch.source, batch.target)):
+            sums[k] += values.sum(0, dtype=np.float64)
+    return tuple(sums / len(rows))
+
+
+def _from_labels(
+    model: TRVAE, observed: np.ndarray, change: np.ndarray, source: Any, target: Any
+) -> np.ndarray:
+    """Return what the ridge over labels, with its weight, adds to the change that was decoded."""
+    weight = model.module.context_weight
+    profiles, shifts, states = seen_pairs(model, source, target)
+    if not weight or not len(profiles):
+        return np.zeros_like(change)
+    return weight * (ridge_shift(observed, profiles, shifts, states) - change)
+
+
+def _own_change(model: TRVAE, label: str, source: Any, target: Any) -> np.ndarray | None:
+    """Return the change of a label that training saw under both conditions (f-scale), if it did."""
+    names = [str(name) for name in model.labels or ["all"]]
+    if label not in names:
+        return None
+    code = names.index(label)
+    s, t = model.conditions.index(source), model.conditions.index(target)
+    if not model.module.n_cells[code, [s, t]].all():
+        return None
+    return (model.module.profiles[code, t] - model.module.profiles[code, s]).cpu().numpy()
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
@@ -232,12 +268,15 @@ def predict_cells(
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`."""
     output = _check_output(model, output, n_samples)
+    target = model._condition_level(target)
     features = model._condition_features(target)
     original = model.adata if adata is None else adata
     registered = model._validate_anndata(adata)
     original = registered if original is None else original
     check_free(original, *(["sample"] if n_samples > 1 else []))
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
+    for remark in model._condition_remarks(target)[1:]:
+        logger.warning(remark)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
     values, latent, means = [], [], np.zeros((2, registered.n_vars))
@@ -323,12 +362,12 @@ def source_rows(
         Unknown source or labels, source equal to target, no cell left.
     """
     setup_args = model.registry_["setup_args"]
-    condition = adata.obs[setup_args["condition_key"]]
+    condition = model._condition_column(adata.obs)
     rows = row_numbers(indices, adata.n_obs)
     if source is None:
         keep = (condition != target).to_numpy()
     else:
-        model._condition_features(source)
+        source = model._condition_level(source)
         if source == target:
             raise ValueError(f"Source and target are both {target!r}: there is nothing to predict.")
         keep = (condition == source).to_numpy()
@@ -365,12 +404,12 @@ def _predicted_obs(
     model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
 ) -> pd.DataFrame:
     """Return the source cells' columns with the target condition."""
-    condition_key = model.registry_["setup_args"]["condition_key"]
     own = [name for name in adata.obs if str(name).startswith("_scvi_")]
     obs = adata.obs.iloc[rows].drop(columns=own)
     names = obs.index.astype(str)
-    obs = obs.assign(source_condition=obs[condition_key].astype("category"), source_cell=names)
-    obs[condition_key] = pd.Categorical([target] * len(obs), categories=[target])
+    source = model._condition_column(obs).astype("category")
+    own = model._condition_values(target, len(obs))
+    obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
     obs.index = anndata.utils.make_index_unique(names + f"_{target}")
     if n_samples == 1:
         return obs
@@ -397,8 +436,11 @@ def seen_pairs(
     model: TRVAE, source: Any, target: Any
 ) -> tuple[np.ndarray, np.ndarray, States | None]:
     """Return source profiles, shifts (f-scale) and states of the labels seen under both conditions."""
-    s, t = model.conditions.index(source), model.conditions.index(target)
     n_cells = model.module.n_cells.cpu().numpy()
+    if target not in model.conditions:
+        none = np.empty((0, len(model.module.gene_mean)))
+        return none, none, None
+    s, t = model.conditions.index(source), model.conditions.index(target)
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
     profiles = model.module.profiles.cpu().numpy()[seen].astype(np.float64)
     pairs = profiles[:, s], profiles[:, t] - profiles[:, s]
@@ -414,7 +456,7 @@ def seen_pairs(
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
     """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
-    condition = adata.obs[model.registry_["setup_args"]["condition_key"]].iloc[rows]
+    condition = model._condition_column(adata.obs.iloc[rows])
     scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
     total = np.zeros(adata.n_vars)
     for source, n_cells in condition.value_counts().items():
@@ -429,6 +471,8 @@ def provenance(
     model: TRVAE, combinations: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
 ) -> dict[str, Any]:
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
+    remarks = model._condition_remarks(target)
+    notes = _notes(combinations, measured=not remarks) + remarks
     return {
         "method": "TRVAE",
         "preset": model.preset_,
@@ -442,7 +486,7 @@ def provenance(
         "n_samples": int(n_samples),
         "seed": int(seed),
         "combinations": combinations,
-        "notes": np.array(_notes(combinations), dtype=object),
+        "notes": np.array(notes, dtype=object),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
     }
 
@@ -462,10 +506,12 @@ def combination_table(
     """
     setup_args = model.registry_["setup_args"]
     label = source.get(setup_args["labels_key"], "all")
-    pairs = pd.DataFrame({"label": label, "source": source[setup_args["condition_key"]]})
+    pairs = pd.DataFrame({"label": label, "source": model._condition_column(source)})
     counts = pairs.value_counts(sort=False)
     counts = counts[counts > 0].reset_index(name="n_source_cells")
     known = model.n_cells
+    if target not in known:
+        known = known.assign(**{target: 0})
     seen = [int(known[target].get(label, 0)) for label in counts["label"]]
     both = [int(((known[target] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
     return counts.assign(
@@ -482,8 +528,8 @@ def combination_table(
     )
 
 
-def _notes(combinations: pd.DataFrame) -> list[str]:
-    """Return what a reader of the prediction should know."""
+def _notes(combinations: pd.DataFrame, *, measured: bool = True) -> list[str]:
+    """Return what a reader of the prediction should know; `measured`: the target itself was."""
     notes = []
     seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
     if len(seen):
@@ -505,7 +551,7 @@ def _notes(combinations: pd.DataFrame) -> list[str]:
             f"Only {few['n_labels_with_both'].min()} label(s) were seen under both source and target: "
             "too few to tell what is particular to a label, or how wide the intervals are."
         )
-    if (combinations["n_labels_with_both"] == 0).any():
+    if measured and (combinations["n_labels_with_both"] == 0).any():
         notes.append(
             "No label was seen under both source and target, so the change rests on the alignment of "
             "conditions alone."
@@ -543,7 +589,7 @@ def generate_cells(
     model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str, seed: int
 ) -> AnnData:
     """Return new cells; see :meth:`TRVAE.generate`."""
-    features = model._condition_features(condition)
+    level, features = model._condition_level(condition), model._condition_features(condition)
     if latent not in ("prior", "posterior"):
         raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
     if labels is not None and latent == "prior":
@@ -566,14 +612,14 @@ def generate_cells(
         total = None if total is None else total.cpu().numpy()
         batch = Batch(mean, total, mean, mean, mean)
         values.append(predicted_values(model, batch, features, "sample", draws))
-    obs = {setup_args["condition_key"]: pd.Categorical([condition] * n_obs)}
+    obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
+    obs = obs.assign(**model._condition_values(level, n_obs))
     if labels is not None:
         obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
-    names = [f"generated_{i}" for i in range(n_obs)]
-    result = AnnData(_stacked(values), obs=pd.DataFrame(obs, index=names), var=adata.var.copy())
+    result = AnnData(_stacked(values), obs=obs, var=adata.var.copy())
     result.uns["trvae_sc"] = {
         "method": "TRVAE.generate",
-        "condition": str(condition),
+        "condition": str(level),
         "latent": latent,
         "seed": int(seed),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},

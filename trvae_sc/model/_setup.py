@@ -1,4 +1,4 @@
-"""Registration of AnnData objects: fields, and checks that fail before any work starts."""
+"""Checks of AnnData objects that fail before any work starts, and their alignment."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
-
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
@@ -28,88 +18,7 @@ logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").leve
 _PREDICTED_COLUMNS = ("source_condition", "source_cell")
 _CHUNK = 4096  # rows read at a time when values are checked
 _SHOWN = 5  # names listed in messages
-
-
-class CategoryField(CategoricalObsField):
-    """A categorical obs column whose levels are those present, in sorted order.
-
-    scvi-tools' own field keeps unused categories and lets unknown levels that are falsy (0, "",
-    False) through. An unknown level raises, except in the labels, which only training uses: there
-    it gets code 0 and is listed in the state registry under ``unknown``.
-    """
-
-    UNKNOWN_KEY = "unknown"
-
-    def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Register the column."""
-        if self.is_default:
-            self._setup_default_attr(adata)
-        self.validate_field(adata)
-        levels = _levels(adata.obs[self._original_attr_key])
-        return self._encode(adata, levels)
-
-    def transfer_field(
-        self,
-        state_registry: dict[str, Any],
-        adata_target: AnnData,
-        extend_categories: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Register the column with the levels of another registration."""
-        lenient = self.registry_key == REGISTRY_KEYS.LABELS_KEY
-        if self.is_default or (lenient and self._original_attr_key not in adata_target.obs):
-            adata_target.obs[self.attr_key] = np.zeros(adata_target.n_obs, dtype=np.int64)
-            return {**state_registry, self.UNKNOWN_KEY: [] if self.is_default else ["(no column)"]}
-        self.validate_field(adata_target)
-        known = list(state_registry[self.CATEGORICAL_MAPPING_KEY])
-        unknown = [v for v in _levels(adata_target.obs[self._original_attr_key]) if v not in known]
-        if extend_categories:
-            return self._encode(adata_target, known + unknown)
-        if unknown and not lenient:
-            raise ValueError(
-                f"Unknown {self.registry_key} {_listing(unknown)} in "
-                f"adata.obs['{self._original_attr_key}']; the model knows {known}."
-            )
-        return self._encode(adata_target, known, unknown)
-
-    def _encode(self, adata: AnnData, levels: list[Any], unknown: Sequence[Any] = ()) -> dict:
-        """Write the codes and return the state registry."""
-        values = adata.obs[self._original_attr_key].astype(object)
-        codes = pd.Index(levels, dtype=object).get_indexer(values)
-        adata.obs[self.attr_key] = np.maximum(codes, 0)
-        mapping = np.empty(len(levels), dtype=object)
-        mapping[:] = levels
-        return {
-            self.CATEGORICAL_MAPPING_KEY: mapping,
-            self.ORIGINAL_ATTR_KEY: self._original_attr_key,
-            self.UNKNOWN_KEY: list(unknown),
-        }
-
-    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
-        """Return the number of levels."""
-        return {self.count_stat_key: len(state_registry[self.CATEGORICAL_MAPPING_KEY])}
-
-
-def fields(
-    condition_key: str,
-    *,
-    labels_key: str | None,
-    layer: str | None,
-    batch_key: str | None,
-    total_counts_key: str | None,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
-) -> list[Any]:
-    """Return the fields of a registration."""
-    return [
-        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-        CategoryField(CONDITION_KEY, condition_key),
-        CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-        CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-        NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
-        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-    ]
+SEPARATOR = " + "  #: joins the parts of a condition in its name
 
 
 # -- checks of names and columns ------------------------------------------------------------------
@@ -117,7 +26,7 @@ def fields(
 
 def check_columns(
     adata: AnnData,
-    condition_key: str,
+    condition_key: str | Sequence[str],
     *,
     labels_key: str | None = None,
     layer: str | None = None,
@@ -143,7 +52,7 @@ def check_columns(
         if not index.is_unique:
             repeated = index[index.duplicated()].unique()
             raise ValueError(
-                f"adata.{name} are not unique: {_listing(repeated)} occur more than once. "
+                f"adata.{name} are not unique: {listing(repeated)} occur more than once. "
                 f"Run adata.{name}_make_unique() first."
             )
     if layer is not None and layer not in _layer_names(adata):
@@ -152,22 +61,52 @@ def check_columns(
         raise ValueError(
             f"adata.X is None. Name one of the layers {_layer_names(adata)} with layer=."
         )
-    categorical = [condition_key, labels_key, batch_key, *(categorical_covariate_keys or ())]
+    conditions = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    if not conditions or len(set(conditions)) < len(conditions):
+        raise ValueError(
+            f"condition_key is {condition_key}; name one column, or several different."
+        )
+    categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
     _check_obs(adata, categorical, numeric)
-    levels = _levels(adata.obs[condition_key])
-    if len(levels) < 2:
+    if not isinstance(condition_key, str):
+        _check_condition_parts(adata.obs, conditions)
+    if len(adata.obs[conditions].drop_duplicates()) < 2:
+        only = " and ".join(f"adata.obs['{key}']" for key in conditions)
         raise ValueError(
-            f"adata.obs['{condition_key}'] has one level, {levels}; a prediction needs at least two "
-            "conditions to learn from."
+            f"{only} has one level, {levels(adata.obs[conditions[0]])}; a prediction needs at least "
+            "two conditions to learn from."
         )
+
+
+def _check_condition_parts(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise on columns that cannot be parts of a condition."""
+    for key in keys:
+        if is_number(obs[key]):
+            if not np.isfinite(_numbers(obs, key)).all():
+                raise ValueError(
+                    f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
+                )
+            continue
+        bad = [level for level in levels(obs[key]) if SEPARATOR in str(level)]
+        if bad:
+            raise ValueError(
+                f"Levels {listing(bad)} of adata.obs['{key}'] contain '{SEPARATOR}', which joins the "
+                "parts of a condition. Rename them."
+            )
+
+
+def is_number(column: pd.Series) -> bool:
+    """Return whether a column enters a condition as a number rather than as levels."""
+    dtype = column.dtype
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
 
 
 def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
     """Raise where an AnnData lacks a column that a model was set up with; labels may be absent."""
-    labels_key = setup_args["labels_key"]
+    labels_key, condition_key = setup_args["labels_key"], setup_args["condition_key"]
     categorical = [
-        setup_args["condition_key"],
+        *(condition_key if isinstance(condition_key, list | tuple) else [condition_key]),
         labels_key if labels_key in adata.obs else None,
         setup_args["batch_key"],
         *(setup_args["categorical_covariate_keys"] or ()),
@@ -223,7 +162,7 @@ def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
         raise TypeError(f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}).") from None
 
 
-def _levels(column: pd.Series) -> list[Any]:
+def levels(column: pd.Series) -> list[Any]:
     """Return the levels present in a column, sorted; as Python objects, in category order if any."""
     present = column.unique()
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
@@ -240,7 +179,7 @@ def _layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers.keys() if name is not None]  # noqa: SIM118
 
 
-def _listing(names: Sequence[Any]) -> str:
+def listing(names: Sequence[Any]) -> str:
     """Return the first names, and how many more there are."""
     shown = ", ".join(repr(n) for n in list(names)[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
@@ -316,7 +255,7 @@ def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> No
     if (seen <= 0).any():
         rows = start + np.flatnonzero(seen <= 0)
         raise ValueError(
-            f"{len(rows)} or more cells have no counts (rows {_listing(rows.tolist())}). Remove them: "
+            f"{len(rows)} or more cells have no counts (rows {listing(rows.tolist())}). Remove them: "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
     if totals is not None and (totals < sums * (1 - 1e-6)).any():
@@ -345,7 +284,7 @@ def align(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
         if len(missing):
             raise ValueError(
                 f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
-                f"{_listing(missing)}."
+                f"{listing(missing)}."
             )
         if not adata.var_names.is_unique:
             raise ValueError("adata.var_names are not unique. Run adata.var_names_make_unique().")

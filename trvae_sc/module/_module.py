@@ -247,14 +247,14 @@ class TRVAEModule(BaseModuleClass):
 
     # -- query surgery --------------------------------------------------------------------------
 
-    def freeze(self, rows: dict[str, int]) -> None:
+    def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
         """Keep every parameter as it is but for the rows behind the first n of those named.
 
         Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
         zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
-        cells of the conditions behind these rows stay as well.
+        cells of the first `n_conditions` conditions stay as well.
         """
-        self._n_known = rows.get("decoder_in.condition", self.condition_design.shape[0])
+        self._n_known = n_conditions
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name in rows
         self._frozen = {

@@ -1,0 +1,294 @@
+"""Conditions of several obs columns: levels and numbers."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from trvae_sc import TRVAE
+from trvae_sc.model._conditions import (
+    around,
+    design,
+    joint_column,
+    new_parts,
+    parse,
+    remarks,
+    single_steps,
+)
+
+CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+
+
+def table():
+    """Three drugs and doses, one combination each, and two for a."""
+    rows = [("b", 1), ("a", 10.5), ("none", 0), ("a", 1), ("a", 1)]
+    return pd.DataFrame(rows, columns=["drug", "dose"], index=list("vwxyz"))
+
+
+# -- coding -------------------------------------------------------------------------------------------
+
+
+def test_combinations_are_named_and_ordered_by_their_parts():
+    column, names = joint_column(table(), ["drug", "dose"])
+    assert column.tolist() == ["b + 1", "a + 10.5", "none + 0", "a + 1", "a + 1"]
+    assert list(names) == ["a + 1", "a + 10.5", "b + 1", "none + 0"]
+    assert names["a + 10.5"] == ("a", 10.5)
+    assert column.index.tolist() == list("vwxyz")
+
+
+def test_design_has_one_feature_a_level_and_standardised_numbers():
+    parts = new_parts(table(), ["drug", "dose"])
+    doses = np.array([0, 1, 10.5])
+    rows = np.stack([design(parts, values) for values in parts["values"]])
+    assert rows[:, :3].tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    expected = (np.array([1, 10.5, 1, 0]) - doses.mean()) / doses.std()
+    assert rows[:, 3] == pytest.approx(expected, abs=1e-6)
+    assert design(parts, ("b", 20.0))[3] == pytest.approx((20 - doses.mean()) / doses.std())
+
+
+def test_categorical_numbers_are_levels_and_booleans_too():
+    obs = table()
+    obs["dose"] = obs["dose"].astype("category")
+    obs["old"] = [True, False, True, False, False]
+    parts = new_parts(obs, ["dose", "old"])
+    assert parts["scaling"] == {}
+    assert len(parts["features"]) == 5
+
+
+@pytest.mark.parametrize(
+    "given", [{"dose": 2, "drug": "a"}, ("a", 2), ["a", "2"], "a + 2", ("a", np.float32(2))]
+)
+def test_conditions_can_be_given_in_several_ways(given):
+    assert parse(new_parts(table(), ["drug", "dose"]), given) == ("a", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"drug": "a"}, "has the parts ['drug', 'dose'], not ['drug']"),
+        (("a",), "has 1 parts; ['drug', 'dose'] are needed"),
+        (("z", 1), "Unknown 'drug' 'z'; the model knows 'a', 'b', 'none'."),
+        (("a", "much"), "'dose' is a number; 'much' is none."),
+        (("a", float("inf")), "'dose' is inf; it must be finite."),
+    ],
+)
+def test_bad_conditions_are_refused(given, message):
+    with pytest.raises(ValueError) as error:
+        parse(new_parts(table(), ["drug", "dose"]), given)
+    assert message in str(error.value)
+
+
+def test_conditions_around_share_by_linear_interpolation():
+    parts = {
+        "keys": ["drug", "dose", "hours"],
+        "scaling": {"dose": [0, 1, 0, 10], "hours": [0, 1, 1, 5]},
+        "values": [["a", 0.0, 1.0], ["a", 10.0, 1.0], ["a", 4.0, 5.0], ["b", 4.0, 1.0]],
+    }
+    names = ["a01", "a101", "a45", "b41"]
+    assert around(parts, ("a", 2.5, 1.0), names) == pytest.approx({"a01": 0.75, "a101": 0.25})
+    assert around(parts, ("a", 40.0, 1.0), names) == {"a101": 1.0}
+    assert around(parts, ("a", 4.0, 1.0), names) == pytest.approx(
+        {"a01": 0.6 / 2, "a101": 0.4 / 2, "a45": 0.5}
+    )
+    assert around(parts, ("b", 1.0, 2.0), names) == {}
+
+
+def test_single_steps_change_one_part_of_the_source_each():
+    values = [["none", "c0"], ["a", "c0"], ["none", "c1"], ["b", "c1"]]
+    parts, names = {"values": values}, list("wxyz")
+    assert single_steps(parts, ["a", "c1"], ["none", "c0"], names) == {"x": 1.0, "y": 1.0}
+    assert single_steps(parts, ["b", "c0"], ["none", "c0"], names) == {}
+
+
+def test_remarks_name_what_was_not_measured():
+    parts = new_parts(table(), ["drug", "dose"])
+    assert remarks(parts, ["a", 1.0]) == []
+    assert remarks(parts, ["b", 5.0]) == [
+        "No cell was measured under drug b, dose 5: it is predicted from its parts."
+    ]
+    (_, outside) = remarks(parts, ["b", 11.0])
+    assert (
+        "dose 11 is outside of what was measured, 0 to 10.5: the prediction extrapolates" in outside
+    )
+
+
+# -- the model ----------------------------------------------------------------------------------------
+
+
+def rates(label, drug, dose, n_genes=40):
+    """Simulated rates: a saturating dose response whose size depends on drug and label."""
+    rng = np.random.default_rng(0)
+    base = rng.gamma(2.0, 3.0, n_genes)
+    by_label = rng.lognormal(0.0, 0.5, (3, n_genes))
+    effect = rng.normal(0.0, 0.9, (2, n_genes)) * (rng.random((2, n_genes)) < 0.5)
+    sensitivity = np.array([1.0, 1.5, 0.7])
+    dose = np.asarray(dose, dtype=float)
+    size = (sensitivity[label] * dose / (dose + 2.0))[:, None]
+    return base * by_label[label] * np.exp(size * effect[drug])
+
+
+@pytest.fixture(scope="module")
+def dosed():
+    """A model of two drugs at doses 0, 1 and 10 in three labels."""
+    rng = np.random.default_rng(1)
+    n = 900
+    label, drug, dose = rng.integers(3, size=n), rng.integers(2, size=n), rng.choice([0, 1, 10], n)
+    obs = pd.DataFrame(
+        {
+            "drug": np.array(["A", "B"])[drug],
+            "dose": dose.astype(float),
+            "cell_type": np.array(["x", "y", "z"])[label],
+        },
+        index=[f"cell_{i}" for i in range(n)],
+    )
+    adata = AnnData(rng.poisson(rates(label, drug, dose)).astype(np.float32), obs=obs)
+    TRVAE.setup_anndata(adata, ["drug", "dose"], labels_key="cell_type")
+    torch.set_num_threads(1)
+    model = TRVAE(adata, n_hidden=(64, 32), n_latent=8)
+    model.train(max_epochs=60, batch_size=128, **CPU)
+    return model
+
+
+def profile(rate):
+    return np.log1p(1000.0 * rate / rate.sum())
+
+
+def test_unseen_dose_is_predicted_better_than_by_the_nearest_seen(dosed):
+    errors, nearest = [], []
+    for code, label in enumerate("xyz"):
+        for drug, name in enumerate("AB"):
+            predicted = dosed.predict(
+                target={"drug": name, "dose": 4}, source=(name, 0), labels=label, output="mean"
+            )
+            level = np.expm1(predicted.var["predicted_mean"].to_numpy())
+            truth, seen = (profile(rates([code], [drug], [d])[0]) for d in (4, 1))
+            errors.append(np.square(profile(level) - truth).mean())
+            nearest.append(np.square(seen - truth).mean())
+    assert np.mean(errors) < 0.35 * np.mean(nearest)
+    assert np.max(np.array(errors) / nearest) < 1
+
+
+def test_prediction_names_parts_and_says_what_was_not_measured(dosed, caplog):
+    predicted = dosed.predict(target=("A", 20), source="B + 0", labels="x")
+    assert predicted.obs["drug"].unique().tolist() == ["A"]
+    assert predicted.obs["dose"].unique().tolist() == [20.0]
+    assert predicted.obs["source_condition"].unique().tolist() == ["B + 0"]
+    assert predicted.obs_names[0].endswith("_A + 20")
+    notes = predicted.uns["trvae_sc"]["notes"].tolist()
+    assert any("No cell was measured under drug A, dose 20" in note for note in notes)
+    assert "dose 20 is outside of what was measured, 0 to 10" in caplog.text
+    assert predicted.uns["trvae_sc"]["target"] == "A + 20"
+    measured = dosed.predict(target=("A", 10), source=("A", 0))
+    assert not any("No cell was measured" in note for note in measured.uns["trvae_sc"]["notes"])
+
+
+def test_prediction_at_a_measured_dose_joins_those_beside_it(dosed):
+    """Own changes at 1 and 10 anchor the curve: close to a measured dose it meets what was measured."""
+    model = dosed
+    code = model.labels.index("x")
+    s, t = (model.conditions.index(name) for name in ("A + 0", "A + 10"))
+    own = (model.module.profiles[code, t] - model.module.profiles[code, s]).numpy()
+    close = model.predict(target=("A", 9.999), source=("A", 0), labels="x")
+    assert close.var["predicted_change"].to_numpy() == pytest.approx(own, abs=0.02)
+
+
+def test_names_of_conditions_and_saved_models(dosed, tmp_path):
+    assert dosed.conditions == ["A + 0", "A + 1", "A + 10", "B + 0", "B + 1", "B + 10"]
+    dosed.save(tmp_path / "model")
+    loaded = TRVAE.load(tmp_path / "model", adata=dosed.adata.copy())
+    other = dosed.adata[:50].copy()
+    for name in [c for c in other.obs if c.startswith("_scvi")]:
+        del other.obs[name]
+    found, expected = (m.predict(other, target=("B", 5)) for m in (loaded, dosed))
+    assert np.array_equal(found.X.toarray(), expected.X.toarray())
+    other.obs["drug"] = "C"
+    with pytest.raises(ValueError, match="Unknown condition"):
+        loaded.predict(other, target=("B", 5))
+
+
+def test_unseen_combination_of_levels_is_nearer_than_either_part(make_adata):
+    rng = np.random.default_rng(0)
+    n, n_genes = 900, 40
+    base, by_label = rng.gamma(2.0, 3.0, n_genes), rng.lognormal(0, 0.5, (3, n_genes))
+    effects = rng.normal(0, 0.9, (2, n_genes)) * (rng.random((2, n_genes)) < 0.5)
+    label, drug, cytokine = (rng.integers(k, size=n) for k in (3, 2, 2))
+    keep = ~((drug == 1) & (cytokine == 1))
+    label, drug, cytokine = label[keep], drug[keep], cytokine[keep]
+
+    def rate(label, drug, cytokine):
+        size = np.stack([drug, cytokine], 1)
+        return base * by_label[label] * np.exp(size @ effects)
+
+    obs = pd.DataFrame(
+        {"drug": drug == 1, "cytokine": cytokine == 1, "cell_type": np.array(list("xyz"))[label]},
+        index=[f"cell_{i}" for i in range(len(label))],
+    )
+    adata = AnnData(rng.poisson(rate(label, drug, cytokine)).astype(np.float32), obs=obs)
+    TRVAE.setup_anndata(adata, ["drug", "cytokine"], labels_key="cell_type")
+    model = TRVAE(adata, n_hidden=(64, 32), n_latent=8)
+    model.train(max_epochs=60, batch_size=128, **CPU)
+    for code, name in enumerate("xyz"):
+        predicted = model.predict(target=(True, True), source=(False, False), labels=name)
+        level = profile(np.expm1(predicted.var["predicted_mean"].to_numpy()))
+        truth, *parts = (
+            profile(rate(np.array([code]), np.array([d]), np.array([c]))[0])
+            for d, c in ((1, 1), (1, 0), (0, 1), (0, 0))
+        )
+        error = np.square(level - truth).mean()
+        assert error < 0.5 * min(np.square(part - truth).mean() for part in parts)
+
+
+def test_a_query_adds_levels_at_the_end(dosed):
+    reference = dosed
+    query = dosed.adata[:200].copy()
+    for name in [c for c in query.obs if c.startswith("_scvi")]:
+        del query.obs[name]
+    query.obs["drug"] = query.obs["drug"].astype(str).replace("B", "C")
+    old = {c: reference._condition_features(c) for c in reference.conditions}
+    model = TRVAE.load_query_data(query, reference)
+    assert model.conditions[:6] == reference.conditions
+    assert model.conditions[6:] == ["C + 0", "C + 1", "C + 10"]
+    for name, row in old.items():
+        assert torch.equal(model._condition_features(name)[:, : row.shape[1]], row)
+    before = model.module.decoder_in.condition.detach().clone()
+    model.train(max_epochs=2, **CPU)
+    after = model.module.decoder_in.condition.detach()
+    assert torch.equal(after[:-1], before[:-1])
+    assert not torch.equal(after[-1], before[-1])
+
+
+# -- bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "change", "error", "message"),
+    [
+        ([], {}, ValueError, "name one column, or several different"),
+        (["condition", "condition"], {}, ValueError, "name one column, or several different"),
+        (["condition", "dose"], {}, KeyError, "No column 'dose'"),
+        (["condition", "age"], {"age": np.inf}, ValueError, "'age'] holds infinite values"),
+        (["condition", "age"], {"age": np.nan}, ValueError, "'age'] is missing (NaN)"),
+        (["condition", "sex"], {"sex": "a + b"}, ValueError, "contain ' + ', which joins"),
+    ],
+)
+def test_bad_condition_columns_are_refused_before_anything_is_written(
+    make_adata, keys, change, error, message
+):
+    adata = make_adata()
+    for column, value in change.items():
+        adata.obs[column] = value
+    before = list(adata.obs), list(adata.uns)
+    with pytest.raises(error) as raised:
+        TRVAE.setup_anndata(adata, keys, labels_key="cell_type")
+    assert message in str(raised.value)
+    assert (list(adata.obs), list(adata.uns)) == before
+
+
+def test_predictions_of_several_columns_can_be_joined_and_saved(dosed, tmp_path):
+    parts = [dosed.predict(target=("A", dose), source=("A", 0), labels="x") for dose in (2, 3)]
+    joined = anndata.concat(parts)
+    joined.write_h5ad(tmp_path / "joined.h5ad")
+    read = anndata.read_h5ad(tmp_path / "joined.h5ad")
+    assert sorted(read.obs["dose"].unique()) == [2.0, 3.0]

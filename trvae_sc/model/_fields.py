@@ -1,0 +1,143 @@
+"""Fields that scvi-tools registers: categories as they are, and conditions of several columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+
+from trvae_sc.model._conditions import PARTS, extended_parts, joint_column, new_parts
+from trvae_sc.model._setup import SEPARATOR, levels, listing
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
+
+
+class CategoryField(CategoricalObsField):
+    """A categorical obs column whose levels are those present, in sorted order.
+
+    scvi-tools' own field keeps unused categories and lets unknown levels that are falsy (0, "",
+    False) through. An unknown level raises, except in the labels, which only training uses: there
+    it gets code 0 and is listed in the state registry under ``unknown``.
+    """
+
+    UNKNOWN_KEY = "unknown"
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the column."""
+        if self.is_default:
+            self._setup_default_attr(adata)
+        self.validate_field(adata)
+        return self._encode(adata, levels(self._column(adata.obs)))
+
+    def _column(self, obs: pd.DataFrame) -> pd.Series:
+        """Return the values to register."""
+        return obs[self._original_attr_key]
+
+    def transfer_field(
+        self,
+        state_registry: dict[str, Any],
+        adata_target: AnnData,
+        extend_categories: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Register the column with the levels of another registration."""
+        lenient = self.registry_key == REGISTRY_KEYS.LABELS_KEY
+        if self.is_default or (lenient and self._original_attr_key not in adata_target.obs):
+            adata_target.obs[self.attr_key] = np.zeros(adata_target.n_obs, dtype=np.int64)
+            return {**state_registry, self.UNKNOWN_KEY: [] if self.is_default else ["(no column)"]}
+        self.validate_field(adata_target)
+        known = list(state_registry[self.CATEGORICAL_MAPPING_KEY])
+        unknown = [v for v in levels(self._column(adata_target.obs)) if v not in known]
+        if extend_categories:
+            return self._encode(adata_target, known + unknown)
+        if unknown and not lenient:
+            raise ValueError(
+                f"Unknown {self.registry_key} {listing(unknown)} in "
+                f"adata.obs['{self._original_attr_key}']; the model knows {known}."
+            )
+        return self._encode(adata_target, known, unknown)
+
+    def _encode(self, adata: AnnData, known: list[Any], unknown: Sequence[Any] = ()) -> dict:
+        """Write the codes and return the state registry."""
+        values = self._column(adata.obs).astype(object)
+        codes = pd.Index(known, dtype=object).get_indexer(values)
+        adata.obs[self.attr_key] = np.maximum(codes, 0)
+        mapping = np.empty(len(known), dtype=object)
+        mapping[:] = known
+        return {
+            self.CATEGORICAL_MAPPING_KEY: mapping,
+            self.ORIGINAL_ATTR_KEY: self._original_attr_key,
+            self.UNKNOWN_KEY: list(unknown),
+        }
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of levels."""
+        return {self.count_stat_key: len(state_registry[self.CATEGORICAL_MAPPING_KEY])}
+
+
+class ConditionField(CategoryField):
+    """The condition: one obs column, or a combination of several.
+
+    Of several columns every combination present is a level, named by its parts. The state registry
+    then also has ``parts``: the columns, the features they are coded by (a level of a column, or a
+    numeric column), the scaling of numeric columns and the parts of each level.
+    """
+
+    def __init__(self, registry_key: str, condition_key: str | Sequence[str]) -> None:
+        self.keys = None if isinstance(condition_key, str) else list(condition_key)
+        super().__init__(registry_key, SEPARATOR.join(self.keys) if self.keys else condition_key)
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Check the column; several have been checked with the others."""
+        if self.keys is None:
+            super().validate_field(adata)
+
+    def _column(self, obs: pd.DataFrame) -> pd.Series:
+        return super()._column(obs) if self.keys is None else joint_column(obs, self.keys)[0]
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the column or columns."""
+        state = super().register_field(adata)
+        return state if self.keys is None else {**state, PARTS: new_parts(adata.obs, self.keys)}
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Register the column or columns with the levels of another registration."""
+        state = super().transfer_field(state_registry, adata_target, **kwargs)
+        if self.keys is None:
+            return state
+        parts = state_registry[PARTS]
+        return {**state, PARTS: extended_parts(parts, adata_target.obs, state)}
+
+
+def fields(
+    condition_key: str | Sequence[str],
+    *,
+    labels_key: str | None,
+    layer: str | None,
+    batch_key: str | None,
+    total_counts_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+) -> list[Any]:
+    """Return the fields of a registration."""
+    return [
+        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
+        ConditionField(CONDITION_KEY, condition_key),
+        CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+        CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+        NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
+        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+    ]
