@@ -1,4 +1,4 @@
-"""Data to try things on: a simulator whose counterfactual truth is known."""
+"""A simulator whose counterfactual truth is known."""
 
 from __future__ import annotations
 
