@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 from functools import partial
 from pathlib import Path
 
@@ -591,3 +592,98 @@ def test_select_refuses_data(full, adata):
     logs.X = logs.X.log1p()
     with pytest.raises(ValueError, match="not counts"):
         run(logs, "stimulated")
+
+
+# -- command line -------------------------------------------------------------------------------------
+
+SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
+OPTIONS = [*SETUP, "--total-counts-key", "total_counts", "--min-cells", 10, "--n-top-genes", 50]
+
+
+@pytest.fixture
+def file(full):
+    """Return a file of all cells."""
+    full.write_h5ad("cells.h5ad")
+    return "cells.h5ad"
+
+
+def test_the_command_equals_python(run, file, full):
+    chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", *SIMPLE]
+    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad"]
+    code, out, err = run("select", file, *chosen, *options)
+    assert code == 0
+    expected = select(full, "stimulated", labels="type_4", methods=SIMPLE, max_tasks=3, **QUIET)
+    found = anndata.read_h5ad("new/p.h5ad")
+    np.testing.assert_array_equal(found.X, expected.X)
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    selection = expected.uns["trvae_sc"]["selection"]
+    record = json.loads(out)
+    scores = pd.DataFrame(record.pop("scores"))
+    assert record == {
+        "out": str(Path("new/p.h5ad")),
+        "n_cells": expected.n_obs,
+        "target": "stimulated",
+        "method": "mean_shift",
+        "output": "delta",
+        "n_tasks": 3,
+    }
+    assert scores["method"].tolist() == selection["scores"]["method"].tolist()
+    np.testing.assert_allclose(scores["mean"], selection["scores"]["mean"], atol=1e-8)
+    for note in expected.uns["trvae_sc"]["notes"]:
+        assert f"Note: {note}" in err
+    assert len(Results.load("new/fits").records) == 3 * 4
+
+    code, _, err = run("select", file, *chosen, *options)
+    assert code == 2
+    assert "p.h5ad exists. Pass --force to replace it." in err
+    code, again, err = run("select", file, *chosen, *options, "--force")
+    assert (code, again) == (0, out)
+    assert "12/12" in err
+    assert sorted(p.name for p in Path("new").iterdir()) == ["fits", "p.h5ad"]
+
+
+def test_the_command_falls_back(run, full):
+    without(full, "type_0", "type_1", "type_2", "type_4").write_h5ad("few.h5ad")
+    code, out, err = run(
+        "select",
+        "few.h5ad",
+        *OPTIONS,
+        "--target",
+        "stimulated",
+        "--source",
+        "control",
+        "-o",
+        "p.h5ad",
+    )
+    assert code == 0
+    assert json.loads(out)["method"] == "mean_shift"
+    assert "scores" not in json.loads(out)
+    assert "Note: Methods could not be compared" in err
+    labels = anndata.read_h5ad("p.h5ad").obs["cell_type"]
+    assert set(labels) == {"type_0", "type_1", "type_2", "type_4"}
+
+
+BAD_COMMANDS = {
+    "no target": ([*SETUP], "--target"),
+    "no labels": (["--condition-key", "condition", "--target", "stimulated"], "needs --labels-key"),
+    "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
+    "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
+    "methods": ([*SETUP, "--target", "stimulated", "--methods", "magic"], "Unknown methods"),
+    "metric": ([*SETUP, "--target", "stimulated", "--metric", "magic"], "Unknown metric 'magic'"),
+    "likelihood": (
+        [*SETUP, "--target", "stimulated", "--gene-likelihood", "zinb"],
+        "select compares methods under gene likelihood nb (counts) or normal",
+    ),
+    "suffix": ([*SETUP, "--target", "stimulated", "-o", "p.csv"], "neither .h5ad nor .zarr"),
+    "folder": ([*SETUP, "--target", "stimulated", "--folder", "cells.h5ad"], "is a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_bad_input_of_the_command(case, run, file):
+    options, message = BAD_COMMANDS[case]
+    code, out, err = run("select", file, "-o", "p.h5ad", *options)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert [path.name for path in Path().iterdir()] == ["cells.h5ad"]
