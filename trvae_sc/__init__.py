@@ -17,9 +17,10 @@ __all__ = [
     "metrics",
     "pl",
     "report",
+    "select",
 ]
 
-_HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model"}
+_HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model", "select": "trvae_sc.evaluation"}
 
 
 def __getattr__(name: str) -> Any:

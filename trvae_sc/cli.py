@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    for add in (_add_demo, _add_train, _add_predict, _add_benchmark, _add_report):
+    for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
         add(commands)
     return parser
 
@@ -124,6 +124,34 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.set_defaults(run=_predict)
+
+
+def _add_select(commands: Any) -> None:
+    parser = commands.add_parser(
+        "select",
+        help="predict labels under a condition they lack with what predicts the others best",
+    )
+    _add_data(parser)
+    parser.add_argument("--target", required=True, help="condition to predict")
+    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument(
+        "--labels", nargs="+", help="labels to predict (those without target cells)"
+    )
+    parser.add_argument("--methods", nargs="+", default=["mean_shift", "context_shift", "trvae"])
+    parser.add_argument("--metric", default="effect_r2", help="score to choose by (effect_r2)")
+    parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
+    parser.add_argument("--min-cells", type=int, default=30, help="cells each of them needs (30)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the results; goes on if there are some"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_select)
 
 
 def _add_benchmark(commands: Any) -> None:
@@ -372,9 +400,7 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    if args.out.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{args.out} is neither .h5ad nor .zarr.")
-    _check_output(args.out, force=args.force, is_folder=args.out.suffix == ".zarr")
+    _check_prediction_file(args)
     adata = _read(args.file)
     from trvae_sc import TRVAE
     from trvae_sc.evaluation import TOTAL_COLUMN, with_totals
@@ -401,10 +427,22 @@ def _predict(args: argparse.Namespace) -> None:
         n_samples=args.n_samples,
         seed=args.seed,
     )
+    _write_prediction(predicted, args)
+
+
+def _check_prediction_file(args: argparse.Namespace) -> None:
+    """Raise if a prediction could not be written."""
+    if args.out.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"{args.out} is neither .h5ad nor .zarr.")
+    _check_output(args.out, force=args.force, is_folder=args.out.suffix == ".zarr")
+
+
+def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
+    """Write a prediction, and print its notes and a record of it."""
     _write(predicted, args.out)
     for note in predicted.uns["trvae_sc"]["notes"]:
         print(f"Note: {note}", file=sys.stderr)
-    record = {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target}
+    record = {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more}
     print(json.dumps(record), file=args.stdout)
 
 
@@ -427,16 +465,53 @@ def _as_labels(adata: AnnData, labels_key: str | None, texts: list[str]) -> list
     return [names.get(text, text) for text in texts]
 
 
+def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
+    """Return where a file holds what, for a command that compares methods."""
+    if args.labels_key is None:
+        raise ValueError(f"{command} needs --labels-key.")
+    if args.gene_likelihood not in (None, "nb", "normal"):
+        raise ValueError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
+    return _keys(args, is_count=args.gene_likelihood != "normal")
+
+
+def _select(args: argparse.Namespace) -> None:
+    _check_prediction_file(args)
+    if args.folder is not None:
+        _check_output(args.folder, force=True, is_folder=True)
+    adata = _read(args.file)
+    from trvae_sc.evaluation import select
+
+    keys = _keys_to_compare(args, "select")
+    _quiet()
+    _check_data(adata, args, keys)
+    predicted = select(
+        adata,
+        args.target,
+        keys=keys,
+        source=args.source,
+        methods=args.methods,
+        labels=args.labels,
+        metric=args.metric,
+        max_tasks=args.max_tasks,
+        min_cells=args.min_cells,
+        seeds=args.seeds,
+        n_top_genes=args.n_top_genes or None,
+        folder=args.folder,
+        n_jobs=args.n_jobs,
+    )
+    chosen = predicted.uns["trvae_sc"]["selection"]
+    record = {k: chosen[k] for k in ("method", "output", "n_tasks")}
+    if "scores" in chosen:
+        record["scores"] = json.loads(chosen["scores"].to_json(orient="records"))
+    _write_prediction(predicted, args, **record)
+
+
 def _benchmark(args: argparse.Namespace) -> None:
     _check_output(args.out, force=True, is_folder=True)
     adata = _read(args.file)
     from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts
 
-    if args.labels_key is None:
-        raise ValueError("benchmark needs --labels-key.")
-    if args.gene_likelihood not in (None, "nb", "normal"):
-        raise ValueError("benchmark compares methods under gene likelihood nb (counts) or normal.")
-    keys = _keys(args, is_count=args.gene_likelihood != "normal")
+    keys = _keys_to_compare(args, "benchmark")
     _quiet()
     _check_data(adata, args, keys)
     if args.holdouts:

@@ -1,7 +1,7 @@
 """Held-out combinations: what a method would have scored on cells it never saw."""
 
 from trvae_sc.evaluation._benchmark import benchmark
-from trvae_sc.evaluation._results import Results
+from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import (
     N_TOP,
     ceiling,
@@ -10,10 +10,12 @@ from trvae_sc.evaluation._scores import (
     predicted_log_values,
     score,
 )
+from trvae_sc.evaluation._select import select
 from trvae_sc.evaluation._tasks import (
     TOTAL_COLUMN,
     Holdout,
     Task,
+    check_counts,
     check_leaks,
     holdouts,
     looks_like_counts,
@@ -28,12 +30,14 @@ from trvae_sc.expression import Keys
 __all__ = [
     "N_TOP",
     "TOTAL_COLUMN",
+    "Best",
     "Holdout",
     "Keys",
     "Results",
     "Task",
     "benchmark",
     "ceiling",
+    "check_counts",
     "check_leaks",
     "export_cells",
     "gene_table",
@@ -43,6 +47,7 @@ __all__ = [
     "predicted_log_values",
     "prepare_task",
     "score",
+    "select",
     "training_data",
     "variable_genes",
     "with_totals",

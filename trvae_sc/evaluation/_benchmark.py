@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store, fit_name
 from trvae_sc.evaluation._scores import N_TOP, ceiling, export_cells, gene_table, score
-from trvae_sc.evaluation._tasks import Holdout, Task, check_leaks, looks_like_counts, prepare_task
+from trvae_sc.evaluation._tasks import Holdout, Task, check_counts, check_leaks, prepare_task
 from trvae_sc.expression import Keys, values
 
 Method = Any  # see trvae_sc.baselines
@@ -104,13 +104,9 @@ def benchmark(
         Unknown methods or backend; values that are not counts; data whose genes or scale were chosen
         with all cells; a folder with results of another run; hold-outs that results cannot tell apart.
     """
-    methods = _resolve(methods)
+    methods = resolve(methods)
     check_leaks(adata, keys)
-    if keys.is_count and not looks_like_counts(adata, keys):
-        raise ValueError(
-            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
-            "is_count=False to compare values as they are."
-        )
+    check_counts(adata, keys)
     seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if export and folder is None:
         raise ValueError("export=True needs a folder to write to.")
@@ -133,7 +129,7 @@ def benchmark(
         return Results.load(store.folder)
 
 
-def _resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
+def resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
     """Return methods by name."""
     if isinstance(methods, Mapping):
         if CEILING in methods:
@@ -154,12 +150,12 @@ def _fits(holdout: Holdout, methods: dict[str, Method], seeds: Sequence[int]) ->
     """Return the fits of a hold-out; the ceiling and what takes no seed once."""
     fits = [_Fit(holdout, CEILING, None, 0)]
     for name, method in methods.items():
-        of_method = seeds if _takes_seed(method) else [0]
+        of_method = seeds if takes_seed(method) else [0]
         fits += [_Fit(holdout, name, method, seed) for seed in of_method]
     return fits
 
 
-def _takes_seed(method: Method | None) -> bool:
+def takes_seed(method: Method | None) -> bool:
     """Return whether a method (None: the ceiling) draws random numbers."""
     return method is not None and "seed" in inspect.signature(method).parameters
 
@@ -231,11 +227,14 @@ def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
     if fit.method is None:
         tables = {CEILING: ceiling(task, seed=fit.seed)}
     else:
-        kwargs = {"target": fit.holdout.target, "keys": task.keys}
-        if _takes_seed(fit.method):
-            kwargs["seed"] = fit.seed
-        found = fit.method(task.train.copy(), task.source.copy(), **kwargs)
-        found = found if isinstance(found, dict) else {"delta": found}
+        found = predictions(
+            fit.method,
+            task.train.copy(),
+            task.source.copy(),
+            target=fit.holdout.target,
+            keys=task.keys,
+            seed=fit.seed,
+        )
         tables = {output: score(task, predicted) for output, predicted in found.items()}
         if export is not None:
             for output, predicted in found.items():
@@ -263,6 +262,15 @@ def _run_fit(task: Task, fit: _Fit, export: Path | None) -> dict[str, Any]:
         "history": history,
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def predictions(
+    method: Method, train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int
+) -> dict[str, AnnData]:
+    """Return what a method predicts, by output; the seed is for methods that take one."""
+    kwargs = {"seed": seed} if takes_seed(method) else {}
+    found = method(train, source, target=target, keys=keys, **kwargs)
+    return found if isinstance(found, dict) else {"delta": found}
 
 
 def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
@@ -327,7 +335,7 @@ def _parts(by_holdout: list[list[_Fit]]) -> list[list[_Fit]]:
     """Return what is worth a worker: each fit that takes a seed; the others of a hold-out together."""
     parts = []
     for fits in by_holdout:
-        quick = [f for f in fits if not _takes_seed(f.method)]
+        quick = [f for f in fits if not takes_seed(f.method)]
         parts += [quick] if quick else []
         parts += [[f] for f in fits if f not in quick]
     return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,25 @@ from trvae_sc.metrics import METRICS
 from trvae_sc.uncertainty import LEVEL
 
 FORMAT = 1
+#: Methods that train nothing, simplest first; :meth:`Results.best` takes all others for less simple.
+SIMPLICITY = ("no_change", "mean_shift", "nearest_shift", "context_shift")
 CEILING = "ceiling"  #: name of the pseudo-method that compares real cells with real cells
 _RUN = "run.json"
 _TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
+
+_ROUNDING = 1e-9  # differences of losses that are no larger are none
+
+
+class Best(NamedTuple):
+    """The method that a benchmark speaks for."""
+
+    method: str
+    output: str
+    #: One row per method and output, lowest mean loss first: ``mean`` score over the tasks; by how much
+    #: the chosen one is better (``difference``, negative where it is worse) with its standard error
+    #: ``se``; on how many (``wins``) of ``n_tasks``.
+    table: pd.DataFrame
 
 
 class Results:
@@ -143,6 +158,84 @@ class Results:
             )
         return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
+    def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
+        r"""Choose the simplest of the methods that no other one is really better than.
+
+        Better is better by more than the standard error: with the losses :math:`\ell` of two methods on
+        the T tasks that all methods share (means over seeds, paired by task), B beats A if
+
+        .. math:: \bar d > s_d / \sqrt T, \qquad d_t = \ell_{At} - \ell_{Bt}
+
+        The loss is a score with the sign that makes lower better, or its distance from the best value
+        (of a variance ratio: of its log). Methods are simple in the order of ``no_change``,
+        ``mean_shift``, ``nearest_shift``, ``context_shift``; any other name is a trained model. Of equally
+        simple ones the best mean loss decides. A single task has no standard error: there the best
+        simple method is chosen, and a model only if no simple one was run.
+
+        Parameters
+        ----------
+        metric
+            One of :data:`trvae_sc.metrics.METRICS`.
+        genes
+            Set of genes the metric is over, as in ``table``; those that change most if None, or what
+            the metric is over if it is not of genes.
+
+        Returns
+        -------
+        Method, output, and how they compare with the others. The ceiling does not take part.
+
+        Raises
+        ------
+        ValueError
+            There are no results, the metric or set of genes is unknown or was not scored, or no task
+            was scored for every method.
+        """
+        scores = self._shared_scores(metric, genes)
+        losses = scores.map(lambda value: _loss(metric, value))
+        chosen = _simplest_unbeaten(losses)
+        behind = losses.sub(losses[chosen], axis=0)
+        table = pd.DataFrame(
+            {
+                "mean": scores.mean(),
+                "difference": behind.mean(),
+                "se": behind.sem(),
+                "wins": (behind > 0).sum(),
+                "n_tasks": len(behind),
+            }
+        )
+        order = losses.mean().sort_values(kind="stable").index
+        return Best(*chosen, table.loc[order].reset_index())
+
+    def _shared_scores(self, metric: str, genes: str | None) -> pd.DataFrame:
+        """Return scores of the tasks that all methods share, shape (n_tasks, n_methods_and_outputs)."""
+        if metric not in METRICS:
+            raise ValueError(f"Unknown metric {metric!r}; choose one of {list(METRICS)}.")
+        table = self.table[self.table["method"] != CEILING]
+        if table.empty:
+            raise ValueError(
+                "There are no results to choose from: no method has finished a task yet."
+            )
+        sets = list(table.loc[table["metric"] == metric, "genes"].unique())
+        if not sets:
+            scored = list(table["metric"].unique())
+            raise ValueError(f"Nothing was scored by {metric!r}; there are {scored}.")
+        if genes is None:
+            genes = next((name for name in sets if name.startswith("top")), sets[0])
+        if genes not in sets:
+            raise ValueError(f"{metric!r} was not scored over genes {genes!r}, but over {sets}.")
+        means = self.task_means().query("metric == @metric and genes == @genes")
+        wide = means.pivot(index=_TASK, columns=_METHOD, values="value")
+        every = table[_METHOD].drop_duplicates().sort_values(_METHOD)
+        wide = wide.reindex(columns=pd.MultiIndex.from_frame(every))
+        shared = wide.dropna()
+        if shared.empty:
+            found = {f"{m}, {o}": int(n) for (m, o), n in wide.count().items()}
+            raise ValueError(
+                f"No task was scored by {metric!r} for every method; tasks of each are {found}. Let the "
+                "benchmark finish, or choose another metric."
+            )
+        return shared
+
     def task_means(self) -> pd.DataFrame:
         """Return the table with the mean over seeds in place of single seeds."""
         by = ["metric", "genes", *_METHOD, *_TASK]
@@ -174,6 +267,25 @@ def _loss(metric: str, value: float) -> float:
     if info.better == "closer":
         return abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
+
+
+def _simplest_unbeaten(losses: pd.DataFrame) -> tuple[str, str]:
+    """Return the simplest method and output (columns) that none beats over the tasks (rows)."""
+    if len(losses) == 1 and losses.columns.isin(SIMPLICITY, level=0).any():
+        losses = losses.loc[:, losses.columns.isin(SIMPLICITY, level=0)]
+    order = sorted(losses, key=lambda column: (_complexity(column[0]), losses[column].mean()))
+    return next(a for a in order if not any(_beats(losses[b], losses[a]) for b in losses))
+
+
+def _complexity(method: str) -> int:
+    """Return the place of a method in the order of simplicity."""
+    return SIMPLICITY.index(method) if method in SIMPLICITY else len(SIMPLICITY)
+
+
+def _beats(ours: pd.Series, theirs: pd.Series) -> bool:
+    """Return whether our mean loss is lower by more than the standard error of the difference."""
+    lead = theirs - ours
+    return bool(lead.mean() > (lead.sem() if len(lead) > 1 else 0.0) + _ROUNDING)
 
 
 def _p(differences: np.ndarray) -> float:

@@ -273,6 +273,21 @@ def looks_like_counts(adata: AnnData, keys: Keys) -> bool:
     return bool(np.isfinite(data).all() and (data >= 0).all() and (data == np.floor(data)).all())
 
 
+def check_counts(adata: AnnData, keys: Keys) -> None:
+    """Raise on values that are to be counts and are not.
+
+    Raises
+    ------
+    ValueError
+        Values are negative, fractional or no numbers.
+    """
+    if keys.is_count and not looks_like_counts(adata, keys):
+        raise ValueError(
+            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
+            "is_count=False to compare values as they are."
+        )
+
+
 N_PCS = 50  # principal components of the training cells in which distributions are compared
 
 

@@ -1,0 +1,689 @@
+"""Choosing a method: the simplest that none is better than, without a look at what is predicted."""
+
+import importlib
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse, stats
+
+import trvae_sc
+from trvae_sc import baselines, datasets, metrics
+from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, select, training_data
+from trvae_sc.evaluation._results import SIMPLICITY
+
+KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
+SIMPLE = ["no_change", "mean_shift", "context_shift"]
+QUICK = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
+QUIET = {"keys": KEYS, "min_cells": 10, "n_top_genes": 50, "progress": False}
+
+
+def trvae(train, source, *, target, keys, seed=0):
+    """Train for one epoch, which is far too short to predict anything."""
+    kwargs = {"train_kwargs": QUICK, "n_hidden": (8,), "n_latent": 2}
+    return baselines.trvae(train, source, target=target, keys=keys, seed=seed, **kwargs)
+
+
+def dense(x):
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+# -- the best of some results -----------------------------------------------------------------------
+
+
+def made(scores, *, metric="effect_r2", genes="top100"):
+    """Return results with given scores: by method (and output), one per task, or lists by seed."""
+    records = []
+    for name, values in scores.items():
+        method, _, output = name.partition(" ")
+        for k, by_seed in enumerate(values):
+            holdout = {"label": f"type_{k}", "source": "control", "target": "stimulated"}
+            for seed, value in enumerate(by_seed if isinstance(by_seed, list) else [by_seed]):
+                if value is ...:  # not run
+                    continue
+                row = [output or "delta", metric, genes, value]
+                fit = {"method": method, "holdout": holdout, "seed": seed, "scores": [row]}
+                records.append(fit)
+    return Results({}, records)
+
+
+def test_simplicity_is_the_order_of_the_simple_methods():
+    assert baselines.SIMPLE == SIMPLICITY
+
+
+def test_best_equals_a_computation_by_hand():
+    """Leads of trvae over context_shift: 0.1, 0.2, 0.3: mean 0.2, deviation 0.1."""
+    results = made(
+        {
+            "ceiling": [1.0, 1.0, 1.0],
+            "mean_shift": [0.4, 0.3, 0.5],
+            "context_shift": [0.5, 0.5, 0.5],
+            "trvae counts": [[0.5, 0.7], [0.8, 0.6], 0.8],
+            "trvae delta": [0.6, 0.6, 0.7],
+        }
+    )
+    best = results.best()
+    assert (best.method, best.output) == ("trvae", "counts")
+    table = best.table
+    assert table.columns.tolist() == [
+        *["method", "output", "mean", "difference", "se", "wins", "n_tasks"]
+    ]
+    assert list(zip(table["method"], table["output"], strict=True)) == [
+        ("trvae", "counts"),
+        ("trvae", "delta"),
+        ("context_shift", "delta"),
+        ("mean_shift", "delta"),
+    ]
+    np.testing.assert_allclose(table["mean"], [0.7, 1.9 / 3, 0.5, 0.4])
+    np.testing.assert_allclose(table["difference"], [0, 0.2 / 3, 0.2, 0.3], atol=1e-12)
+    se = [0, stats.sem([0.0, 0.1, 0.1]), 0.1 / np.sqrt(3), stats.sem([0.2, 0.4, 0.3])]
+    np.testing.assert_allclose(table["se"], se, atol=1e-12)
+    assert table["n_tasks"].tolist() == [3] * 4
+    assert table["wins"].tolist()[2:] == [3, 3]
+
+
+def test_what_is_not_better_by_more_than_the_standard_error_goes_to_the_simpler():
+    """Leads of 0.3, 0.3 and -0.3 have mean 0.1 and standard error 0.2; with 0.1 it is 0.233 and 0.067."""
+    context = np.array([0.5, 0.6, 0.7])
+    for last, chosen in ((-0.3, "context_shift"), (0.1, "trvae")):
+        lead = np.array([0.3, 0.3, last])
+        assert (lead.mean() > stats.sem(lead)) == (chosen == "trvae")
+        results = made({"trvae": list(context + lead), "context_shift": list(context)})
+        best = results.best()
+        assert best.method == chosen
+        assert best.table["method"].tolist() == ["trvae", "context_shift"]  # by the mean
+        difference = dict(zip(best.table["method"], best.table["difference"], strict=True))
+        other = {"trvae": "context_shift", "context_shift": "trvae"}[chosen]
+        assert difference[other] == pytest.approx(lead.mean() if chosen == "trvae" else -0.1)
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations([*SIMPLICITY, "my model"], 2)))
+def test_ties_go_to_the_simpler(pair):
+    for names in (pair, pair[::-1]):
+        assert made({name: [0.25, 0.5, 0.75] for name in names}).best().method == pair[0]
+
+
+def test_a_lead_as_large_as_its_standard_error_is_none():
+    """Better on one of two tasks and equal on the other: mean and standard error are the same."""
+    results = made({"mean_shift": [0.3, 0.4], "trvae": [0.3, 0.9]})
+    assert results.best().method == "mean_shift"
+
+
+def test_a_simple_method_that_another_beats_is_not_chosen_for_the_noise_of_the_best():
+    """No change is within the noise of the model, but the mean shift is clearly better than it."""
+    results = made(
+        {
+            "no_change": [0.0, 0.0, 0.0],
+            "mean_shift": [0.2, 0.2, 0.21],
+            "trvae": [1.5, -0.4, -0.1],
+        }
+    )
+    best = results.best()
+    assert best.table["method"].tolist() == ["trvae", "mean_shift", "no_change"]
+    assert best.table["difference"][0] == pytest.approx(0.61 / 3 - 1 / 3)
+    assert best.method == "mean_shift"
+
+
+def test_of_equally_simple_ones_the_mean_decides():
+    scores = {"a": [0.5, 0.6], "b": [0.61, 0.51], "latent_shift mean": [0.5, 0.5]}
+    assert made(scores).best().method == "b"
+    assert made({**scores, "b": [0.5, 0.6]}).best().method == "a"
+
+
+def test_a_single_task_speaks_for_no_model():
+    scores = {"no_change": [0.0], "mean_shift": [0.3], "context_shift": [0.3], "trvae": [0.9]}
+    best = made(scores).best()
+    assert best.method == "mean_shift"
+    assert best.table["method"][0] == "trvae"
+    assert best.table["se"].isna().all()
+    assert made({"trvae": [0.9], "cvae": [0.8]}).best().method == "trvae"
+
+
+def test_seeds_are_averaged_and_tasks_shared():
+    """The third task was not run by the model, the fourth has no finite score of the mean shift."""
+    results = made(
+        {
+            "mean_shift": [0.5, 0.5, -9.0, None],
+            "trvae": [[0.5, 0.9], [0.6, 0.6], ..., 0.0],
+        }
+    )
+    best = results.best()
+    assert best.method == "trvae"
+    assert best.table["n_tasks"].tolist() == [2, 2]
+    np.testing.assert_allclose(best.table["mean"], [0.65, 0.5])
+    assert best.table["difference"][1] == pytest.approx(0.15)
+
+
+LOSSES = {
+    "lower": ("energy_distance", "pcs", [0.1, 0.2, 0.1], [1.0, 1.2, 1.1]),
+    "higher": ("de_overlap", "top100", [0.9, 0.8, 0.9], [0.1, 0.2, 0.1]),
+    "ratio": ("variance_ratio", "all", [0.9, 1.1, 1.0], [1.6, 0.4, 1.0001]),
+    "ratio above": ("variance_ratio", "all", [0.8, 0.8, 0.8], [1.5, 1.5, 1.5]),
+    "coverage": ("interval_coverage", "all", [0.88, 0.92, 0.9], [1.0, 1.0, 0.99]),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_direction_of_metrics(case):
+    """Ratios 0.4 and 1.6 are on average 1, and still bad."""
+    metric, genes, good, bad = LOSSES[case]
+    assert metric in metrics.METRICS
+    results = made({"mean_shift": bad, "trvae": good}, metric=metric, genes=genes)
+    best = results.best(metric)
+    assert best.method == "trvae"
+    assert results.best(metric, genes=genes).table.equals(best.table)
+    np.testing.assert_allclose(best.table["mean"], [np.mean(good), np.mean(bad)])
+    if metric == "variance_ratio":
+        lead = np.abs(np.log(bad)) - np.abs(np.log(good))
+    elif metric == "interval_coverage":
+        lead = np.abs(np.subtract(bad, 0.9)) - np.abs(np.subtract(good, 0.9))
+    else:
+        lead = np.abs(np.subtract(good, bad))
+    assert best.table["difference"][1] == pytest.approx(lead.mean())
+    assert best.table["se"][1] == pytest.approx(stats.sem(lead))
+    swapped = made({"mean_shift": good, "trvae": bad}, metric=metric, genes=genes)
+    assert swapped.best(metric).method == "mean_shift"
+
+
+def test_best_refuses():
+    with pytest.raises(ValueError, match="no method has finished a task yet"):
+        made({}).best()
+    with pytest.raises(ValueError, match="no method has finished a task yet"):
+        made({"ceiling": [1.0]}).best()
+    results = made({"mean_shift": [0.5, ...], "trvae": [..., 0.5]})
+    with pytest.raises(ValueError, match=r"'mean_shift, delta': 1, 'trvae, delta': 1"):
+        results.best()
+    with pytest.raises(ValueError, match=r"Unknown metric 'accuracy'; choose one of \['"):
+        results.best("accuracy")
+    with pytest.raises(ValueError, match=r"Nothing was scored by 'mmd'; there are \['effect_r2'\]"):
+        results.best("mmd")
+    with pytest.raises(ValueError, match=r"over genes 'all', but over \['top100'\]"):
+        results.best(genes="all")
+
+
+# -- selection ----------------------------------------------------------------------------------------
+
+
+def without(adata, *labels, condition="stimulated"):
+    """Return the data without labels under a condition."""
+    rows = adata.obs["cell_type"].isin(labels) & (adata.obs["condition"] == condition)
+    return adata[~rows.to_numpy()].copy()
+
+
+@pytest.fixture(scope="module")
+def full():
+    """Return cells of five labels whose response is the same; tests must not change them."""
+    return datasets.simulate(500, 80, n_labels=5, specificity=0.0, seed=1)
+
+
+@pytest.fixture(scope="module")
+def adata(full):
+    """Return the same without stimulated cells of type_4; tests must not change them."""
+    return without(full, "type_4")
+
+
+def on_all(method, adata, *labels, n_top_genes=50, **kwargs):
+    """Return what a method predicts from all cells."""
+    train, keys = training_data(adata, [], keys=KEYS, n_top_genes=n_top_genes)
+    start = train.obs["cell_type"].isin(labels) & (train.obs["condition"] == "control")
+    source = train[start.to_numpy()].copy()
+    return method(train, source, target="stimulated", keys=keys, **kwargs)
+
+
+def assert_same(a, b):
+    """Compare predictions bit by bit, but for the record of how they were chosen."""
+    np.testing.assert_array_equal(dense(a.X), dense(b.X))
+    pd.testing.assert_frame_equal(a.obs, b.obs, check_exact=True)
+    pd.testing.assert_frame_equal(a.var, b.var, check_exact=True)
+
+
+def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
+    methods = {**{name: baselines.METHODS[name] for name in SIMPLE}, "trvae": trvae}
+    predicted = select(adata, "stimulated", methods=methods, **QUIET)
+    record = predicted.uns["trvae_sc"]
+    selection = record["selection"]
+    assert selection["method"] == "mean_shift"
+    assert selection["output"] == "delta"
+    assert selection["metric"] == "effect_r2"
+    assert selection["n_tasks"] == 4
+    assert selection["tasks"].tolist() == [f"type_{k}" for k in range(4)]
+    assert_same(predicted, on_all(baselines.mean_shift, adata, "type_4"))
+    assert set(predicted.obs["cell_type"]) == {"type_4"}
+    assert set(predicted.obs["condition"]) == {"stimulated"}
+    assert record["method"] == "mean_shift"
+    (note,) = record["notes"]
+    assert note.startswith("mean_shift (delta) was chosen by leaving out 4 known labels in turn")
+    assert "mean effect_r2: " in note
+
+    tasks = [Holdout(f"type_{k}", "stimulated", "control") for k in range(4)]
+    options = {"keys": KEYS, "n_top_genes": 50, "seeds": [0], "progress": False}
+    expected = benchmark(adata, methods, tasks, **options).best()
+    pd.testing.assert_frame_equal(selection["scores"], expected.table)
+    assert len(selection["scores"]) == 5
+
+
+def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
+    """An oracle that returns the hidden cells: its prediction is its own, with the first seed."""
+    seen = []
+
+    def oracle(train, source, *, target, keys, seed):
+        label = source.obs["cell_type"].iloc[0]
+        seen.append((label, seed, train.n_obs))
+        real = (full.obs["cell_type"] == label) & (full.obs["condition"] == target)
+        cells = full[real.to_numpy(), train.var_names].copy()
+        cells.uns["trvae_sc"] = {"scale": "counts", "notes": np.array(["Made up"], dtype=object)}
+        return {
+            "wrong": baselines.no_change(train, source, target=target, keys=keys),
+            "real": cells,
+        }
+
+    methods = {"mean_shift": baselines.mean_shift, "oracle": oracle}
+    predicted = select(adata, "stimulated", methods=methods, seeds=(7, 3), **QUIET)
+    selection = predicted.uns["trvae_sc"]["selection"]
+    assert (selection["method"], selection["output"]) == ("oracle", "real")
+    scores = selection["scores"].set_index(["method", "output"])
+    assert scores.loc[("oracle", "real"), "mean"] == pytest.approx(1.0, abs=0.02)
+    assert scores.loc[("mean_shift", "delta"), "wins"] == 4
+    assert len(seen) == 4 * 2 + 1
+    assert seen[-1] == ("type_4", 7, adata.n_obs)
+    assert {n for *_, n in seen[:-1]}.isdisjoint({adata.n_obs})
+    expected = on_all(oracle, adata, "type_4", seed=7)["real"]
+    assert_same(predicted, expected)
+    notes = predicted.uns["trvae_sc"]["notes"]
+    assert notes[0] == "Made up"
+    assert len(notes) == 2
+
+
+def test_a_trained_model_predicts_what_it_predicts_alone(adata):
+    """Also of several labels at once, in counts."""
+    lacking = without(adata, "type_3")
+    predicted = select(lacking, "stimulated", methods={"trvae": trvae}, seeds=(5,), **QUIET)
+    record = predicted.uns["trvae_sc"]
+    output = record["selection"]["output"]
+    assert output in ("counts", "delta")
+    assert record["output"] == output
+    assert_same(predicted, on_all(trvae, lacking, "type_3", "type_4", seed=5)[output])
+    assert record["model_seed"] == 5
+    assert set(predicted.obs["cell_type"]) == {"type_3", "type_4"}
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_the_record_is_kept_by_files(adata, suffix):
+    too_few = without(adata, "type_3", "type_2")
+    for cells, methods in ((adata, SIMPLE), (too_few, SIMPLE), (adata, {"trvae": trvae})):
+        predicted = select(cells, "stimulated", methods=methods, **QUIET)
+        path = Path(f"{len(methods)}-{cells.n_obs}.{suffix}")
+        getattr(predicted, f"write_{suffix}")(path)
+        found = getattr(anndata, f"read_{suffix}")(path).uns["trvae_sc"]
+        expected = predicted.uns["trvae_sc"]
+        assert found["notes"].tolist() == expected["notes"].tolist()
+        ours, kept = expected["selection"], found["selection"]
+        assert kept.keys() == ours.keys()
+        for key in ("method", "output", "metric", "n_tasks"):
+            assert kept[key] == ours[key]
+        assert kept["tasks"].tolist() == ours["tasks"].tolist()
+        if ours["n_tasks"]:
+            ours, kept = (t["scores"].reset_index(drop=True) for t in (ours, kept))
+            pd.testing.assert_frame_equal(
+                kept, ours, check_exact=True, check_dtype=False, check_column_type=False
+            )
+
+
+@pytest.mark.parametrize("n_known", [3, 2])
+@pytest.mark.parametrize("junk", ["nan", "random"])
+def test_target_cells_of_labels_to_predict_are_hidden(full, n_known, junk, tmp_path):
+    """Whatever they hold, scores and prediction are the same bit by bit."""
+    cells = without(full, *[f"type_{k}" for k in range(n_known, 4)])
+    hidden = (
+        (cells.obs["cell_type"] == "type_4") & (cells.obs["condition"] == "stimulated")
+    ).to_numpy()
+    assert hidden.sum() > 10
+    blind = cells.copy()
+    x = dense(cells.X).copy()
+    rng = np.random.default_rng(0)
+    x[hidden] = np.nan if junk == "nan" else rng.poisson(50, (hidden.sum(), cells.n_vars))
+    blind.X = sparse.csr_matrix(x)
+    blind.obs.loc[hidden, "total_counts"] = np.nan if junk == "nan" else 1e6
+    methods = {"context_shift": baselines.context_shift, "trvae": trvae}
+    found = [
+        select(a, "stimulated", labels="type_4", methods=methods, folder=tmp_path / name, **QUIET)
+        for a, name in ((cells, "a"), (blind, "b"), (without(cells, "type_4"), "c"))
+    ]
+    for other in found[1:]:
+        assert_same(found[0], other)
+    assert np.isfinite(dense(found[0].X)).all()
+    selections = [predicted.uns["trvae_sc"]["selection"] for predicted in found]
+    assert [s["n_tasks"] for s in selections] == [n_known if n_known > 2 else 0] * 3
+    if n_known > 2:
+        for other in selections[1:]:
+            pd.testing.assert_frame_equal(
+                selections[0]["scores"], other["scores"], check_exact=True
+            )
+        tables = [Results.load(tmp_path / name).table for name in "abc"]
+        assert tables[0].equals(tables[1])
+        assert tables[0].equals(tables[2])
+    hides = f"{hidden.sum()} measured cells of type_4 under stimulated were hidden."
+    assert hides in found[0].uns["trvae_sc"]["notes"]
+    assert hides not in found[2].uns["trvae_sc"]["notes"]
+
+
+def test_no_method_gets_cells_of_what_is_predicted(full):
+    seen = []
+
+    def spy(train, source, *, target, keys):
+        seen.append((set(train.obs_names), set(source.obs["cell_type"])))
+        return baselines.mean_shift(train, source, target=target, keys=keys)
+
+    select(full, "stimulated", labels=["type_4", "type_0"], methods={"spy": spy}, **QUIET)
+    hidden = set(full.obs_names) - set(without(full, "type_4", "type_0").obs_names)
+    assert len(seen) == 3 + 1
+    assert not any(hidden & train for train, _ in seen)
+    assert [labels for _, labels in seen] == [
+        {"type_1"},
+        {"type_2"},
+        {"type_3"},
+        {"type_0", "type_4"},
+    ]
+
+
+class Counted:
+    """A method that notes its calls, and raises at one of them."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = [], fail_at
+
+    def __call__(self, train, source, *, target, keys, seed):
+        self.calls.append((source.obs["cell_type"].iloc[0], seed))
+        if len(self.calls) == self.fail_at:
+            raise KeyboardInterrupt
+        found = baselines.mean_shift(train, source, target=target, keys=keys)
+        found.X += np.float32(0.001 * seed)
+        return found
+
+
+def test_a_selection_that_was_stopped_goes_on(adata, tmp_path):
+    run = partial(select, adata, "stimulated", folder=tmp_path, seeds=2, **QUIET)
+    fresh = select(adata, "stimulated", methods={"m": Counted()}, seeds=2, **QUIET)
+    method = Counted(fail_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(methods={"m": method})
+    method = Counted()
+    predicted = run(methods={"m": method})
+    assert method.calls == [
+        ("type_1", 1),
+        *itertools.product(["type_2", "type_3"], [0, 1]),
+        ("type_4", 0),
+    ]
+    assert_same(predicted, fresh)
+    scores = [p.uns["trvae_sc"]["selection"]["scores"] for p in (predicted, fresh)]
+    pd.testing.assert_frame_equal(*scores)
+    method = Counted()
+    assert_same(run(methods={"m": method}), fresh)
+    assert method.calls == [("type_4", 0)]
+
+
+def test_other_fits_in_the_folder_do_not_count(adata, tmp_path):
+    """Neither other methods and seeds, nor the hold-outs of the other direction."""
+    options = {"keys": KEYS, "n_top_genes": 50, "folder": tmp_path, "progress": False}
+    tasks = [Holdout(f"type_{k}", "stimulated", "control") for k in range(4)]
+    back = [Holdout("type_0", "control", "stimulated")]
+    benchmark(adata, {"m": Counted(), "other": Counted()}, [*tasks, *back], seeds=3, **options)
+    kwargs = {"methods": {"m": Counted(), "no_change": baselines.no_change}, "seeds": [1]}
+    found, fresh = (
+        select(adata, "stimulated", folder=folder, **kwargs, **QUIET).uns["trvae_sc"]["selection"]
+        for folder in (tmp_path, None)
+    )
+    pd.testing.assert_frame_equal(found["scores"], fresh["scores"])
+    assert set(found["scores"]["method"]) == {"m", "no_change"}
+
+
+def test_the_labels_of_most_cells_are_left_out_first(adata):
+    cells = without(adata, "type_1")
+    few = np.flatnonzero(
+        (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "control")
+    )
+    cells = cells[np.setdiff1d(np.arange(cells.n_obs), few[12:])].copy()
+    more = datasets.simulate(400, 80, n_labels=4, specificity=0.0, seed=3)
+    more.obs["cell_type"] = more.obs["cell_type"].cat.rename_categories(lambda c: f"new_{c[5:]}")
+    more.obs_names = [f"more_{name}" for name in more.obs_names]
+    cells = anndata.concat([cells, more])
+    table = pd.crosstab(cells.obs["cell_type"], cells.obs["condition"]).min(axis=1)
+    assert table["type_0"] == 12
+    expected = sorted(table.sort_values(ascending=False, kind="stable").index[:4])
+    run = partial(select, cells, "stimulated", methods=["no_change", "mean_shift"])
+    for options, labels in (
+        ({"max_tasks": 4}, expected),
+        ({"min_cells": 12}, sorted(table.index[table >= 12])),
+        ({"min_cells": 13}, sorted(table.index[table >= 13])),
+    ):
+        selection = run(**{**QUIET, **options}).uns["trvae_sc"]["selection"]
+        assert selection["tasks"].tolist() == labels
+        assert ("type_0" in labels) == (options == {"min_cells": 12})
+
+
+FALLBACKS = {
+    "two known": (["type_0", "type_1"], ("mean_shift", "context_shift", "trvae"), "context_shift"),
+    "two known, fewer methods": (["type_0", "type_1"], ("mean_shift", "trvae"), "mean_shift"),
+    "two known, models only": (["type_0", "type_1"], ("trvae",), "context_shift"),
+    "one known": (["type_0"], ("mean_shift", "context_shift", "trvae"), "mean_shift"),
+    "one known, only what is the same": (["type_0"], ("context_shift",), "mean_shift"),
+}
+
+
+@pytest.mark.parametrize("case", FALLBACKS)
+def test_with_too_few_known_labels_the_best_simple_method_is_used(case, full):
+    known, methods, expected = FALLBACKS[case]
+    cells = without(full, *({f"type_{k}" for k in range(5)} - set(known)))
+    predicted = select(cells, "stimulated", labels="type_4", methods=methods, **QUIET)
+    record = predicted.uns["trvae_sc"]
+    assert record["selection"]["method"] == record["method"] == expected
+    assert record["selection"]["n_tasks"] == 0
+    assert "scores" not in record["selection"]
+    assert_same(predicted, on_all(getattr(baselines, expected), cells, "type_4"))
+    (note,) = record["notes"]
+    assert f"there are {len(known)} ({', '.join(known)})" in note
+    assert f"The prediction is by {expected}, the strongest simple method" in note
+    assert "was not tested" in note
+
+
+def test_without_a_known_pair_nothing_is_changed(full):
+    """Target cells are there, but of a label without source cells."""
+    cells = without(full, "type_0", "type_1", "type_2", "type_3")
+    cells = without(cells, "type_4", condition="control")
+    predicted = select(cells, "stimulated", labels="type_0", methods=["mean_shift"], **QUIET)
+    record = predicted.uns["trvae_sc"]
+    assert record["selection"]["method"] == "no_change"
+    assert "there are 0 (none)" in record["notes"][0]
+    assert_same(predicted, on_all(baselines.no_change, cells, "type_0"))
+
+
+def test_levels_that_are_no_text_and_more_conditions(full):
+    cells = full.copy()
+    codes = cells.obs["condition"].cat.codes.to_numpy().astype(int)
+    position = cells.obs.groupby(["cell_type", "condition"], observed=True).cumcount().to_numpy()
+    cells.obs["condition"] = np.where((codes == 1) & (position % 2 == 1), 2, codes)
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.codes.to_numpy().astype(int)
+    rows = (cells.obs["cell_type"] == 4) & (cells.obs["condition"] == 2)
+    cells = cells[~rows.to_numpy()].copy()
+    run = partial(select, cells, methods=["mean_shift"], **QUIET)
+    with pytest.raises(ValueError, match=r"Source None: .*of \['0', '1'\]"):
+        run(2)
+    predicted = run("2", source=0)
+    assert predicted.obs["condition"].unique().tolist() == [2]
+    assert predicted.obs["cell_type"].unique().tolist() == [4]
+    assert set(predicted.obs["source_condition"]) == {0}
+    assert predicted.uns["trvae_sc"]["selection"]["tasks"].tolist() == ["0", "1", "2", "3"]
+    assert_same(predicted, run(2, source="0", labels=4))
+
+
+def test_values_and_the_score_to_choose_by(adata):
+    logs = AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var)
+    keys = KEYS._replace(total_counts_key=None, is_count=False)
+    options = {**QUIET, "keys": keys, "n_top_genes": None}
+    predicted = select(
+        logs, "stimulated", methods=SIMPLE, metric="energy_distance", source="control", **options
+    )
+    selection = predicted.uns["trvae_sc"]["selection"]
+    assert selection["metric"] == "energy_distance"
+    assert selection["method"] != "no_change"
+    assert selection["scores"]["mean"].is_monotonic_increasing
+    assert predicted.uns["trvae_sc"]["scale"] == "values"
+    assert predicted.n_vars == 80
+
+
+def test_the_data_are_left_as_they_were(full):
+    cells = full.copy()
+    select(cells, "stimulated", labels="type_4", methods=SIMPLE, **QUIET)
+    np.testing.assert_array_equal(dense(cells.X), dense(full.X))
+    pd.testing.assert_frame_equal(cells.obs, full.obs)
+    assert cells.uns.keys() == full.uns.keys()
+
+
+def test_select_is_where_it_is_looked_for():
+    assert trvae_sc.select is importlib.import_module("trvae_sc.evaluation").select
+    assert "select" in dir(trvae_sc)
+
+
+BAD = {
+    "target": ({"target": "heated"}, ValueError, r"Unknown target 'heated'; conditions are \['con"),
+    "source": ({"source": "heated"}, ValueError, r"Source 'heated': .*of \['control'\]"),
+    "source is target": ({"source": "stimulated"}, ValueError, r"of \['control'\]"),
+    "label": ({"labels": ["type_9"]}, ValueError, r"Unknown labels \['type_9'\]; there are \['ty"),
+    "no label": ({"labels": []}, ValueError, r"Unknown labels \[\]"),
+    "methods": ({"methods": ["magic"]}, ValueError, r"Unknown methods \['magic'\]"),
+    "metric": ({"metric": "accuracy"}, ValueError, "Unknown metric 'accuracy'"),
+    "tasks": ({"max_tasks": 2}, ValueError, "max_tasks is 2; methods are compared on 3 or more"),
+    "seeds": ({"seeds": []}, ValueError, "No seeds"),
+    "labels_key": ({"keys": KEYS._replace(labels_key=None)}, ValueError, "need a labels_key"),
+    "column": ({"keys": KEYS._replace(condition_key="state")}, KeyError, "No column 'state'"),
+    "option": ({"n_job": 2}, TypeError, "n_job"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_select_refuses(case, adata):
+    options, error, match = BAD[case]
+    with pytest.raises(error, match=match):
+        select(adata, **{"target": "stimulated", "methods": SIMPLE, **QUIET, **options})
+
+
+def test_select_refuses_data(full, adata):
+    run = partial(select, methods=SIMPLE, **QUIET)
+    with pytest.raises(ValueError, match=r"nothing is missing\. To hide"):
+        run(full, "stimulated")
+    lacks = without(full, "type_4", condition="control")
+    with pytest.raises(ValueError, match=r"No cells of \['type_4'\] under 'control'"):
+        run(lacks, "stimulated", labels="type_4")
+    only = without(full, "type_0", "type_1", "type_2", "type_3")
+    with pytest.raises(ValueError, match=r"No label but those to predict \(type_4\) has cells"):
+        run(only, "stimulated", labels="type_4")
+    unnamed = adata.copy()
+    unnamed.obs.loc[unnamed.obs_names[:3], "cell_type"] = np.nan
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is missing for 3 cells"):
+        run(unnamed, "stimulated")
+    logs = adata.copy()
+    logs.X = logs.X.log1p()
+    with pytest.raises(ValueError, match="not counts"):
+        run(logs, "stimulated")
+
+
+# -- command line -------------------------------------------------------------------------------------
+
+SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
+OPTIONS = [*SETUP, "--total-counts-key", "total_counts", "--min-cells", 10, "--n-top-genes", 50]
+
+
+@pytest.fixture
+def file(full):
+    """Return a file of all cells."""
+    full.write_h5ad("cells.h5ad")
+    return "cells.h5ad"
+
+
+def test_the_command_equals_python(run, file, full):
+    chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", *SIMPLE]
+    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad"]
+    code, out, err = run("select", file, *chosen, *options)
+    assert code == 0
+    expected = select(full, "stimulated", labels="type_4", methods=SIMPLE, max_tasks=3, **QUIET)
+    found = anndata.read_h5ad("new/p.h5ad")
+    np.testing.assert_array_equal(found.X, expected.X)
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    selection = expected.uns["trvae_sc"]["selection"]
+    record = json.loads(out)
+    scores = pd.DataFrame(record.pop("scores"))
+    assert record == {
+        "out": str(Path("new/p.h5ad")),
+        "n_cells": expected.n_obs,
+        "target": "stimulated",
+        "method": "mean_shift",
+        "output": "delta",
+        "n_tasks": 3,
+    }
+    assert scores["method"].tolist() == selection["scores"]["method"].tolist()
+    np.testing.assert_allclose(scores["mean"], selection["scores"]["mean"], atol=1e-8)
+    for note in expected.uns["trvae_sc"]["notes"]:
+        assert f"Note: {note}" in err
+    assert len(Results.load("new/fits").records) == 3 * 4
+
+    code, _, err = run("select", file, *chosen, *options)
+    assert code == 2
+    assert "p.h5ad exists. Pass --force to replace it." in err
+    code, again, err = run("select", file, *chosen, *options, "--force")
+    assert (code, again) == (0, out)
+    assert "12/12" in err
+    assert sorted(p.name for p in Path("new").iterdir()) == ["fits", "p.h5ad"]
+
+
+def test_the_command_falls_back(run, full):
+    without(full, "type_0", "type_1", "type_2", "type_4").write_h5ad("few.h5ad")
+    code, out, err = run(
+        "select",
+        "few.h5ad",
+        *OPTIONS,
+        "--target",
+        "stimulated",
+        "--source",
+        "control",
+        "-o",
+        "p.h5ad",
+    )
+    assert code == 0
+    assert json.loads(out)["method"] == "mean_shift"
+    assert "scores" not in json.loads(out)
+    assert "Note: Methods could not be compared" in err
+    labels = anndata.read_h5ad("p.h5ad").obs["cell_type"]
+    assert set(labels) == {"type_0", "type_1", "type_2", "type_4"}
+
+
+BAD_COMMANDS = {
+    "no target": ([*SETUP], "--target"),
+    "no labels": (["--condition-key", "condition", "--target", "stimulated"], "needs --labels-key"),
+    "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
+    "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
+    "methods": ([*SETUP, "--target", "stimulated", "--methods", "magic"], "Unknown methods"),
+    "metric": ([*SETUP, "--target", "stimulated", "--metric", "magic"], "Unknown metric 'magic'"),
+    "likelihood": (
+        [*SETUP, "--target", "stimulated", "--gene-likelihood", "zinb"],
+        "select compares methods under gene likelihood nb (counts) or normal",
+    ),
+    "suffix": ([*SETUP, "--target", "stimulated", "-o", "p.csv"], "neither .h5ad nor .zarr"),
+    "folder": ([*SETUP, "--target", "stimulated", "--folder", "cells.h5ad"], "is a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_bad_input_of_the_command(case, run, file):
+    options, message = BAD_COMMANDS[case]
+    code, out, err = run("select", file, "-o", "p.h5ad", *options)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert [path.name for path in Path().iterdir()] == ["cells.h5ad"]

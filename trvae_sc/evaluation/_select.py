@@ -1,0 +1,301 @@
+"""Predicting what was never measured with the method that predicts what was measured best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.evaluation._benchmark import Method, benchmark, predictions, resolve, takes_seed
+from trvae_sc.evaluation._results import SIMPLICITY, Best, Results
+from trvae_sc.evaluation._tasks import Holdout, check_counts, training_data
+from trvae_sc.expression import Keys
+from trvae_sc.metrics import METRICS
+
+_MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
+
+
+class _Question(NamedTuple):
+    """What is to be predicted, from what."""
+
+    known: AnnData  #: all cells but those that are hidden
+    keys: Keys
+    source: str
+    target: Any  #: the level as it is in the data
+    labels: list[str]
+    cells: pd.DataFrame  #: number of known cells by label and condition
+    notes: list[str]
+
+
+def select(
+    adata: AnnData,
+    target: Any,
+    *,
+    keys: Keys,
+    source: Any = None,
+    methods: Mapping[str, Method] | Sequence[str] = ("mean_shift", "context_shift", "trvae"),
+    labels: Any = None,
+    metric: str = "effect_r2",
+    max_tasks: int | None = None,
+    min_cells: int = 30,
+    seeds: int | Sequence[int] = (0,),
+    n_top_genes: int | None = 2000,
+    folder: str | Path | None = None,
+    **kwargs: Any,
+) -> AnnData:
+    """Predict labels under a condition they lack with the method that is best where truth is known.
+
+    Labels with cells under both source and target are left out in turn and predicted by every method
+    (:func:`trvae_sc.evaluation.benchmark`). :meth:`trvae_sc.evaluation.Results.best` chooses: the
+    simplest method that no other one is really better than. That one is fitted anew on all cells.
+
+    Parameters
+    ----------
+    adata
+        All cells with all genes.
+    target
+        Condition to predict.
+    keys
+        Where the data are; labels are needed.
+    source
+        Condition to start from. May be None where there are two conditions: the other one.
+    methods
+        Methods by name (see :mod:`trvae_sc.baselines`), or names of ``trvae_sc.baselines.METHODS``.
+    labels
+        Label or labels to predict; those with source cells and no target cells if None. Target cells
+        of labels that are named are hidden from everything.
+    metric
+        Score to choose by, one of :data:`trvae_sc.metrics.METRICS`.
+    max_tasks
+        Number of labels to leave out, those with most cells; all if None.
+    min_cells
+        Cells that a label needs under source and target to be left out.
+    seeds
+        Seeds, or how many; the final fit has the first.
+    n_top_genes
+        Number of variable genes, chosen anew for each fit; all if None.
+    folder
+        Folder that keeps the fits of the benchmark, so that a selection that was stopped goes on.
+        The final fit is not kept.
+    **kwargs
+        Further arguments of :func:`trvae_sc.evaluation.benchmark`.
+
+    Returns
+    -------
+    What the chosen method predicts from the source cells of the labels. ``uns["trvae_sc"]`` has, besides
+    the method's own record, ``"selection"``: ``method``, ``output``, ``metric``, ``n_tasks``, ``tasks``
+    (the labels left out) and ``scores`` (:attr:`trvae_sc.evaluation.Best.table`), and one more of
+    ``"notes"``. With fewer than three labels to leave out nothing can be compared: the prediction is
+    then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one label
+    with both conditions; ``no_change`` from none), of `methods` if there is one; there are no
+    ``scores``, and the note says so.
+
+    Raises
+    ------
+    ValueError
+        Unknown source, target, labels, methods or metric; nothing to predict; values that are not
+        counts.
+    KeyError
+        A column is missing.
+
+    Examples
+    --------
+    >>> from trvae_sc import datasets
+    >>> adata = datasets.simulate(600, 60, n_labels=4, specificity=0.0)
+    >>> lacks = (adata.obs["cell_type"] == "type_3") & (adata.obs["condition"] == "stimulated")
+    >>> predicted = select(
+    ...     adata[~lacks].copy(),
+    ...     "stimulated",
+    ...     keys=Keys("condition", "cell_type"),
+    ...     methods=["no_change", "mean_shift"],
+    ...     progress=False,
+    ... )
+    >>> predicted.uns["trvae_sc"]["selection"]["method"]
+    'mean_shift'
+    """
+    if metric not in METRICS:
+        raise ValueError(f"Unknown metric {metric!r}; choose one of {list(METRICS)}.")
+    if max_tasks is not None and max_tasks < _MIN_TASKS:
+        raise ValueError(f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more.")
+    seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not seeds:
+        raise ValueError("No seeds: name at least one.")
+    methods = resolve(methods)
+    question = _ask(adata, target, keys=keys, source=source, labels=labels)
+    tasks = _inner_tasks(question, min_cells, max_tasks)
+    best = None
+    if len(tasks) < _MIN_TASKS:
+        name, method = _fallback(question, methods)
+        question.notes.append(_fallback_note(question, tasks, min_cells, name))
+    else:
+        settings = {"keys": keys, "seeds": seeds, "n_top_genes": n_top_genes, "folder": folder}
+        results = benchmark(question.known, methods, tasks, **settings, **kwargs)
+        best = _of_these(results, methods, tasks, seeds).best(metric)
+        name, method = best.method, methods[best.method]
+        question.notes.append(_note(best, metric))
+    found = _fit_on_all(question, method, n_top_genes, seeds[0])
+    output = next(iter(found)) if best is None else best.output
+    predicted = found[output]
+    record = predicted.uns["trvae_sc"]
+    notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
+    selection = {"method": name, "output": output, "metric": metric}
+    selection |= _evidence(tasks, best)
+    predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
+    return predicted
+
+
+# -- the question -------------------------------------------------------------------------------------
+
+
+def _ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) -> _Question:
+    """Return what is to be predicted, and the data without the cells that must not be seen."""
+    _check_columns(adata, keys)
+    condition = adata.obs[keys.condition_key].astype(str)
+    label = adata.obs[keys.labels_key].astype(str)
+    source = _source(sorted(condition.unique()), source, str(target))
+    chosen = _labels(pd.crosstab(label, condition), source, str(target), labels)
+    hidden = (label.isin(chosen) & (condition == str(target))).to_numpy()
+    known, notes = adata, []
+    if hidden.any():
+        known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
+        notes = [
+            f"{hidden.sum()} measured cells of {', '.join(chosen)} under {target} were hidden."
+        ]
+    check_counts(known, keys)
+    condition = condition[~hidden]
+    if not (condition == str(target)).any():
+        raise ValueError(
+            f"No label but those to predict ({', '.join(chosen)}) has cells under {str(target)!r}: "
+            "nothing is known about that condition."
+        )
+    level = next(c for c in known.obs[keys.condition_key].unique() if str(c) == str(target))
+    cells = pd.crosstab(label[~hidden], condition)
+    return _Question(known, keys, source, level, chosen, cells, notes)
+
+
+def _check_columns(adata: AnnData, keys: Keys) -> None:
+    """Raise where condition or label are missing."""
+    if keys.labels_key is None:
+        raise ValueError("Labels are left out to compare methods: keys need a labels_key.")
+    for key in (keys.condition_key, keys.labels_key):
+        if key not in adata.obs:
+            raise KeyError(f"No column {key!r} in adata.obs; there are {list(adata.obs.columns)}.")
+        if n_missing := int(adata.obs[key].isna().sum()):
+            raise ValueError(f"adata.obs[{key!r}] is missing for {n_missing} cells. Drop them.")
+
+
+def _source(conditions: list[str], source: Any, target: str) -> str:
+    """Return the condition to start from."""
+    if target not in conditions:
+        raise ValueError(f"Unknown target {target!r}; conditions are {conditions}.")
+    others = [c for c in conditions if c != target]
+    if source is None and len(others) == 1:
+        return others[0]
+    if source is None or str(source) not in others:
+        raise ValueError(f"Source {source!r}: name the condition to predict from, of {others}.")
+    return str(source)
+
+
+def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[str]:
+    """Return the labels to predict, given the number of cells by label and condition."""
+    if labels is None:
+        missing = (cells[source] > 0) & (cells[target] == 0)
+        if not missing.any():
+            raise ValueError(
+                f"Every label with cells under {source!r} has some under {target!r}: nothing is missing. "
+                "To hide and predict labels all the same, name them."
+            )
+        return list(cells.index[missing])
+    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else labels
+    chosen = list(dict.fromkeys(map(str, given)))
+    unknown = [label for label in chosen if label not in cells.index]
+    if unknown or not chosen:
+        raise ValueError(f"Unknown labels {unknown}; there are {list(cells.index)}.")
+    empty = [label for label in chosen if not cells.loc[label, source]]
+    if empty:
+        raise ValueError(f"No cells of {empty} under {source!r} to predict {target!r} from.")
+    return chosen
+
+
+# -- the answer ---------------------------------------------------------------------------------------
+
+
+def _inner_tasks(question: _Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
+    """Return the known combinations to hide one at a time, those of most cells."""
+    target = str(question.target)
+    fewer = question.cells[[question.source, target]].min(axis=1)
+    enough = fewer[fewer >= max(min_cells, 1)].sort_values(ascending=False, kind="stable")
+    return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
+
+
+def _of_these(
+    results: Results, methods: Mapping[str, Method], tasks: Sequence[Holdout], seeds: Sequence[int]
+) -> Results:
+    """Return results without those of other runs that share the folder."""
+    known = {(task.label, task.source, task.target) for task in tasks}
+    drawn = {name: seeds if takes_seed(method) else [0] for name, method in methods.items()}
+    records = [
+        record
+        for record in results.records
+        if record["seed"] in drawn.get(record["method"], ())
+        and tuple(record["holdout"][k] for k in ("label", "source", "target")) in known
+    ]
+    return Results(results.run, records)
+
+
+def _fallback(question: _Question, methods: Mapping[str, Method]) -> tuple[str, Method]:
+    """Return the strongest simple method that the known combinations define."""
+    n_pairs = int((question.cells[[question.source, str(question.target)]] > 0).all(axis=1).sum())
+    defined = SIMPLICITY[
+        : {0: 1, 1: 2}.get(n_pairs, len(SIMPLICITY))
+    ]  # with one label all are its shift
+    name = next((name for name in reversed(defined) if name in methods), defined[-1])
+    return name, methods[name] if name in methods else resolve([name])[name]
+
+
+def _fit_on_all(
+    question: _Question, method: Method, n_top_genes: int | None, seed: int
+) -> dict[str, AnnData]:
+    """Return what a method predicts from all cells that are known, by output."""
+    train, keys = training_data(question.known, [], keys=question.keys, n_top_genes=n_top_genes)
+    label = train.obs[keys.labels_key].astype(str)
+    start = label.isin(question.labels)
+    start &= train.obs[keys.condition_key].astype(str) == question.source
+    source = train[start.to_numpy()].copy()
+    return predictions(method, train, source, target=question.target, keys=keys, seed=seed)
+
+
+def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
+    """Return what the choice rests on, in types that h5ad and zarr can hold."""
+    if best is None:
+        return {"n_tasks": 0, "tasks": np.array([], dtype=object)}
+    left_out = np.array([task.label for task in tasks], dtype=object)
+    return {
+        "n_tasks": int(best.table["n_tasks"].iloc[0]),
+        "tasks": left_out,
+        "scores": best.table,
+    }
+
+
+def _note(best: Best, metric: str) -> str:
+    """Return how the method was chosen, in words."""
+    scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
+    return (
+        f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
+        f"labels in turn, as the simplest method that no other is better than by more than the standard "
+        f"error; mean {metric}: {scores}."
+    )
+
+
+def _fallback_note(question: _Question, tasks: Sequence[Holdout], min_cells: int, name: str) -> str:
+    """Return why no method was chosen by its scores, in words."""
+    found = ", ".join(task.label for task in tasks) or "none"
+    return (
+        f"Methods could not be compared: that takes {_MIN_TASKS} labels with {min_cells} cells under both "
+        f"{question.source} and {question.target}, and there are {len(tasks)} ({found}). The prediction is "
+        f"by {name}, the strongest simple method that can be used, and was not tested."
+    )
