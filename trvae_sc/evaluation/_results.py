@@ -159,18 +159,19 @@ class Results:
         return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
     def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
-        r"""Choose the simplest of the methods that no other one is really better than.
+        r"""Choose the best simple method, or a model that is really better.
 
-        Better is better by more than the standard error: with the losses :math:`\ell` of two methods on
-        the T tasks that all methods share (means over seeds, paired by task), B beats A if
+        The best simple method (``no_change``, ``mean_shift``, ``nearest_shift``, ``context_shift``) is the
+        one with the lowest mean loss; of equal ones the first in this order. Any other name is a trained
+        model: of those that are better by more than the standard error the one with the lowest mean loss
+        is chosen. With the losses :math:`\ell` of two methods on the T tasks that all methods share
+        (means over seeds, paired by task), B is better than A by more than the standard error if
 
         .. math:: \bar d > s_d / \sqrt T, \qquad d_t = \ell_{At} - \ell_{Bt}
 
         The loss is a score with the sign that makes lower better, or its distance from the best value
-        (of a variance ratio: of its log). Methods are simple in the order of ``no_change``,
-        ``mean_shift``, ``nearest_shift``, ``context_shift``; any other name is a trained model. Of equally
-        simple ones the best mean loss decides. A single task has no standard error: there the best
-        simple method is chosen, and a model only if no simple one was run.
+        (of a variance ratio: of its log). A single task has no standard error: there the best simple
+        method is chosen, and a model only if no simple one was run.
 
         Parameters
         ----------
@@ -192,7 +193,7 @@ class Results:
         """
         scores = self._shared_scores(metric, genes)
         losses = scores.map(lambda value: _loss(metric, value))
-        chosen = _simplest_unbeaten(losses)
+        chosen = _choice(losses)
         behind = losses.sub(losses[chosen], axis=0)
         table = pd.DataFrame(
             {
@@ -269,12 +270,16 @@ def _loss(metric: str, value: float) -> float:
     return value if info.better == "lower" else -value
 
 
-def _simplest_unbeaten(losses: pd.DataFrame) -> tuple[str, str]:
-    """Return the simplest method and output (columns) that none beats over the tasks (rows)."""
-    if len(losses) == 1 and losses.columns.isin(SIMPLICITY, level=0).any():
-        losses = losses.loc[:, losses.columns.isin(SIMPLICITY, level=0)]
-    order = sorted(losses, key=lambda column: (_complexity(column[0]), losses[column].mean()))
-    return next(a for a in order if not any(_beats(losses[b], losses[a]) for b in losses))
+def _choice(losses: pd.DataFrame) -> tuple[str, str]:
+    """Return the best simple method and output (columns), or the best model that beats it."""
+    mean = losses.mean().round(12)
+    order = sorted(losses, key=lambda column: (mean[column], _complexity(column[0])))
+    simple = [column for column in order if column[0] in SIMPLICITY]
+    models = [column for column in order if column[0] not in SIMPLICITY]
+    if not simple:
+        return models[0]
+    better = [m for m in models if len(losses) > 1 and _beats(losses[m], losses[simple[0]])]
+    return (better or simple)[0]
 
 
 def _complexity(method: str) -> int:

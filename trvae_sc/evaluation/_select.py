@@ -50,8 +50,8 @@ def select(
     """Predict labels under a condition they lack with the method that is best where truth is known.
 
     Labels with cells under both source and target are left out in turn and predicted by every method
-    (:func:`trvae_sc.evaluation.benchmark`). :meth:`trvae_sc.evaluation.Results.best` chooses: the
-    simplest method that no other one is really better than. That one is fitted anew on all cells.
+    (:func:`trvae_sc.evaluation.benchmark`). :meth:`trvae_sc.evaluation.Results.best` chooses the best
+    simple method, or a model that is really better. That one is fitted anew on all cells.
 
     Parameters
     ----------
@@ -286,8 +286,8 @@ def _note(best: Best, metric: str) -> str:
     scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
-        f"labels in turn, as the simplest method that no other is better than by more than the standard "
-        f"error; mean {metric}: {scores}."
+        f"labels in turn: the best simple method, or a model that is better by more than the standard "
+        f"error. Mean {metric}: {scores}."
     )
 
 
