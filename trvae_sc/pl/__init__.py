@@ -5,6 +5,12 @@ What is computed before it is drawn comes from functions that end in ``_table`` 
 """
 
 from trvae_sc.pl._benchmark import benchmark, design, training
+from trvae_sc.pl._cells import (
+    embedding,
+    expression_table,
+    gene_distribution,
+    latent,
+)
 from trvae_sc.pl._effect import (
     effect,
     effect_heatmap,
@@ -21,6 +27,10 @@ __all__ = [
     "effect",
     "effect_heatmap",
     "effect_table",
+    "embedding",
+    "expression_table",
+    "gene_distribution",
+    "latent",
     "mean_correlation",
     "mean_table",
     "training",
