@@ -142,6 +142,7 @@ def test_violins_span_the_values_and_mark_the_mean():
         labels = [t.get_text() for t in ax.get_xticklabels()]
         assert labels == ["control\n(25)", "predicted\n(26)", "real\n(27)"]
     assert figure.get_supylabel() == "log(1 + normalised count)"
+    assert figure.get_supxlabel() == "group (number of cells); point: mean"
 
 
 def test_ecdf_is_the_share_of_cells_up_to_a_value():

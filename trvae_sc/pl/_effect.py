@@ -17,7 +17,7 @@ from trvae_sc.pl._style import (
     PALE,
     axes_of,
     check_columns,
-    free_corner,
+    corner_legend,
     name_points,
 )
 
@@ -79,7 +79,7 @@ def effect(
     ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
     ax.tick_params(labelsize=8)
     xy = np.column_stack([x, y])
-    ax.legend(frameon=False, fontsize=8, loc=free_corner(ax, xy))
+    corner_legend(ax, xy)
     named = np.argsort(-np.abs(x), kind="stable")[:n_labels]
     name_points(ax, top.index[named], xy[named], avoid=xy)
     return ax
@@ -180,28 +180,26 @@ def mean_correlation(
     means = genes[list(_MEANS)].to_numpy()
     ends = np.array([means.min(), means.max()])
     ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
-    words = {"all": "all genes", "top": f"top {len(top)}"}
-    lines = [
-        f"{words[name]}: R2 of means = {row['predicted']:.2f} (no change: {row['no_change']:.2f})"
-        for name, row in scores.iterrows()
-        if name == "all" or len(rest)
-    ]
-    ax.set_title("\n".join(lines), fontsize=9)
+    ax.set_title(_mean_title(scores), fontsize=9)
     ax.set_xlabel(f"real mean {unit}", fontsize=9)
     ax.set_ylabel(f"predicted mean {unit}", fontsize=9)
     ax.tick_params(labelsize=8)
     xy = top[["real_mean", "predicted_mean"]].to_numpy()
     before = top[["real_mean", "control_mean"]].to_numpy()
     both = np.concatenate([xy, before])
-    ax.legend(
-        frameon=False,
-        fontsize=8,
-        loc=free_corner(ax, both, "upper left"),
-        borderpad=0,
-        handletextpad=0.2,
-    )
+    corner_legend(ax, both, "upper left")
     name_points(ax, top.index[:n_labels], xy[:n_labels], avoid=both)
     return ax
+
+
+def _mean_title(scores: pd.DataFrame) -> str:
+    """Return R2 of means, over the genes that change most too if they are not all."""
+    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
+    shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
+    return "\n".join(
+        f"{words[name]}: R2 of means = {row['predicted']:.2f} (no change: {row['no_change']:.2f})"
+        for name, row in shown.iterrows()
+    )
 
 
 def effect_table(

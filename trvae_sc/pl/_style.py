@@ -58,8 +58,23 @@ def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None)
     }
 
 
-def free_corner(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> str:
-    """Return the corner, as a legend's ``loc``, with fewest of some points (n_points, 2)."""
+STYLES = ("-", "--", ":", "-.")
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
+    hues = list(COLORS.values())
+    return {
+        name: {
+            "color": hues[i % len(hues)],
+            "linestyle": STYLES[i // len(hues) % len(STYLES)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def corner_legend(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> None:
+    """Draw the legend in the corner with fewest of some points, (n_points, 2)."""
     at = ax.transAxes.inverted().transform(ax.transData.transform(xy))
     corners = {"lower right": (1, 0), "upper left": (0, 1), "upper right": (1, 1)}
     corners["lower left"] = (0, 0)
@@ -67,7 +82,8 @@ def free_corner(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> str:
         name: ((np.abs(at[:, 0] - x) < 0.62) & (np.abs(at[:, 1] - y) < 0.22)).sum()
         for name, (x, y) in corners.items()
     }
-    return min(corners, key=lambda name: (n_points[name], name != prefer))
+    corner = min(corners, key=lambda name: (n_points[name], name != prefer))
+    ax.legend(fontsize=8, loc=corner, handletextpad=0.2, edgecolor="none", framealpha=0.85)
 
 
 def name_points(
