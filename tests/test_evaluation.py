@@ -34,6 +34,7 @@ from trvae_sc.evaluation import (
     export_cells,
     gene_table,
     holdouts,
+    interval_table,
     looks_like_counts,
     parse_holdouts,
     predicted_log_values,
@@ -621,6 +622,10 @@ def test_intervals_are_scored_by_the_genes_they_cover(task):
     predicted.var["change_lower"] = np.where(covered, change - 1e-3, change + 1e-3)
     predicted.var["change_upper"] = change + 2e-3
     assert scores(score(task, predicted))["interval_coverage", "all"] == covered.mean()
+    table = interval_table(task, predicted)
+    np.testing.assert_allclose(table["real_change"], change, atol=1e-6)
+    bounds = ["change_lower", "change_upper"]
+    pd.testing.assert_frame_equal(table[bounds], predicted.var[bounds])
     predicted.uns["trvae_sc"]["scale"] = "values"  # as of presets that are given log values
     change = dense(task.real).mean(0) - dense(task.control).mean(0)
     predicted.var["change_lower"] = np.where(covered, change - 1e-3, change + 1e-3)
@@ -628,6 +633,8 @@ def test_intervals_are_scored_by_the_genes_they_cover(task):
     assert scores(score(task, predicted))["interval_coverage", "all"] == covered.mean()
     predicted.var["change_lower"] = np.nan
     assert "interval_coverage" not in score(task, predicted)["metric"].to_list()
+    with pytest.raises(KeyError, match=r"no intervals \['change_lower', 'change_upper'\]"):
+        interval_table(task, predict(task, task.control))
 
 
 def test_exported_cells_are_those_that_are_scored(task, tmp_path):

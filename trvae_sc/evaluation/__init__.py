@@ -7,6 +7,7 @@ from trvae_sc.evaluation._scores import (
     ceiling,
     export_cells,
     gene_table,
+    interval_table,
     predicted_log_values,
     score,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "export_cells",
     "gene_table",
     "holdouts",
+    "interval_table",
     "looks_like_counts",
     "parse_holdouts",
     "predicted_log_values",

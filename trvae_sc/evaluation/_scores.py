@@ -26,6 +26,14 @@ def predicted_log_values(task: Task, predicted: AnnData) -> Any:
     ValueError
         Other genes than those of the training cells, or in another order; no note of the scale.
     """
+    _check_predicted(task, predicted)
+    if predicted.uns["trvae_sc"]["scale"] != "counts":
+        return predicted.X
+    return log_values(predicted, task.keys._replace(layer=None), task.kappa)
+
+
+def _check_predicted(task: Task, predicted: AnnData) -> None:
+    """Raise where genes or the note of the scale are not as they must be."""
     if predicted.var_names.tolist() != task.train.var_names.tolist():
         raise ValueError(
             "The predicted cells do not have the genes of the training cells in order."
@@ -35,9 +43,6 @@ def predicted_log_values(task: Task, predicted: AnnData) -> Any:
             "predicted.uns['trvae_sc']['scale'] is missing: 'counts', or any other word for values "
             "that are compared as they are (log values where the data are counts)."
         )
-    if predicted.uns["trvae_sc"]["scale"] != "counts":
-        return predicted.X
-    return log_values(predicted, task.keys._replace(layer=None), task.kappa)
 
 
 def score(task: Task, predicted: AnnData) -> pd.DataFrame:
@@ -60,14 +65,47 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
     table = _score(task, predicted_log_values(task, predicted), task.real)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
-    lower, upper = predicted.var["change_lower"], predicted.var["change_upper"]
-    as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
-    real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
-    covered = metrics.interval_coverage(real - control, lower, upper)
+    genes = interval_table(task, predicted)
+    covered = metrics.interval_coverage(
+        genes["real_change"], genes["change_lower"], genes["change_upper"]
+    )
     return pd.concat(
         [table, pd.DataFrame([("interval_coverage", "all", covered)], columns=table.columns)],
         ignore_index=True,
     )
+
+
+def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
+    """Return the real change of every gene on the scale of its predicted interval.
+
+    That of counts is the change of log(1 + kappa mean share), not of the mean log value that
+    :func:`gene_table` has.
+
+    Parameters
+    ----------
+    task
+        The task.
+    predicted
+        A prediction with intervals, ``change_lower`` and ``change_upper`` in ``var``.
+
+    Returns
+    -------
+    Columns ``real_change``, ``change_lower``, ``change_upper``; genes in the order of training.
+
+    Raises
+    ------
+    KeyError
+        The prediction has no intervals.
+    ValueError
+        Other genes than those of the training cells, or no note of the scale.
+    """
+    bounds = ["change_lower", "change_upper"]
+    if not set(bounds) <= set(predicted.var):
+        raise KeyError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
+    _check_predicted(task, predicted)
+    as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
+    real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
+    return predicted.var[bounds].assign(real_change=real - control)[["real_change", *bounds]]
 
 
 def _level(x: Any, *, as_shares: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Plots: data first, draw on `ax` or make one, return what was drawn on."""
+"""What was measured, how training went, how methods compare."""
 
 from __future__ import annotations
 
@@ -9,114 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours, distinguishable with any colour vision.
-COLORS = {
-    "blue": "#0072B2",
-    "orange": "#E69F00",
-    "green": "#009E73",
-    "red": "#D55E00",
-    "purple": "#CC79A7",
-    "sky": "#56B4E9",
-    "grey": "#7F7F7F",
-}
-_LOG_UNIT = "log(1 + normalised count)"
-
-
-def effect(
-    genes: pd.DataFrame,
-    *,
-    n_top: int = 100,
-    n_labels: int = 8,
-    unit: str = _LOG_UNIT,
-    ax: Axes | None = None,
-) -> Axes:
-    """Predicted against real change of each gene.
-
-    Parameters
-    ----------
-    genes
-        Output of :func:`trvae_sc.evaluation.gene_table`.
-    n_top
-        Number of genes that change most, drawn in colour; statistics are over these.
-    n_labels
-        Number of genes named, largest change first.
-    unit
-        Unit of the means, for the axis labels.
-    ax
-        Axes to draw on.
-
-    Returns
-    -------
-    The Axes.
-    """
-    ax = plt.subplots(figsize=(4.4, 4.2), layout="constrained")[1] if ax is None else ax
-    top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
-    ax.scatter(
-        rest["real_change"], rest["predicted_change"], s=6, c="#C8C8C8", lw=0, label="other genes"
-    )
-    ax.scatter(
-        top["real_change"],
-        top["predicted_change"],
-        s=14,
-        c=COLORS["blue"],
-        lw=0,
-        label=f"{len(top)} genes that change most",
-    )
-    ends = np.array(
-        [
-            genes[["real_change", "predicted_change"]].min().min(),
-            genes[["real_change", "predicted_change"]].max().max(),
-        ]
-    )
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
-    ax.axhline(0, c="k", lw=0.5, zorder=0)
-    ax.axvline(0, c="k", lw=0.5, zorder=0)
-    x, y = top["real_change"].to_numpy(), top["predicted_change"].to_numpy()
-    r2 = 1 - np.square(y - x).sum() / np.square(x).sum()
-    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) and np.ptp(y) else np.nan
-    ax.set_title(f"effect R2 = {r2:.2f} (no change: 0), r = {r:.2f}", fontsize=9)
-    _name_points(ax, top.iloc[np.argsort(-np.abs(x), kind="stable")[:n_labels]])
-    ax.set_xlabel(f"real change of mean {unit}", fontsize=9)
-    ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
-    return ax
-
-
-def _name_points(ax: Axes, points: pd.DataFrame) -> None:
-    """Write the names of genes beside their points, where there is room; others stay unnamed."""
-    ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
-    ax.set_ylim(ax.get_ylim())
-    ax.figure.canvas.draw()
-    scale = ax.figure.dpi / 72
-    frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
-    changes = points[["real_change", "predicted_change"]].to_numpy()
-    at = ax.transData.transform(changes)
-    taken = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in at]
-    for name, xy, (x, y) in zip(points.index.astype(str), changes, at, strict=True):
-        width, height = 4.3 * len(name) * scale, 9 * scale
-        for side, dx, dy in _PLACES:
-            left = x + dx * scale - (width if side == "right" else 0)
-            box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
-            inside = (
-                frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] < frame.y1 - height
-            )
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                place = {"xytext": (dx, dy), "textcoords": "offset points"}
-                ax.annotate(name, xy, **place, fontsize=7, ha=side, va="center")
-                break
-
-
-#: Alignment and offset in points of a name, in the order they are tried.
-_PLACES = [
-    (side, dx, dy) for dy in (0, 7, -7, 14, -14) for side, dx in (("left", 5), ("right", -5))
-]
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Return whether two boxes (left, bottom, right, top) overlap."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+from trvae_sc.pl._style import COLORS
 
 
 def design(

@@ -1,0 +1,219 @@
+"""Plots of curves: what is drawn is what was given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse, stats
+
+from trvae_sc import pl
+from trvae_sc.pl import COLORS
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left():
+    """Close what a test drew."""
+    assert plt.get_fignums() == []
+    yield
+    plt.close("all")
+
+
+# -- dose_table ---------------------------------------------------------------------------------------
+
+
+def dosed(n=60, **obs):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "dose": np.array(["0", "0.1", "10"])[np.arange(n) % 3],
+            "cell_type": np.array(["B", "NK"])[np.arange(n) // 3 % 2],
+            **obs,
+        },
+        index=[f"cell_{i}" for i in range(n)],
+    )
+    x = sparse.csr_matrix(rng.poisson(3.0, (n, 3)).astype(float))
+    return AnnData(x, obs=frame.astype("category"), var=pd.DataFrame(index=list("abc")))
+
+
+def test_dose_table_has_means_and_standard_errors():
+    adata = dosed()
+    found = pl.dose_table(adata, ["c", "a"], dose_key="dose", labels_key="cell_type")
+    assert found["gene"].tolist() == ["c"] * 6 + ["a"] * 6
+    assert found["dose"].tolist() == [0.0, 0.1, 10.0] * 4
+    assert found["label"].tolist() == (["B"] * 3 + ["NK"] * 3) * 2
+    for row in found.itertuples():
+        keep = (adata.obs["dose"].astype(float) == row.dose) & (adata.obs["cell_type"] == row.label)
+        values = adata[keep.to_numpy(), row.gene].X.toarray().ravel()
+        assert row.n_cells == len(values) == 10
+        assert row.mean == pytest.approx(values.mean())
+        assert row.sem == pytest.approx(stats.sem(values))
+
+
+def test_dose_table_without_labels_and_of_counts():
+    adata = dosed(6)
+    found = pl.dose_table(adata, "b", dose_key="dose", target_sum=100)
+    assert found["label"].tolist() == ["all"] * 3
+    x = adata.X.toarray()
+    values = np.log1p(100 * x[:, 1] / x.sum(1))
+    np.testing.assert_allclose(found["mean"], values.reshape(2, 3).mean(0))
+    assert pl.dose_table(adata[:3], "b", dose_key="dose")["sem"].isna().all()
+
+
+def test_dose_table_refuses():
+    adata = dosed()
+    with pytest.raises(KeyError, match=r"No columns \['amount'\] in obs; there are \['dose'"):
+        pl.dose_table(adata, "a", dose_key="amount")
+    with pytest.raises(KeyError, match=r"Genes \['z'\]"):
+        pl.dose_table(adata, "z", dose_key="dose")
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] has \['B', 'NK'\].* not numbers"):
+        pl.dose_table(adata, "a", dose_key="cell_type")
+
+
+# -- dose_response ------------------------------------------------------------------------------------
+
+OBSERVED = pd.DataFrame(
+    {
+        "label": ["B", "B", "B", "NK", "NK"],
+        "dose": [1.0, 0.0, 10.0, 0.0, 10.0],
+        "mean": [2.0, 1.0, 3.0, 0.5, 0.7],
+        "sem": [0.1, 0.2, 0.3, np.nan, 0.1],
+    }
+)
+PREDICTED = pd.DataFrame(
+    {"label": ["B"] * 3 + ["T"] * 2, "dose": [10.0, 0.0, 5.0, 0.0, 10.0], "mean": [3, 1, 2, 4, 5]}
+)
+
+
+def bars(container):
+    """Return the lower and upper ends of error bars."""
+    return [tuple(segment[:, 1]) for segment in container.lines[2][0].get_segments()]
+
+
+def test_dose_response_draws_means_errors_and_curves():
+    ax = pl.dose_response(OBSERVED, PREDICTED, gene="ISG15", dose_unit="nM")
+    points = {c.get_label(): c for c in ax.containers}
+    assert list(points) == ["B", "NK", "T"]
+    np.testing.assert_allclose(points["B"].lines[0].get_xydata(), [[0, 1], [1, 2], [10, 3]])
+    np.testing.assert_allclose(bars(points["B"]), [(0.8, 1.2), (1.9, 2.1), (2.7, 3.3)])
+    np.testing.assert_allclose(bars(points["NK"]), [(0.5, 0.5), (0.6, 0.8)])  # NaN: no bar
+    curves = {line.get_label(): line for line in ax.lines if "predicted" in str(line.get_label())}
+    np.testing.assert_allclose(curves["B, predicted"].get_xydata(), [[0, 1], [5, 2], [10, 3]])
+    np.testing.assert_allclose(curves["T, predicted"].get_xydata(), [[0, 4], [10, 5]])
+    assert len(curves["NK, predicted"].get_xydata()) == 0
+    for label, color in zip(["B", "NK", "T"], COLORS.values(), strict=False):
+        assert points[label].lines[0].get_color() == color
+        assert curves[f"{label}, predicted"].get_color() == color
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "B",
+        "NK",
+        "T",
+        "observed mean\n\u00b1 standard error",
+        "predicted mean",
+    ]
+    assert ax.get_title() == "ISG15"
+    assert ax.get_xlabel() == "dose (nM)"
+    assert ax.get_ylabel() == "mean log(1 + normalised count)"
+    assert ax.get_xscale() == "linear"
+
+
+def test_dose_response_on_a_logarithmic_axis():
+    ax = pl.dose_response(OBSERVED, log=True)
+    assert ax.get_xscale() == "symlog"  # there is a dose of 0
+    assert ax.xaxis.get_transform().linthresh == 1.0
+    assert dict(
+        zip(ax.get_xticks(), [t.get_text() for t in ax.get_xticklabels()], strict=True)
+    ) == {
+        0: "0",
+        1: "1",
+        10: "10",
+    }
+    assert len(ax.get_legend().get_texts()) == 3
+    positive = OBSERVED[OBSERVED["dose"] > 0]
+    assert pl.dose_response(positive, log=True).get_xscale() == "log"
+    assert pl.dose_response(OBSERVED[OBSERVED["dose"] == 0], log=True).get_xscale() == "linear"
+
+
+def test_dose_response_of_one_gene_among_several():
+    observed = pd.concat([OBSERVED.assign(gene="a"), OBSERVED.assign(gene="b", mean=9.0)])
+    predicted = pd.concat([PREDICTED.assign(gene="a"), PREDICTED.assign(gene="b", mean=7.0)])
+    ax = pl.dose_response(observed, predicted, gene="b")
+    assert set(ax.containers[0].lines[0].get_ydata()) == {9.0}
+    assert set(ax.lines[-1].get_ydata()) == {7.0}
+    assert pl.dose_response(observed[observed["gene"] == "a"]).get_title() == "a"
+    with pytest.raises(ValueError, match=r"genes \['a', 'b'\]. Choose one"):
+        pl.dose_response(observed)
+    with pytest.raises(KeyError, match=r"No gene 'c' in the table; there are \['a', 'b'\]"):
+        pl.dose_response(observed, gene="c")
+
+
+def test_dose_response_refuses():
+    with pytest.raises(KeyError, match=r"no columns \['sem'\].*dose_table"):
+        pl.dose_response(OBSERVED.drop(columns="sem"))
+    with pytest.raises(KeyError, match=r"no columns \['mean'\].*predicted means"):
+        pl.dose_response(OBSERVED, PREDICTED.drop(columns="mean"))
+    with pytest.raises(ValueError, match="Dose -1 is negative"):
+        pl.dose_response(OBSERVED.assign(dose=-1.0), log=True)
+    assert plt.get_fignums() == []
+
+
+# -- interpolation ------------------------------------------------------------------------------------
+
+MEANS = pd.DataFrame(
+    {"up": [3.0, 1.0, 2.0], "flat": [5.0, 5.0, 9.0], "down": [0.0, 4.0, 2.0]}, index=[1.0, 0.0, 0.5]
+)
+
+
+def test_interpolation_table_takes_what_changes_from_end_to_end():
+    found = pl.interpolation_table(MEANS, n_genes=2)
+    expected = pd.DataFrame({"up": [1.0, 2.0, 3.0], "down": [4.0, 2.0, 0.0]}, index=[0.0, 0.5, 1.0])
+    pd.testing.assert_frame_equal(found, expected)
+    assert pl.interpolation_table(MEANS, n_genes=1).columns.tolist() == ["down"]
+    assert pl.interpolation_table(MEANS).columns.tolist() == ["flat", "up", "down"]
+    chosen = pl.interpolation_table(MEANS, var_names=["down", "flat"])
+    assert chosen.columns.tolist() == ["flat", "down"]
+
+
+@pytest.mark.parametrize(
+    ("means", "options", "error", "match"),
+    [
+        (MEANS.head(1), {}, ValueError, "two or more different numbers"),
+        (MEANS.set_axis(list("abc")), {}, ValueError, r"\['a', 'b', 'c'\]; give two or more"),
+        (MEANS.set_axis([0, 0, 1]), {}, ValueError, "different numbers"),
+        (MEANS, {"var_names": ["up", "x"]}, KeyError, r"No genes \['x'\] in the table of 3"),
+        (MEANS, {"n_genes": 0}, ValueError, "no genes to draw"),
+    ],
+)
+def test_interpolation_refuses(means, options, error, match):
+    with pytest.raises(error, match=match):
+        pl.interpolation(means, **options)
+    assert plt.get_fignums() == []
+
+
+def test_interpolation_draws_a_line_per_gene():
+    ax = pl.interpolation(MEANS, n_genes=2, source="control", target="IFN")
+    lines = {line.get_label(): line for line in ax.lines}
+    np.testing.assert_allclose(lines["up"].get_xydata(), [[0, 1], [0.5, 2], [1, 3]])
+    np.testing.assert_allclose(lines["down"].get_xydata(), [[0, 4], [0.5, 2], [1, 0]])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["up", "down"]
+    assert ax.get_xlabel() == "share of the way from control (0) to IFN (1)"
+
+
+def test_lines_of_many_genes_can_be_told_apart():
+    rng = np.random.default_rng(0)
+    means = pd.DataFrame(rng.normal(size=(2, 20)), columns=[f"g{i}" for i in range(20)])
+    ax = pl.interpolation(means, n_genes=20)
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 20
+
+
+@pytest.mark.parametrize(
+    ("plot", "data"), [(pl.dose_response, OBSERVED), (pl.interpolation, MEANS)]
+)
+def test_curves_draw_on_the_axes_given_and_change_nothing(plot, data):
+    before, settings = data.copy(), plt.rcParams.copy()
+    _, axes = plt.subplots(1, 2)
+    assert plot(data, ax=axes[1]) is axes[1]
+    assert not axes[0].has_data()
+    assert len(plt.get_fignums()) == 1
+    pd.testing.assert_frame_equal(data, before)
+    assert plt.rcParams == settings

@@ -1,0 +1,53 @@
+"""Plots: data first, draw on `ax` or make one, return what was drawn on.
+
+What is computed before it is drawn comes from functions that end in ``_table`` (and
+:func:`embedding`), which return a DataFrame.
+"""
+
+from trvae_sc.pl._benchmark import benchmark, design, training
+from trvae_sc.pl._cells import expression_table, gene_distribution
+from trvae_sc.pl._curves import (
+    dose_response,
+    dose_table,
+    interpolation,
+    interpolation_table,
+)
+from trvae_sc.pl._effect import (
+    effect,
+    effect_heatmap,
+    effect_table,
+    mean_correlation,
+    mean_table,
+)
+from trvae_sc.pl._intervals import (
+    calibration,
+    calibration_table,
+    volcano,
+    volcano_table,
+)
+from trvae_sc.pl._latent import embedding, latent
+from trvae_sc.pl._style import COLORS
+
+__all__ = [
+    "COLORS",
+    "benchmark",
+    "calibration",
+    "calibration_table",
+    "design",
+    "dose_response",
+    "dose_table",
+    "effect",
+    "effect_heatmap",
+    "effect_table",
+    "embedding",
+    "expression_table",
+    "gene_distribution",
+    "interpolation",
+    "interpolation_table",
+    "latent",
+    "mean_correlation",
+    "mean_table",
+    "training",
+    "volcano",
+    "volcano_table",
+]

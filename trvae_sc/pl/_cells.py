@@ -1,0 +1,210 @@
+"""Distributions of genes in groups of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trvae_sc.expression import Keys, dense, log_values, values
+from trvae_sc.pl._style import LOG_UNIT, STYLES, check_columns, group_colors
+
+
+def expression_table(
+    groups: Mapping[str, AnnData],
+    var_names: str | Sequence[str],
+    *,
+    layer: str | None = None,
+    target_sum: float | None = None,
+    total_counts_key: str | None = None,
+) -> pd.DataFrame:
+    """Return the values of some genes in groups of cells, one row per gene and cell.
+
+    Parameters
+    ----------
+    groups
+        Cells by name, such as ``{"control": ..., "predicted": ..., "real": ...}``.
+    var_names
+        Gene or genes.
+    layer
+        Layer with the values; ``X`` if None.
+    target_sum
+        If given, values are counts and become log(1 + target_sum x count / total of the cell);
+        ``predicted.uns["trvae_sc"]["kappa"]`` is the scale of a model. If None, they are taken as
+        they are.
+    total_counts_key
+        Column of ``obs`` with the cells' total counts. If None, their sum over the genes that are
+        there, which must then be the same in all groups.
+
+    Returns
+    -------
+    Columns ``gene``, ``group``, ``value``, in the order of `var_names` and `groups`.
+
+    Raises
+    ------
+    KeyError
+        A gene, layer or column is missing from a group.
+    ValueError
+        No groups or genes, names of genes that are not unique, or groups of other genes with
+        `target_sum` but no totals.
+    """
+    names = [var_names] if isinstance(var_names, str) else list(var_names)
+    if not names or not groups:
+        raise ValueError(f"Give groups of cells and genes, at least one of each, not {names}.")
+    _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
+    parts = []
+    for group, cells in groups.items():
+        frame = gene_values(
+            cells, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
+        )
+        parts += [
+            pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
+            for gene in names
+        ]
+    table = pd.concat(parts, ignore_index=True)
+    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
+    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+
+def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
+    """Raise where totals over the genes of groups would not be comparable."""
+    sizes = {group: frozenset(cells.var_names) for group, cells in groups.items()}
+    if counts and len(set(sizes.values())) > 1:
+        found = {group: len(genes) for group, genes in sizes.items()}
+        raise ValueError(
+            f"The groups have different genes (numbers: {found}), so their total counts do not "
+            "compare. Give total_counts_key, or cells of the same genes."
+        )
+
+
+def gene_values(
+    adata: AnnData,
+    names: Sequence[str],
+    *,
+    layer: str | None = None,
+    target_sum: float | None = None,
+    total_counts_key: str | None = None,
+) -> pd.DataFrame:
+    """Return cells x genes of an AnnData; see :func:`expression_table`."""
+    missing = [name for name in names if name not in adata.var_names]
+    if missing:
+        raise KeyError(
+            f"Genes {missing} are not in var_names, such as {list(adata.var_names[:3])}."
+        )
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"No layer {layer!r}; there are {list(adata.layers)}.")
+    if target_sum is not None and total_counts_key not in (None, *adata.obs):
+        raise KeyError(f"No column {total_counts_key!r} in obs; there are {list(adata.obs)}.")
+    if not adata.var_names.is_unique:
+        raise ValueError("var_names are not unique. Call adata.var_names_make_unique() first.")
+    keys = Keys("", layer=layer, total_counts_key=total_counts_key)
+    x = values(adata, keys) if target_sum is None else log_values(adata, keys, target_sum)
+    chosen = x[:, adata.var_names.get_indexer(list(names))]
+    return pd.DataFrame(dense(chosen), index=adata.obs_names, columns=list(names))
+
+
+def gene_distribution(
+    cells: pd.DataFrame,
+    *,
+    kind: Literal["violin", "ecdf"] = "violin",
+    palette: Mapping[str, str] | None = None,
+    ncols: int = 4,
+    unit: str = LOG_UNIT,
+) -> Figure:
+    """Distribution of genes in groups of cells, such as control, predicted and real.
+
+    Parameters
+    ----------
+    cells
+        Output of :func:`expression_table`.
+    kind
+        ``"violin"``: density of the values, with the mean as a point. ``"ecdf"``: share of cells up
+        to each value; shows exactly how many are zero.
+    palette
+        Colour by group; ``control``, ``predicted`` and ``real`` have theirs.
+    ncols
+        Panels per row.
+    unit
+        Unit of the values, for the axis labels.
+
+    Returns
+    -------
+    The Figure, one panel per gene. Numbers of cells are printed with the groups.
+
+    Raises
+    ------
+    KeyError
+        Columns are missing.
+    ValueError
+        Unknown `kind`, values that are not finite, nothing to draw.
+    """
+    check_columns(cells, ("gene", "group", "value"), of="the output of pl.expression_table")
+    if kind not in ("violin", "ecdf"):
+        raise ValueError(f"Unknown kind {kind!r}; choose 'violin' or 'ecdf'.")
+    if not np.isfinite(cells["value"]).all():
+        genes = cells.loc[~np.isfinite(cells["value"]), "gene"].unique().tolist()
+        raise ValueError(f"Genes {genes} have values that are not finite. Remove those cells.")
+    genes, groups = cells["gene"].unique(), cells["group"].unique()
+    colors = group_colors(groups, palette)
+    n_columns = max(min(ncols, len(genes)), 1)
+    figure, axes = _panels(-(-len(genes) // n_columns), n_columns, kind, len(groups))
+    for ax, gene in zip(axes.flat, genes, strict=False):
+        part = cells[cells["gene"] == gene]
+        by_group = {g: v.to_numpy(float) for g, v in part.groupby("group", sort=False)["value"]}
+        (_violins if kind == "violin" else _ecdfs)(ax, by_group, colors)
+        ax.set_title(gene, fontsize=9)
+        ax.tick_params(labelsize=8)
+    for ax in axes.flat[len(genes) :]:
+        ax.remove()
+    if kind == "violin":
+        figure.supylabel(unit, fontsize=9)
+        figure.supxlabel("group (number of cells); point: mean", fontsize=8)
+        return figure
+    figure.supxlabel(unit, fontsize=9)
+    figure.supylabel("share of cells", fontsize=9)
+    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
+    place = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
+    figure.legend(lines.values(), lines, **place, frameon=False, fontsize=8)
+    return figure
+
+
+def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:
+    """Return a figure with room for groups side by side (violins), or for their legend."""
+    if kind == "violin":
+        size = (0.7 + max(max(0.75 * n_groups, 1.6) * n_columns, 2.2), 0.5 + 2.2 * n_rows)
+    else:
+        legend = 0.18 * -(-n_groups // n_columns)
+        size = (0.7 + max(2.3 * n_columns, 2.6), 0.6 + legend + 2.2 * n_rows)
+    return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
+    """Draw a violin and the mean of each group."""
+    x = np.arange(len(by_group))
+    parts = ax.violinplot(list(by_group.values()), positions=x, widths=0.85, showextrema=False)
+    for body, group in zip(parts["bodies"], by_group, strict=True):
+        body.set(facecolor=colors[group], alpha=0.75, linewidth=0)
+    ax.scatter(x, [v.mean() for v in by_group.values()], s=16, c="k", zorder=3, label="mean")
+    is_long = max(map(len, by_group)) > 11
+    gap = " " if is_long else "\n"
+    names = [f"{group}{gap}({len(v):,})" for group, v in by_group.items()]
+    ax.set_xticks(x, names, fontsize=8)
+    if is_long:
+        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.6, len(x) - 0.4)
+
+
+def _ecdfs(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
+    """Draw the cumulative share of each group."""
+    order = {"control": ":", "predicted": "-", "real": "--"}
+    for i, (group, v) in enumerate(by_group.items()):
+        style = order.get(group, STYLES[i % len(STYLES)])
+        label = f"{group} ({len(v):,} cells)"
+        ax.ecdf(v, c=colors[group], ls=style, lw=1.4, label=label)
+    ax.set_ylim(0, 1.02)

@@ -1,0 +1,285 @@
+"""Genes along a dose, or on the way from one condition to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from trvae_sc.pl._cells import gene_values
+from trvae_sc.pl._style import LOG_UNIT, axes_of, check_columns, line_styles
+
+# -- dose response ------------------------------------------------------------------------------------
+
+
+def dose_table(
+    adata: AnnData,
+    var_names: str | Sequence[str],
+    *,
+    dose_key: str,
+    labels_key: str | None = None,
+    layer: str | None = None,
+    target_sum: float | None = None,
+    total_counts_key: str | None = None,
+) -> pd.DataFrame:
+    r"""Return the mean of genes in the cells of each label and dose, with its standard error.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    var_names
+        Gene or genes.
+    dose_key
+        Column of ``obs`` with the dose: numbers, or text that reads as numbers.
+    labels_key
+        Column with the label; all cells are label ``"all"`` if None.
+    layer, target_sum, total_counts_key
+        How values are read, as in :func:`expression_table`.
+
+    Returns
+    -------
+    One row per gene, label and dose: ``gene``, ``label``, ``dose``, ``mean``, ``sem``, the standard
+    error :math:`\sqrt{v / n}` over cells (NaN for one cell), and ``n_cells``. Trap: cells of one sample
+    are no replicates, so differences between samples come on top of ``sem``.
+
+    Raises
+    ------
+    KeyError
+        A gene, layer or column is missing.
+    ValueError
+        A dose that is not a number.
+    """
+    names = [var_names] if isinstance(var_names, str) else list(var_names)
+    missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
+    if missing:
+        raise KeyError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
+    dose = pd.to_numeric(adata.obs[dose_key].astype(object), errors="coerce")
+    if dose.isna().any():
+        found = adata.obs.loc[dose.isna(), dose_key].astype(str).unique()[:5].tolist()
+        raise ValueError(
+            f"obs[{dose_key!r}] has {found}, which are not numbers. Give the dose of every cell, 0 for "
+            "controls."
+        )
+    frame = gene_values(
+        adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
+    )
+    label = "all" if labels_key is None else adata.obs[labels_key].astype(str).to_numpy()
+    tidy = frame.assign(_label=label, _dose=dose.to_numpy(float)).melt(
+        ["_label", "_dose"], names, var_name="gene"
+    )
+    tidy = tidy.rename(columns={"_label": "label", "_dose": "dose"})
+    found = tidy.groupby(["gene", "label", "dose"], sort=True)["value"]
+    table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
+    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
+    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+
+def dose_response(
+    observed: pd.DataFrame,
+    predicted: pd.DataFrame | None = None,
+    *,
+    gene: str | None = None,
+    log: bool = False,
+    unit: str = LOG_UNIT,
+    dose_unit: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Observed means of a gene by dose, with standard errors, and the predicted curve of each label.
+
+    Parameters
+    ----------
+    observed
+        Output of :func:`dose_table`: ``label``, ``dose``, ``mean``, ``sem``, and ``gene`` if there are
+        several.
+    predicted
+        The same of predicted cells, at any doses; ``sem`` is not needed. May have labels that were not
+        observed.
+    gene
+        Gene to draw; may be left out if there is one.
+    log
+        Draw doses on a logarithmic axis. A dose of 0 then has its place at the left end: the axis is
+        linear below the lowest positive dose.
+    unit, dose_unit
+        Units of mean and dose, for the axis labels.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    KeyError
+        Columns or the gene are missing.
+    ValueError
+        Several genes and no choice, or negative doses on a logarithmic axis.
+    """
+    check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
+    gene, observed = _one_gene(observed, gene)
+    curves = observed.iloc[:0]
+    if predicted is not None:
+        check_columns(predicted, ("label", "dose", "mean"), of="predicted means by label and dose")
+        gene, curves = _one_gene(predicted, gene)
+    doses = np.concatenate([observed["dose"], curves["dose"]]).astype(float)
+    if log and (doses < 0).any():
+        raise ValueError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
+    names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))
+    ax = axes_of(ax, 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""])), 3.3)
+    styles = line_styles(names)
+    for label, style in styles.items():
+        points = observed[observed["label"].astype(str) == label].sort_values("dose")
+        x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
+        marks = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
+        ax.errorbar(x, y, np.nan_to_num(error, nan=0.0), **marks, label=label)  # NaN: one cell
+        line = curves[curves["label"].astype(str) == label].sort_values("dose")
+        ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{label}, predicted")
+    if log:
+        _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
+    ax.set_xlabel("dose" if dose_unit is None else f"dose ({dose_unit})", fontsize=9)
+    ax.set_ylabel(f"mean {unit}", fontsize=9)
+    if gene is not None:
+        ax.set_title(gene, fontsize=9)
+    ax.tick_params(labelsize=8)
+    _dose_legend(ax, styles, with_curves=len(curves) > 0)
+    return ax
+
+
+def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, str]], *, with_curves: bool) -> None:
+    """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
+    mark = {"marker": "o", "markersize": 4, "linestyle": ""}
+    handles = [
+        Line2D([], [], **(style if with_curves else style | mark), label=label)
+        for label, style in styles.items()
+    ]
+    handles.append(Line2D([], [], **mark, c="k", label="observed mean\n\u00b1 standard error"))
+    if with_curves:
+        handles.append(Line2D([], [], c="k", label="predicted mean"))
+    ax.legend(
+        handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+
+
+def _one_gene(table: pd.DataFrame, gene: str | None) -> tuple[str | None, pd.DataFrame]:
+    """Return the gene to draw and its rows."""
+    if "gene" not in table:
+        return gene, table
+    genes = table["gene"].astype(str).unique().tolist()
+    if gene is None and len(genes) > 1:
+        raise ValueError(f"The table has the genes {genes}. Choose one with gene=...")
+    gene = genes[0] if gene is None else gene
+    if gene not in genes:
+        raise KeyError(f"No gene {gene!r} in the table; there are {genes}.")
+    return gene, table[table["gene"].astype(str) == gene]
+
+
+def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
+    """Make the axis of doses logarithmic, with those observed as ticks if they are few."""
+    lowest = doses[doses > 0].min(initial=np.inf)
+    if not np.isfinite(lowest):
+        return
+    if (doses == 0).any():
+        ax.set_xscale("symlog", linthresh=lowest, linscale=0.5)
+    else:
+        ax.set_xscale("log")
+    if len(observed) <= 8:
+        ax.set_xticks(observed, [f"{dose:g}" for dose in observed])
+        ax.set_xticks([], minor=True)
+
+
+# -- interpolation ------------------------------------------------------------------------------------
+
+
+def interpolation_table(
+    means: pd.DataFrame, *, var_names: Sequence[str] | None = None, n_genes: int = 7
+) -> pd.DataFrame:
+    """Return the genes to draw along an interpolation, highest at its end first.
+
+    Parameters
+    ----------
+    means
+        Mean expression, steps x genes; the index is the share of the way from source (0) to target (1).
+    var_names
+        Genes to take. If None, those of largest absolute change from the first step to the last.
+    n_genes
+        Number of genes taken without `var_names`.
+
+    Returns
+    -------
+    Steps, rising, x genes.
+
+    Raises
+    ------
+    KeyError
+        A gene is missing.
+    ValueError
+        Fewer than two steps, or steps that are not numbers or not unique.
+    """
+    numeric = pd.api.types.is_numeric_dtype(means.index)
+    if len(means) < 2 or not numeric or means.index.has_duplicates or means.index.hasnans:
+        raise ValueError(
+            f"The index of steps is {means.index.tolist()[:5]}; give two or more different numbers from "
+            "0 (source) to 1 (target)."
+        )
+    table = means.sort_index()
+    if var_names is None:
+        change = (table.iloc[-1] - table.iloc[0]).abs().to_numpy()
+        table = table.iloc[:, np.argsort(-change, kind="stable")[:n_genes]]
+    else:
+        missing = [name for name in var_names if name not in table]
+        if missing:
+            raise KeyError(f"No genes {missing} in the table of {table.shape[1]} genes.")
+        table = table[list(var_names)]
+    if not table.shape[1]:
+        raise ValueError("There are no genes to draw. Give means of one gene at least.")
+    return table.iloc[:, np.argsort(-table.iloc[-1].to_numpy(), kind="stable")]
+
+
+def interpolation(
+    means: pd.DataFrame,
+    *,
+    var_names: Sequence[str] | None = None,
+    n_genes: int = 7,
+    source: str = "source",
+    target: str = "target",
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+) -> Axes:
+    """Mean expression of genes on the way from source to target.
+
+    Parameters
+    ----------
+    means, var_names, n_genes
+        As in :func:`interpolation_table`.
+    source, target
+        Names of the conditions, for the axis label.
+    unit
+        Unit of the means, for the axis label.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes; the legend has the order of the lines at the target.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As in :func:`interpolation_table`.
+    """
+    table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
+    ax = axes_of(ax, 4.9, 3.3)
+    for (gene, values), style in zip(
+        table.items(), line_styles(table.columns.astype(str)).values(), strict=True
+    ):
+        ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=str(gene))
+    ax.set_xlabel(f"share of the way from {source} (0) to {target} (1)", fontsize=9)
+    ax.set_ylabel(f"mean {unit}", fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax

@@ -1,0 +1,319 @@
+"""Predicted against real: means and changes of genes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trvae_sc import metrics
+from trvae_sc.pl._style import (
+    COLORS,
+    LOG_UNIT,
+    PALE,
+    axes_of,
+    check_columns,
+    corner_legend,
+    name_points,
+)
+
+
+def effect(
+    genes: pd.DataFrame,
+    *,
+    n_top: int = 100,
+    n_labels: int = 8,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted against real change of each gene.
+
+    Parameters
+    ----------
+    genes
+        Output of :func:`trvae_sc.evaluation.gene_table`.
+    n_top
+        Number of genes that change most, drawn in colour; statistics are over these.
+    n_labels
+        Number of genes named, largest change first.
+    unit
+        Unit of the means, for the axis labels.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes.
+    """
+    ax = axes_of(ax, 4.4, 4.2)
+    top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
+    ax.scatter(
+        rest["real_change"], rest["predicted_change"], s=6, c=PALE, lw=0, label="other genes"
+    )
+    ax.scatter(
+        top["real_change"],
+        top["predicted_change"],
+        s=14,
+        c=COLORS["blue"],
+        lw=0,
+        label=f"{len(top)} genes that change most",
+    )
+    ends = np.array(
+        [
+            genes[["real_change", "predicted_change"]].min().min(),
+            genes[["real_change", "predicted_change"]].max().max(),
+        ]
+    )
+    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
+    ax.axhline(0, c="k", lw=0.5, zorder=0)
+    ax.axvline(0, c="k", lw=0.5, zorder=0)
+    x, y = top["real_change"].to_numpy(), top["predicted_change"].to_numpy()
+    r2 = 1 - np.square(y - x).sum() / np.square(x).sum()
+    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) and np.ptp(y) else np.nan
+    ax.set_title(f"effect R2 = {r2:.2f} (no change: 0), r = {r:.2f}", fontsize=9)
+    ax.set_xlabel(f"real change of mean {unit}", fontsize=9)
+    ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
+    ax.tick_params(labelsize=8)
+    xy = np.column_stack([x, y])
+    corner_legend(ax, xy)
+    named = np.argsort(-np.abs(x), kind="stable")[:n_labels]
+    name_points(ax, top.index[named], xy[named], avoid=xy)
+    return ax
+
+
+_MEANS = ("control_mean", "real_mean", "predicted_mean")
+
+
+def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
+    """Return the R2 of means of the prediction and of no change.
+
+    Parameters
+    ----------
+    genes
+        Output of :func:`trvae_sc.evaluation.gene_table`: genes that change most come first.
+    n_top
+        Number of genes that count as those that change most.
+
+    Returns
+    -------
+    Rows ``"all"`` and ``"top"`` (the first `n_top`); columns ``n_genes``, ``predicted`` and
+    ``no_change``: the squared Pearson correlation with the real means (0 to 1, higher is better;
+    :func:`trvae_sc.metrics.r2_mean`), NaN where the real means are all equal.
+
+    Raises
+    ------
+    KeyError
+        Means are missing.
+    """
+    check_columns(genes, _MEANS, of="the output of evaluation.gene_table")
+    rows = {}
+    for name, part in (("all", genes), ("top", genes.iloc[:n_top])):
+        real, scores = part["real_mean"].to_numpy(float), {}
+        for what, column in (("predicted", "predicted_mean"), ("no_change", "control_mean")):
+            guess = part[column].to_numpy(float)
+            scores[what] = metrics.r2_mean(real[None], guess[None]) if np.ptp(real) else np.nan
+        rows[name] = {"n_genes": len(part), **scores}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def mean_correlation(
+    genes: pd.DataFrame,
+    *,
+    n_top: int = 100,
+    n_labels: int = 8,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted against real mean of each gene, with the R2 that no change would reach.
+
+    Parameters
+    ----------
+    genes
+        Output of :func:`trvae_sc.evaluation.gene_table`: genes that change most come first.
+    n_top
+        Number of genes that change most, drawn in colour, and as open circles where they would be
+        without any change.
+    n_labels
+        Number of genes named, first in the table first.
+    unit
+        Unit of the means, for the axis labels.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes. The title has the numbers of :func:`mean_table`.
+
+    Raises
+    ------
+    KeyError
+        Means are missing.
+    """
+    scores = mean_table(genes, n_top=n_top)
+    ax = axes_of(ax, 4.4, 4.4)
+    top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
+    if len(rest):
+        ax.scatter(
+            rest["real_mean"], rest["predicted_mean"], s=6, c=PALE, lw=0, label="other genes"
+        )
+    ax.scatter(
+        top["real_mean"],
+        top["control_mean"],
+        s=14,
+        facecolors="none",
+        edgecolors=COLORS["orange"],
+        lw=0.7,
+        label=f"top {len(top)} genes, control",
+    )
+    ax.scatter(
+        top["real_mean"],
+        top["predicted_mean"],
+        s=14,
+        c=COLORS["blue"],
+        lw=0,
+        label=f"top {len(top)} genes, predicted",
+    )
+    means = genes[list(_MEANS)].to_numpy()
+    ends = np.array([means.min(), means.max()])
+    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
+    ax.set_title(_mean_title(scores), fontsize=9)
+    ax.set_xlabel(f"real mean {unit}", fontsize=9)
+    ax.set_ylabel(f"predicted mean {unit}", fontsize=9)
+    ax.tick_params(labelsize=8)
+    xy = top[["real_mean", "predicted_mean"]].to_numpy()
+    before = top[["real_mean", "control_mean"]].to_numpy()
+    both = np.concatenate([xy, before])
+    corner_legend(ax, both, "upper left")
+    name_points(ax, top.index[:n_labels], xy[:n_labels], avoid=both)
+    return ax
+
+
+def _mean_title(scores: pd.DataFrame) -> str:
+    """Return R2 of means, over the genes that change most too if they are not all."""
+    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
+    shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
+    return "\n".join(
+        f"{words[name]}: R2 of means = {row['predicted']:.2f} (no change: {row['no_change']:.2f})"
+        for name, row in shown.iterrows()
+    )
+
+
+def effect_table(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    var_names: Sequence[str] | None = None,
+    n_genes: int = 20,
+) -> pd.DataFrame:
+    """Return real and predicted changes of some genes in several labels, side by side.
+
+    Parameters
+    ----------
+    tables
+        Output of :func:`trvae_sc.evaluation.gene_table` by label. Its genes may differ.
+    var_names
+        Genes to take, in this order. If None, the `n_genes` of largest absolute real change in any
+        label, of those that all labels have, sorted by real change (mean over labels), rising first.
+    n_genes
+        Number of genes taken without `var_names`.
+
+    Returns
+    -------
+    Genes x (``what``, ``label``) with ``what`` = ``real``, ``predicted`` and ``difference``
+    (predicted less real).
+
+    Raises
+    ------
+    KeyError
+        Changes are missing from a table, or genes from some label.
+    ValueError
+        No tables, no common genes, or a gene that is in a table twice.
+    """
+    if not tables:
+        raise ValueError("There are no labels to draw. Give tables by label, at least one.")
+    for label, table in tables.items():
+        names = ("real_change", "predicted_change")
+        check_columns(table, names, of=f"the output of evaluation.gene_table for {label!r}")
+        if table.index.has_duplicates:
+            twice = table.index[table.index.duplicated()].unique()[:3].tolist()
+            raise ValueError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
+    chosen = _largest(tables, n_genes) if var_names is None else list(var_names)
+    for label, table in tables.items():
+        missing = [gene for gene in chosen if gene not in table.index]
+        if missing:
+            raise KeyError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
+    real, predicted = (
+        pd.DataFrame({label: table.loc[chosen, name] for label, table in tables.items()})
+        for name in ("real_change", "predicted_change")
+    )
+    parts = {"real": real, "predicted": predicted, "difference": predicted - real}
+    return pd.concat(parts, axis=1, names=["what", "label"])
+
+
+def _largest(tables: Mapping[str, pd.DataFrame], n_genes: int) -> list[str]:
+    """Return the genes of largest real change that all tables have, rising first."""
+    real = pd.concat({label: t["real_change"] for label, t in tables.items()}, axis=1, join="inner")
+    if real.empty:
+        raise ValueError(
+            f"The tables of {list(tables)} have no gene in common. Give tables of the same genes."
+        )
+    largest = real.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:n_genes]
+    return real.loc[largest].mean(axis=1).sort_values(ascending=False, kind="stable").index.tolist()
+
+
+def effect_heatmap(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    var_names: Sequence[str] | None = None,
+    n_genes: int = 20,
+    vmax: float | None = None,
+    cmap: str = "RdBu_r",
+    unit: str = LOG_UNIT,
+) -> Figure:
+    """Real and predicted changes of genes x labels, and their difference.
+
+    Parameters
+    ----------
+    tables, var_names, n_genes
+        As in :func:`effect_table`.
+    vmax
+        Change at the ends of the colours, -`vmax` to `vmax`. If None, the absolute value that 98 %
+        do not exceed: one gene of large change would leave the others pale.
+    cmap
+        Diverging colour map; the default is safe with any colour vision.
+    unit
+        Unit of the means, for the colour bar.
+
+    Returns
+    -------
+    The Figure with three panels that share one colour bar.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As in :func:`effect_table`.
+    """
+    table = effect_table(tables, var_names=var_names, n_genes=n_genes)
+    sizes = np.abs(table.to_numpy())
+    limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0
+    labels = [str(label) for label in tables]
+    size = (2.6 + 3 * max(0.26 * len(labels), 0.8), max(1.6 + 0.17 * len(table), 3.4))
+    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    titles = {"real": "real", "predicted": "predicted", "difference": "predicted\n\u2212 real"}
+    for ax, (what, title) in zip(axes, titles.items(), strict=True):
+        values = table[what].to_numpy()
+        image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks(range(len(labels)), labels, fontsize=8)
+        plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    axes[0].set_yticks(range(len(table)), table.index.astype(str), fontsize=7)
+    extend = "both" if np.nanmax(sizes) > limit else "neither"
+    bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, extend=extend)
+    bar.set_label(f"change of mean {unit}", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure

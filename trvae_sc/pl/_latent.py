@@ -1,0 +1,205 @@
+"""Embeddings of cells, coloured by what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from sklearn.decomposition import PCA
+
+from trvae_sc.expression import dense
+from trvae_sc.pl._style import COLORS
+
+
+def embedding(
+    adata: AnnData,
+    color: str | Sequence[str],
+    *,
+    basis: str = "X_trvae",
+    method: Literal["pca", "umap"] | None = None,
+    n_neighbors: int = 15,
+    random_state: int = 0,
+) -> pd.DataFrame:
+    """Return two coordinates of each cell, and columns of ``obs`` to colour by.
+
+    Parameters
+    ----------
+    adata
+        Cells with the representation in ``obsm``: z, as in ``adata.obsm["X_trvae"] =
+        model.get_latent_representation()`` (predicted cells have it), or the decoder layer that the
+        MMD between conditions is taken on, ``adata.obsm["X_mmd"] = model.get_mmd_representation()``.
+    color
+        Column or columns of ``obs``.
+    basis
+        Key of ``obsm``, with or without ``X_``.
+    method
+        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy, which needs scanpy;
+        distances between clusters mean little there. If None, two columns are taken as they are,
+        and more go through ``"pca"``.
+    n_neighbors, random_state
+        Of UMAP, as in scanpy.
+
+    Returns
+    -------
+    Rows of the cells; first the two coordinates, then `color`.
+
+    Raises
+    ------
+    KeyError
+        No such representation or column.
+    ValueError
+        Unknown method, or fewer than two columns or three cells.
+    ImportError
+        UMAP without scanpy.
+    """
+    names = [color] if isinstance(color, str) else list(color)
+    missing = [name for name in names if name not in adata.obs]
+    if missing:
+        raise KeyError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
+    key = basis if basis in adata.obsm else f"X_{basis}"
+    if key not in adata.obsm:
+        raise KeyError(
+            f"No {basis!r} in obsm; there are {list(adata.obsm)}. Set adata.obsm['X_trvae'] = "
+            "model.get_latent_representation() first."
+        )
+    z = np.asarray(dense(adata.obsm[key]), dtype=float)
+    if z.ndim != 2 or z.shape[1] < 2 or len(z) < 3:
+        raise ValueError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
+    if method is None:
+        method = "pca" if z.shape[1] > 2 else "none"
+    if method == "none":
+        xy, prefix = z, key.removeprefix("X_").upper()
+    elif method == "pca":
+        xy, prefix = PCA(2, svd_solver="full").fit_transform(z), "PC"
+    elif method == "umap":
+        xy, prefix = _umap(z, n_neighbors, random_state), "UMAP"
+    else:
+        raise ValueError(f"Unknown method {method!r}; choose 'pca', 'umap' or None.")
+    frame = pd.DataFrame(xy, index=adata.obs_names, columns=[f"{prefix}1", f"{prefix}2"])
+    return pd.concat([frame, adata.obs[names]], axis=1)
+
+
+def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
+    """Return UMAP coordinates, shape (n_cells, 2)."""
+    try:
+        import scanpy as sc
+    except ImportError as error:
+        raise ImportError(
+            "method='umap' needs scanpy: pip install scanpy, or take method='pca'."
+        ) from error
+    cells = AnnData(obsm={"X": z})
+    sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=random_state)
+    sc.tl.umap(cells, random_state=random_state)
+    return cells.obsm["X_umap"]
+
+
+_MARKERS = ("o", "^", "s", "D")
+_HUES = list(COLORS.values())
+
+
+def latent(
+    cells: pd.DataFrame,
+    *,
+    palette: Mapping[str, str] | None = None,
+    size: float | None = None,
+) -> Figure:
+    """Cells in two dimensions, in one panel per column, such as condition and label.
+
+    Parameters
+    ----------
+    cells
+        Output of :func:`embedding`: two coordinates, then the columns to colour by.
+    palette
+        Colour by name, of any panel.
+    size
+        Area of a point, in square points; by the number of cells if None.
+
+    Returns
+    -------
+    The Figure. Cells are drawn in random (the same) order, so that none is on top. From the eighth
+    group on colours come again, with another marker.
+
+    Raises
+    ------
+    ValueError
+        No column to colour by, more than 28 groups, nothing to draw.
+    """
+    columns = list(cells.columns[2:])
+    if cells.empty or not columns:
+        raise ValueError(
+            f"The table has {len(cells)} rows and columns {list(cells.columns)}. Give two coordinates "
+            "and at least one column to colour by: the output of pl.embedding."
+        )
+    order = np.random.default_rng(0).permutation(len(cells))
+    shuffled = cells.iloc[order]
+    groups = {name: _groups(cells[name]) for name in columns}
+    extra = sum(0.9 + 0.075 * max(len(group) for group in g) for g in groups.values())
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(3.2 * len(columns) + extra, 3.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
+    for ax, name in zip(axes.flat, columns, strict=True):
+        _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+    return figure
+
+
+def _groups(column: pd.Series) -> list[str]:
+    """Return the groups of a column that have cells, in order; ``"missing"`` last."""
+    known = column.dropna()
+    names = known.cat.categories if isinstance(known.dtype, pd.CategoricalDtype) else None
+    present = pd.unique(known)
+    ordered = sorted(present) if names is None else [n for n in names if n in set(present)]
+    limit = len(_HUES) * len(_MARKERS)
+    if len(ordered) > limit:
+        raise ValueError(
+            f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
+            "Give a coarser column."
+        )
+    return [str(n) for n in ordered] + (["missing"] if column.isna().any() else [])
+
+
+def _scatter_groups(
+    ax: Axes,
+    cells: pd.DataFrame,
+    name: str,
+    groups: Sequence[str],
+    area: float,
+    palette: Mapping[str, str],
+) -> None:
+    """Draw cells in the colours and markers of their groups, with a legend."""
+    rest = [g for g in groups if g != "missing"]
+    colors = {g: palette.get(g, _HUES[i % len(_HUES)]) for i, g in enumerate(rest)}
+    markers = {g: _MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
+    colors["missing"], markers["missing"] = "#DDDDDD", "o"
+    names = cells[name].astype(object).where(cells[name].notna(), "missing").astype(str)
+    marker = names.map(markers)
+    for shape in _MARKERS:
+        part = (marker == shape).to_numpy()
+        if part.any():
+            x, y = cells.iloc[part, 0], cells.iloc[part, 1]
+            color = names[part].map(colors).tolist()
+            ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
+    counts = names.value_counts()
+    handles = [
+        Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=f"{g} ({counts[g]:,})")
+        for g in groups
+    ]
+    ax.legend(
+        handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    ax.set_title(name, fontsize=9)
+    ax.set_xlabel(cells.columns[0], fontsize=9)
+    ax.set_ylabel(cells.columns[1], fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])

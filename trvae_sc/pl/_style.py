@@ -1,0 +1,150 @@
+"""Colours, names beside points, and checks that all plots share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+
+#: Okabe and Ito's colours, distinguishable with any colour vision.
+COLORS = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "grey": "#7F7F7F",
+}
+LOG_UNIT = "log(1 + normalised count)"
+PALE = "#C8C8C8"  # what is there, but not what is looked at
+#: Colours of groups of cells that have the same meaning in every plot.
+_KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
+_OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
+
+
+def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the Axes given, or those of a new figure of some inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
+    """Raise KeyError where a table lacks columns; `of` says what makes such a table."""
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise KeyError(
+            f"The table has no columns {missing}; it has {[str(c) for c in table.columns]}. Give "
+            f"{of}."
+        )
+    if table.empty:
+        raise ValueError(f"The table has no rows, so there is nothing to draw. Give {of}.")
+
+
+def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return a colour for each group: that of `palette`, that of its meaning, or one of the rest."""
+    palette = dict(palette or {})
+    unknown = [name for name in palette if name not in names]
+    if unknown:
+        raise ValueError(f"palette names {unknown}; the groups are {list(names)}.")
+    rest = [name for name in names if name not in palette and name not in _KNOWN]
+    return {
+        name: palette.get(name)
+        or (COLORS[_KNOWN[name]] if name in _KNOWN else _OTHERS[rest.index(name) % len(_OTHERS)])
+        for name in names
+    }
+
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
+    hues = list(COLORS.values())
+    return {
+        name: {
+            "color": hues[i % len(hues)],
+            "linestyle": STYLES[i // len(hues) % len(STYLES)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def corner_legend(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> None:
+    """Draw the legend in the corner with fewest of some points, (n_points, 2)."""
+    at = ax.transAxes.inverted().transform(ax.transData.transform(xy))
+    corners = {"lower right": (1, 0), "upper left": (0, 1), "upper right": (1, 1)}
+    corners["lower left"] = (0, 0)
+    n_points = {
+        name: ((np.abs(at[:, 0] - x) < 0.62) & (np.abs(at[:, 1] - y) < 0.22)).sum()
+        for name, (x, y) in corners.items()
+    }
+    corner = min(corners, key=lambda name: (n_points[name], name != prefer))
+    ax.legend(fontsize=8, loc=corner, handletextpad=0.2, edgecolor="none", framealpha=0.85)
+
+
+def name_points(
+    ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray | None = None
+) -> None:
+    """Write names beside their points, where there is room; others stay unnamed.
+
+    Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
+    are further points, (n_points, 2), that names are written over only if there is no other room.
+    """
+    ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
+    ax.set_ylim(ax.get_ylim())
+    ax.figure.canvas.draw()
+    scale = ax.figure.dpi / 72
+    frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
+    at = ax.transData.transform(xy)
+    taken = [_box(x, y, 3 * scale) for x, y in at]
+    legend = ax.get_legend()
+    if legend is not None:
+        taken.append(tuple(legend.get_window_extent().extents))
+    rest = [] if avoid is None else [_box(*p, 2 * scale) for p in ax.transData.transform(avoid)]
+    halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
+    for name, point, corner in zip(map(str, names), xy, at, strict=True):
+        places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
+        places = [
+            (place, box)
+            for place, box in places
+            if frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] < frame.y1 - 9 * scale
+        ]
+        free = [(place, box) for place, box in places if not _overlaps_any(box, taken)]
+        if not free:
+            continue
+        # the first that covers no other point, else the first
+        (side, dx, dy), box = min(free, key=lambda item: _overlaps_any(item[1], rest))
+        taken.append(box)
+        place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
+        ax.annotate(name, point, **place, fontsize=7, ha=side, va="center")
+
+
+#: Alignment and offset in points of a name, in the order they are tried.
+_PLACES = [
+    (side, dx, dy) for dy in (0, 7, -7, 14, -14) for side, dx in (("left", 5), ("right", -5))
+]
+
+
+def _box(x: float, y: float, half: float) -> tuple[float, ...]:
+    """Return the box (left, bottom, right, top) around a point."""
+    return (x - half, y - half, x + half, y + half)
+
+
+def _name_box(
+    name: str, point: np.ndarray, place: tuple[str, int, int], scale: float
+) -> tuple[float, ...]:
+    """Return the box of a name at a place beside its point, in pixels."""
+    side, dx, dy = place
+    width, height = 4.3 * len(name) * scale, 9 * scale
+    left = point[0] + dx * scale - (width if side == "right" else 0)
+    bottom = point[1] + dy * scale - height / 2
+    return (left, bottom, left + width, bottom + height)
+
+
+def _overlaps_any(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Return whether a box overlaps one of others."""
+    return any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in others)
