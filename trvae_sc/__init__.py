@@ -14,6 +14,7 @@ __all__ = [
     "baselines",
     "datasets",
     "evaluation",
+    "hub",
     "metrics",
     "pl",
     "report",
