@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -258,12 +259,28 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
     logs = AnnData(x, var=train.var[[]])
     logs.uns["log1p"] = {"base": None}
-    table = sc.pp.highly_variable_genes(logs, n_top_genes=n_top_genes, inplace=False)
+    with _same_threads():
+        table = sc.pp.highly_variable_genes(logs, n_top_genes=n_top_genes, inplace=False)
     spread = table["dispersions_norm"].to_numpy(dtype=np.float64)
     # scanpy's own choice has more genes where there are ties
     chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[np.argsort(-np.nan_to_num(spread, nan=-np.inf), kind="stable")[:n_top_genes]] = True
     return chosen
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Give torch back its number of threads: numba sets all cores, whatever OMP_NUM_THREADS says.
+
+    Fits that run side by side would otherwise wait for each other's threads.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def looks_like_counts(adata: AnnData, keys: Keys) -> bool:
