@@ -223,7 +223,9 @@ def predicted_values(
     if output == "mean":
         return _scaled(model, batch.target, None)
     if not module.is_count:
-        scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
+        scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
+        if module.gene_likelihood == "normal":
+            scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
         noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
         return batch.target + scale * noise
     theta = None
