@@ -444,15 +444,18 @@ def seen_pairs(
         return none, none, None
     s, t = model.conditions.index(source), model.conditions.index(target)
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
-    profiles = model.module.profiles.cpu().numpy()[seen].astype(np.float64)
-    pairs = profiles[:, s], profiles[:, t] - profiles[:, s]
+    # the two conditions first: copies of all of them would cost the square of their number
+    start, end = (model.module.profiles[:, c].cpu().numpy()[seen].astype(float) for c in (s, t))
+    pairs = start, end - start
     if model.module.state_profiles is None:
         return *pairs, None
     known = model.module.state_n_cells.cpu().numpy()[seen]
     known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
     known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
-    of_states = model.module.state_profiles.cpu().numpy()[seen][known].astype(np.float64)
-    start, end = of_states[:, s], of_states[:, t]
+    start, end = (
+        model.module.state_profiles[:, :, c].cpu().numpy()[seen][known].astype(float)
+        for c in (s, t)
+    )
     return *pairs, States(start, end - start, np.nonzero(known)[0])
 
 
