@@ -147,10 +147,13 @@ def test_without_labels_there_is_no_transfer_and_little_of_the_change(simulated)
     predicted = model.predict(target="stimulated")
     check_prediction(predicted, model.n_cells.loc["all", "control"], intervals=False)
     lost = error(model, predicted, simulated, None)
+    assert "without labels_key, so there was no transfer loss" in notes(predicted)
     with pytest.raises(ValueError, match="without labels_key"):
         model.predict_missing()
     model = trained(simulated.copy())
-    kept = error(model, model.predict(target="stimulated"), simulated, None)
+    predicted = model.predict(target="stimulated")
+    assert "labels_key" not in notes(predicted)
+    kept = error(model, predicted, simulated, None)
     assert kept < 0.5 < lost < 1.1
     one = simulated.copy()
     one.obs["all"] = "all"  # the same for every cell: the transfer loss is on

@@ -478,6 +478,11 @@ def provenance(
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
     notes = _notes(combinations, measured=not remarks) + remarks
+    if not model.labels:
+        notes.append(
+            "The model was set up without labels_key, so there was no transfer loss, and no label "
+            "to learn from how another changes: expect too small a change, and no intervals."
+        )
     return {
         "method": "TRVAE",
         "preset": model.preset_,
