@@ -223,7 +223,9 @@ def predicted_values(
     if output == "mean":
         return _scaled(model, batch.target, None)
     if not module.is_count:
-        scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
+        scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
+        if module.gene_likelihood == "normal":
+            scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
         noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
         return batch.target + scale * noise
     theta = None
@@ -442,15 +444,18 @@ def seen_pairs(
         return none, none, None
     s, t = model.conditions.index(source), model.conditions.index(target)
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
-    profiles = model.module.profiles.cpu().numpy()[seen].astype(np.float64)
-    pairs = profiles[:, s], profiles[:, t] - profiles[:, s]
+    # the two conditions first: copies of all of them would cost the square of their number
+    start, end = (model.module.profiles[:, c].cpu().numpy()[seen].astype(float) for c in (s, t))
+    pairs = start, end - start
     if model.module.state_profiles is None:
         return *pairs, None
     known = model.module.state_n_cells.cpu().numpy()[seen]
     known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
     known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
-    of_states = model.module.state_profiles.cpu().numpy()[seen][known].astype(np.float64)
-    start, end = of_states[:, s], of_states[:, t]
+    start, end = (
+        model.module.state_profiles[:, :, c].cpu().numpy()[seen][known].astype(float)
+        for c in (s, t)
+    )
     return *pairs, States(start, end - start, np.nonzero(known)[0])
 
 
@@ -473,6 +478,11 @@ def provenance(
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
     notes = _notes(combinations, measured=not remarks) + remarks
+    if not model.labels:
+        notes.append(
+            "The model was set up without labels_key, so there was no transfer loss, and no label "
+            "to learn from how another changes: expect too small a change, and no intervals."
+        )
     return {
         "method": "TRVAE",
         "preset": model.preset_,
