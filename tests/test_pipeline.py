@@ -175,6 +175,7 @@ def test_predictions_report_and_json(out, adata):
     page = (out / "report.html").read_text()
     assert all(text in page for text in ("type_0", "type_1", "mean_shift"))
     assert not list((out / "checkpoints").glob("*"))
+    assert not list(out.rglob("*.part"))
 
 
 @needs_snakemake

@@ -57,8 +57,8 @@ for i in "${!names[@]}"; do
     if [ ! -e "$model.json" ]; then
         step "$model.json" trvae-sc train "$cells" "${keys[@]}" "${genes[@]}" "${epochs[@]}" \
             --holdout "$holdout" --checkpoint-dir "$checkpoint" -o "$model" --force
-        rm -rf "$checkpoint"
     fi
+    rm -rf "$checkpoint"
     if [ ! -e "$prediction.json" ]; then
         step "$prediction.json" trvae-sc predict "$model" "$cells" --labels "${holdout%:*}" \
             --target "${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force
