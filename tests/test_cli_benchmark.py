@@ -88,6 +88,35 @@ def test_a_second_call_goes_on(run, file):
     assert out == ""
 
 
+def test_list_prints_the_holdouts_and_runs_nothing(run, file):
+    everything = ["benchmark", file, *SETUP, *SMALL, "-o", "results", "--list"]
+    expected = [f"type_{k}:stimulated" for k in range(3)]
+    assert run(*everything)[:2] == (0, json.dumps(expected) + "\n")
+    assert json.loads(run(*everything, "--holdouts", expected[1])[1]) == expected[1:2]
+    code, out, err = run(*everything, "--holdouts", "B:stimulated")
+    assert (code, out) == (2, "")
+    assert "matches no cell" in err
+    assert not Path("results").exists()
+
+
+def test_max_epochs_is_for_methods_that_train_and_part_of_the_run(run, file):
+    options = ["benchmark", file, *SETUP, *SMALL, "--seeds", "1", "-o", "results"]
+    options += ["--holdouts", "type_1:stimulated", "--methods", "mean_shift", "cvae"]
+    code, out, err = run(*options, "--max-epochs", "0")
+    assert (code, out) == (2, "")
+    assert "max_epochs is 0; at least 1 is needed" in err
+    assert run(*options, "--max-epochs", "2")[0] == 0
+    results = Results.load("results")
+    history = {r["method"]: r["history"] for r in results.records}
+    assert history["mean_shift"] is None
+    assert {len(values) for values in history["cvae"].values()} == {2}
+    assert results.run["max_epochs"] == 2
+    for other in ([], ["--max-epochs", "3"]):
+        code, _, err = run(*options, *other)
+        assert code == 2
+        assert "differs in ['max_epochs']" in err
+
+
 def test_other_columns_directions_and_values(run, adata):
     cells = adata.copy()
     cells.obs["donor"] = np.array(["d0", "d1"])[np.arange(cells.n_obs) % 2]
@@ -275,7 +304,7 @@ def test_help_lists_the_commands(run):
     assert "benchmark" in out
     assert "report" in out
     for command, options in {
-        "benchmark": "--holdouts --source --by --min-cells --methods --seeds --n-jobs --backend",
+        "benchmark": "--holdouts --source --by --min-cells --methods --seeds --max-epochs --n-jobs --list --backend",
         "report": "--predictions --method --force",
     }.items():
         code, out, _ = run(command, "--help")

@@ -175,7 +175,11 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
+    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
     parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    parser.add_argument(
+        "--list", action="store_true", help="print the hold-outs as JSON and run nothing"
+    )
     parser.add_argument(
         "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
     )
@@ -520,6 +524,9 @@ def _benchmark(args: argparse.Namespace) -> None:
         chosen = holdouts(
             adata, keys=keys, source=args.source, by=args.by, min_cells=args.min_cells
         )
+    if args.list:
+        print(json.dumps([str(holdout) for holdout in chosen]), file=args.stdout)
+        return
     results = benchmark(
         adata,
         args.methods,
@@ -527,6 +534,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         keys=keys,
         seeds=args.seeds,
         n_top_genes=args.n_top_genes or None,
+        max_epochs=args.max_epochs,
         folder=args.out,
         n_jobs=args.n_jobs,
         backend=args.backend,

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from multiprocessing import get_context
@@ -54,6 +55,7 @@ def benchmark(
     keys: Keys,
     seeds: int | Sequence[int] = 3,
     n_top_genes: int | None = 2000,
+    max_epochs: int | None = None,
     folder: str | Path | None = None,
     n_jobs: int = 1,
     backend: Literal["local", "ray"] = "local",
@@ -79,6 +81,8 @@ def benchmark(
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
         Number of variable genes; all if None.
+    max_epochs
+        Epochs of every method that trains a network; the method's own number if None.
     folder
         Folder that keeps one file per finished fit. What is there already is not run again, so a
         benchmark that was stopped goes on; several processes may share it.
@@ -102,15 +106,20 @@ def benchmark(
     ------
     ValueError
         Unknown methods or backend; values that are not counts; data whose genes or scale were chosen
-        with all cells; a folder with results of another run; hold-outs that results cannot tell apart.
+        with all cells; a folder with results of another run; hold-outs that results cannot tell apart;
+        less than one epoch.
     """
     methods = resolve(methods)
+    if max_epochs is not None:
+        if max_epochs < 1:
+            raise ValueError(f"max_epochs is {max_epochs}; at least 1 is needed.")
+        methods = {name: _with_epochs(method, max_epochs) for name, method in methods.items()}
     check_leaks(adata, keys)
     check_counts(adata, keys)
     seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if export and folder is None:
         raise ValueError("export=True needs a folder to write to.")
-    run = _describe(adata, keys, n_top_genes)
+    run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
@@ -144,6 +153,14 @@ def resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
     if unknown:
         raise ValueError(f"Unknown methods {unknown}; there are {list(METHODS)}.")
     return {name: METHODS[name] for name in names}
+
+
+def _with_epochs(method: Method, max_epochs: int) -> Method:
+    """Return a method that trains for that many epochs; the same one if it trains nothing."""
+    if "train_kwargs" not in inspect.signature(method).parameters:
+        return method
+    given = getattr(method, "keywords", {}).get("train_kwargs") or {}
+    return partial(method, train_kwargs={**given, "max_epochs": max_epochs})
 
 
 def _fits(holdout: Holdout, methods: dict[str, Method], seeds: Sequence[int]) -> list[_Fit]:
