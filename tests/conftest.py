@@ -3,6 +3,7 @@
 import logging
 import signal
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,3 +118,19 @@ def fit():
 def trained():
     """Return a trained model with labels and a batch; tests must not change it."""
     return _fit(setup={"batch_key": "batch"}, train={"max_epochs": 5})
+
+
+@pytest.fixture
+def only_draws_on_axes():
+    """Return a check that a plot draws on the Axes given, and changes neither data nor settings."""
+
+    def check(plot, data):
+        before, settings = data.copy(), plt.rcParams.copy()
+        _, axes = plt.subplots(1, 2)
+        assert plot(data, ax=axes[1]) is axes[1]
+        assert not axes[0].has_data()
+        assert len(plt.get_fignums()) == 1
+        pd.testing.assert_frame_equal(data, before)
+        assert plt.rcParams == settings
+
+    return check

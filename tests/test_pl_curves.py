@@ -209,11 +209,5 @@ def test_lines_of_many_genes_can_be_told_apart():
 @pytest.mark.parametrize(
     ("plot", "data"), [(pl.dose_response, OBSERVED), (pl.interpolation, MEANS)]
 )
-def test_curves_draw_on_the_axes_given_and_change_nothing(plot, data):
-    before, settings = data.copy(), plt.rcParams.copy()
-    _, axes = plt.subplots(1, 2)
-    assert plot(data, ax=axes[1]) is axes[1]
-    assert not axes[0].has_data()
-    assert len(plt.get_fignums()) == 1
-    pd.testing.assert_frame_equal(data, before)
-    assert plt.rcParams == settings
+def test_curves_draw_on_the_axes_given_and_change_nothing(plot, data, only_draws_on_axes):
+    only_draws_on_axes(plot, data)

@@ -214,13 +214,5 @@ def test_calibration_draws_a_line_per_label():
 
 
 @pytest.mark.parametrize("name", ["volcano", "calibration"])
-def test_plots_of_intervals_draw_on_the_axes_given_and_change_nothing(name):
-    plot = getattr(pl, name)
-    data = VAR if name == "volcano" else pl.calibration_table(GENES)
-    before, settings = data.copy(), plt.rcParams.copy()
-    _, axes = plt.subplots(1, 2)
-    assert plot(data, ax=axes[1]) is axes[1]
-    assert not axes[0].has_data()
-    assert len(plt.get_fignums()) == 1
-    pd.testing.assert_frame_equal(data, before)
-    assert plt.rcParams == settings
+def test_plots_of_intervals_draw_on_the_axes_given_and_change_nothing(name, only_draws_on_axes):
+    only_draws_on_axes(getattr(pl, name), VAR if name == "volcano" else pl.calibration_table(GENES))

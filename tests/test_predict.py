@@ -7,8 +7,8 @@ from scipy import sparse, stats
 
 from trvae_sc import TRVAE
 from trvae_sc.expression import ridge_shift
+from trvae_sc.model._calibration import Calibration, decoded_batches, profile_scale, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
-from trvae_sc.model._predict import Calibration, decoded_batches, profile_scale, seen_pairs
 from trvae_sc.uncertainty import half_width
 
 torch.set_num_threads(1)

@@ -37,6 +37,7 @@ def median_distance(d2: Tensor) -> Tensor:
     """Return the median off-diagonal entry of `d2`, detached: no gradient rewards shrinking it."""
     d2 = d2.detach()[:_MEDIAN_ROWS, :_MEDIAN_ROWS]
     n = d2.shape[0]
+    # without its first entry, every n + 1 entries end in one of the diagonal
     off_diagonal = d2.reshape(-1)[1:].view(n - 1, n + 1)[:, :-1]
     return off_diagonal.median().clamp_min(torch.finfo(d2.dtype).tiny ** 0.5)
 

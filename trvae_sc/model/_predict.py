@@ -1,10 +1,10 @@
-"""Counterfactual prediction: from decoded rates to an AnnData of predicted cells."""
+"""Counterfactual prediction: from calibrated rates to an AnnData of predicted cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata
 import numpy as np
@@ -12,205 +12,22 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import States, ridge_shift
-from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
+from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
+from trvae_sc.model._counts import Draws, draw_counts, transport_counts
 from trvae_sc.model._setup import check_free, logger
-from trvae_sc.states import MIN_CELLS
 from trvae_sc.training import row_numbers
-from trvae_sc.uncertainty import half_width, novelty
+from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
 Output = Literal["counts", "delta", "mean", "sample"]
 
-_CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
 _NOVEL = 1.5  # distance from the training labels above which a note says so
 
 
-# -- decoding -------------------------------------------------------------------------------------
-
-
-class Batch(NamedTuple):
-    """A minibatch with its decoded source and target."""
-
-    observed: np.ndarray  #: values, (n_cells, n_genes)
-    total: np.ndarray | None  #: total counts, (n_cells, 1)
-    source: np.ndarray  #: expected shares (values) under the cell's own condition
-    target: np.ndarray  #: the same under the target
-    latent: np.ndarray  #: latent mean, (n_cells, n_latent)
-    gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
-
-
-def decoded_batches(
-    model: TRVAE,
-    adata: AnnData,
-    rows: np.ndarray,
-    target: torch.Tensor,
-    *,
-    draws: Draws | None = None,
-    batch_size: int | None = None,
-) -> Iterator[Batch]:
-    """Yield rows of a registered AnnData, decoded under source and target.
-
-    z is the posterior mean, or drawn with `draws`.
-    """
-    module = model.module
-    for tensors in model._make_data_loader(adata, rows, batch_size):
-        qz = module.encode(tensors)
-        z = qz.loc
-        if draws is not None:
-            noise = draws.latent.standard_normal(tuple(z.shape), dtype=np.float32)
-            z = z + qz.scale * torch.as_tensor(noise, device=z.device)
-        total = module._total(tensors)
-        yield Batch(
-            observed=tensors[REGISTRY_KEYS.X_KEY].numpy(),
-            total=None if total is None else total.cpu().numpy(),
-            source=module.expected(tensors, z).cpu().numpy(),
-            target=module.expected(tensors, z, target).cpu().numpy(),
-            latent=qz.loc.cpu().numpy(),
-        )
-
-
-class Correction(NamedTuple):
-    """How the decoded values of a group are put on its observed level."""
-
-    source: np.ndarray  #: factor (not counts: summand) of the decoded source, (n_genes,)
-    target: np.ndarray  #: the same of the decoded target
-    gain: np.ndarray | None  #: mean share that the group gains, negative where it loses
-
-
-class Calibration:
-    """Puts decoded rates on the observed level of their group: the cells of a label and source.
-
-    Parameters
-    ----------
-    model
-        Trained model.
-    adata
-        Registered AnnData.
-    rows
-        Rows to predict from.
-    target
-        Condition to predict.
-    """
-
-    def __init__(self, model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> None:
-        self.model = model
-        self.corrections: list[Correction] = []
-        self.novelty: dict[tuple[str, str], float] = {}  # by label and source
-        if not model.module.calibrate:
-            return
-        setup_args = model.registry_["setup_args"]
-        obs = adata.obs.iloc[rows]
-        label = obs.get(setup_args["labels_key"], pd.Series("all", index=obs.index))
-        source = np.asarray(model._condition_column(obs))
-        frame = pd.DataFrame({"source": source, "label": np.asarray(label)})
-        self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
-        for code in range(self.group.max() + 1):
-            cells = np.flatnonzero(self.group == code)
-            name = str(frame["label"].iloc[cells[0]]), str(source[cells[0]])
-            self.corrections.append(
-                self._correction(adata, rows[cells], source[cells[0]], target, name)
-            )
-
-    def _correction(
-        self, adata: AnnData, rows: np.ndarray, source: Any, target: Any, name: tuple[str, str]
-    ) -> Correction:
-        """Return the correction of a group, and note how unlike the training labels it is."""
-        model = self.model
-        if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
-            rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
-        means = _group_means(model, adata, rows, target)
-        observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
-        change = decoded_target - decoded_source
-        self.novelty[name] = novelty(observed, seen_pairs(model, source, target)[0])
-        if target in model.conditions:
-            blend = change + _from_labels(model, observed, change, source, target)
-        else:
-            blend = change
-            for near, share in model._conditions_around(target, source).items():
-                decoded = _group_means(model, adata, rows, near)[2]
-                change_there = profile_scale(model, decoded) - decoded_source
-                rest = _own_change(model, name[0], source, near)
-                if rest is None:
-                    rest = _from_labels(model, observed, change_there, source, near)
-                else:
-                    rest = rest - change_there
-                blend = blend + share * rest
-        if not model.module.is_count:
-            scale = model.module.gene_scale.cpu().numpy()
-            return Correction(np.zeros(adata.n_vars), (blend - change) * scale, None)
-        expected = np.expm1(np.maximum(observed + blend, 0.0)) / model.module.kappa.item()
-        tiny = np.finfo(np.float32).tiny
-        return Correction(
-            means[0] / np.maximum(means[1], tiny),
-            expected / np.maximum(means[2], tiny),
-            expected - means[0] if model.module.n_labels else None,
-        )
-
-    def __call__(self, batch: Batch, positions: slice) -> Batch:
-        """Return a batch with corrected source and target; `positions` are its rows' places."""
-        if not self.corrections:
-            return batch
-        codes = self.group[positions]
-        source, target = np.array(batch.source), np.array(batch.target)
-        gain = np.zeros_like(target)
-        for code in np.unique(codes):
-            rows, correction = codes == code, self.corrections[code]
-            if not self.model.module.is_count:
-                target[rows] += correction.target
-                continue
-            source[rows] *= correction.source
-            target[rows] *= correction.target
-            gain[rows] = shared_gain(target[rows] - source[rows], correction.gain)
-        return batch._replace(source=source, target=target, gain=gain)
-
-
-def _group_means(
-    model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return means over cells: observed shares (values), and those decoded at source and target."""
-    sums = np.zeros((3, adata.n_vars))
-    for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
-        observed = batch.observed if batch.total is None else batch.observed / batch.total
-        for k, values in enumerate((observed, batch.source, batch.target)):
-            sums[k] += values.sum(0, dtype=np.float64)
-    return tuple(sums / len(rows))
-
-
-def _from_labels(
-    model: TRVAE, observed: np.ndarray, change: np.ndarray, source: Any, target: Any
-) -> np.ndarray:
-    """Return what the ridge over labels, with its weight, adds to the change that was decoded."""
-    weight = model.module.context_weight
-    profiles, shifts, states = seen_pairs(model, source, target)
-    if not weight or not len(profiles):
-        return np.zeros_like(change)
-    return weight * (ridge_shift(observed, profiles, shifts, states) - change)
-
-
-def _own_change(model: TRVAE, label: str, source: Any, target: Any) -> np.ndarray | None:
-    """Return the change of a label that training saw under both conditions (f-scale), if it did."""
-    names = [str(name) for name in model.labels or ["all"]]
-    if label not in names:
-        return None
-    code = names.index(label)
-    s, t = model.conditions.index(source), model.conditions.index(target)
-    if not model.module.n_cells[code, [s, t]].all():
-        return None
-    return (model.module.profiles[code, t] - model.module.profiles[code, s]).cpu().numpy()
-
-
-def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
-    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
-    module = model.module
-    if module.is_count:
-        return np.log1p(module.kappa.item() * profile)
-    mean, scale = module.gene_mean.cpu().numpy(), module.gene_scale.cpu().numpy()
-    return (profile - mean) / scale
+# -- values ---------------------------------------------------------------------------------------------
 
 
 def predicted_values(
@@ -432,31 +249,6 @@ def _predicted_var(var: pd.DataFrame, means: np.ndarray, half: np.ndarray) -> pd
 
 
 # -- how far to trust it ------------------------------------------------------------------------------
-
-
-def seen_pairs(
-    model: TRVAE, source: Any, target: Any
-) -> tuple[np.ndarray, np.ndarray, States | None]:
-    """Return source profiles, shifts (f-scale) and states of the labels seen under both conditions."""
-    n_cells = model.module.n_cells.cpu().numpy()
-    if target not in model.conditions:
-        none = np.empty((0, len(model.module.gene_mean)))
-        return none, none, None
-    s, t = model.conditions.index(source), model.conditions.index(target)
-    seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
-    # the two conditions first: copies of all of them would cost the square of their number
-    start, end = (model.module.profiles[:, c].cpu().numpy()[seen].astype(float) for c in (s, t))
-    pairs = start, end - start
-    if model.module.state_profiles is None:
-        return *pairs, None
-    known = model.module.state_n_cells.cpu().numpy()[seen]
-    known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
-    known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
-    start, end = (
-        model.module.state_profiles[:, :, c].cpu().numpy()[seen][known].astype(float)
-        for c in (s, t)
-    )
-    return *pairs, States(start, end - start, np.nonzero(known)[0])
 
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ def negative_binomial_nll(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -
        + \log\Gamma(k + \theta) - \log\Gamma(\theta) - \log\Gamma(k + 1)\Big]
 
     The second sum is zero where a count is zero; on a CPU it is computed only where it is not, with
-    gradients written out, which makes the likelihood many times cheaper on single-cell data.
+    gradients written out: most single-cell counts are zero.
 
     Parameters
     ----------

@@ -373,7 +373,7 @@ class TRVAEModule(BaseModuleClass):
             context = context._replace(categories=[codes, *context.categories[1:]])
         y, hidden, profile = self.decode(z, context)
         logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
-        px = None  # the loss of these does without, and it would cost 10 % of a step
+        px = None  # the loss of these does without, and it takes passes over all genes
         if not (self.training and self.gene_likelihood in ("nb", "mse")):
             px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)

@@ -51,24 +51,10 @@ def effect(
     """
     ax = axes_of(ax, 4.4, 4.2)
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
-    ax.scatter(
-        rest["real_change"], rest["predicted_change"], s=6, c=PALE, lw=0, label="other genes"
-    )
-    ax.scatter(
-        top["real_change"],
-        top["predicted_change"],
-        s=14,
-        c=COLORS["blue"],
-        lw=0,
-        label=f"{len(top)} genes that change most",
-    )
-    ends = np.array(
-        [
-            genes[["real_change", "predicted_change"]].min().min(),
-            genes[["real_change", "predicted_change"]].max().max(),
-        ]
-    )
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
+    columns = ["real_change", "predicted_change"]
+    _dots(ax, rest[columns], "other genes", s=6, c=PALE)
+    _dots(ax, top[columns], f"{len(top)} genes that change most", s=14, c=COLORS["blue"])
+    _diagonal(ax, genes[columns])
     ax.axhline(0, c="k", lw=0.5, zorder=0)
     ax.axvline(0, c="k", lw=0.5, zorder=0)
     x, y = top["real_change"].to_numpy(), top["predicted_change"].to_numpy()
@@ -83,6 +69,17 @@ def effect(
     named = np.argsort(-np.abs(x), kind="stable")[:n_labels]
     name_points(ax, top.index[named], xy[named], avoid=xy)
     return ax
+
+
+def _dots(ax: Axes, points: pd.DataFrame, label: str, *, s: float, c: str) -> None:
+    """Draw genes as dots, the first column of `points` across and the second up."""
+    ax.scatter(points.iloc[:, 0], points.iloc[:, 1], s=s, c=c, lw=0, label=label)
+
+
+def _diagonal(ax: Axes, values: pd.DataFrame) -> None:
+    """Draw the line of equal values over all that is drawn."""
+    ends = np.array([values.min().min(), values.max().max()])
+    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
 
 
 _MEANS = ("control_mean", "real_mean", "predicted_mean")
@@ -156,10 +153,9 @@ def mean_correlation(
     scores = mean_table(genes, n_top=n_top)
     ax = axes_of(ax, 4.4, 4.4)
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
+    columns = ["real_mean", "predicted_mean"]
     if len(rest):
-        ax.scatter(
-            rest["real_mean"], rest["predicted_mean"], s=6, c=PALE, lw=0, label="other genes"
-        )
+        _dots(ax, rest[columns], "other genes", s=6, c=PALE)
     ax.scatter(
         top["real_mean"],
         top["control_mean"],
@@ -169,22 +165,13 @@ def mean_correlation(
         lw=0.7,
         label=f"top {len(top)} genes, control",
     )
-    ax.scatter(
-        top["real_mean"],
-        top["predicted_mean"],
-        s=14,
-        c=COLORS["blue"],
-        lw=0,
-        label=f"top {len(top)} genes, predicted",
-    )
-    means = genes[list(_MEANS)].to_numpy()
-    ends = np.array([means.min(), means.max()])
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
+    _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=COLORS["blue"])
+    _diagonal(ax, genes[list(_MEANS)])
     ax.set_title(_mean_title(scores), fontsize=9)
     ax.set_xlabel(f"real mean {unit}", fontsize=9)
     ax.set_ylabel(f"predicted mean {unit}", fontsize=9)
     ax.tick_params(labelsize=8)
-    xy = top[["real_mean", "predicted_mean"]].to_numpy()
+    xy = top[columns].to_numpy()
     before = top[["real_mean", "control_mean"]].to_numpy()
     both = np.concatenate([xy, before])
     corner_legend(ax, both, "upper left")
