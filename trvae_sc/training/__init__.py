@@ -2,11 +2,11 @@
 
 from trvae_sc.training._data import (
     DataLoader,
-    DataManager,
     DataSplitter,
     default_seed,
     row_numbers,
 )
+from trvae_sc.training._dataset import DataManager
 from trvae_sc.training._plan import TrainingPlan
 from trvae_sc.training._run import BestWeights, EpochCheckpoint, TrainRunner
 
