@@ -15,6 +15,8 @@ from torch import Tensor
 
 from trvae_sc.training._files import FileRows, is_file
 
+#: What rows are read from in any order; scvi-tools' view of a collection is a csr_matrix, but cannot.
+_BY_ROW = (np.ndarray, sparse.csr_matrix, FileRows)
 _SHARE = 0.5  # of what is free, that data take by default
 
 
@@ -50,7 +52,7 @@ class Dataset(AnnTorchDataset):
     def rows(self, key: str, rows: np.ndarray) -> Any:
         """Return some rows of an array, in the registered type."""
         data, dtype = self.data[key], self.keys_and_dtypes[key]
-        if isinstance(data, np.ndarray | sparse.csr_matrix | FileRows):
+        if type(data) in _BY_ROW:
             values = data[rows]
         else:  # dask and collections read ascending rows only
             ascending, position = np.unique(rows, return_inverse=True)
@@ -196,7 +198,7 @@ def fitted(
     if device.type != "cuda" or dataset.load_sparse_tensor:
         return dataset
     x = dataset.data[REGISTRY_KEYS.X_KEY]
-    if not isinstance(x, np.ndarray | sparse.csr_matrix):  # dask
+    if type(x) not in _BY_ROW:  # dask, a collection
         return dataset
     budget = _budget(device, memory_budget)
     if 4 * x.shape[0] * x.shape[1] <= budget:
