@@ -565,6 +565,11 @@ def fill_disk(monkeypatch):
 
     monkeypatch.setattr(AnnData, "write_h5ad", write_h5ad)
     monkeypatch.setattr(AnnData, "write_zarr", write_zarr)
+
+    def finish(self, adata):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PieceWriter, "finish", finish)
     monkeypatch.setattr(torch, "save", lambda content, path: write_h5ad(None, path))
 
 

@@ -142,3 +142,39 @@ def test_equal_points_and_one_point():
     assert value.item() == pytest.approx(0.0, abs=1e-6)
     assert torch.isfinite(same.grad).all()
     assert mmd(torch.ones(1, 3), torch.zeros(1, dtype=torch.long)).item() == 0.0
+
+
+@pytest.mark.parametrize("kernel", ["median", "paper"])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_gradient_equals_the_chain_rule_through_the_kernel(kernel, unbiased):
+    """With a detached median, as in the kernel itself, and repeated points."""
+    x = torch.cat([points(20), points(9, seed=1, shift=0.5), points(3)])
+    codes = torch.tensor([0, 1] * 10 + [2] * 9 + [4] * 2 + [3])
+    found, expected = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
+    value = mmd(found, codes, kernel=kernel, unbiased=unbiased, reduction="sum")
+    kernels = rbf_kernel(squared_distances(expected), kernel)
+    groups = [torch.nonzero(codes == c).ravel() for c in range(5)]
+    groups = [g for g in groups if len(g) >= 1 + unbiased]
+    total = 0.0
+
+    def within(g):
+        sums = kernels[g][:, g].sum()
+        return (sums - len(g)) / (len(g) * (len(g) - 1)) if unbiased else sums / len(g) ** 2
+
+    for i, s in enumerate(groups):
+        for t in groups[i + 1 :]:
+            total = total + within(s) + within(t) - 2 * kernels[s][:, t].mean()
+    (3 * value).backward()
+    (3 * total).backward()
+    assert value.item() == pytest.approx(total.item(), rel=1e-9)
+    assert torch.allclose(found.grad, expected.grad, rtol=1e-8, atol=1e-12)
+    assert found.grad.abs().max() > 1e-3
+
+
+def test_half_precision_takes_no_digits_from_the_statistic():
+    x = torch.cat([points(30), points(30, seed=1, shift=0.2)]).float()
+    codes = torch.tensor([0] * 30 + [1] * 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mmd(x, codes)
+    assert found.dtype == torch.float32
+    assert found.item() == mmd(x, codes).item()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ from scipy import sparse, stats
 
 from trvae_sc import TRVAE
 from trvae_sc.expression import ridge_shift
+from trvae_sc.model import _write
 from trvae_sc.model._calibration import Calibration, decoded_batches, profile_scale, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.uncertainty import half_width
@@ -411,3 +414,77 @@ def test_transform_condition_decodes_with_another_condition(trained):
     assert abs(moved[~stimulated] - own[~stimulated]).max() > 1e-4
     with pytest.raises(ValueError, match="Unknown condition"):
         model.get_normalized_expression(adata, transform_condition="x")
+
+
+# -- to a file --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.parametrize("output", ["counts", "mean"])
+@pytest.mark.parametrize("n_samples", [1, 2])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_a_prediction_written_in_pieces_is_the_one_in_memory(
+    trained, monkeypatch, suffix, output, n_samples
+):
+    monkeypatch.setattr(_write, "_ROWS", 17)  # of 60
+    trained, _ = trained
+    kwargs = {"target": "stimulated", "output": output, "n_samples": n_samples, "batch_size": 5}
+    expected = trained.predict(**kwargs)
+    expected.strings_to_categoricals()
+    path = Path(f"new/p.{suffix}")
+    result = trained.predict(**kwargs, out=path)
+    assert [p.name for p in Path("new").iterdir()] == [path.name]
+    assert sparse.issparse(result[:1].to_memory().X) is (output == "counts")
+    if result.isbacked:
+        result.file.close()
+    read = anndata.read_h5ad if suffix == "h5ad" else anndata.read_zarr
+    found = read(path)
+    dense = [x.toarray() if sparse.issparse(x) else x for x in (found.X, expected.X)]
+    assert np.array_equal(*dense)
+    assert found.X.dtype == np.float32
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.var, expected.var)
+    assert np.array_equal(found.obsm["X_trvae"], expected.obsm["X_trvae"])
+    record, wanted = found.uns["trvae_sc"], expected.uns["trvae_sc"]
+    assert record.keys() == wanted.keys()
+    assert record["kappa"] == wanted["kappa"]
+    assert list(record["notes"]) == list(wanted["notes"])
+
+
+def test_a_layer_is_written_as_well(fit, make_adata):
+    adata = make_adata()
+    adata.layers["counts"] = adata.X.copy()
+    model = fit(adata, setup={"layer": "counts"})
+    found = model.predict(target="stimulated", out="p.h5ad").to_memory()
+    assert (found.layers["counts"] != found.X).nnz == 0
+    assert (found.X != model.predict(target="stimulated").X).nnz == 0
+
+
+def test_files_in_and_out_with_more_genes_than_the_model(fit, make_adata):
+    adata = make_adata(200)
+    model = fit(adata[:, 5:25].copy())
+    expected = model.predict(adata, target="stimulated")
+    adata[:, ::-1].copy().write_h5ad("cells.h5ad")
+    backed = anndata.read_h5ad("cells.h5ad", backed="r")
+    found = model.predict(backed, target="stimulated", out="p.h5ad")
+    assert found.isbacked
+    assert (found.to_memory().X != expected.X).nnz == 0
+    found.file.close()
+
+
+def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monkeypatch):
+    trained, _ = trained
+    with pytest.raises(ValueError, match=r"p.csv is neither .h5ad nor .zarr"):
+        trained.predict(target="stimulated", out="p.csv")
+    Path("p.h5ad").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"p.h5ad exists. Remove it first"):
+        trained.predict(target="stimulated", out="p.h5ad")
+    assert Path("p.h5ad").read_text() == "mine"
+
+    def interrupt(self, adata):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_write.PieceWriter, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trained.predict(target="stimulated", out="q.h5ad")
+    assert [p.name for p in Path().iterdir()] == ["p.h5ad"]

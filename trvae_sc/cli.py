@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.files import beside, move_files, write_text
+from trvae_sc.files import beside, move_files, read, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -101,6 +101,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--early-stopping", action="store_true")
     parser.add_argument("--balance-conditions", action="store_true")
+    parser.add_argument(
+        "--memory-budget", type=float, metavar="GB", help="for the values (half of what is free)"
+    )
     parser.add_argument("--checkpoint-dir", type=Path, help="resume from here after a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
@@ -231,25 +234,6 @@ def _quiet() -> None:
 # -- reading and writing ----------------------------------------------------------------------------
 
 
-def _read(path: Path) -> AnnData:
-    """Read an h5ad or zarr file."""
-    import anndata
-
-    if not path.exists():
-        raise FileNotFoundError(f"No file {path}.")
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
-    read = anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad
-    try:
-        return read(path)
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} cannot be read as {path.suffix[1:]} (damaged or incomplete?): {error}"
-        ) from error
-
-
 def _check_output(path: Path, *, force: bool, is_folder: bool) -> None:
     """Raise if a result could not be written, before any work starts; writes nothing."""
     if path.exists() and path.is_dir() != is_folder:
@@ -325,7 +309,7 @@ def _train(args: argparse.Namespace) -> None:
     _check_output(args.out, force=args.force, is_folder=True)
     if args.n_top_genes < 0:
         raise ValueError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
-    adata = _read(args.file)
+    adata = read(args.file)
     from trvae_sc import PRESETS, TRVAE
     from trvae_sc.evaluation import parse_holdouts, training_data
 
@@ -347,6 +331,7 @@ def _train(args: argparse.Namespace) -> None:
             early_stopping=args.early_stopping,
             balance_conditions=args.balance_conditions,
             checkpoint_dir=args.checkpoint_dir,
+            memory_budget=args.memory_budget,
             accelerator=args.accelerator,
         )
     finally:
@@ -405,7 +390,7 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     _check_prediction_file(args)
-    adata = _read(args.file)
+    adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
     from trvae_sc.evaluation import TOTAL_COLUMN, with_totals
     from trvae_sc.expression import Keys
@@ -422,16 +407,25 @@ def _predict(args: argparse.Namespace) -> None:
         adata, _ = with_totals(adata, Keys(setup["condition_key"], layer=setup["layer"]))
     names = {str(condition): condition for condition in model.conditions}
     labels = None if args.labels is None else _as_labels(adata, setup["labels_key"], args.labels)
-    predicted = model.predict(
-        adata,
-        target=names.get(args.target, args.target),
-        source=None if args.source is None else names.get(args.source, args.source),
-        labels=labels,
-        output=args.output,
-        n_samples=args.n_samples,
-        seed=args.seed,
-    )
-    _write_prediction(predicted, args)
+
+    def write(path: Path) -> None:
+        predicted = model.predict(
+            adata,
+            target=names.get(args.target, args.target),
+            source=None if args.source is None else names.get(args.source, args.source),
+            labels=labels,
+            output=args.output,
+            n_samples=args.n_samples,
+            seed=args.seed,
+            out=path,
+        )
+        if predicted.isbacked:
+            predicted.file.close()
+        written.append(predicted)
+
+    written: list[AnnData] = []
+    _write_atomically(args.out, write)
+    _tell_prediction(written[0], args)
 
 
 def _check_prediction_file(args: argparse.Namespace) -> None:
@@ -444,6 +438,11 @@ def _check_prediction_file(args: argparse.Namespace) -> None:
 def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
     """Write a prediction, and print its notes and a record of it."""
     _write(predicted, args.out)
+    _tell_prediction(predicted, args, **more)
+
+
+def _tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
+    """Print the notes on a prediction and a record of it."""
     for note in predicted.uns["trvae_sc"]["notes"]:
         print(f"Note: {note}", file=sys.stderr)
     record = {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more}
@@ -482,7 +481,7 @@ def _select(args: argparse.Namespace) -> None:
     _check_prediction_file(args)
     if args.folder is not None:
         _check_output(args.folder, force=True, is_folder=True)
-    adata = _read(args.file)
+    adata = read(args.file)
     from trvae_sc.evaluation import select
 
     keys = _keys_to_compare(args, "select")
@@ -512,7 +511,7 @@ def _select(args: argparse.Namespace) -> None:
 
 def _benchmark(args: argparse.Namespace) -> None:
     _check_output(args.out, force=True, is_folder=True)
-    adata = _read(args.file)
+    adata = read(args.file)
     from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts
 
     keys = _keys_to_compare(args, "benchmark")
@@ -551,7 +550,7 @@ def _report(args: argparse.Namespace) -> None:
     from trvae_sc.report import report, verdicts, write_report
 
     results = Results.load(args.results)
-    text = report(results, [_read(path) for path in args.predictions], method=args.method)
+    text = report(results, [read(path) for path in args.predictions], method=args.method)
     write_report(args.out, text)
     table = verdicts(results, method=args.method)
     record = {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))}

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 _RIDGE = 0.3  # in units of the mean squared distance of a label's profile from the mean profile
+_ROWS = 4096  # of a matrix that may be in a file, summed at a time
 _STATE_RIDGE = 0.2  # the same where states teach too
 
 
@@ -56,7 +57,10 @@ def totals(adata: AnnData, keys: Keys) -> np.ndarray:
     """Return the total counts of each cell, shape (n_cells,)."""
     if keys.total_counts_key is not None:
         return adata.obs[keys.total_counts_key].to_numpy(dtype=np.float64)
-    return np.asarray(values(adata, keys).sum(axis=1), dtype=np.float64).ravel()
+    x = values(adata, keys)
+    starts = range(0, adata.n_obs, _ROWS)  # X may be in a file
+    sums = [np.asarray(x[i : i + _ROWS].sum(axis=1), np.float64).ravel() for i in starts]
+    return np.concatenate(sums) if sums else np.zeros(0)
 
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:

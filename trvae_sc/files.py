@@ -1,4 +1,4 @@
-"""Writing files so that they are there completely or not at all."""
+"""Reading data in files, and writing files so that they are there completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,52 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # anndata takes a second to import
+    from anndata import AnnData
+
+
+def read(path: Path, *, backed: bool = False) -> AnnData:
+    """Read an h5ad or zarr file; with `backed` its X stays in the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        It is neither, or cannot be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"No file {path}.")
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    import anndata
+
+    try:
+        if path.suffix == ".h5ad":
+            return anndata.read_h5ad(path, backed="r" if backed else None)
+        return _read_zarr_backed(path) if backed else anndata.read_zarr(path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as {path.suffix[1:]} (damaged or incomplete?): {error}"
+        ) from error
+
+
+def _read_zarr_backed(path: Path) -> AnnData:
+    """Read all of a zarr store but X."""
+    import anndata
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    parts = {key: anndata.io.read_elem(group[key]) for key in group if key not in ("X", "raw")}
+    adata = anndata.AnnData(**parts)
+    if "X" in group:
+        x = group["X"]
+        adata.X = anndata.io.sparse_dataset(x) if isinstance(x, zarr.Group) else x
+    return adata
 
 
 @contextlib.contextmanager

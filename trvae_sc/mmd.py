@@ -7,7 +7,7 @@ number of groups.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,48 @@ def rbf_kernel(d2: Tensor, kernel: Kernel = "median") -> Tensor:
     return total / len(MEDIAN_FACTORS)
 
 
+class _KernelSums(torch.autograd.Function):
+    r"""Sums of the kernel over pairs of groups, :math:`S = M^T K M`, with M the membership of rows.
+
+    With :math:`G = \partial L / \partial S` and :math:`C = M (G + G^T) M^T \circ k'(d^2)` the gradient by
+    x is :math:`2 (\mathrm{diag}(C 1) - C)\, x`: one matrix product, and nothing of size n x n is kept
+    but k'. (By the chain rule step by step it takes some twenty passes over the matrix.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, member: Tensor, kernel: Kernel) -> Tensor:
+        d2 = squared_distances(x)
+        kernels, slope = _kernel_and_slope(d2, kernel)
+        # a row has no distance to itself; with the smallest bandwidth its slope would drown the others
+        ctx.save_for_backward(x, member, slope.fill_diagonal_(0.0))
+        return member.T @ kernels @ member
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, member, slope = ctx.saved_tensors
+        weight = (member @ (grad + grad.T) @ member.T).mul_(slope)
+        return 2.0 * (weight.sum(1, keepdim=True) * x - weight @ x), None, None
+
+
+def _kernel_and_slope(d2: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Return :func:`rbf_kernel` and its derivative by the squared distances; `d2` is overwritten."""
+    if kernel == "paper":
+        total, slope = torch.zeros_like(d2), torch.zeros_like(d2)
+        for sigma in PAPER_BANDWIDTHS:
+            k = torch.exp(d2 / (-2.0 * sigma))
+            total.add_(k)
+            slope.add_(k, alpha=-0.5 / sigma)
+        return total.div_(len(PAPER_BANDWIDTHS)), slope.div_(len(PAPER_BANDWIDTHS))
+    median = median_distance(d2)
+    k = d2.div_(-MEDIAN_FACTORS[-1] * median).exp_()
+    total, slope = k.clone(), k / MEDIAN_FACTORS[-1]
+    for factor in MEDIAN_FACTORS[-2::-1]:  # each kernel is the square of the one before
+        k.square_()
+        total.add_(k)
+        slope.add_(k, alpha=1.0 / factor)
+    return total.div_(len(MEDIAN_FACTORS)), slope.div_(-len(MEDIAN_FACTORS) * median)
+
+
 def mmd(
     x: Tensor,
     groups: Tensor,
@@ -121,13 +163,13 @@ def mmd(
     if strata is not None:  # compact codes of (stratum, group), at most n of them
         codes, groups, strata = _joint_codes(groups, strata, n_groups)
         n_groups = groups.shape[0]
-    kernels = rbf_kernel(squared_distances(x), kernel)
-    member = torch.nn.functional.one_hot(codes, n_groups).to(kernels.dtype)
-    sums = member.T @ kernels @ member
+    with torch.autocast(x.device.type, enabled=False):  # differences of sums: all digits are needed
+        x = x if x.dtype == torch.float64 else x.float()
+        member = torch.nn.functional.one_hot(codes, n_groups).to(x.dtype)
+        sums = _KernelSums.apply(x, member, kernel)
     n = member.sum(0)
-    if unbiased:
-        # the diagonal of K is exactly 1 up to rounding of d2: subtract what is really there
-        within = (sums.diagonal() - member.T @ kernels.diagonal()) / (n * (n - 1)).clamp_min(1)
+    if unbiased:  # the diagonal of K is exactly 1, for that of d2 is exactly 0
+        within = (sums.diagonal() - n) / (n * (n - 1)).clamp_min(1)
         usable = n >= 2
     else:
         within = sums.diagonal() / n.square().clamp_min(1)

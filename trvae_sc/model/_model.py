@@ -289,6 +289,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
         n_samples: int = 1,
         seed: int = 0,
         batch_size: int | None = None,
+        out: str | Path | None = None,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -344,10 +345,14 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             Seed of all draws. The result does not depend on `batch_size`.
         batch_size
             Cells decoded at a time.
+        out
+            File (``.h5ad`` or ``.zarr``) to write the prediction to, piece by piece, for more cells
+            than fit into memory; it is there completely or not at all. With a backed `adata` neither
+            input nor output is ever in memory as a whole.
 
         Returns
         -------
-        AnnData with one row per source cell and sample. ``X``: the output, also in the layer the
+        AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample. ``X``: the output, also in the layer the
         model was set up with. ``obs``: the source cell's columns with the target condition, and
         ``source_condition``, ``source_cell`` (``sample``). ``var``: ``source_mean``,
         ``predicted_mean`` and ``predicted_change``, log(1 + kappa share) of the mean share over the
@@ -362,7 +367,9 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             The model is not trained.
         ValueError
             Unknown target, source or labels; target equal to source; no cell selected; genes
-            missing; an output the likelihood does not have.
+            missing; an output the likelihood does not have; `out` of another kind.
+        FileExistsError
+            `out` exists.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return predict_cells(
@@ -376,6 +383,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             n_samples=n_samples,
             seed=seed,
             batch_size=batch_size,
+            out=out,
         )
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:

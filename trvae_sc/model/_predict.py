@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata
@@ -13,9 +14,11 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.files import beside, read
 from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, transport_counts
 from trvae_sc.model._setup import check_free, logger
+from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width
 
@@ -84,8 +87,11 @@ def predict_cells(
     n_samples: int,
     seed: int,
     batch_size: int | None,
+    out: str | Path | None,
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`."""
+    if out is not None:
+        check_out(out)
     output = _check_output(model, output, n_samples)
     target = model._condition_level(target)
     features = model._condition_features(target)
@@ -98,52 +104,88 @@ def predict_cells(
         logger.warning(remark)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
-    values, latent, means = [], [], np.zeros((2, registered.n_vars))
-    for _ in range(n_samples):
-        done = 0
-        for raw in decoded_batches(
-            model,
-            registered,
-            rows,
-            features,
-            draws=draws if n_samples > 1 else None,
-            batch_size=batch_size,
-        ):
-            batch = calibration(raw, slice(done, done + len(raw.observed)))
-            done += len(raw.observed)
-            values.append(predicted_values(model, batch, features, output, draws))
-            latent.append(batch.latent)
-            means[0] += batch.source.sum(0, dtype=np.float64)
-            means[1] += batch.target.sum(0, dtype=np.float64)
-    result = AnnData(
-        X=_stacked(values),
-        obs=_predicted_obs(model, original, rows, target, n_samples),
-        var=_predicted_var(
-            original.var.loc[registered.var_names],
-            _scaled(model, means / (len(rows) * n_samples), None),
-            half_widths(model, registered, rows, target),
-        ),
-        obsm={"X_trvae": np.concatenate(latent)},
-    )
-    layer = model.registry_["setup_args"]["layer"]
-    if layer is not None and output in ("counts", "sample"):
+    latent, means = [], np.zeros((2, registered.n_vars))
+    layer = model.registry_["setup_args"]["layer"] if output in ("counts", "sample") else None
+
+    def pieces() -> Iterator[np.ndarray | sparse.csr_matrix]:
+        for _ in range(n_samples):
+            done = 0
+            for raw in decoded_batches(
+                model,
+                registered,
+                rows,
+                features,
+                draws=draws if n_samples > 1 else None,
+                batch_size=batch_size,
+            ):
+                batch = calibration(raw, slice(done, done + len(raw.observed)))
+                done += len(raw.observed)
+                latent.append(batch.latent)
+                means[0] += batch.source.sum(0, dtype=np.float64)
+                means[1] += batch.target.sum(0, dtype=np.float64)
+                yield predicted_values(model, batch, features, output, draws)
+
+    def around(x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
+        """Return what belongs to the values, once they have all been predicted."""
+        result = AnnData(
+            X=x,
+            obs=_predicted_obs(model, original, rows, target, n_samples),
+            var=_predicted_var(
+                original.var.loc[registered.var_names],
+                _scaled(model, means / (len(rows) * n_samples), None),
+                half_widths(model, registered, rows, target),
+            ),
+            obsm={"X_trvae": np.concatenate(latent)},
+        )
+        table = combination_table(model, original.obs.iloc[rows], target, calibration.novelty)
+        result.uns["trvae_sc"] = provenance(
+            model, table, target, output=output, n_samples=n_samples, seed=seed
+        )
+        return result
+
+    if out is not None:
+        shape = (len(rows) * n_samples, registered.n_vars)
+        return _write(Path(out), shape, layer, pieces(), around)
+    result = around(stacked(list(pieces())))
+    if layer is not None:
         result.layers[layer] = result.X.copy()
-    result.uns["trvae_sc"] = provenance(
-        model,
-        combination_table(model, original.obs.iloc[rows], target, calibration.novelty),
-        target,
-        output=output,
-        n_samples=n_samples,
-        seed=seed,
-    )
     return result
 
 
-def _stacked(values: list[Any]) -> np.ndarray | sparse.csr_matrix:
-    """Return the values of all minibatches."""
-    is_sparse = sparse.issparse(values[0])
-    x = sparse.vstack(values, format="csr") if is_sparse else np.concatenate(values)
-    return x.astype(np.float32)
+def _write(
+    path: Path,
+    shape: tuple[int, int],
+    layer: str | None,
+    pieces: Iterable[np.ndarray | sparse.csr_matrix],
+    around: Callable[[None], AnnData],
+) -> AnnData:
+    """Write a prediction, completely or not at all, and return it with X in the file."""
+    with beside(path.resolve()) as temporary:
+        writer = PieceWriter(temporary, shape, layer)
+        try:
+            for values in pieces:
+                writer.add(values)
+            writer.finish(around(None))
+        finally:
+            writer.close()
+        temporary.replace(path.resolve())
+    return read(path, backed=True)
+
+
+def check_out(out: str | Path) -> None:
+    """Raise where a prediction cannot be written, before any work.
+
+    Raises
+    ------
+    ValueError
+        A path that ends neither in ``.h5ad`` nor in ``.zarr``.
+    FileExistsError
+        Something is there.
+    """
+    if Path(out).suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"{out} is neither .h5ad nor .zarr.")
+    if Path(out).exists():
+        raise FileExistsError(f"{out} exists. Remove it first, or choose another path.")
 
 
 def _check_output(model: TRVAE, output: Output | None, n_samples: int) -> Output:
@@ -421,7 +463,7 @@ def generate_cells(
     obs = obs.assign(**model._condition_values(level, n_obs))
     if labels is not None:
         obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
-    result = AnnData(_stacked(values), obs=obs, var=adata.var.copy())
+    result = AnnData(stacked(values), obs=obs, var=adata.var.copy())
     result.uns["trvae_sc"] = {
         "method": "TRVAE.generate",
         "condition": str(level),

@@ -11,6 +11,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.training import is_file
+
 logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
 logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
@@ -266,6 +268,20 @@ def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> No
         )
 
 
+def _is_in_file(adata: AnnData) -> bool:
+    """Return whether X of an AnnData is in a file."""
+    return adata.isbacked or is_file(adata.X)
+
+
+def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:
+    """Return some genes of an AnnData whose X is in a file; the others are in memory by turns."""
+    genes = adata.var_names.get_indexer(var_names)
+    parts = [block[:, genes] for _, block in row_chunks(adata.X, adata.n_obs)]
+    x = sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+    layers = {name: adata.layers[name][:, genes] for name in _layer_names(adata)}
+    return AnnData(x, obs=adata.obs, var=pd.DataFrame(index=var_names), layers=layers)
+
+
 # -- other AnnData objects ---------------------------------------------------------------------------
 
 
@@ -288,7 +304,7 @@ def align(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
             )
         if not adata.var_names.is_unique:
             raise ValueError("adata.var_names are not unique. Run adata.var_names_make_unique().")
-        adata = adata[:, var_names].to_memory() if adata.isbacked else adata[:, var_names]
+        adata = _in_memory(adata, var_names) if _is_in_file(adata) else adata[:, var_names]
     if layer is not None and layer not in _layer_names(adata):
         raise KeyError(f"No layer '{layer}' in adata.layers; there are {_layer_names(adata)}.")
     layers = {} if layer is None else {layer: adata.layers[layer]}

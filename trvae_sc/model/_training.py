@@ -40,6 +40,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         early_stopping: bool = False,
         balance_conditions: bool = False,
         checkpoint_dir: str | Path | None = None,
+        memory_budget: float | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -70,6 +71,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         checkpoint_dir
             Folder that receives the state of training after every epoch. If it holds one of the
             same run, training continues from there, with the same result as if never interrupted.
+        memory_budget
+            GB that the values may take in memory and on the GPU; half of what is free there if None.
+            Values in a backed AnnData that do not fit stay in the file and are streamed: long pieces
+            are read in the background, and shuffled 32 at a time. The rest is kept on the GPU, if one
+            trains and they fit there.
         plan_kwargs
             Arguments of :class:`trvae_sc.training.TrainingPlan`. They precede those of a
             ``plan_config``, and these, all of them, those of the preset.
@@ -86,6 +92,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             latest ones where there is no validation.
         FloatingPointError
             The loss became NaN or infinite.
+        OSError, MemoryError, RuntimeError
+            A file changed or cannot be read, memory did not suffice, a worker process died. The model
+            is usable as after Ctrl-C, once a step was made.
         ValueError
             `checkpoint_dir` holds another run.
         """
@@ -111,9 +120,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         else:
             batch_size = preset_batch_size if batch_size is None else batch_size
             max_epochs = self._epochs(batch_size) if max_epochs is None else max_epochs
+            kwargs["use_distributed_sampler"] = False  # our loaders share the cells themselves
             datasplitter_kwargs = {
                 "seed": self.seed_,
                 "balance_conditions": balance_conditions,
+                "memory_budget": memory_budget,
                 **(datasplitter_kwargs or {}),
             }
             if train_size is None and "external_indexing" not in datasplitter_kwargs:

@@ -30,6 +30,7 @@ TARGET_KEY = "target_condition"
 
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
+_FEW_GROUPS = 64
 _MAX_STATE_VALUES = 2**24  # profiles of states kept, 64 MB
 
 
@@ -337,14 +338,18 @@ class TRVAEModule(BaseModuleClass):
             "total": self._total(tensors),
         }
 
+    def hidden_layers(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Return y and the last hidden layer."""
+        y = self.mmd_layer(self.decoder_in(z, context))
+        return y, self.decoder(y)
+
     def decode(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Return y, the last hidden layer and the profile predicted from z.
 
         The profile is the log proportion of each gene for counts, the standardised mean for
         ``normal``, the mean for ``mse``; shape (..., n_cells, n_genes).
         """
-        y = self.mmd_layer(self.decoder_in(z, context))
-        hidden = self.decoder(y)
+        y, hidden = self.hidden_layers(z, context)
         out = self.output(hidden)
         if self.is_count:
             out = functional.log_softmax(out, dim=-1)
@@ -469,14 +474,29 @@ class TRVAEModule(BaseModuleClass):
         label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
         target, known = self._draw_targets(label, source)
         context = generative_outputs["context"]._replace(condition=self.condition_design[target])
-        profile = self.decode(z, context)[2]
-        first, n_cells = _groups(label * self.n_cells.shape[1] + source)
-        values = profile.exp() if self.is_count else profile
-        mean = torch.zeros_like(values).index_add(0, first, values) / n_cells.clamp_min(1)[:, None]
-        truth = self.profiles[label, target]
+        out = self.output(self.hidden_layers(z, context)[1])
+        group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
+        first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
+        first = first.scatter(0, group, torch.arange(len(group), device=group.device))
+        mean = self._group_means(out, group, n_cells)
+        truth = self.profiles[label[first], target[first]]
         error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
-        weight = n_cells * known  # rows that do not start a group have n_cells 0
+        weight = n_cells * known[first]  # groups without cells weigh nothing
         return (error * weight).sum() / len(z)
+
+    def _group_means(self, out: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
+        """Return what :meth:`decode` would make of its output layer, averaged; (n_groups, n_genes)."""
+        if self.is_count:
+            values = functional.softmax(out, dim=-1)
+        else:
+            values = functional.relu(out) if self.relu_output else out
+        size = n_cells.clamp_min(1)[:, None]
+        if len(size) <= _FEW_GROUPS:  # a small matrix product is faster than adding rows
+            member = functional.one_hot(group, len(size)).T.to(values.dtype)
+            mean = (member / size.to(values.dtype)) @ values
+        else:
+            mean = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values) / size
+        return mean[:, :-1] if self.has_total else mean
 
     def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
@@ -574,14 +594,15 @@ class TRVAEModule(BaseModuleClass):
         return values.mean().item() if return_mean else values.cpu()
 
 
-def _groups(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first row with each row's code, and the size of the group at that first row.
+def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
+    """Return the group of each row, rows of equal code being one, and the size of each group.
 
-    Shapes do not depend on the codes, so nothing waits for a GPU.
+    Groups are the codes themselves, or first rows where there are fewer rows than codes; some are
+    empty. Shapes do not depend on the codes, so nothing waits for a GPU.
     """
-    same = codes[:, None] == codes[None, :]
-    first = same.to(torch.uint8).argmax(1)
-    size = torch.zeros(len(codes), device=codes.device).index_add(
-        0, first, torch.ones(len(codes), device=codes.device)
-    )
-    return first, size
+    group = codes
+    if n_codes > len(codes):
+        n_codes = len(codes)
+        group = (codes[:, None] == codes[None, :]).to(torch.uint8).argmax(1)
+    size = torch.zeros(n_codes, device=codes.device)
+    return group, size.index_add(0, group, torch.ones(len(codes), device=codes.device))

@@ -2,11 +2,12 @@
 
 from trvae_sc.training._data import (
     DataLoader,
-    DataManager,
     DataSplitter,
     default_seed,
     row_numbers,
 )
+from trvae_sc.training._dataset import DataManager
+from trvae_sc.training._files import is_file
 from trvae_sc.training._plan import TrainingPlan
 from trvae_sc.training._run import BestWeights, EpochCheckpoint, TrainRunner
 
@@ -19,5 +20,6 @@ __all__ = [
     "TrainRunner",
     "TrainingPlan",
     "default_seed",
+    "is_file",
     "row_numbers",
 ]

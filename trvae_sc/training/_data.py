@@ -10,72 +10,16 @@ import numpy as np
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
-from scvi.data import AnnDataManager, AnnTorchDataset
-from scvi.dataloaders import BatchDistributedSampler
+from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter as ScviDataSplitter
-from torch import Tensor
+from torch import Tensor, distributed
 
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
+from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
+from trvae_sc.training._files import ahead
 
 _STATISTICS_BATCH = 2048
-
-
-class Dataset(AnnTorchDataset):
-    """Rows of a registered AnnData, in the order asked for, also from a file on disk."""
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Registered arrays; sparse ones by row (a column-wise one is turned once)."""
-        if not hasattr(self, "_data"):
-            arrays = {
-                key: self.adata_manager.get_from_registry(key) for key in self.keys_and_dtypes
-            }
-            self._data = {key: _by_row(a) for key, a in arrays.items()}
-        return self._data
-
-    def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
-        """Return the registered arrays of some rows.
-
-        Files read ascending rows only: they are read so, once each, and put back in order. (Of a
-        backed AnnData scvi-tools sorts the rows also where they are in memory, as layers are.)
-        """
-        in_memory = isinstance(self.data[REGISTRY_KEYS.X_KEY], np.ndarray | sparse.csr_matrix)
-        in_memory = in_memory and not self.adata_manager.adata.isbacked
-        if in_memory or isinstance(indexes, int | np.integer):
-            return super().__getitem__(indexes)
-        ascending, position = np.unique(indexes, return_inverse=True)
-        return {
-            key: self._dense(rows, key)[position]
-            for key, rows in super().__getitem__(ascending).items()
-        }
-
-    def _dense(self, rows: Any, key: str) -> np.ndarray:
-        """Return rows dense and in the registered type (from dask they come as stored)."""
-        if isinstance(rows, Tensor):  # load_sparse_tensor
-            rows = rows.to_dense().numpy()
-        rows = rows.toarray() if sparse.issparse(rows) else rows
-        return rows.astype(self.keys_and_dtypes[key], copy=False)
-
-
-def _by_row(array: Any) -> Any:
-    """Return an array; a sparse one as a matrix by row, not copied where it is that already."""
-    if sparse.issparse(array) and not isinstance(array, sparse.csr_matrix):
-        return sparse.csr_matrix(array)
-    return array
-
-
-class DataManager(AnnDataManager):
-    """AnnDataManager whose torch dataset keeps the order of rows."""
-
-    def create_torch_dataset(
-        self,
-        indices: np.ndarray | None = None,
-        data_and_attributes: list[str] | dict[str, Any] | None = None,
-        load_sparse_tensor: bool = False,
-    ) -> torch.utils.data.Dataset:
-        """Return the dataset, restricted to `indices` if given."""
-        dataset = Dataset(self, data_and_attributes, load_sparse_tensor)
-        return dataset if indices is None else torch.utils.data.Subset(dataset, indices)
+_BLOCKS = 32  # contiguous pieces of a file that are shuffled together
 
 
 class Batches(torch.utils.data.Sampler):
@@ -93,6 +37,13 @@ class Batches(torch.utils.data.Sampler):
         Use only as many cells as fill whole batches of `batch_size`.
     weights
         Draw with replacement, with these weights, as many cells as there are.
+    window
+        Of rows in a file: how many are in memory together. A shuffled pass then draws contiguous
+        blocks of rows, 32 to a window, and permutes the rows of each window.
+    share
+        With several processes: number of this one, and of all. A batch is divided among them.
+    seed
+        Of the permutation, with several processes, who must agree on it.
     """
 
     def __init__(
@@ -103,14 +54,23 @@ class Batches(torch.utils.data.Sampler):
         shuffle: bool = False,
         drop_last: bool = False,
         weights: np.ndarray | None = None,
+        window: int | None = None,
+        share: tuple[int, int] = (0, 1),
+        seed: int = 0,
     ) -> None:
         self.indices = indices
         self.shuffle = shuffle
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self.drop_last = drop_last and len(indices) >= batch_size
-        self.batch_size = batch_size
+        self.rank, self.n_processes = share
+        self.batch_size = batch_size * self.n_processes
+        self.drop_last = drop_last and len(indices) >= self.batch_size
+        self.window = window
+        self.seed, self.epoch = seed, 0
         n = len(indices)
-        self.n_batches = n // batch_size if self.drop_last else math.ceil(n / batch_size)
+        if self.drop_last:
+            self.n_batches = n // self.batch_size
+        else:
+            self.n_batches = math.ceil(n / self.batch_size)
         if not shuffle:  # no rows are one batch without rows, so that results have their shape
             self.n_batches = max(self.n_batches, 1)
 
@@ -121,35 +81,72 @@ class Batches(torch.utils.data.Sampler):
     @property
     def smallest(self) -> int:
         """Number of cells of the smallest batch of a shuffled pass."""
-        return self.batch_size if self.drop_last else len(self.indices) // max(self.n_batches, 1)
+        smallest = len(self.indices) // max(self.n_batches, 1)
+        return (self.batch_size if self.drop_last else smallest) // self.n_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Note the epoch, which the permutation of several processes follows."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield arrays of row numbers."""
+        for batches in self.groups():
+            yield from batches
+
+    def groups(self) -> Iterator[list[np.ndarray]]:
+        """Yield the batches of a pass, those of one window at a time."""
+        generator = None
+        if self.n_processes > 1:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = self._order(generator)
+        edges = self._edges(len(order))
+        n_together = self.n_batches
+        if self.window is not None:
+            n_together = max(self.window // self.batch_size, 1)
+        for first in range(0, self.n_batches, n_together):
+            inside = edges[first : first + n_together + 1]
+            rows = self.indices[order[inside[0] : inside[-1]]]
+            if self.shuffle and self.window is not None:
+                rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+            batches = np.split(rows, inside[1:-1] - inside[0])
+            yield [rows[self.rank :: self.n_processes] for rows in batches]
+
+    def _order(self, generator: torch.Generator | None) -> np.ndarray:
+        """Return positions in `indices`, in the order of this pass."""
         n = len(self.indices)
         if self.weights is not None:
             order = torch.multinomial(self.weights, n, replacement=True).numpy()
-        elif self.shuffle:
-            order = torch.randperm(n).numpy()
-        else:
+        elif not self.shuffle:
             order = np.arange(n)
-        if self.drop_last:
-            order = order[: self.n_batches * self.batch_size]
-        if not self.shuffle:  # whole batches, so that block reads stay aligned
-            starts = range(0, max(len(order), 1), self.batch_size)
-            yield from (self.indices[order[i : i + self.batch_size]] for i in starts)
-        elif self.n_batches:
-            yield from (self.indices[part] for part in np.array_split(order, self.n_batches))
+        elif self.window is None:
+            order = torch.randperm(n, generator=generator).numpy()
+        else:
+            n_blocks = max(math.ceil(n / max(self.window // _BLOCKS, 1)), 1)
+            blocks = np.array_split(np.argsort(self.indices, kind="stable"), n_blocks)
+            drawn = torch.randperm(n_blocks, generator=generator)
+            order = np.concatenate([blocks[i] for i in drawn])
+        return order[: self.n_batches * self.batch_size] if self.drop_last else order
+
+    def _edges(self, n: int) -> np.ndarray:
+        """Return where batches begin, and the end of the last one."""
+        if self.shuffle or self.n_processes > 1:  # sizes as numpy.array_split has them
+            small, n_larger = divmod(n, max(self.n_batches, 1))
+            edges = np.arange(self.n_batches + 1)
+            return edges * small + np.minimum(edges, n_larger)
+        # whole batches, so that block reads stay aligned
+        return np.minimum(np.arange(self.n_batches + 1) * self.batch_size, n)
 
 
 class DataLoader(torch.utils.data.DataLoader):
     """Minibatches of a registered AnnData as dictionaries of tensors.
 
-    Takes the arguments of :class:`scvi.dataloaders.AnnDataLoader` that scvi-tools passes. Further:
-    `weights`, one sampling weight for each of `indices`, and `target_condition`, the condition
-    features that the decoder shall use for every cell.
+    Values in a file are read in long pieces while the minibatches before are in use. Takes the
+    arguments of :class:`scvi.dataloaders.AnnDataLoader` that scvi-tools passes. Further: `weights`,
+    one sampling weight for each of `indices`; `target_condition`, the condition features that the
+    decoder shall use for every cell; and `dataset`, where the data are already at hand.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         adata_manager: AnnDataManager,
         indices: np.ndarray | list[int] | None = None,
@@ -163,41 +160,76 @@ class DataLoader(torch.utils.data.DataLoader):
         load_sparse_tensor: bool = False,
         distributed_sampler: bool = False,
         drop_dataset_tail: bool = False,
+        dataset: Dataset | DeviceDataset | None = None,
+        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         indices = row_numbers(indices, adata_manager.adata.n_obs)
-        self.indices = indices
         self.target_condition = target_condition
-        dataset = adata_manager.create_torch_dataset(
-            data_and_attributes=data_and_attributes, load_sparse_tensor=load_sparse_tensor
-        )
-        if distributed_sampler and weights is not None:
-            raise ValueError("balance_conditions cannot be combined with several devices.")
+        if dataset is None:
+            dataset = adata_manager.create_torch_dataset(
+                data_and_attributes=data_and_attributes, load_sparse_tensor=load_sparse_tensor
+            )
+        self.file = getattr(dataset, "file", None)
+        share = (0, 1)
         if distributed_sampler:
-            dataset = torch.utils.data.Subset(dataset, indices)
-            sampler: Any = BatchDistributedSampler(
-                dataset,
-                batch_size=batch_size,
-                shuffle=shuffle,
-                drop_last=drop_last,
-                drop_dataset_tail=drop_dataset_tail,
+            share = distributed.get_rank(), distributed.get_world_size()
+            if drop_dataset_tail:
+                indices = indices[: len(indices) // share[1] * share[1]]
+        if weights is not None and (distributed_sampler or self.file is not None):
+            what = (
+                "several devices" if distributed_sampler else "data that are streamed from a file"
             )
-        else:
-            sampler = Batches(
-                indices, batch_size, shuffle=shuffle, drop_last=drop_last, weights=weights
-            )
+            raise ValueError(f"balance_conditions cannot be combined with {what}.")
+        self.indices = indices
+        sampler = Batches(
+            indices,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            weights=weights,
+            window=None if self.file is None else self.file.window(),
+            share=share,
+            seed=seed,
+        )
         kwargs.setdefault("num_workers", settings.dl_num_workers)
         kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
+        if self.file is not None or isinstance(dataset, DeviceDataset):
+            kwargs |= {"num_workers": 0, "persistent_workers": False, "pin_memory": False}
         super().__init__(dataset, batch_size=None, sampler=sampler, **kwargs)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield minibatches, with the target condition if one was given."""
-        if self.target_condition is None:
-            yield from super().__iter__()
-            return
-        for tensors in super().__iter__():
-            n_cells = len(tensors[REGISTRY_KEYS.X_KEY])
-            yield tensors | {TARGET_KEY: self.target_condition.expand(n_cells, -1)}
+        for tensors in super().__iter__() if self.file is None else self._streamed():
+            if self.target_condition is not None:
+                n_cells = len(tensors[REGISTRY_KEYS.X_KEY])
+                target = {TARGET_KEY: self.target_condition.expand(n_cells, -1)}
+                yield tensors | target
+            else:
+                yield tensors
+
+    def _streamed(self) -> Iterator[dict[str, Tensor]]:
+        """Yield minibatches from windows of the file."""
+        others = [key for key in self.dataset.keys_and_dtypes if key != REGISTRY_KEYS.X_KEY]
+        dtype = self.dataset.keys_and_dtypes[REGISTRY_KEYS.X_KEY]
+        torch.empty(
+            (), dtype=torch.int64
+        ).random_()  # torch's loader draws a seed: what follows agrees
+
+        def read(batches: list[np.ndarray]) -> Any:
+            return self.file[np.concatenate(batches)]
+
+        for batches, window in ahead(self.sampler.groups(), read):
+            start = 0
+            for rows in batches:
+                x = window[start : start + len(rows)]
+                x = x.toarray() if sparse.issparse(x) else x
+                start += len(rows)
+                tensors = {key: torch.from_numpy(self.dataset.rows(key, rows)) for key in others}
+                yield {
+                    REGISTRY_KEYS.X_KEY: torch.from_numpy(x.astype(dtype, copy=False)),
+                    **tensors,
+                }
 
 
 def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.ndarray:
@@ -224,6 +256,9 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
 class DataSplitter(ScviDataSplitter):
     """scvi-tools' splitter with our loaders, its own seed and condition-balanced batches.
 
+    Data are kept where they are fastest to get at: on the GPU that trains, dense or sparse; in
+    memory; or, where they are in a file and do not fit, they stay there and are streamed.
+
     (The name matters: scvi-tools checks early stopping by the class name.)
 
     Parameters
@@ -232,6 +267,13 @@ class DataSplitter(ScviDataSplitter):
         Seed of the split; ``scvi.settings.seed`` or 0 if None.
     balance_conditions
         Draw the cells of an epoch with replacement so that every condition is equally frequent.
+    memory_budget
+        GB that the values may take, in memory and on the GPU; half of what is free there if None.
+
+    Raises
+    ------
+    ValueError
+        A bad `external_indexing`, or a negative `memory_budget`.
     """
 
     data_loader_cls = DataLoader
@@ -244,9 +286,12 @@ class DataSplitter(ScviDataSplitter):
         *args: Any,
         seed: int | None = None,
         balance_conditions: bool = False,
+        memory_budget: float | None = None,
         batch_size: int = 128,
         **kwargs: Any,
     ) -> None:
+        if memory_budget is not None and not memory_budget >= 0:
+            raise ValueError(f"memory_budget is {memory_budget}; it is a number of GB, 0 or more.")
         # batches of one: scvi-tools warns of, and moves, small last batches that we do not have
         kwargs["batch_size"] = 1
         try:
@@ -255,17 +300,29 @@ class DataSplitter(ScviDataSplitter):
             raise ValueError(f"external_indexing: {error}.") from error
         self.data_loader_kwargs["batch_size"] = batch_size
         self.seed = default_seed() if seed is None else seed
+        self.data_loader_kwargs["seed"] = self.seed
         self.balance_conditions = balance_conditions
+        self.memory_budget = memory_budget
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the cells."""
+        """Split the cells, and put the data where they are fastest to get at."""
         if self.external_indexing is not None or not self.shuffle_set_split:
             super().setup(stage)
-            return
-        rows = np.random.default_rng(self.seed).permutation(self.adata_manager.adata.n_obs)
-        self.val_idx = rows[: self.n_val]
-        self.train_idx = rows[self.n_val : self.n_val + self.n_train]
-        self.test_idx = rows[self.n_val + self.n_train :]
+        else:
+            rows = np.random.default_rng(self.seed).permutation(self.adata_manager.adata.n_obs)
+            self.val_idx = rows[: self.n_val]
+            self.train_idx = rows[self.n_val : self.n_val + self.n_train]
+            self.test_idx = rows[self.n_val + self.n_train :]
+        dataset = self.adata_manager.create_torch_dataset(
+            data_and_attributes=self.data_loader_kwargs.get("data_and_attributes"),
+            load_sparse_tensor=self.load_sparse_tensor,
+        )
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        self.data_loader_kwargs["dataset"] = fitted(dataset, device, self.memory_budget)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of the data."""
+        self.data_loader_kwargs.pop("dataset", None)
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader."""
@@ -285,7 +342,12 @@ class DataSplitter(ScviDataSplitter):
 
     def statistics_dataloader(self) -> DataLoader:
         """Return the training cells once, in order."""
-        return DataLoader(self.adata_manager, np.sort(self.train_idx), _STATISTICS_BATCH)
+        return DataLoader(
+            self.adata_manager,
+            np.sort(self.train_idx),
+            _STATISTICS_BATCH,
+            dataset=self.data_loader_kwargs.get("dataset"),
+        )
 
 
 def default_seed() -> int:

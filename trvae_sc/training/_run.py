@@ -168,6 +168,12 @@ def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
     return getattr(getattr(trainer.logger, "experiment", None), "data", {})
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory of the machine or of a GPU did not suffice."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Hide what Lightning says of hardware, advertising and its own deprecations."""
@@ -230,6 +236,20 @@ class TrainRunner(ScviTrainRunner):
                 f"Training stopped in epoch {self.trainer.current_epoch}; the model has the weights of "
                 f"{self._weights_epoch()} and can be used."
             ) from stop
+
+        except (
+            OSError,
+            MemoryError,
+            RuntimeError,
+        ) as error:  # of loading: a file, a worker, memory
+            if self.trainer.global_step:
+                self._finish()
+            if is_out_of_memory(error):
+                raise MemoryError(
+                    f"Out of memory in epoch {self.trainer.current_epoch} of training. Pass a smaller "
+                    f"memory_budget (in GB) or batch_size. {error}"
+                ) from error
+            raise
         self._finish()
 
     def _weights_epoch(self) -> str:
@@ -240,6 +260,10 @@ class TrainRunner(ScviTrainRunner):
 
     def _finish(self) -> None:
         """Hand what was learned to the model."""
+        if (
+            not self.model.history
+        ):  # stopped in its first epoch before: scvi-tools would add nothing
+            self.model.is_trained_ = False
         self._update_history()
         self.model.train_indices = getattr(self.data_splitter, "train_idx", None)
         self.model.test_indices = getattr(self.data_splitter, "test_idx", None)

@@ -1,0 +1,109 @@
+"""Writing an AnnData whose values come in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+_ROWS = 8192  # written at a time
+_CHUNK_BYTES = 2**20
+
+
+class PieceWriter:
+    """Writes values piece by piece to an h5ad or zarr file, and then what belongs to them.
+
+    Parameters
+    ----------
+    path
+        File that does not exist; ``.h5ad`` or ``.zarr``.
+    shape
+        Number of cells and genes that will come.
+    layer
+        Layer that receives the values as well, if any.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], layer: str | None = None) -> None:
+        self.shape, self.n_written = shape, 0
+        self.names = ["X"] if layer is None else ["X", f"layers/{layer}"]
+        self._pieces: list[Any] = []
+        self.is_zarr = path.suffix == ".zarr"
+        if self.is_zarr:
+            import zarr
+
+            # the version that anndata writes; before 0.12 it did not choose
+            kind = getattr(anndata.settings, "zarr_write_format", None)
+            self.root = zarr.open_group(path, mode="w", **({"zarr_format": kind} if kind else {}))
+            self._kwargs: dict[str, Any] = {}
+        else:
+            self.root = h5py.File(path, "w")
+            self._kwargs = {"compression": "gzip", "compression_opts": 1}
+        self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+
+    def add(self, values: np.ndarray | sparse.csr_matrix) -> None:
+        """Take the next rows."""
+        self._pieces.append(values)
+        if sum(piece.shape[0] for piece in self._pieces) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the rows taken."""
+        if not self._pieces:
+            return
+        x = stacked(self._pieces)
+        self._pieces = []
+        for name in self.names:
+            if sparse.issparse(x):
+                self._append_sparse(name, x)
+            else:
+                self._append_dense(name, x)
+        self.n_written += x.shape[0]
+
+    def _append_sparse(self, name: str, x: sparse.csr_matrix) -> None:
+        if name in self.root:
+            anndata.io.sparse_dataset(self.root[name]).append(x)
+            return
+        if np.prod(self.shape, dtype=float) > np.iinfo(np.int32).max:  # more values may follow
+            x.indptr, x.indices = x.indptr.astype(np.int64), x.indices.astype(np.int64)
+        anndata.io.write_elem(self.root, name, x, dataset_kwargs=self._kwargs)
+
+    def _append_dense(self, name: str, x: np.ndarray) -> None:
+        if name not in self.root:
+            chunks = (int(np.clip(_CHUNK_BYTES // (4 * self.shape[1]), 1, len(x))), self.shape[1])
+            create = getattr(self.root, "create_array", self.root.create_dataset)
+            array = create(name, shape=self.shape, dtype="f4", chunks=chunks, **self._kwargs)
+            array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        self.root[name][self.n_written : self.n_written + len(x)] = x
+
+    def finish(self, adata: AnnData) -> None:
+        """Write all of an AnnData but its values."""
+        self._flush()
+        adata.strings_to_categoricals()
+        # files of newer versions of anndata have strings that older ones read but do not write unasked
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            for name in ("obs", "var", "obsm", "uns"):
+                value = getattr(adata, name)
+                value = value if name in ("obs", "var") else dict(value)
+                anndata.io.write_elem(self.root, name, value, dataset_kwargs=self._kwargs)
+            for name in ("layers", "varm", "obsp", "varp"):
+                if name not in self.root:
+                    anndata.io.write_elem(self.root, name, {})
+                self.root[name].attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.is_zarr:
+            self.root.close()
+
+
+def stacked(values: list[Any]) -> np.ndarray | sparse.csr_matrix:
+    """Return the values of all minibatches, as float32."""
+    is_sparse = sparse.issparse(values[0])
+    x = sparse.vstack(values, format="csr") if is_sparse else np.concatenate(values)
+    return x.astype(np.float32, copy=False)

@@ -1,0 +1,217 @@
+"""Registered data as tensors of rows: in memory, in a file, or on the device of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager, AnnTorchDataset
+from torch import Tensor
+
+from trvae_sc.training._files import FileRows, is_file
+
+#: What rows are read from in any order; scvi-tools' view of a collection is a csr_matrix, but cannot.
+_BY_ROW = (np.ndarray, sparse.csr_matrix, FileRows)
+_SHARE = 0.5  # of what is free, that data take by default
+
+
+class Dataset(AnnTorchDataset):
+    """Rows of a registered AnnData, in the order asked for, also from a file on disk."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Registered arrays; sparse ones by row (a column-wise one is turned once)."""
+        if not hasattr(self, "_data"):
+            arrays = {
+                key: self.adata_manager.get_from_registry(key) for key in self.keys_and_dtypes
+            }
+            self._data = {key: _by_row(a) for key, a in arrays.items()}
+        return self._data
+
+    @property
+    def file(self) -> FileRows | None:
+        """The values, where they are in a file."""
+        x = self.data.get(REGISTRY_KEYS.X_KEY)
+        return x if isinstance(x, FileRows) else None
+
+    def to_memory(self) -> None:
+        """Read the values, if they are in a file."""
+        if self.file is not None:
+            self.data[REGISTRY_KEYS.X_KEY] = self.file.to_memory()
+
+    def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
+        """Return the registered arrays of some rows."""
+        rows = np.atleast_1d(indexes)
+        return {key: self.rows(key, rows) for key in self.keys_and_dtypes}
+
+    def rows(self, key: str, rows: np.ndarray) -> Any:
+        """Return some rows of an array, in the registered type."""
+        data, dtype = self.data[key], self.keys_and_dtypes[key]
+        if type(data) in _BY_ROW:
+            values = data[rows]
+        else:  # dask and collections read ascending rows only
+            ascending, position = np.unique(rows, return_inverse=True)
+            values = data[ascending]
+            values = values.compute() if hasattr(values, "compute") else values
+            values = (values.toarray() if hasattr(values, "toarray") else values)[position]
+        if sparse.issparse(values):
+            if self.load_sparse_tensor:
+                return _sparse_tensor(values.astype(dtype, copy=False))
+            values = values.toarray()
+        return values.astype(dtype, copy=False)
+
+
+def _by_row(array: Any) -> Any:
+    """Return an array that rows are quickly read from; not copied where it is that already."""
+    if is_file(array):
+        return FileRows(array)
+    if sparse.issparse(array) and not isinstance(array, sparse.csr_matrix):
+        return sparse.csr_matrix(array)
+    return array.to_numpy() if isinstance(array, pd.DataFrame) else array
+
+
+def _sparse_tensor(x: sparse.csr_matrix) -> Tensor:
+    return torch.sparse_csr_tensor(x.indptr, x.indices, x.data, size=x.shape, dtype=torch.float32)
+
+
+class DataManager(AnnDataManager):
+    """AnnDataManager whose torch dataset keeps the order of rows."""
+
+    def create_torch_dataset(
+        self,
+        indices: np.ndarray | None = None,
+        data_and_attributes: list[str] | dict[str, Any] | None = None,
+        load_sparse_tensor: bool = False,
+    ) -> torch.utils.data.Dataset:
+        """Return the dataset, restricted to `indices` if given."""
+        dataset = Dataset(self, data_and_attributes, load_sparse_tensor)
+        return dataset if indices is None else torch.utils.data.Subset(dataset, indices)
+
+
+# -- on the device of training ------------------------------------------------------------------------
+
+
+class CSRTensor:
+    """A sparse matrix by row on a device, whose rows are gathered there.
+
+    Parameters
+    ----------
+    x
+        Sparse matrix by row.
+    device
+        Where it is kept.
+    """
+
+    def __init__(self, x: sparse.csr_matrix, device: torch.device) -> None:
+        self.shape = x.shape
+        self._host_indptr = x.indptr.astype(np.int64)
+        self.indptr = torch.as_tensor(self._host_indptr, device=device)
+        self.indices = torch.as_tensor(x.indices.astype(np.int32, copy=False), device=device)
+        self.values = torch.as_tensor(x.data.astype(np.float32, copy=False), device=device)
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        """Return rows, dense; nothing waits for the device, for sizes are known on the host."""
+        n_values = int((self._host_indptr[rows + 1] - self._host_indptr[rows]).sum())
+        device = self.values.device
+        at = torch.as_tensor(rows).to(device, non_blocking=True)
+        start = self.indptr[at]
+        length = self.indptr[at + 1] - start
+        row = torch.repeat_interleave(
+            torch.arange(len(rows), device=device), length, output_size=n_values
+        )
+        shift = (start - length.cumsum(0) + length)[row]
+        position = torch.arange(n_values, device=device) + shift
+        dense = torch.zeros(len(rows), self.shape[1], device=device)
+        return dense.index_put_((row, self.indices[position].long()), self.values[position])
+
+
+class DeviceDataset(torch.utils.data.Dataset):
+    """Registered arrays on the device of training; rows are gathered there.
+
+    Parameters
+    ----------
+    dataset
+        The same in memory.
+    device
+        Device.
+    dense
+        Keep the values dense, which is faster, rather than sparse.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device, *, dense: bool) -> None:
+        self.arrays: dict[str, Tensor | CSRTensor] = {}
+        self.n_obs = len(dataset)
+        for key, dtype in dataset.keys_and_dtypes.items():
+            data = dataset.data[key]
+            if sparse.issparse(data) and not dense:
+                self.arrays[key] = CSRTensor(data, device)
+                continue
+            data = data.toarray() if sparse.issparse(data) else np.asarray(data)
+            self.arrays[key] = torch.as_tensor(data.astype(dtype, copy=False)).to(device)
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return self.n_obs
+
+    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return the registered tensors of some rows."""
+        found = {}
+        for key, array in self.arrays.items():
+            if isinstance(array, CSRTensor):
+                found[key] = array[rows]
+            else:
+                at = torch.as_tensor(rows).to(array.device, non_blocking=True)
+                found[key] = array.index_select(0, at)
+        return found
+
+
+# -- what fits ------------------------------------------------------------------------------------------
+
+
+def fitted(
+    dataset: Dataset, device: torch.device, memory_budget: float | None
+) -> Dataset | DeviceDataset:
+    """Return a dataset with its values where they are fastest to get at within a budget.
+
+    Values in a file are read if they fit into memory, and stay in the file otherwise. Values in
+    memory go to a GPU, dense if they fit so, else sparse.
+
+    Parameters
+    ----------
+    dataset
+        Registered data.
+    device
+        Device of training.
+    memory_budget
+        GB that the values may take, there and in memory; half of what is free if None.
+    """
+    file = dataset.file
+    if file is not None:
+        if file.n_bytes > _budget(torch.device("cpu"), memory_budget):
+            return dataset
+        dataset.to_memory()
+    if device.type != "cuda" or dataset.load_sparse_tensor:
+        return dataset
+    x = dataset.data[REGISTRY_KEYS.X_KEY]
+    if type(x) not in _BY_ROW:  # dask, a collection
+        return dataset
+    budget = _budget(device, memory_budget)
+    if 4 * x.shape[0] * x.shape[1] <= budget:
+        return DeviceDataset(dataset, device, dense=True)
+    if sparse.issparse(x) and 8 * x.nnz + 8 * x.shape[0] <= budget:
+        return DeviceDataset(dataset, device, dense=False)
+    return dataset
+
+
+def _budget(device: torch.device, gigabytes: float | None) -> float:
+    """Return the bytes that data may take on a device."""
+    if gigabytes is not None:
+        return gigabytes * 1e9
+    if device.type == "cuda":
+        return _SHARE * torch.cuda.mem_get_info(device)[0]
+    return _SHARE * psutil.virtual_memory().available

@@ -1,0 +1,145 @@
+"""Rows of a matrix in an h5ad or zarr file, read in long contiguous pieces ahead of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from anndata.abc import CSCDataset, CSRDataset
+from anndata.compat import ZarrArray
+from scipy import sparse
+
+_GAP = 32  # rows between two that are wanted, above which two reads are faster than one
+_LONGEST = 8192  # rows of one read
+_WINDOW_BYTES = 2**27  # rows that are in memory together; twice, for the next are being read
+_WINDOW_ROWS = 2**16
+
+T = TypeVar("T")
+
+
+def is_file(x: Any) -> bool:
+    """Return whether a matrix is in a file."""
+    return isinstance(x, h5py.Dataset | ZarrArray | CSRDataset | CSCDataset)
+
+
+class FileRows:
+    """Reads rows of a matrix in a file, in any order, and notices when the file changes.
+
+    Parameters
+    ----------
+    x
+        Dense dataset, or sparse one by row, of h5py or zarr.
+    """
+
+    def __init__(self, x: h5py.Dataset | ZarrArray | CSRDataset | CSCDataset) -> None:
+        self.x = x
+        self.is_sparse = isinstance(x, CSRDataset | CSCDataset)
+        self._state = _file_state(x)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the matrix takes in memory."""
+        if not self.is_sparse:
+            return int(np.prod(self.x.shape)) * self.x.dtype.itemsize
+        group = self.x.group
+        return sum(group[k].size * group[k].dtype.itemsize for k in ("data", "indices", "indptr"))
+
+    def window(self, n_bytes: float = _WINDOW_BYTES) -> int:
+        """Return the number of rows that take `n_bytes` in memory, as far as that is sensible."""
+        per_row = self.n_bytes / max(self.x.shape[0], 1)
+        return int(np.clip(n_bytes / max(per_row, 1.0), 1, _WINDOW_ROWS))
+
+    def to_memory(self) -> np.ndarray | sparse.csr_matrix:
+        """Return the whole matrix."""
+        return sparse.csr_matrix(self.x.to_memory()) if self.is_sparse else self.x[...]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+        """Return rows in the order asked for.
+
+        Raises
+        ------
+        ValueError
+            A matrix stored by column.
+        OSError
+            The file has changed since it was opened, or cannot be read.
+        """
+        if isinstance(self.x, CSCDataset):
+            raise ValueError(
+                "X is stored by column (CSC), from which rows cannot be read. Write it by row: "
+                "adata.X = adata.X.tocsr()."
+            )
+        if _file_state(self.x) != self._state:
+            raise OSError(
+                f"{_path(self.x)} was changed while it was being read. Open it again and start anew."
+            )
+        ascending, position = np.unique(rows, return_inverse=True)
+        if not len(ascending):
+            return sparse.csr_matrix(self.x[:0]) if self.is_sparse else self.x[:0]
+        parts = [self._run(run) for run in _runs(ascending)]
+        if len(parts) == 1:
+            values = parts[0]
+        else:
+            values = sparse.vstack(parts, "csr") if self.is_sparse else np.concatenate(parts)
+        in_order = len(position) == len(ascending) and (np.diff(position) == 1).all()
+        return values if in_order else values[position]
+
+    def _run(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+        """Read ascending rows with one contiguous read."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        try:
+            block = self.x[start:stop]
+        except (OSError, RuntimeError, KeyError) as error:
+            raise OSError(
+                f"Rows {start} to {stop - 1} of {_path(self.x)} cannot be read (damaged or "
+                f"incomplete?): {error}"
+            ) from error
+        block = sparse.csr_matrix(block) if self.is_sparse else block
+        return block if len(rows) == stop - start else block[rows - start]
+
+
+def _runs(ascending: np.ndarray) -> list[np.ndarray]:
+    """Cut ascending rows where many are not wanted, and where a read would be very long."""
+    runs = np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1)
+    return [run[i : i + _LONGEST] for run in runs for i in range(0, len(run), _LONGEST)]
+
+
+def _path(x: Any) -> Path | None:
+    """Return the file or folder a matrix is in; None if it is neither."""
+    group = x.group if isinstance(x, CSRDataset | CSCDataset) else x
+    if isinstance(group, h5py.Group | h5py.Dataset):
+        return Path(group.file.filename)
+    root = getattr(group.store, "root", None) or getattr(group.store, "path", None)
+    return Path(root) / group.path if isinstance(root, str | Path) else None
+
+
+def _file_state(x: Any) -> tuple[Any, ...]:
+    """Return what changes when a file is written: times, and the size of a file."""
+    path = _path(x)
+    if path is None or not path.exists():
+        return ()
+    if path.is_file():
+        state = path.stat()
+        return state.st_mtime_ns, state.st_size
+    inside = [path, *path.glob("*"), *path.glob("*/*")]  # chunk files are not listed one by one
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in inside if p.is_dir()))
+
+
+def ahead(items: Iterable[T], read: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+    """Yield each item with ``read(item)``, which a thread makes while the one before is in use.
+
+    Each thread lives for one call, so that none is left over where the iteration is given up.
+    """
+    before: tuple[T, Future] | None = None
+    for item in items:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="trvae_sc")
+        future = pool.submit(read, item)
+        pool.shutdown(wait=False)
+        if before is not None:
+            yield before[0], before[1].result()
+        before = item, future
+    if before is not None:
+        yield before[0], before[1].result()
