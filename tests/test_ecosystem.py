@@ -1,13 +1,23 @@
-"""Predicted cells in the hands of scanpy and anndata."""
+"""Predicted cells in the hands of scanpy, anndata, decoupler and pertpy.
+
+The last two are no dependencies; to test with them, in an environment of their own:
+``pip install -c constraints.txt -e '.[test]'`` and then ``pip install decoupler pertpy
+'statsmodels<0.15'`` (pertpy 1.0 does not import with statsmodels 0.15).
+"""
 
 import warnings
 
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import pytest
 import scanpy as sc
+from scipy import stats
+from sklearn.metrics import pairwise_distances
 
 import trvae_sc
+from trvae_sc import metrics
 
 
 def test_ten_lines_of_scanpy_run_on_predicted_cells_without_a_warning_of_ours(fit, make_adata):
@@ -38,3 +48,65 @@ def test_ten_lines_of_scanpy_run_on_predicted_cells_without_a_warning_of_ours(fi
     ]
     change = mean[1] - mean[0]
     assert np.corrcoef(found[both.var_names], change)[0, 1] > 0.8
+
+
+@pytest.fixture
+def both(fit, make_adata):
+    """Return control and predicted NK cells, log-normalised, with principal components."""
+    adata = make_adata(n_cells=180)
+    predicted = fit(adata).predict(target="stimulated", labels="NK")
+    control = adata[(adata.obs["condition"] == "control") & (adata.obs["cell_type"] == "NK")]
+    cells = anndata.concat([control, predicted])
+    sc.pp.normalize_total(cells, target_sum=1e3)
+    sc.pp.log1p(cells)
+    sc.pp.pca(cells, n_comps=5)
+    return cells
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")  # anndata's own default
+def test_h5ad_and_zarr_keep_predicted_cells(fit, tmp_path):
+    predicted = fit().predict(target="stimulated", labels="NK")
+    predicted.write_h5ad(tmp_path / "cells.h5ad")
+    predicted.write_zarr(tmp_path / "cells.zarr")
+    for found in (
+        anndata.read_h5ad(tmp_path / "cells.h5ad"),
+        anndata.read_zarr(tmp_path / "cells.zarr"),
+    ):
+        assert (found.X != predicted.X).nnz == 0
+        pd.testing.assert_frame_equal(found.obs, predicted.obs)
+        pd.testing.assert_frame_equal(found.var, predicted.var)
+        np.testing.assert_array_equal(found.obsm["X_trvae"], predicted.obsm["X_trvae"])
+        assert found.uns["trvae_sc"]["target"] == "stimulated"
+
+
+@pytest.mark.filterwarnings("ignore")  # of decoupler and what it imports
+def test_decoupler_scores_activities_of_predicted_cells(both):
+    """A univariate linear model per cell: the t-value of the slope of expression on weights."""
+    dc = pytest.importorskip("decoupler", exc_type=ImportError)
+    targets = both.var_names[:8]
+    weights = np.array([1.0, 1.0, -1.0, 2.0, 0.5, -0.5, 1.0, 1.0])
+    net = pd.DataFrame({"source": "TF", "target": targets, "weight": weights})
+    dc.mt.ulm(both, net, tmin=5)
+    found = both.obsm["score_ulm"]["TF"].to_numpy()
+    on = pd.Series(weights, targets).reindex(both.var_names, fill_value=0.0)
+    fits = [stats.linregress(on, row) for row in both.X.toarray()]
+    np.testing.assert_allclose(found, [f.slope / f.stderr for f in fits], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of pertpy and what it imports
+def test_energy_distance_is_that_of_pertpy_without_pairs_of_a_cell_with_itself(both):
+    r"""pertpy's mean distance within a group counts the zeros of each cell to itself.
+
+    With n cells theirs is :math:`(n - 1) / n` of ours; the distance between groups is the same.
+    """
+    why = "pip install pertpy 'statsmodels<0.15'; pertpy 1.0 does not import with statsmodels 0.15"
+    pt = pytest.importorskip("pertpy", reason=why, exc_type=ImportError)
+    theirs = pt.tl.Distance("edistance", obsm_key="X_pca").pairwise(both, groupby="condition")
+    groups = [
+        both.obsm["X_pca"][(both.obs["condition"] == name).to_numpy()].astype(float)
+        for name in ("control", "stimulated")
+    ]
+    within = sum(pairwise_distances(x).mean() / (len(x) - 1) for x in groups)
+    expected = theirs.loc["control", "stimulated"] - within
+    assert metrics.energy_distance(*groups) == pytest.approx(expected, rel=1e-5)
+    assert within > 0

@@ -1,5 +1,7 @@
 """Plots of curves: what is drawn is what was given."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -132,6 +134,20 @@ def test_dose_response_on_a_logarithmic_axis():
     positive = OBSERVED[OBSERVED["dose"] > 0]
     assert pl.dose_response(positive, log=True).get_xscale() == "log"
     assert pl.dose_response(OBSERVED[OBSERVED["dose"] == 0], log=True).get_xscale() == "linear"
+
+
+def test_dose_response_names_doses_where_there_is_room():
+    """Names of doses that lie close to each other were written over one another."""
+    doses = [0, 0.05, 0.1, 0.2, 0.5, 0.6, 100]
+    observed = pd.DataFrame({"label": "B", "dose": doses, "mean": 1.0, "sem": 0.1})
+    ax = pl.dose_response(observed, log=True)
+    ax.figure.canvas.draw()
+    assert ax.get_xticks().tolist() == doses
+    named = [label for label in ax.get_xticklabels() if label.get_text()]
+    assert [named[0].get_text(), named[-1].get_text()] == ["0", "100"]
+    assert len(named) > 3
+    boxes = [label.get_window_extent() for label in named]
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_dose_response_of_one_gene_among_several():

@@ -159,6 +159,7 @@ def benchmark(
             style["label"] = f"{method}, {output}"
         ax.scatter(wide[method, output], y, **style)
     ax.set_yticks(y, wide.index, fontsize=8)
+    ax.set_ylim(-0.6, len(wide) - 0.4)
     ax.set_xlabel(f"{metric.replace('_', ' ')} ({genes})", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")

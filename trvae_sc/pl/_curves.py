@@ -139,14 +139,14 @@ def dose_response(
         ax.errorbar(x, y, np.nan_to_num(error, nan=0.0), **marks, label=label)  # NaN: one cell
         line = curves[curves["label"].astype(str) == label].sort_values("dose")
         ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{label}, predicted")
-    if log:
-        _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
     ax.set_xlabel("dose" if dose_unit is None else f"dose ({dose_unit})", fontsize=9)
     ax.set_ylabel(f"mean {unit}", fontsize=9)
     if gene is not None:
         ax.set_title(gene, fontsize=9)
     ax.tick_params(labelsize=8)
     _dose_legend(ax, styles, with_curves=len(curves) > 0)
+    if log:
+        _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
     return ax
 
 
@@ -188,8 +188,20 @@ def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
     else:
         ax.set_xscale("log")
     if len(observed) <= 8:
-        ax.set_xticks(observed, [f"{dose:g}" for dose in observed])
+        ax.set_xticks(observed, _tick_names(ax, observed))
         ax.set_xticks([], minor=True)
+
+
+def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
+    """Return the names of rising doses as ticks; empty where there is no room beside the last one."""
+    ax.figure.canvas.draw()  # until then the axes do not have their size
+    at = ax.transData.transform(np.column_stack([doses, np.ones(len(doses))]))[:, 0]
+    names, end = [], -np.inf
+    for x, name in zip(at, [f"{dose:g}" for dose in doses], strict=True):
+        half = (2.6 * len(name) + 1.5) * ax.figure.dpi / 72  # of a name in 8 points, with a gap
+        names.append(name if x - half > end else "")
+        end = x + half if names[-1] else end
+    return names
 
 
 # -- interpolation ------------------------------------------------------------------------------------
