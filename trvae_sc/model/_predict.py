@@ -269,7 +269,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
-    notes = _notes(combinations, measured=not remarks) + remarks
+    notes = combination_notes(combinations, measured=not remarks) + remarks
     if not model.labels:
         notes.append(
             "The model was set up without labels_key, so there was no transfer loss, and no label "
@@ -330,7 +330,7 @@ def combination_table(
     )
 
 
-def _notes(combinations: pd.DataFrame, *, measured: bool = True) -> list[str]:
+def combination_notes(combinations: pd.DataFrame, *, measured: bool = True) -> list[str]:
     """Return what a reader of the prediction should know; `measured`: the target itself was."""
     notes = []
     seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
@@ -382,7 +382,7 @@ def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
         record.pop(key)
     tables = [part.uns["trvae_sc"]["combinations"] for part in parts]
     record["combinations"] = pd.concat(tables, ignore_index=True)
-    record["notes"] = np.array(_notes(record["combinations"]), dtype=object)
+    record["notes"] = np.array(combination_notes(record["combinations"]), dtype=object)
     result.uns["trvae_sc"] = record
     return result
 
