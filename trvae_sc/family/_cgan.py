@@ -126,7 +126,7 @@ class ConditionalGAN(Translator):
         *,
         n_pcs: int = 50,
         n_noise: int = 64,
-        n_hidden: Sequence[int] = (256, 256),
+        n_hidden: Sequence[int] = (128, 128),
         adversarial: Adversarial = "wasserstein",
         penalty_weight: float = 10.0,
         seed: int | None = None,

@@ -148,7 +148,7 @@ class CycleGAN(BetweenTranslator):
         source: Any = None,
         target: Any = None,
         n_pcs: int = 50,
-        n_hidden: Sequence[int] = (256, 256),
+        n_hidden: Sequence[int] = (128, 128),
         cycle_weight: float = 10.0,
         identity_weight: float = 5.0,
         adversarial: Adversarial = "wasserstein",

@@ -129,7 +129,7 @@ class PairedTranslator(BetweenTranslator):
         source: Any = None,
         target: Any = None,
         n_pcs: int = 50,
-        n_hidden: Sequence[int] = (256, 256),
+        n_hidden: Sequence[int] = (128, 128),
         l1_weight: float = 100.0,
         adversarial: Adversarial = "wasserstein",
         penalty_weight: float = 10.0,

@@ -158,7 +158,7 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 256,
+        batch_size: int = 128,
         lr: float | None = None,
         accelerator: str = "auto",
         devices: int | str = "auto",
