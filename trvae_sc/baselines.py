@@ -205,6 +205,7 @@ def latent_shift(
     target: Any,
     keys: Keys,
     seed: int = 0,
+    preset: str = "vae",
     train_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, AnnData]:
     r"""Move the latent codes of an unconditional VAE by the mean shift of the labels, and decode.
@@ -225,6 +226,8 @@ def latent_shift(
         Where the data are.
     seed
         Seed of the VAE.
+    preset
+        Preset of :class:`trvae_sc.TRVAE` without a condition: ``"vae"`` or ``"autoencoder"``.
     train_kwargs
         Arguments of :meth:`trvae_sc.TRVAE.train`.
 
@@ -234,14 +237,14 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    kwargs = {"preset": preset, "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)
     z = model.get_latent_representation()
     known = Profiles({group: z[rows].mean(0) for group, rows in groups(train.obs, keys)}, kappa)
     observed = dense(log_values(source, keys, kappa))
     start, end = np.empty(observed.shape), np.empty(observed.shape)
-    registered = model._validate_anndata(_beside(source))
+    registered = model._validate_anndata(beside(source))
     for (label, condition), rows in groups(source.obs, keys):
         shift = known.known_pairs(condition, target, of=label)[1].mean(0)
         start[rows] = _decode(model, registered, rows, np.zeros_like(shift))
@@ -262,14 +265,14 @@ def _fit(
     **model_kwargs: Any,
 ) -> TRVAE:
     """Return a trained model."""
-    train = _beside(train)
+    train = beside(train)
     TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
     model = TRVAE(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
     return model
 
 
-def _beside(adata: AnnData) -> AnnData:
+def beside(adata: AnnData) -> AnnData:
     """Return the cells with columns of their own, for scvi-tools to add to; values are shared."""
     layers = dict(adata.layers)
     return AnnData(adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)

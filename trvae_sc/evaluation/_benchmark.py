@@ -72,7 +72,8 @@ def benchmark(
     adata
         All cells with all genes.
     methods
-        Methods by name (see :mod:`trvae_sc.baselines`), or names of ``trvae_sc.baselines.METHODS``.
+        Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
+        :mod:`trvae_sc.family`.
     holdouts
         Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`.
     keys
@@ -146,13 +147,14 @@ def resolve(methods: Mapping[str, Method] | Sequence[str]) -> dict[str, Method]:
                 f"A method cannot be called {CEILING!r}, which real cells are scored as."
             )
         return dict(methods)
-    from trvae_sc.baselines import METHODS  # brings the model; methods that are handed over do not
+    from trvae_sc import baselines, family  # bring the models; methods that are handed over do not
 
+    known = {**baselines.METHODS, **family.METHODS}
     names = [methods] if isinstance(methods, str) else list(methods)
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"Unknown methods {unknown}; there are {list(METHODS)}.")
-    return {name: METHODS[name] for name in names}
+        raise ValueError(f"Unknown methods {unknown}; there are {list(known)}.")
+    return {name: known[name] for name in names}
 
 
 def _with_epochs(method: Method, max_epochs: int) -> Method:

@@ -64,7 +64,8 @@ def select(
     source
         Condition to start from. May be None where there are two conditions: the other one.
     methods
-        Methods by name (see :mod:`trvae_sc.baselines`), or names of ``trvae_sc.baselines.METHODS``.
+        Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
+        :mod:`trvae_sc.family`.
     labels
         Label or labels to predict; those with source cells and no target cells if None. Target cells
         of labels that are named are hidden from everything.

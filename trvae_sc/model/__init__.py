@@ -1,7 +1,17 @@
-"""The TRVAE model class and its presets."""
+"""The TRVAE model class and its presets, and what other models of the package share with it."""
 
+from trvae_sc.model._conditions import ConditionsMixin
 from trvae_sc.model._model import TRVAE
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._registration import RegistrationMixin
+from trvae_sc.model._saving import SavingMixin
 from trvae_sc.model._setup import check_columns
 
-__all__ = ["PRESETS", "TRVAE", "check_columns"]
+__all__ = [
+    "PRESETS",
+    "TRVAE",
+    "ConditionsMixin",
+    "RegistrationMixin",
+    "SavingMixin",
+    "check_columns",
+]

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
@@ -23,6 +22,7 @@ from trvae_sc.model._inference import NOT_TRAINED, InferenceMixin
 from trvae_sc.model._predict import Output, generate_cells, predict_cells, predict_missing
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._registration import RegistrationMixin
+from trvae_sc.model._saving import SavingMixin
 from trvae_sc.model._setup import logger
 from trvae_sc.model._training import TrainingMixin
 from trvae_sc.module import (
@@ -41,7 +41,7 @@ from trvae_sc.training import (
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 
 
-class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
+class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, RegistrationMixin):
     """Transfer VAE: predicts cells under conditions they were not measured in.
 
     A conditional variational autoencoder whose first decoder layer is aligned across conditions
@@ -248,23 +248,6 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             "has_total": setup_args["total_counts_key"] is not None,
         }
 
-    def _levels(self, key: str) -> list[Any]:
-        """Return the registered levels of a categorical field, in code order."""
-        state = self.registry_["field_registries"][key]["state_registry"]
-        return list(state["categorical_mapping"])
-
-    @property
-    def labels(self) -> list[Any]:
-        """Labels the model knows, in code order; empty without ``labels_key``."""
-        has_labels = self.registry_["setup_args"]["labels_key"] is not None
-        return self._levels(REGISTRY_KEYS.LABELS_KEY) if has_labels else []
-
-    @property
-    def n_cells(self) -> pd.DataFrame:
-        """Number of training cells by label (row) and condition (column)."""
-        table = self.module.n_cells.cpu().numpy().astype(int)
-        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
-
     def _summary(self) -> str:
         module = self.module
         return (
@@ -447,78 +430,12 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)
 
-    # -- saving, loading, query data ----------------------------------------------------------------
+    # -- query data ---------------------------------------------------------------------------------
 
-    def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """Return the attributes, those that are saved as types that load without running code.
-
-        scvi-tools asks for properties as well, and fails where one raises.
-        """
-        return _io.plain_attributes(list(vars(self).items()))
-
-    def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
-        """Write the model to a folder, completely or not at all.
-
-        Parameters
-        ----------
-        dir_path
-            Folder.
-        overwrite
-            Replace a model that is there.
-        **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.save` (``prefix``, ``save_anndata``).
-
-        Raises
-        ------
-        ValueError
-            `dir_path` exists and `overwrite` is False.
-        NotADirectoryError
-            `dir_path`, or a folder it would be in, is a file.
-        """
-        _io.save_atomically(super().save, Path(dir_path), overwrite=overwrite, **kwargs)
-
-    @classmethod
-    def load(
-        cls,
-        dir_path: str | Path,
-        adata: AnnData | Literal[False] | None = None,
-        *,
-        prefix: str | None = None,
-        **kwargs: Any,
-    ) -> TRVAE:
-        """Read a model from a folder.
-
-        The file is read as data: nothing stored in it is executed.
-
-        Parameters
-        ----------
-        dir_path
-            Folder that :meth:`save` wrote.
-        adata
-            Data to attach, with the genes of the model in any order; None: the data saved with the
-            model, if any; False: none (then pass data to the methods).
-        prefix
-            Prefix of the file names.
-        **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.load` (``accelerator``, ``device``).
-
-        Raises
-        ------
-        FileNotFoundError
-            No model there.
-        ValueError
-            The file is damaged, holds something else, or comes from a newer version.
-        """
-        if adata is not None and adata is not False:
-            _setup.check_type(adata)
-        content = _io.read_file(Path(dir_path), prefix)
-        if isinstance(adata, AnnData):
-            adata = _io.prepare_for_load(content, adata)
-        model = super().load(str(dir_path), adata, prefix=prefix, **kwargs)
-        model.history_ = _io.restore_history(model.history_)
-        if model.frozen_rows_:
-            model.module.freeze(model.frozen_rows_, model.frozen_conditions_)
-        return model
+    def _finish_loading(self) -> None:
+        super()._finish_loading()
+        if self.frozen_rows_:
+            self.module.freeze(self.frozen_rows_, self.frozen_conditions_)
 
     @classmethod
     def load_query_data(
@@ -573,6 +490,3 @@ _MODULE_ARGUMENTS = (
     "calibrate",
     "context_weight",
 )
-
-
-TRVAE._setup_adata_manager_store = weakref.WeakValueDictionary()

@@ -311,7 +311,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
-    notes = _notes(combinations, measured=not remarks, labelled=bool(model.labels)) + remarks
+    notes = combination_notes(combinations, measured=not remarks, labelled=bool(model.labels))
+    notes += remarks
     if not model.labels:
         notes.append(
             "The model was set up without labels_key, so there was no transfer loss, and no label "
@@ -373,7 +374,7 @@ def combination_table(
     )
 
 
-def _notes(
+def combination_notes(
     combinations: pd.DataFrame, *, measured: bool = True, labelled: bool = True
 ) -> list[str]:
     """Return what a reader of the prediction should know; `measured`: the target itself was."""
@@ -427,7 +428,7 @@ def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
         record.pop(key)
     tables = [part.uns["trvae_sc"]["combinations"] for part in parts]
     record["combinations"] = pd.concat(tables, ignore_index=True)
-    record["notes"] = np.array(_notes(record["combinations"]), dtype=object)
+    record["notes"] = np.array(combination_notes(record["combinations"]), dtype=object)
     result.uns["trvae_sc"] = record
     return result
 

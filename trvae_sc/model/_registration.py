@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pandas as pd
 from anndata import AnnData
@@ -20,6 +21,8 @@ class RegistrationMixin(BaseModelClass):
     @classmethod
     def register_manager(cls, adata_manager: DataManager) -> None:
         """Register a manager; it lives as long as its AnnData (scvi-tools keeps both for ever)."""
+        if not isinstance(cls._setup_adata_manager_store, weakref.WeakValueDictionary):
+            cls._setup_adata_manager_store = weakref.WeakValueDictionary()
         _hold(adata_manager)
         super().register_manager(adata_manager)
 
@@ -82,6 +85,23 @@ class RegistrationMixin(BaseModelClass):
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         n_obs = manager.adata.n_obs
         _setup.check_values(x, is_count=is_count, totals=totals, name=name, n_obs=n_obs)
+
+    def _levels(self, key: str) -> list[Any]:
+        """Return the registered levels of a categorical field, in code order."""
+        state = self.registry_["field_registries"][key]["state_registry"]
+        return list(state["categorical_mapping"])
+
+    @property
+    def labels(self) -> list[Any]:
+        """Labels the model knows, in code order; empty without ``labels_key``."""
+        has_labels = self.registry_["setup_args"]["labels_key"] is not None
+        return self._levels(REGISTRY_KEYS.LABELS_KEY) if has_labels else []
+
+    @property
+    def n_cells(self) -> pd.DataFrame:
+        """Number of training cells by label (row) and condition (column)."""
+        table = self.module.n_cells.cpu().numpy().astype(int)
+        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
 
 
 def _hold(manager: DataManager) -> None:

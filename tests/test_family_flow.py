@@ -1,0 +1,324 @@
+"""Flow matching and flow transfer: closed forms, limits, known shifts, bad input, saving."""
+
+import builtins
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from trvae_sc.family import FlowMatching, FlowTransfer, Gaussian, coupling, posterior
+
+QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+CPU = {"accelerator": "cpu", "enable_progress_bar": False}
+KEYS = {"labels_key": "cell_type", "total_counts_key": "n_counts"}
+
+
+def gaussians(shift, *, n=300, n_labels=3, spread=3.0, seed=0):
+    """Return cells of labels under two conditions, the second shifted, one row of shift a label."""
+    rng = np.random.default_rng(seed)
+    shift = np.asarray(shift)
+    label = np.arange(n) % n_labels
+    center = spread * rng.normal(size=(n_labels, shift.shape[-1]))
+    x = center[label] + rng.normal(size=(2, n, shift.shape[-1]))
+    x[1] += np.broadcast_to(shift, center.shape)[label]
+    obs = pd.DataFrame(
+        {
+            "condition": np.repeat(["control", "stimulated"], n),
+            "cell_type": np.tile(np.array(list("ABCDEFGH"))[label], 2),
+        },
+        index=[f"cell_{i}" for i in range(2 * n)],
+    )
+    return AnnData(x.reshape(2 * n, -1).astype(np.float32), obs=obs)
+
+
+def where(adata, label, condition):
+    """Return the cells of a combination."""
+    return adata[(adata.obs["cell_type"] == label) & (adata.obs["condition"] == condition)].copy()
+
+
+def without(adata, label):
+    """Return the cells but those of a label under the target."""
+    hidden = (adata.obs["cell_type"] == label) & (adata.obs["condition"] == "stimulated")
+    return adata[~hidden].copy()
+
+
+# -- flow matching -------------------------------------------------------------------------------------
+
+
+def test_coupling_is_the_optimal_assignment():
+    torch.manual_seed(0)
+    start, end = torch.randn(20, 3), torch.randn(20, 3)
+    found = coupling(start, end, torch.zeros(20)).numpy()
+    cost = cdist(start, end, "sqeuclidean")
+    np.testing.assert_array_equal(found, linear_sum_assignment(cost)[1])
+
+
+def test_coupling_keeps_labels():
+    """The nearest cell of another label is not taken."""
+    start = torch.tensor([[0.0], [10.0], [1.0]])
+    end = torch.tensor([[11.0], [0.0], [12.0]])
+    label = torch.tensor([0, 1, 0])
+    assert coupling(start, end, label).tolist() == [0, 1, 2]
+    # start 0, 10, 1 to end 11, 0, 12: in order, as optimal transport of a line is
+    assert coupling(start, end, torch.zeros(3)).tolist() == [1, 2, 0]
+
+
+def test_flow_from_a_gaussian_to_a_shifted_one_is_the_shift():
+    """Optimal transport between N(m, I) and N(m + d, I) moves every cell by d, both ways."""
+    shift = np.array([3.0, -2.0, 0.0, 1.0])
+    adata = gaussians(shift, n=600, n_labels=1)
+    FlowMatching.setup_anndata(adata, "condition", is_count=False)
+    model = FlowMatching(adata, n_hidden=(64, 64), seed=0)
+    model.train(200, batch_size=128, **CPU)
+    for target, sign in (("stimulated", 1), ("control", -1)):
+        predicted = model.predict(target=target)
+        change = predicted.X - adata[predicted.obs["source_cell"]].X
+        np.testing.assert_allclose(change.mean(0), sign * shift, atol=0.2)
+        assert change.std(0).max() < 0.5
+
+
+def test_flow_knows_how_labels_differ_and_where_a_new_one_is():
+    """Labels answer with +d or -d, by where they are; what a new label does follows from that."""
+    adata = gaussians(np.zeros((4, 5)), n=800, n_labels=4, spread=0.0)
+    side = np.where(adata.obs["cell_type"].isin(["A", "B"]), 1.0, -1.0)
+    x = adata.X + 6.0 * side[:, None] * np.eye(5)[0]
+    effect = 3.0 * side[:, None] * np.eye(5)[1]
+    adata.X = (x + effect * (adata.obs["condition"] == "stimulated").to_numpy()[:, None]).astype(
+        np.float32
+    )
+    train = without(adata, "A")
+    FlowMatching.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = FlowMatching(train, n_hidden=(64, 64), seed=0)
+    model.train(200, batch_size=128, **CPU)
+    predicted = model.predict(target="stimulated", labels="A")
+    change = predicted.X - adata[predicted.obs["source_cell"]].X
+    np.testing.assert_allclose(change.mean(0), 3.0 * np.eye(5)[1], atol=0.3)
+
+
+def test_there_and_back_again_is_where_it_was():
+    """The flow is integrated backwards along the same path."""
+    adata = gaussians([2.0, 0.0, -1.0], n=200)
+    FlowMatching.setup_anndata(adata, "condition", labels_key="cell_type", is_count=False)
+    model = FlowMatching(adata, n_hidden=(32,), n_steps=100, seed=0)
+    model.train(20, **CPU)
+    p = torch.randn(50, 3)
+    with torch.no_grad():
+        back = model.module.move(model.module.move(p, backward=False), backward=True)
+        assert (model.module.move(p, backward=False) - p).abs().mean() > 0.1
+    np.testing.assert_allclose(back, p, atol=1e-3)
+
+
+def test_flow_keeps_what_is_outside_of_the_components():
+    adata = gaussians(np.arange(8.0), n=200)
+    FlowMatching.setup_anndata(adata, "condition", labels_key="cell_type", is_count=False)
+    model = FlowMatching(adata, n_pcs=2, n_hidden=(8,))
+    model.train(**QUICK)
+    predicted = model.predict(target="stimulated")
+    change = predicted.X - adata[predicted.obs["source_cell"]].X
+    v = model.module.components.numpy()
+    np.testing.assert_allclose(v.T @ v, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(change @ v @ v.T, change, atol=1e-4)
+
+
+# -- posterior --------------------------------------------------------------------------------------------
+
+
+def test_posterior_is_the_normal_inverse_chi_squared_one():
+    """By hand: prior N(0, 4) worth 2 cells, and the cells 3, 5, 7."""
+    found = posterior(
+        Gaussian(np.array([0.0]), np.array([4.0])), np.array([[3.0], [5.0], [7.0]]), 2
+    )
+    assert found.mean[0] == pytest.approx(15 / 5)
+    squares = 4 + 0 + 4
+    assert found.variance[0] == pytest.approx((2 * 4 + squares + 2 * 3 / 5 * 25) / 5)
+
+
+def test_posterior_without_cells_is_the_prior():
+    prior = Gaussian(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    for cells, strength in ((np.empty((0, 2)), 5.0), (np.ones((3, 2)), np.inf)):
+        found = posterior(prior, cells, strength)
+        np.testing.assert_array_equal(found.mean, prior.mean)
+        np.testing.assert_array_equal(found.variance, prior.variance)
+
+
+def test_posterior_of_many_cells_is_their_mean_and_variance():
+    prior = Gaussian(np.array([10.0]), np.array([9.0]))
+    cells = np.random.default_rng(0).normal(2.0, 0.5, (200_000, 1))
+    found = posterior(prior, cells, 5.0)
+    assert found.mean[0] == pytest.approx(cells.mean(), abs=1e-3)
+    assert found.variance[0] == pytest.approx(cells.var(), abs=3e-3)
+    few = posterior(prior, cells[:4], 0.0)
+    assert few.mean[0] == pytest.approx(cells[:4].mean())
+    assert few.variance[0] == pytest.approx(cells[:4].var())
+
+
+def test_posterior_mean_minimises_the_weighted_squares():
+    """The strength is a number of cells at the prior mean: the mean of all of them, weighted."""
+    cells = np.array([[1.0], [2.0]])
+    prior = Gaussian(np.array([8.0]), np.array([0.0]))
+    pooled = np.concatenate([cells, np.full((3, 1), 8.0)])
+    found = posterior(prior, cells, 3.0)
+    assert found.mean[0] == pytest.approx(pooled.mean())
+    assert found.variance[0] == pytest.approx(pooled.var())  # law of total variance
+
+
+# -- flow transfer -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transfer():
+    """Return a flow trained without a label whose shift differs from that of the others, and the data."""
+    pytest.importorskip("zuko")
+    shift = np.array([[0, -4.0, 0, 0], [4.0, 0, 0, 0], [4.4, 0, 0.3, 0], [3.6, 0, -0.3, 0]])
+    adata = gaussians(shift, n=800, n_labels=4)
+    train = without(adata, "A")
+    FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = FlowTransfer(train, n_hidden=(32,), seed=0)
+    model.train(100, batch_size=128, **CPU)
+    return model, adata
+
+
+def test_flow_is_invertible_and_its_density_is_that_of_the_data(transfer):
+    model, _ = transfer
+    p = model.module.to_components(torch.as_tensor(model.adata.X))
+    with torch.no_grad():
+        u = model.module.encode(p)
+        np.testing.assert_allclose(model.module.decode(u), p, atol=1e-3)
+        gaussian = torch.distributions.Normal(0.0, 1.0).log_prob(p).sum(1).mean()
+        assert model.module.flow().log_prob(p).mean() > gaussian + 1.0  # seven clusters, not one
+    assert u.mean(0).abs().max() < 0.25
+    assert (u.std(0) - 1).abs().max() < 0.25
+
+
+def test_all_exemplars_and_no_prior_give_their_mean_in_latent_space(transfer):
+    model, adata = transfer
+    shown = where(adata, "A", "stimulated")
+    predicted = model.predict(target="stimulated", labels="A", exemplars=shown, strength=0.0)
+    u = model._codes(predicted.X)
+    known = model._codes(shown.X)
+    np.testing.assert_allclose(u.mean(0), known.mean(0), atol=0.02)
+    np.testing.assert_allclose(u.var(0), known.var(0), rtol=0.05)
+    drawn = model.predict(
+        target="stimulated", labels="A", exemplars=shown, strength=0.0, output="sample"
+    )
+    np.testing.assert_allclose(model._codes(drawn.X).mean(0), known.mean(0), atol=0.15)
+
+
+def test_exemplars_correct_a_prior_that_is_wrong(transfer):
+    model, adata = transfer
+    real = where(adata, "A", "stimulated")
+    error = {}
+    for n in (0, 5, 100):
+        predicted = model.predict(target="stimulated", labels="A", exemplars=real[:n].copy())
+        error[n] = np.square(predicted.X.mean(0) - real.X.mean(0)).sum()
+    distance = np.square(where(adata, "A", "control").X.mean(0) - real.X.mean(0)).sum()
+    assert error[0] > 0.5 * distance  # others move along another gene
+    assert error[5] < 0.25 * distance
+    assert error[100] < 0.1 * distance
+
+
+def test_source_prior_without_exemplars_changes_nothing(transfer):
+    model, _ = transfer
+    predicted = model.predict(target="stimulated", labels="A", prior="source")
+    start = model.adata[predicted.obs["source_cell"]].X
+    np.testing.assert_allclose(predicted.X, start, atol=2e-3)
+    record = predicted.uns["trvae_sc"]
+    assert record["n_exemplars"] == {"A": 0}
+    assert record["strength"] == {"A": np.inf}
+
+
+def test_infinite_strength_ignores_the_exemplars(transfer):
+    model, adata = transfer
+    shown = where(adata, "A", "stimulated")[:9].copy()
+    kwargs = {"target": "stimulated", "labels": "A"}
+    found = model.predict(exemplars=shown, strength=np.inf, **kwargs).X
+    np.testing.assert_array_equal(found, model.predict(**kwargs).X)
+
+
+def test_strength_follows_from_how_labels_differ(transfer):
+    """Two labels' shifts known: n = sum sigma^2 / ((1 + 1/L) sum tau^2)."""
+    model, _ = transfer
+    shifts = model._shifts("control", "stimulated")
+    assert shifts.shape == (3, 4)
+    means = model.latent_means_
+    np.testing.assert_array_equal(shifts[0], means["stimulated"]["B"] - means["control"]["B"])
+    between = np.square(shifts - shifts.mean(0)).sum() / 2
+    found = model.prior_strength("control", "stimulated", np.full(4, 0.25))
+    assert found == pytest.approx(1.0 / (4 / 3 * between))
+
+
+def test_flow_transfer_is_saved(transfer, tmp_path):
+    model, adata = transfer
+    shown = where(adata, "A", "stimulated")[:9].copy()
+    model.save(tmp_path / "model")
+    loaded = FlowTransfer.load(tmp_path / "model", model.adata.copy())
+    kwargs = {"target": "stimulated", "labels": "A", "exemplars": shown}
+    found = [m.predict(**kwargs).X for m in (model, loaded)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_bad_requests_of_flow_transfer(transfer):
+    model, adata = transfer
+    kwargs = {"target": "stimulated", "labels": "A"}
+    with pytest.raises(ValueError, match=r"some are under \{.control.\}"):
+        model.predict(exemplars=where(adata, "A", "control"), **kwargs)
+    with pytest.raises(ValueError, match=r"strength is -1"):
+        model.predict(strength=-1, **kwargs)
+    with pytest.raises(ValueError, match="strength is nan"):
+        model.predict(strength=np.nan, **kwargs)
+    with pytest.raises(ValueError, match="Unknown prior 'flat'"):
+        model.predict(prior="flat", **kwargs)
+    with pytest.raises(ValueError, match="Unknown output 'counts'"):
+        model.predict(output="counts", **kwargs)
+    with pytest.raises(ValueError, match="Unknown condition 'heat'"):
+        model.predict(target="heat")
+    with pytest.raises(ValueError, match="both 'control'"):
+        model.predict(target="control", source="control")
+
+
+def test_one_label_with_both_conditions_cannot_tell_the_strength():
+    pytest.importorskip("zuko")
+    adata = gaussians([2.0, 0.0, 1.0], n=60, n_labels=2)
+    train = without(adata, "A")
+    FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = FlowTransfer(train, n_hidden=(8,))
+    model.train(**QUICK)
+    shown = where(adata, "A", "stimulated")[:5].copy()
+    with pytest.raises(ValueError, match=r"1 labels were measured under both.*Give strength"):
+        model.predict(target="stimulated", labels="A", exemplars=shown)
+    model.predict(target="stimulated", labels="A", exemplars=shown, strength=3.0)
+
+
+def test_without_zuko_it_says_how_to_install(make_adata, monkeypatch):
+    adata = make_adata()
+    FlowTransfer.setup_anndata(adata, "condition", **KEYS)
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("zuko"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.startswith("zuko")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'trvae_sc\[flows\]'"):
+        FlowTransfer(adata)
+
+
+def test_counts_are_predicted_on_the_log_scale(make_adata):
+    pytest.importorskip("zuko")
+    adata = make_adata()
+    FlowTransfer.setup_anndata(adata, "condition", **KEYS)
+    model = FlowTransfer(adata, n_pcs=4, n_hidden=(8,))
+    model.train(**QUICK)
+    predicted = model.predict(target="stimulated", prior="source")
+    start = adata[adata.obs["condition"] == "control"]
+    share = start.X.toarray() / start.obs["n_counts"].to_numpy()[:, None]
+    expected = np.log1p(np.median(adata.obs["n_counts"]) * share)
+    np.testing.assert_allclose(predicted.X, expected, atol=1e-3)

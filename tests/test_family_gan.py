@@ -1,0 +1,413 @@
+"""Adversarial models: losses by hand, known shifts, bad input, saving."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from trvae_sc import family
+from trvae_sc.evaluation import Holdout, Keys, benchmark
+from trvae_sc.evaluation._benchmark import resolve
+from trvae_sc.family import ConditionalGAN, CycleGAN, PairedTranslator
+from trvae_sc.family._networks import Critic
+from trvae_sc.family._training import Matched
+
+QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+KEYS = {"labels_key": "cell_type", "total_counts_key": "n_counts"}
+SMALL = {"n_pcs": 6, "n_hidden": (16,)}
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """Return pairs of cells of 3 labels that differ by a known shift, and the shift."""
+    rng = np.random.default_rng(0)
+    n, n_genes = 300, 12
+    label = np.arange(n) % 3
+    x = 3.0 * rng.normal(size=(3, n_genes))[label] + rng.normal(size=(n, n_genes))
+    shift = rng.normal(0.0, 2.0, n_genes)
+    obs = pd.DataFrame(
+        {
+            "condition": np.repeat(["control", "stimulated"], n),
+            "cell_type": np.tile(np.array(["A", "B", "C"])[label], 2),
+            "pair": np.tile(np.arange(n), 2),
+        },
+        index=[f"cell_{i}" for i in range(2 * n)],
+    )
+    return AnnData(np.concatenate([x, x + shift]).astype(np.float32), obs=obs), shift
+
+
+def hide(adata, label="A"):
+    """Return the cells without a label under the target."""
+    hidden = (adata.obs["cell_type"] == label) & (adata.obs["condition"] == "stimulated")
+    return adata[~hidden].copy()
+
+
+# -- losses ---------------------------------------------------------------------------------------------
+
+
+def test_hinge_loss_by_hand():
+    real, fake = torch.tensor([[2.0], [0.5]]), torch.tensor([[-3.0], [0.5]])
+    # max(0, 1 - 2), max(0, 1 - 0.5); max(0, 1 - 3), max(0, 1 + 0.5)
+    assert family.critic_loss(real, fake, "hinge").item() == pytest.approx(0.25 + 0.75)
+
+
+def test_wasserstein_loss_by_hand():
+    real, fake = torch.tensor([[2.0], [0.5]]), torch.tensor([[-3.0], [0.5]])
+    assert family.critic_loss(real, fake, "wasserstein").item() == pytest.approx(-1.25 - 1.25)
+
+
+def test_gradient_penalty_of_a_linear_critic():
+    """The slope of w x is w everywhere: the penalty is (|w| - 1)^2."""
+    w = torch.tensor([3.0, 4.0, 0.0])
+    real, fake = torch.randn(7, 3), torch.randn(7, 3)
+    penalty = family.gradient_penalty(lambda x: x @ w[:, None], real, fake)
+    assert penalty.item() == pytest.approx((5.0 - 1.0) ** 2)
+
+
+def test_gradient_penalty_is_taken_between_the_cells():
+    """The slope of |x|^2 / 2 is x: at points on the way from 0 to (2, 0) it is between 0 and 2."""
+    torch.manual_seed(0)
+    real, fake = torch.tensor([[2.0, 0.0]]).repeat(20_000, 1), torch.zeros(20_000, 2)
+    penalty = family.gradient_penalty(lambda x: x.square().sum(1) / 2, real, fake)
+    assert penalty.item() == pytest.approx(1 / 3, abs=0.01)  # E (2 U - 1)^2
+
+
+def test_terms_of_a_critic_are_its_loss_and_its_weighted_penalty():
+    torch.manual_seed(0)
+    critic = Critic(4, 2, (8,), kind="hinge", penalty_weight=7.0)
+    real, fake, context = torch.randn(5, 4), torch.randn(5, 4), torch.ones(5, 2)
+    state = torch.get_rng_state()
+    terms = critic.loss(real, fake, context)
+    torch.set_rng_state(state)
+    penalty = family.gradient_penalty(lambda x: critic(x, context), real, fake)
+    assert terms["penalty"].item() == pytest.approx(7 * penalty.item())
+    loss = family.critic_loss(critic(real, context), critic(fake, context), "hinge")
+    assert terms["loss"].item() == pytest.approx(loss.item())
+
+
+def test_generator_and_critic_are_updated_by_their_own_losses_only(make_adata):
+    adata = make_adata()
+    ConditionalGAN.setup_anndata(adata, "condition", **KEYS)
+    model = ConditionalGAN(adata, **SMALL)
+    critic, generator = model.module.players()
+    batch = {
+        "x": torch.randn(8, 30),
+        "condition": torch.arange(8) % 2,
+        "label": torch.arange(8) % 3,
+    }
+    sum(critic.loss(batch).values()).backward()
+    assert all(p.grad is None for p in generator.network.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in critic.network.parameters())
+
+
+# -- minibatches -----------------------------------------------------------------------------------
+
+
+def test_matched_minibatches_have_the_same_labels_and_weigh_labels_alike():
+    torch.manual_seed(0)
+    label = np.array([0] * 90 + [1] * 10 + [0] * 5 + [1] * 95)
+    groups = [
+        (np.flatnonzero(label[:100] == k), 100 + np.flatnonzero(label[100:] == k)) for k in (0, 1)
+    ]
+    rows = torch.stack(list(Matched(groups, 200, 50))).numpy()
+    start, end = rows[:, :50], rows[:, 50:]
+    assert start.max() < 100 <= end.min()
+    np.testing.assert_array_equal(label[start], label[end])
+    assert label[start].mean() == pytest.approx(0.5, abs=0.02)
+    assert set(rows.ravel()) == set(range(200))
+
+
+# -- known shifts ----------------------------------------------------------------------------------------
+
+
+def test_paired_translator_finds_the_shift_of_a_label_it_never_saw(shifted):
+    adata, shift = shifted
+    train = hide(adata)
+    PairedTranslator.setup_anndata(
+        train, "condition", pair_key="pair", labels_key="cell_type", is_count=False
+    )
+    model = PairedTranslator(train, n_hidden=(64,), seed=0)
+    model.train(150, batch_size=128, accelerator="cpu", enable_progress_bar=False)
+    predicted = model.predict(target="stimulated", labels="B")
+    source = adata[predicted.obs["source_cell"]].X
+    real = source + shift
+    assert np.abs(predicted.X - real).mean() < 0.15 * np.abs(shift).mean()
+    new = model.predict(target="stimulated", labels="A")
+    change = (new.X - adata[new.obs["source_cell"]].X).mean(0)
+    assert np.square(change - shift).sum() < 0.1 * np.square(shift).sum()
+
+
+@pytest.fixture(scope="module")
+def cycle(shifted):
+    """Return a CycleGAN trained without label A under the target."""
+    train = hide(shifted[0])
+    CycleGAN.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = CycleGAN(train, n_hidden=(64, 64), seed=0)
+    model.train(250, batch_size=128, lr=1e-3, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def relative_error(model, adata, shift, **kwargs):
+    """Return |predicted - real|^2 of the mean change, relative to the real one."""
+    predicted = model.predict(**kwargs)
+    change = (predicted.X - adata[predicted.obs["source_cell"]].X).mean(0)
+    return np.square(change - shift).sum() / np.square(shift).sum()
+
+
+def test_cyclegan_finds_the_shift_and_the_way_back(cycle, shifted):
+    adata, shift = shifted
+    assert all(np.isfinite(frame.to_numpy(dtype=float)).all() for frame in cycle.history.values())
+    known = ["B", "C"]
+    assert relative_error(cycle, adata, shift, target="stimulated", labels=known) < 0.05
+    assert relative_error(cycle, adata, -shift, target="control", labels=known) < 0.05
+
+
+def test_cyclegan_is_not_misled_by_composition(cycle, shifted):
+    """The label that the target lacks must not be turned into the others."""
+    assert relative_error(cycle, *shifted, target="stimulated", labels="A") < 0.4
+
+
+def test_conditional_gan_generates_the_mean_of_every_combination(shifted):
+    adata, _ = shifted
+    adata = adata.copy()
+    ConditionalGAN.setup_anndata(adata, "condition", labels_key="cell_type", is_count=False)
+    model = ConditionalGAN(adata, n_noise=8, n_hidden=(64, 64), seed=0)
+    model.train(300, batch_size=128, lr=1e-3, accelerator="cpu", enable_progress_bar=False)
+    total = np.square(adata.X - adata.X.mean(0)).sum(1).mean()
+    for label in ("A", "B", "C"):
+        generated = model.predict(target="stimulated", labels=label)
+        real = adata[(adata.obs["cell_type"] == label) & (adata.obs["condition"] == "stimulated")]
+        error = np.square(generated.X.mean(0) - real.X.mean(0)).sum()
+        assert error < 0.05 * total
+        ratio = generated.X.var(0).sum() / real.X.var(0).sum()
+        assert 0.5 < ratio < 1.5
+
+
+# -- contract ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[ConditionalGAN, CycleGAN])
+def quick(request, make_adata):
+    """Return a model trained for two epochs."""
+    adata = make_adata()
+    request.param.setup_anndata(adata, "condition", **KEYS)
+    model = request.param(adata, seed=1, **SMALL)
+    model.train(**QUICK)
+    return model
+
+
+def test_prediction_has_the_cells_the_genes_and_the_record(quick, make_adata):
+    adata = make_adata(60, seed=3)
+    before = adata.copy()
+    predicted = quick.predict(adata, target="stimulated", source="control", labels="B")
+    start = adata[(adata.obs["condition"] == "control") & (adata.obs["cell_type"] == "B")]
+    assert predicted.obs["source_cell"].tolist() == start.obs_names.tolist()
+    assert predicted.obs["source_condition"].tolist() == ["control"] * start.n_obs
+    assert predicted.obs["condition"].tolist() == ["stimulated"] * start.n_obs
+    assert predicted.var_names.equals(adata.var_names)
+    assert predicted.X.dtype == np.float32
+    record = predicted.uns["trvae_sc"]
+    assert record["method"] == type(quick).__name__
+    assert record["scale"] == "log(1 + kappa * share)"
+    kappa = np.median(make_adata().obs["n_counts"])
+    assert record["kappa"] == pytest.approx(kappa)
+    assert record["combinations"]["seen_in_training"].tolist() == [True]
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    predicted.write_h5ad("predicted.h5ad")
+
+
+def test_an_untrained_cyclegan_predicts_what_it_was_given(make_adata):
+    """Generators start at the identity: values come back on the log scale."""
+    adata = make_adata()
+    CycleGAN.setup_anndata(adata, "condition", **KEYS)
+    model = CycleGAN(adata, **SMALL)
+    model.train(**{**QUICK, "max_epochs": 1}, lr=1e-12)
+    predicted = model.predict(target="stimulated")
+    start = adata[adata.obs["condition"] == "control"]
+    share = start.X.toarray() / start.obs["n_counts"].to_numpy()[:, None]
+    expected = np.log1p(np.median(adata.obs["n_counts"]) * share)
+    np.testing.assert_allclose(predicted.X, expected, atol=1e-5)
+
+
+def test_saved_and_loaded_model_predicts_the_same(quick, make_adata):
+    quick.save("model")
+    for data in (make_adata(), False):
+        loaded = type(quick).load("model", data)
+        assert loaded.seed_ == 1
+        for name, frame in quick.history.items():
+            np.testing.assert_array_equal(loaded.history[name].to_numpy(), frame.to_numpy())
+        new = make_adata(40, seed=5)
+        again = loaded.predict(new[:, ::-1].copy(), target="stimulated")
+        np.testing.assert_array_equal(again.X, quick.predict(new, target="stimulated").X)
+
+
+def test_equal_seeds_give_equal_models(quick, make_adata):
+    adata = make_adata()
+    type(quick).setup_anndata(adata, "condition", **KEYS)
+    again = type(quick)(adata, seed=1, **SMALL)
+    torch.manual_seed(99)
+    again.train(**QUICK)
+    predicted = [m.predict(target="stimulated").X for m in (quick, again)]
+    np.testing.assert_array_equal(*predicted)
+
+
+def test_bad_requests_say_what_is_known(quick, make_adata):
+    with pytest.raises(ValueError, match=r"Unknown condition 'heat'.*'control', 'stimulated'"):
+        quick.predict(target="heat")
+    with pytest.raises(ValueError, match="both 'stimulated'"):
+        quick.predict(target="stimulated", source="stimulated")
+    with pytest.raises(ValueError, match="lacks 29 of the 30 genes"):
+        quick.predict(make_adata()[:, :1].copy(), target="stimulated")
+    with pytest.raises(ValueError, match="max_epochs is 0"):
+        quick.train(0)
+
+
+def test_untrained_models_and_bad_arguments_raise(make_adata):
+    adata = make_adata()
+    with pytest.raises(KeyError, match="No column 'cluster'"):
+        CycleGAN.setup_anndata(adata, "condition", labels_key="cluster")
+    with pytest.raises(TypeError, match="takes one column"):
+        CycleGAN.setup_anndata(adata, ["condition", "batch"])
+    CycleGAN.setup_anndata(adata, "condition")
+    with pytest.raises(RuntimeError, match="not trained"):
+        CycleGAN(adata).predict(target="stimulated")
+    with pytest.raises(ValueError, match="Unknown adversarial loss 'lsgan'"):
+        CycleGAN(adata, adversarial="lsgan")
+    with pytest.raises(ValueError, match="both 'control'"):
+        CycleGAN(adata, source="control", target="control")
+
+
+def test_values_that_are_no_counts_are_refused(make_adata):
+    adata = make_adata(values="log")
+    ConditionalGAN.setup_anndata(adata, "condition")
+    with pytest.raises(ValueError, match="fractional values"):
+        ConditionalGAN(adata)
+
+
+def test_three_conditions_need_source_and_target(make_adata):
+    adata = make_adata()
+    CycleGAN.setup_anndata(adata, "site", labels_key="cell_type")
+    with pytest.raises(ValueError, match=r"name source and target of \['s0', 's1', 's2'\]"):
+        CycleGAN(adata)
+    model = CycleGAN(adata, source="s0", target="s2", **SMALL)
+    model.train(**QUICK)
+    with pytest.raises(ValueError, match="between 's0' and 's2', not 's1'"):
+        model.predict(target="s1")
+    assert set(model.predict(target="s2").obs["source_condition"]) == {"s0"}
+
+
+def test_nothing_to_learn_from_raises(make_adata):
+    """No label was measured under both conditions."""
+    adata = make_adata()
+    adata = adata[(adata.obs["cell_type"] == "B") == (adata.obs["condition"] == "control")].copy()
+    CycleGAN.setup_anndata(adata, "condition", **KEYS)
+    with pytest.raises(ValueError, match="No label was measured under both"):
+        CycleGAN(adata).train(**QUICK)
+
+
+def test_conditional_gan_needs_labels_it_has_seen(make_adata):
+    adata = make_adata()
+    train = adata[adata.obs["cell_type"] != "B"].copy()
+    ConditionalGAN.setup_anndata(train, "condition", **KEYS)
+    model = ConditionalGAN(train, **SMALL)
+    model.train(**QUICK)
+    with pytest.raises(ValueError, match=r"Unknown labels \['B'\].*\['NK', 'T'\]"):
+        model.predict(adata, target="stimulated", labels="B")
+
+
+def test_conditional_gan_uses_nothing_of_a_source_cell_but_its_label(make_adata):
+    adata = make_adata()
+    ConditionalGAN.setup_anndata(adata, "condition", **KEYS)
+    model = ConditionalGAN(adata, **SMALL)
+    model.train(**QUICK)
+    other = make_adata(seed=8)
+    first, second = (model.predict(a, target="stimulated", seed=4).X for a in (adata, other))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, model.predict(adata, target="stimulated", seed=5).X)
+
+
+# -- pairs ---------------------------------------------------------------------------------------------
+
+
+def test_pairs_must_be_one_to_one(shifted):
+    adata = shifted[0].copy()
+    adata.obs["pair"] = adata.obs["pair"] // 2
+    with pytest.raises(ValueError, match="not one to one: 300 values"):
+        PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
+    with pytest.raises(KeyError, match="No column 'partner'"):
+        PairedTranslator.setup_anndata(adata, "condition", pair_key="partner", is_count=False)
+
+
+def test_pairs_must_be_there(shifted):
+    adata = shifted[0].copy()
+    adata.obs["pair"] = np.arange(adata.n_obs)
+    PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
+    with pytest.raises(ValueError, match="there are no pairs"):
+        PairedTranslator(adata).train(**QUICK)
+
+
+def test_pairs_join_the_right_rows(shifted):
+    """Shuffled cells: partners are found by name."""
+    adata = shifted[0]
+    adata = hide(adata[np.random.default_rng(0).permutation(adata.n_obs)])
+    PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
+    groups = PairedTranslator(adata)._groups()
+    assert len(groups) == 200
+    for start, end in groups:
+        pair = adata.obs.iloc[[*start, *end]]
+        assert pair["condition"].tolist() == ["control", "stimulated"]
+        assert pair["pair"].nunique() == 1
+
+
+def test_paired_translator_has_one_direction_and_is_saved(shifted):
+    adata = shifted[0].copy()
+    PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
+    model = PairedTranslator(adata, n_hidden=(8,))
+    model.train(**QUICK)
+    with pytest.raises(ValueError, match="has one direction"):
+        model.predict(target="control")
+    model.save("model")
+    new = adata[:50].copy()
+    del new.obs["pair"]  # needed for training only
+    loaded = PairedTranslator.load("model", False)
+    predicted = [m.predict(new, target="stimulated").X for m in (loaded, model)]
+    np.testing.assert_array_equal(*predicted)
+
+
+# -- benchmark -----------------------------------------------------------------------------------------
+
+
+def test_family_takes_part_in_a_benchmark(make_adata):
+    names = ["no_change", "cgan", "cyclegan", "flow_matching"]
+    assert list(resolve(names)) == names
+    results = benchmark(
+        make_adata(),
+        names,
+        [Holdout("B", "stimulated", "control")],
+        keys=Keys("condition", **KEYS),
+        seeds=1,
+        max_epochs=1,
+        progress=False,
+    )
+    table = results.table
+    scores = table[(table["metric"] == "effect_r2") & (table["genes"] == "all")]
+    assert set(scores["method"]) == {*names, "ceiling"}
+    assert np.isfinite(scores["value"]).all()
+    histories = {r["method"]: r["history"] for r in results.records}
+    assert "critics_penalty_train" in histories["cyclegan"]
+    with pytest.raises(ValueError, match=r"Unknown methods \['pix2pix'\].*'cyclegan'"):
+        resolve(["pix2pix"])
+
+
+def test_methods_take_targets_as_text(make_adata):
+    adata = make_adata()
+    adata.obs["condition"] = (adata.obs["condition"] == "stimulated").astype(int)
+    keys = Keys("condition", **KEYS)
+    source = adata[adata.obs["condition"] == 0].copy()
+    predicted = family.METHODS["cyclegan"](
+        adata, source, target="1", keys=keys, train_kwargs=QUICK, **SMALL
+    )
+    assert predicted.n_obs == source.n_obs
+    with pytest.raises(ValueError, match="No training cell has target '2'"):
+        family.METHODS["cyclegan"](adata, source, target="2", keys=keys)

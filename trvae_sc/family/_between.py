@@ -1,0 +1,117 @@
+"""The contract of models that translate between two conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+
+from trvae_sc.family._training import Matched
+from trvae_sc.family._translator import Translator
+from trvae_sc.module import CONDITION_KEY
+
+
+class BetweenTranslator(Translator):
+    """A model that translates between two conditions, learned from labels measured under both.
+
+    Parameters
+    ----------
+    adata, registry, seed
+        As for :class:`Translator`.
+    source, target
+        The two conditions. May be None where the data have no others.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        source: Any = None,
+        target: Any = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(adata, registry, seed=seed)
+        if source is None and target is None and len(self.conditions) == 2:
+            source, target = self.conditions
+        if source is None or target is None:
+            raise ValueError(
+                f"{type(self).__name__} translates between two conditions; name source and target "
+                f"of {self.conditions}."
+            )
+        self.source_, self.target_ = (self._condition_level(c) for c in (source, target))
+        if self.source_ == self.target_:
+            raise ValueError(f"Source and target are both {self.target_!r}.")
+
+    def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return rows under source and target, by label; those of labels that have both.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        codes = [
+            self.adata_manager.get_from_registry(key).ravel()
+            for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
+        ]
+        ends = [self.conditions.index(c) for c in (self.source_, self.target_)]
+        groups = [
+            tuple(np.flatnonzero((codes[0] == end) & (codes[1] == label)) for end in ends)
+            for label in np.unique(codes[1])
+        ]
+        found = [group for group in groups if all(len(rows) for rows in group)]
+        if not found:
+            raise ValueError(
+                f"No label was measured under both {self.source_!r} and {self.target_!r}: there is "
+                "nothing to learn from."
+            )
+        return found
+
+    def _sampler(self, n_batches: int, batch_size: int) -> torch.utils.data.Sampler:
+        return Matched(self._groups(), n_batches, batch_size)
+
+    def predict(
+        self, adata: AnnData | None = None, *, target: Any, source: Any = None, **kwargs: Any
+    ) -> AnnData:
+        """Return the cells under the other condition; see :meth:`Translator.predict`.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from; the model's own data if None.
+        target, source
+            The two conditions, in either order.
+        **kwargs
+            Further arguments of :meth:`Translator.predict`: ``labels``, ``indices``, ``seed``.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            As :meth:`Translator.predict`; also a third condition.
+        """
+        self._condition_level(target)
+        ends = [self.source_, self.target_]
+        for condition in (target, *([] if source is None else [source])):
+            if self._condition_level(condition) not in ends:
+                raise ValueError(
+                    f"The model translates between {ends[0]!r} and {ends[1]!r}, not {condition!r}."
+                )
+        source = ends[ends[0] == target] if source is None else source
+        return super().predict(adata, target=target, source=source, **kwargs)
+
+    @torch.no_grad()
+    def _translate(
+        self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
+    ) -> np.ndarray:
+        start = torch.as_tensor(x).split(1024)
+        backward = target == self.source_
+        return np.concatenate(
+            [
+                self.module.translate(part.to(self.device), backward=backward).cpu().numpy()
+                for part in start
+            ]
+        )

@@ -1,0 +1,330 @@
+"""Flow transfer: from a handful of cells of a new combination, through a normalizing flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from trvae_sc.expression import groups
+from trvae_sc.family._networks import ExpressionModule, Player, Terms
+from trvae_sc.family._translator import Translator
+
+
+class Gaussian(NamedTuple):
+    """Mean and variance of each latent dimension, each of shape (n_dimensions,)."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def posterior(prior: Gaussian, cells: np.ndarray, strength: float) -> Gaussian:
+    r"""Return mean and variance between a prior and n cells, dimension by dimension.
+
+    The prior counts as :math:`\kappa` cells (`strength`). With mean :math:`\bar u` and mean squared
+    deviation :math:`s^2` of the cells,
+
+    .. math:: \mu_n = \frac{\kappa \mu_0 + n \bar u}{\kappa + n}, \qquad
+       \sigma_n^2 = \frac{\kappa \sigma_0^2 + n s^2
+       + \frac{\kappa n}{\kappa + n} (\bar u - \mu_0)^2}{\kappa + n}
+
+    the parameters of the conjugate posterior, normal - inverse chi squared with
+    :math:`\nu_0 = \kappa_0 = \kappa` (Gelman et al., Bayesian Data Analysis, 3rd ed., section 3.3).
+    Without cells it is the prior; with many, or a strength of 0, their mean and variance.
+
+    Parameters
+    ----------
+    prior
+        Mean and variance without cells.
+    cells
+        Latent codes, shape (n_cells, n_dimensions).
+    strength
+        Number of cells that the prior counts as; from 0.
+    """
+    n = len(cells)
+    if n == 0:
+        return prior
+    if strength == np.inf:
+        return prior
+    mean, spread = cells.mean(0), cells.var(0)
+    total = strength + n
+    between = strength * n / total * np.square(mean - prior.mean)
+    return Gaussian(
+        (strength * prior.mean + n * mean) / total,
+        (strength * prior.variance + n * spread + between) / total,
+    )
+
+
+class FlowModule(ExpressionModule):
+    """A normalizing flow on whitened principal components; see :class:`FlowTransfer`."""
+
+    def __init__(
+        self,
+        n_input: int,
+        n_conditions: int,
+        n_labels: int,
+        *,
+        is_count: bool,
+        n_pcs: int,
+        n_hidden: Sequence[int],
+        n_transforms: int,
+    ) -> None:
+        try:
+            import zuko
+        except ImportError as error:
+            raise ImportError("FlowTransfer needs zuko: pip install 'trvae_sc[flows]'.") from error
+        if n_pcs < 2:
+            raise ValueError(f"{n_pcs} principal components; the flow's layers need two or more.")
+        sizes = (n_input, n_conditions, n_labels)
+        super().__init__(*sizes, is_count=is_count, n_pcs=n_pcs, whiten=True)
+        # coupling layers (two passes): as fast backwards as forwards
+        self.flow = zuko.flows.NSF(
+            n_pcs, transforms=n_transforms, hidden_features=list(n_hidden), passes=2
+        )
+
+    def players(self) -> list[Player]:
+        """Return the flow."""
+        return [Player("flow", self.flow, self.terms)]
+
+    def terms(self, batch: dict[str, Tensor]) -> Terms:
+        """Return the negative log-likelihood, in nats per cell."""
+        return {"loss": -self.flow().log_prob(self.to_components(batch["x"])).mean()}
+
+    def encode(self, p: Tensor) -> Tensor:
+        """Return latent codes of components, shape (n_cells, n_pcs)."""
+        return self.flow().transform(p)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Return components of latent codes, shape (n_cells, n_pcs)."""
+        return self.flow().transform.inv(u)
+
+
+class FlowTransfer(Translator):
+    r"""Predicts a combination from a few cells of it, in the latent space of a normalizing flow.
+
+    A neural spline flow f (Durkan et al. 2019, arXiv:1906.04032; zuko) maps whitened principal
+    components of all training cells to N(0, I). In its latent space the source cells of a label have
+    mean :math:`m_s` and variance :math:`v_s`. The prior of the target is
+
+    .. math:: \mu_0 = m_s + \frac1L \sum_l (m_{lt} - m_{ls}), \qquad \sigma_0^2 = v_s
+
+    (``prior="source"``: without the mean shift of the other labels), the posterior given n exemplars
+    is :func:`posterior`, and each source cell is moved to its place in it and decoded:
+
+    .. math:: u' = \mu_n + \frac{\sigma_n}{\sigma_0} (u - m_s), \qquad
+       \hat p = f^{-1}(u')
+
+    The part of a cell outside of the components stays as it was.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of such a registration, in place of `adata`.
+    n_pcs
+        Principal components; fewer where cells or genes do not allow so many.
+    n_hidden
+        Widths of the networks that give the splines.
+    n_transforms
+        Number of spline layers.
+    seed
+        Seed of components, initial weights and minibatches; ``scvi.settings.seed`` or 0 if None.
+
+    Raises
+    ------
+    ImportError
+        zuko is not installed.
+
+    Examples
+    --------
+    >>> FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type")
+    >>> model = FlowTransfer(train)
+    >>> model.train()
+    >>> predicted = model.predict(target="stimulated", labels="NK", exemplars=five_cells)
+    """
+
+    _lr = 1e-3
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        n_pcs: int = 30,
+        n_hidden: Sequence[int] = (64, 64),
+        n_transforms: int = 3,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(adata, registry, seed=seed)
+        self._build(FlowModule, n_pcs=n_pcs, n_hidden=n_hidden, n_transforms=n_transforms)
+        #: mean latent codes of training cells by condition, then label; as text
+        self.latent_means_: dict[str, dict[str, Any]] = {}
+        self.init_params_ = self._get_init_params(locals())
+
+    def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
+        """Fit the flow; see :meth:`Translator.train` for the parameters."""
+        super().train(max_epochs, **kwargs)
+        u = self._codes(self._values(self.adata, float(self.module.kappa)))
+        self.latent_means_ = {}
+        for (label, condition), rows in groups(self.adata.obs, self.keys):
+            self.latent_means_.setdefault(condition, {})[label] = u[rows].mean(0)
+
+    @torch.no_grad()
+    def _codes(self, x: np.ndarray) -> np.ndarray:
+        """Return latent codes of values, shape (n_cells, n_pcs)."""
+        parts = [torch.as_tensor(part) for part in np.array_split(x, len(x) // 1024 + 1)]
+        device = self.device
+        found = [self.module.encode(self.module.to_components(p.to(device))) for p in parts]
+        return torch.cat(found).cpu().numpy().astype(np.float64)
+
+    def _shifts(self, source: Any, target: Any) -> np.ndarray:
+        """Return the latent shift of every label measured under both, shape (n_labels, n_pcs)."""
+        start, end = (self.latent_means_.get(str(c), {}) for c in (source, target))
+        both = [label for label in start if label in end]
+        return np.array([end[label] - start[label] for label in both])
+
+    def prior_strength(self, source: Any, target: Any, spread: np.ndarray) -> float:
+        r"""Return how many cells the prior is worth, from how labels' shifts differ.
+
+        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (variance,
+        summed over dimensions, :math:`\tau^2` between labels); the mean of n cells misses it by
+        :math:`\sigma^2 / n`. They are worth the same at
+        :math:`n = \sum \sigma^2 / ((1 + 1/L) \sum \tau^2)`.
+
+        Parameters
+        ----------
+        source, target
+            Conditions.
+        spread
+            Variance of cells in each dimension, shape (n_pcs,).
+
+        Raises
+        ------
+        ValueError
+            Fewer than two labels were measured under both.
+        """
+        shifts = self._shifts(source, target)
+        if len(shifts) < 2:
+            raise ValueError(
+                f"{len(shifts)} labels were measured under both {source!r} and {target!r}; two are "
+                "needed to tell what the prior is worth. Give strength."
+            )
+        between = shifts.var(0, ddof=1).sum() * (1 + 1 / len(shifts))
+        return float(spread.sum() / max(between, 1e-12))
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        target: Any,
+        exemplars: AnnData | None = None,
+        strength: float | None = None,
+        prior: Literal["shift", "source"] = "shift",
+        output: Literal["moved", "sample"] = "moved",
+        source: Any = None,
+        labels: Any = None,
+        indices: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Return cells under another condition, given a few that were measured there.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from; the model's own data if None. Not changed.
+        target
+            Condition to predict.
+        exemplars
+            Cells under the target. Those of a label speak for it; labels without get the prior.
+        strength
+            Number of cells the prior counts as: 0 trusts the exemplars alone, ``inf`` the prior. By
+            default what :meth:`prior_strength` finds in the training labels.
+        prior
+            ``"shift"``: source cells moved by the mean shift of the labels; ``"source"``: source
+            cells as they are.
+        output
+            ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: draws from
+            the posterior, one for each source cell.
+        source, labels, indices
+            As for :meth:`Translator.predict`.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]`` also has ``n_exemplars`` and
+        ``strength`` by label.
+
+        Raises
+        ------
+        RuntimeError, KeyError, ValueError
+            As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
+            no label to take the shift from, unknown `prior` or `output`.
+        """
+        for name, given, known in (
+            ("prior", prior, ("shift", "source")),
+            ("output", output, ("moved", "sample")),
+        ):
+            if given not in known:
+                raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
+        if strength is not None and not strength >= 0:
+            raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
+        cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
+        shown = self._exemplar_codes(exemplars, target)
+        x = self._values(cells, float(self.module.kappa))
+        u = self._codes(x)
+        moved = np.empty_like(u)
+        noise = np.random.default_rng(seed).standard_normal(u.shape)
+        record: dict[str, dict[str, float]] = {"n_exemplars": {}, "strength": {}}
+        for (label, condition), rows in groups(cells.obs, self.keys):
+            known = shown.get(label, u[:0])
+            start = Gaussian(u[rows].mean(0), u[rows].var(0))
+            before = self._prior(start, condition, target, prior)
+            weight = strength
+            if weight is None and len(known):
+                weight = self.prior_strength(condition, target, start.variance)
+            after = posterior(before, known, np.inf if weight is None else weight)
+            spread = np.sqrt(after.variance / np.maximum(start.variance, 1e-12))
+            at = noise[rows] * np.sqrt(start.variance) if output == "sample" else u[rows] - start[0]
+            moved[rows] = after.mean + spread * at
+            record["n_exemplars"][label] = len(known)
+            record["strength"][label] = np.inf if weight is None else weight
+        result = self._as_prediction(x + self._change(x, moved), cells, target, seed)
+        result.uns["trvae_sc"] |= record
+        return result
+
+    def _prior(self, start: Gaussian, source: Any, target: Any, kind: str) -> Gaussian:
+        """Return what is expected of a label's target cells without exemplars."""
+        if kind == "source":
+            return start
+        shifts = self._shifts(source, target)
+        if not len(shifts):
+            raise ValueError(
+                f"No label was measured under both {source!r} and {target!r}, so there is no shift "
+                "to expect. Use prior='source'."
+            )
+        return Gaussian(start.mean + shifts.mean(0), start.variance)
+
+    def _exemplar_codes(self, exemplars: AnnData | None, target: Any) -> dict[str, np.ndarray]:
+        """Return latent codes of the exemplars by label, as text."""
+        if exemplars is None or not exemplars.n_obs:
+            return {}
+        cells = self._validate_anndata(exemplars)
+        other = set(cells.obs[self.keys.condition_key].astype(str)) - {str(target)}
+        if other:
+            raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
+        u = self._codes(self._values(cells, float(self.module.kappa)))
+        return {label: u[rows] for (label, _), rows in groups(cells.obs, self.keys)}
+
+    @torch.no_grad()
+    def _change(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Return the change of values when cells get these latent codes."""
+        module, device = self.module, self.device
+        start = module.to_components(torch.as_tensor(x, device=device))
+        end = module.decode(torch.as_tensor(u, dtype=torch.float32, device=device))
+        return module.change_of(end - start).cpu().numpy()

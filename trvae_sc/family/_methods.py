@@ -1,0 +1,92 @@
+"""The models as methods of a benchmark."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from anndata import AnnData
+
+from trvae_sc.baselines import Method, beside
+from trvae_sc.expression import Keys
+from trvae_sc.family._between import BetweenTranslator
+from trvae_sc.family._cgan import ConditionalGAN
+from trvae_sc.family._cyclegan import CycleGAN
+from trvae_sc.family._flow_matching import FlowMatching
+from trvae_sc.family._translator import Translator
+
+
+def translate(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    seed: int = 0,
+    model_cls: type[Translator],
+    train_kwargs: dict[str, Any] | None = None,
+    **model_kwargs: Any,
+) -> AnnData:
+    """Train a model of the family and predict; the contract of :mod:`trvae_sc.baselines`.
+
+    ``PairedTranslator`` and ``FlowTransfer`` are not methods: one needs pairs, the other cells of the
+    hidden combination, neither of which a method is given.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from, of one condition.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    seed
+        Seed of the model.
+    model_cls
+        Class of the model.
+    train_kwargs
+        Arguments of its ``train``.
+    **model_kwargs
+        Arguments of the model.
+
+    Returns
+    -------
+    AnnData with log values in ``X``.
+
+    Raises
+    ------
+    ValueError
+        No training cell has the target, or source cells are of several conditions.
+    """
+    starts = source.obs[keys.condition_key].unique().tolist()
+    levels = train.obs[keys.condition_key].unique().tolist()
+    match = [level for level in levels if str(level) == str(target)]
+    if not match:
+        raise ValueError(
+            f"No training cell has target {str(target)!r}; there are {sorted(map(str, levels))}."
+        )
+    if issubclass(model_cls, BetweenTranslator):
+        if len(starts) > 1:
+            raise ValueError(
+                f"{model_cls.__name__} translates from one condition; source cells have {starts}."
+            )
+        model_kwargs = {"source": starts[0], "target": match[0], **model_kwargs}
+    train = beside(train)
+    given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
+    model_cls.setup_anndata(train, keys.condition_key, **given)
+    model = model_cls(train, seed=seed, **model_kwargs)
+    model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
+    predicted = model.predict(source, target=match[0])
+    history = {name: v[name].astype(float).tolist() for name, v in model.history.items()}
+    predicted.uns["trvae_sc"]["history"] = history
+    return predicted
+
+
+#: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
+METHODS: dict[str, Method] = {
+    "cgan": partial(translate, model_cls=ConditionalGAN),
+    "cyclegan": partial(translate, model_cls=CycleGAN),
+    "flow_matching": partial(translate, model_cls=FlowMatching),
+}

@@ -1,0 +1,337 @@
+"""The contract of models on expression vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+
+from trvae_sc.baselines import as_prediction
+from trvae_sc.expression import Keys, dense, log_values, median_total
+from trvae_sc.family._networks import ExpressionModule
+from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
+from trvae_sc.model import ConditionsMixin, RegistrationMixin, SavingMixin, _io, _setup
+from trvae_sc.model._fields import fields
+from trvae_sc.model._inference import NOT_TRAINED
+from trvae_sc.model._predict import combination_notes, combination_table, source_rows
+from trvae_sc.module import CONDITION_KEY
+from trvae_sc.training import DataManager, TrainRunner, default_seed
+from trvae_sc.training._data import Batches
+
+
+class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
+    """A model that is trained on, and predicts, whole expression vectors.
+
+    Counts enter as log(1 + kappa share) with kappa the median total of the training cells, other
+    values as they are; predictions are on that scale. All training cells are held in memory, dense.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of such a registration, in place of `adata`.
+    seed
+        Seed of initial weights, minibatches and noise; ``scvi.settings.seed`` or else 0 if None.
+    """
+
+    module: ExpressionModule
+    _n_steps = 2000  #: steps of training by default
+    _lr = 2e-4
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        if adata is not None:
+            _setup.check_type(adata)
+        super().__init__(adata, registry)
+        self.format_, self.version_ = _io.FORMAT, version("trvae_sc")
+        self.seed_ = default_seed() if seed is None else seed
+        self._check_values("nb" if self.keys.is_count else "normal")
+        self._model_summary_string = (
+            f"{type(self).__name__}, conditions: {self.conditions}, labels: {len(self.labels)}, "
+            f"seed: {self.seed_}"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        condition_key: str,
+        *,
+        labels_key: str | None = None,
+        layer: str | None = None,
+        total_counts_key: str | None = None,
+        is_count: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Register the columns and values of an AnnData that the model uses.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes.
+        condition_key
+            Column of ``adata.obs`` with the condition of each cell.
+        labels_key
+            Column with the label (cell type) of each cell.
+        layer
+            Layer with the values; ``adata.X`` if None.
+        total_counts_key
+            Column with each cell's total over all its genes; their sum in `adata` if None.
+        is_count
+            Whether the values are raw counts.
+        **kwargs
+            Passed to scvi-tools' registration (``source_registry``).
+
+        Raises
+        ------
+        TypeError, KeyError, ValueError
+            As :meth:`trvae_sc.TRVAE.setup_anndata`, before anything is written.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        cls._register_fields(adata, setup_method_args, **kwargs)
+
+    @classmethod
+    def _register_fields(
+        cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Check the columns and register them."""
+        given = setup_method_args["setup_args"]
+        condition_key = given["condition_key"]
+        if not isinstance(condition_key, str):
+            raise TypeError(
+                f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
+                "into one, or use TRVAE."
+            )
+        used = ("labels_key", "layer", "total_counts_key")
+        keys: dict[str, Any] = {name: given[name] for name in used}
+        unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
+        keys |= dict.fromkeys(unused)
+        if kwargs.get("source_registry") is None:
+            _setup.check_columns(adata, condition_key, **keys)
+        else:
+            _setup.check_other(adata, {"condition_key": condition_key, **keys})
+        manager = DataManager(
+            fields=fields(condition_key, **keys), setup_method_args=setup_method_args
+        )
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def keys(self) -> Keys:
+        """Where the data are."""
+        given = self.registry_["setup_args"]
+        return Keys(**{name: given[name] for name in Keys._fields if name in given})
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return the module's arguments that follow from the registered data."""
+        return {
+            "n_input": self.summary_stats.n_vars,
+            "n_conditions": len(self.conditions),
+            "n_labels": len(self.labels),
+            "is_count": self.keys.is_count,
+        }
+
+    def _build(self, module_cls: type[ExpressionModule], *, n_pcs: int, **arguments: Any) -> None:
+        """Make the module with the model's own seed, with as many components as there can be."""
+        n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
+        if n_pcs < 1:
+            raise ValueError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            self.module = module_cls(**self._sizes(), n_pcs=n_pcs, **arguments)
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        lr: float | None = None,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Fit the model; ``history`` then holds the terms of every loss by epoch.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs, each of as many steps as there are minibatches in the training cells; by default
+            as many as make up 2,000 steps.
+        batch_size
+            Cells a step (where cells of two conditions meet: of each).
+        lr
+            Learning rate; the model's own if None.
+        accelerator, devices
+            As in Lightning.
+        **trainer_kwargs
+            Arguments of :class:`scvi.train.Trainer`, such as ``enable_progress_bar``.
+
+        Raises
+        ------
+        FloatingPointError
+            A loss became NaN or infinite.
+        ValueError
+            There is nothing to learn from.
+        """
+        for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; at least 1 is needed.")
+        if self.adata is None:
+            raise ValueError(
+                "The model was loaded without data: attach some to train on (model.adata = adata)."
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_)
+            cells = self._training_cells()
+            sampler = self._sampler(math.ceil(len(cells) / batch_size), batch_size)
+            epochs = math.ceil(self._n_steps / len(sampler)) if max_epochs is None else max_epochs
+            TrainRunner(
+                self,
+                PlayersPlan(self.module, lr=self._lr if lr is None else lr),
+                Minibatches(cells, sampler),
+                epochs,
+                accelerator=accelerator,
+                devices=devices,
+                **trainer_kwargs,
+            )()
+
+    def _training_cells(self) -> Cells:
+        """Return the training cells, and let the module take their statistics."""
+        kappa = median_total(self.adata, self.keys)
+        x = torch.as_tensor(self._values(self.adata, kappa))
+        codes = [
+            torch.as_tensor(self.adata_manager.get_from_registry(key).ravel().astype(np.int64))
+            for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
+        ]
+        self.module.to("cpu")
+        self.module.set_statistics(x, *codes, seed=self.seed_)
+        self.module.kappa = torch.tensor(kappa)
+        return Cells(x, *codes)
+
+    def _sampler(self, n_batches: int, batch_size: int) -> torch.utils.data.Sampler:
+        """Return the order in which training cells are drawn: all of them, shuffled."""
+        return Batches(np.arange(self.adata.n_obs), batch_size, shuffle=True, drop_last=True)
+
+    def _values(self, adata: AnnData, kappa: float) -> np.ndarray:
+        """Return log values, shape (n_cells, n_genes)."""
+        if adata.isbacked:
+            raise ValueError("adata is on disk: read it into memory first (adata.to_memory()).")
+        return dense(log_values(adata, self.keys, kappa)).astype(np.float32, copy=False)
+
+    # -- prediction ---------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        target: Any,
+        source: Any = None,
+        labels: Any = None,
+        indices: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Return cells under another condition, one for each source cell.
+
+        Parameters
+        ----------
+        adata
+            Cells to start from, with the genes of the model in any order; the model's own data if
+            None. Not changed.
+        target
+            Condition to predict.
+        source
+            Condition of the cells to start from; all but `target` if None.
+        labels
+            Label or labels of the cells to start from; all if None.
+        indices
+            Rows to start from (list, array or mask), in addition to `source` and `labels`.
+        seed
+            Seed of noise, where the model has any.
+
+        Returns
+        -------
+        AnnData with log values (values that are not counts: as they are) in ``X``. ``obs``: the
+        source cell's columns with the target condition, ``source_condition`` and ``source_cell``.
+        ``uns["trvae_sc"]``: what was predicted from what, and notes on how far to trust it.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        ValueError
+            Unknown target, source or labels; target equal to source; no cell selected; genes missing.
+        """
+        cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
+        generator = torch.Generator().manual_seed(seed)
+        x = self._translate(cells, self._values(cells, float(self.module.kappa)), target, generator)
+        return self._as_prediction(x, cells, target, seed)
+
+    def _translate(
+        self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
+    ) -> np.ndarray:
+        """Return predicted values of source cells, whose values are `x`."""
+        raise NotImplementedError
+
+    def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
+        """Return the cells to start from, with the model's genes."""
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._condition_level(target)
+        original = self.adata if adata is None else adata
+        registered = self._validate_anndata(adata)
+        original = registered if original is None else original
+        _setup.check_free(original)
+        rows = source_rows(self, original, target, **selection)
+        cells = registered[rows].copy()
+        own = [name for name in cells.obs if str(name).startswith("_scvi_")]
+        cells.obs = cells.obs.drop(columns=own)
+        cells.var = original.var.loc[registered.var_names].copy()
+        return cells
+
+    def _as_prediction(self, x: np.ndarray, cells: AnnData, target: Any, seed: int) -> AnnData:
+        """Return predicted values as an AnnData with the record of the prediction."""
+        name, kappa = type(self).__name__, float(self.module.kappa)
+        result = as_prediction(x, cells, target, self.keys, kappa, name)
+        combinations = combination_table(self, cells.obs, target, {})
+        result.uns["trvae_sc"] |= {
+            "source": np.array(combinations["source"].unique(), dtype=object),
+            "model_seed": int(self.seed_),
+            "seed": int(seed),
+            "combinations": combinations,
+            "notes": np.array(combination_notes(combinations), dtype=object),
+        }
+        return result
+
+    def _label_codes(self, cells: AnnData) -> torch.Tensor:
+        """Return the label of each cell as a code; 0 where there are no labels.
+
+        Raises
+        ------
+        ValueError
+            A label that training did not see.
+        """
+        key = self.keys.labels_key
+        if key is None:
+            return torch.zeros(cells.n_obs, dtype=torch.long)
+        if key not in cells.obs:
+            raise KeyError(f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}.")
+        unknown = [level for level in _setup.levels(cells.obs[key]) if level not in self.labels]
+        if unknown:
+            raise ValueError(
+                f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
+            )
+        codes = [self.labels.index(label) for label in cells.obs[key]]
+        return torch.as_tensor(codes, dtype=torch.long)
