@@ -15,6 +15,7 @@ from scipy import sparse
 
 from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, transport_counts
+from trvae_sc.model._decode import latent_shifts, scaled
 from trvae_sc.model._setup import check_free, logger
 from trvae_sc.training import row_numbers
 from trvae_sc.uncertainty import half_width
@@ -36,9 +37,9 @@ def predicted_values(
     """Return the predicted values of a batch."""
     module = model.module
     if output == "delta":
-        return _scaled(model, batch.observed, batch.total) + log_change(model, batch)
+        return scaled(model, batch.observed, batch.total) + log_change(model, batch)
     if output == "mean":
-        return _scaled(model, batch.target, None)
+        return scaled(model, batch.target, None)
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
@@ -56,17 +57,9 @@ def predicted_values(
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
 
 
-def _scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
-    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
-    if not model.module.is_count:
-        return values
-    shares = values if total is None else values / total
-    return np.log1p(model.module.kappa.item() * shares)
-
-
 def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
     """Return the change from source to target on the scale of ``output="mean"``."""
-    return _scaled(model, batch.target, None) - _scaled(model, batch.source, None)
+    return scaled(model, batch.target, None) - scaled(model, batch.source, None)
 
 
 # -- the AnnData ------------------------------------------------------------------------------------
@@ -96,6 +89,8 @@ def predict_cells(
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     for remark in model._condition_remarks(target)[1:]:
         logger.warning(remark)
+    sources = model._condition_column(original.obs.iloc[rows]).unique().tolist()
+    shifts = latent_shifts(model, sources, target)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
     values, latent, means = [], [], np.zeros((2, registered.n_vars))
@@ -106,6 +101,7 @@ def predict_cells(
             registered,
             rows,
             features,
+            shifts=shifts,
             draws=draws if n_samples > 1 else None,
             batch_size=batch_size,
         ):
@@ -120,7 +116,7 @@ def predict_cells(
         obs=_predicted_obs(model, original, rows, target, n_samples),
         var=_predicted_var(
             original.var.loc[registered.var_names],
-            _scaled(model, means / (len(rows) * n_samples), None),
+            scaled(model, means / (len(rows) * n_samples), None),
             half_widths(model, registered, rows, target),
         ),
         obsm={"X_trvae": np.concatenate(latent)},
@@ -147,11 +143,9 @@ def _stacked(values: list[Any]) -> np.ndarray | sparse.csr_matrix:
 
 
 def _check_output(model: TRVAE, output: Output | None, n_samples: int) -> Output:
-    """Return the output to compute, or raise where the model or its likelihood does not have it."""
+    """Return the output to compute, or raise where the likelihood does not have it."""
     if n_samples < 1:
         raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
-    if model.module.decoder_in.condition is None:
-        raise ValueError(f"The preset '{model.preset_}' ignores the condition and cannot predict.")
     is_count = model.module.is_count
     allowed = ["counts", "delta", "mean", "sample"] if is_count else ["delta", "mean", "sample"]
     if output is None:
@@ -270,6 +264,11 @@ def provenance(
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
     notes = _notes(combinations, measured=not remarks) + remarks
+    if model.module.decoder_in.condition is None:
+        notes.append(
+            "The network does not see the condition: latent codes were moved by the mean over labels of "
+            "the difference between the conditions' mean codes, the same way for all cells."
+        )
     if not model.labels:
         notes.append(
             "The model was set up without labels_key, so there was no transfer loss, and no label "

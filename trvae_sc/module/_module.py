@@ -118,7 +118,7 @@ class TRVAEModule(BaseModuleClass):
         self.mmd_on = mmd_on
         self.mmd_kernel = mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
-        self.calibrate = calibrate
+        self.calibrate = calibrate and condition_in != "none"
         self.context_weight = context_weight if n_labels else 0.0
         self.n_batch = n_batch
         self.n_labels = n_labels
