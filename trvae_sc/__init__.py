@@ -14,6 +14,7 @@ __all__ = [
     "baselines",
     "datasets",
     "evaluation",
+    "family",
     "hub",
     "metrics",
     "pl",
