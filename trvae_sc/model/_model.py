@@ -423,7 +423,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
         Parameters
         ----------
         condition
-            Condition to decode with.
+            Condition to decode with; None where the network does not see it.
         n_obs
             Number of cells.
         labels
@@ -437,12 +437,13 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
 
         Returns
         -------
-        AnnData with draws from the likelihood in ``X``.
+        AnnData with draws from the likelihood in ``X`` (and in the layer the model was set up with).
 
         Raises
         ------
         ValueError
-            Unknown condition or label, or labels with the prior.
+            Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
+            has none.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)
