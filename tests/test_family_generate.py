@@ -100,7 +100,7 @@ def model():
     keys = {"labels_key": "cell_type", "total_counts_key": "total_counts"}
     TRVAE.setup_anndata(adata, "condition", **keys)
     made = TRVAE(adata, preset="cvae", n_latent=6, n_hidden=(32, 16))
-    made.train(max_epochs=30, accelerator="cpu", enable_progress_bar=False)
+    made.train(max_epochs=80, accelerator="cpu", enable_progress_bar=False)
     return made
 
 
