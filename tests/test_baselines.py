@@ -373,46 +373,6 @@ def test_mean_shift_nears_the_ceiling_where_the_effect_is_additive():
 # -- networks ---------------------------------------------------------------------------------------
 
 
-class Linear:
-    """A model of two latent dimensions: it encodes by A and decodes by its transpose."""
-
-    a = np.array([[1.0, 0.0], [0.0, 2.0]])
-
-    def __init__(self, adata):
-        self.adata = adata
-
-    def get_latent_representation(self):
-        return self.adata.X @ self.a
-
-    def _validate_anndata(self, adata):
-        return adata
-
-    class module:
-        class kappa:
-            @staticmethod
-            def item():
-                return 1.0
-
-
-def test_latent_shift_adds_the_mean_over_labels_of_their_latent_shift(monkeypatch):
-    """On a linear model latent arithmetic is arithmetic: the delta is the mean shift through A A'."""
-    adata = tiny()
-    source = of(adata, "Y")
-    monkeypatch.setattr(baselines, "_fit", lambda train, *_, **__: Linear(train))
-    monkeypatch.setattr(
-        baselines,
-        "_decode",
-        lambda model, cells, rows, shift: (cells.X[rows] @ model.a + shift) @ model.a.T,
-    )
-    found = baselines.latent_shift(adata, source, target="stim", keys=VALUES)
-    through = Linear.a @ Linear.a.T
-    expected = np.array([1.0, 3.0]) @ through  # labels count the same, not cells
-    np.testing.assert_allclose(found["delta"].X, source.X + expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        found["mean"].X, (source.X + np.array([1.0, 3.0])) @ through, rtol=1e-6
-    )
-
-
 @pytest.mark.parametrize("values", ["counts", "log"])
 def test_latent_shift_equals_decoding_by_hand(values, make_adata, monkeypatch):
     train, source, _ = split(make_adata(values=values))

@@ -360,13 +360,11 @@ def test_own_column_names_are_refused(trained):
     assert list(taken.obs) == before
 
 
-def test_untrained_and_conditionless_models_do_not_predict(fit):
+def test_untrained_models_do_not_predict(fit):
     untrained = fit(train=False)
     for call in (untrained.predict, untrained.get_mmd_representation):
         with pytest.raises(RuntimeError, match="not trained"):
             call(**({"target": "stimulated"} if call == untrained.predict else {}))
-    with pytest.raises(ValueError, match="'vae' ignores the condition"):
-        fit(preset="vae").predict(target="stimulated")
 
 
 # -- generation, representations --------------------------------------------------------------------------

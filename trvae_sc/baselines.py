@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.expression import (
     Keys,
-    Profiles,
     dense,
     gene_means,
     groups,
@@ -180,9 +178,7 @@ def trvae(
     -------
     Predictions by output: ``"counts"`` and ``"delta"`` of counts, else ``"mean"`` and ``"delta"``.
     """
-    seen = sorted(train.obs[keys.condition_key].astype(str).unique())
-    if str(target) not in seen:
-        raise ValueError(f"No training cell has target {str(target)!r}; there are {seen}.")
+    level = _level(train, target, keys)
     if preset == "paper":
         kappa = median_total(train, keys)
         train, source = (_logged(adata, keys, kappa) for adata in (train, source))
@@ -191,7 +187,6 @@ def trvae(
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
     outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
-    level = next(c for c in model.conditions if str(c) == str(target))
     found = {output: model.predict(source, target=level, output=output) for output in outputs}
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
@@ -238,22 +233,25 @@ def latent_shift(
     """
     likelihood = "nb" if keys.is_count else "normal"
     kwargs = {"preset": preset, "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    level = _level(train, target, keys)
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)
-    z = model.get_latent_representation()
-    known = Profiles({group: z[rows].mean(0) for group, rows in groups(train.obs, keys)}, kappa)
-    observed = dense(log_values(source, keys, kappa))
-    start, end = np.empty(observed.shape), np.empty(observed.shape)
-    registered = model._validate_anndata(beside(source))
-    for (label, condition), rows in groups(source.obs, keys):
-        shift = known.known_pairs(condition, target, of=label)[1].mean(0)
-        start[rows] = _decode(model, registered, rows, np.zeros_like(shift))
-        end[rows] = _decode(model, registered, rows, shift)
-    found = {"mean": end, "delta": observed + end - start}
-    return {
-        output: as_prediction(x, source, target, keys, kappa, "latent_shift")
-        for output, x in found.items()
-    }
+    found = {}
+    for output in ("mean", "delta"):
+        x = model.predict(source, target=level, output=output).X
+        found[output] = as_prediction(x, source, target, keys, kappa, "latent_shift")
+    return found
+
+
+def _level(train: AnnData, target: Any, keys: Keys) -> Any:
+    """Return the target as the training cells have it; methods may get its name."""
+    seen = train.obs[keys.condition_key].unique().tolist()
+    match = [level for level in seen if str(level) == str(target)]
+    if not match:
+        raise ValueError(
+            f"No training cell has target {str(target)!r}; there are {sorted(map(str, seen))}."
+        )
+    return match[0]
 
 
 def _fit(
@@ -291,18 +289,6 @@ def _history(model: TRVAE) -> dict[str, list[float]]:
     return {name: model.history[name][name].astype(float).tolist() for name in names}
 
 
-def _decode(model: TRVAE, adata: AnnData, rows: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return decoded log values of rows whose latent means are moved by a shift."""
-    module = model.module
-    parts = []
-    for tensors in model._make_data_loader(adata, rows):
-        z = module.encode(tensors).loc
-        moved = z + torch.as_tensor(shift, dtype=z.dtype, device=z.device)
-        parts.append(module.expected(tensors, moved).cpu().numpy())
-    mean = np.concatenate(parts)
-    return np.log1p(module.kappa.item() * mean) if module.is_count else mean
-
-
 #: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
 METHODS: dict[str, Method] = {
     "no_change": no_change,
@@ -314,6 +300,9 @@ METHODS: dict[str, Method] = {
     "paper": partial(trvae, preset="paper"),
     "cvae": partial(trvae, preset="cvae"),
     "mmd_cvae": partial(trvae, preset="mmd_cvae"),
+    "vae": partial(trvae, preset="vae"),
+    "beta_vae": partial(trvae, preset="beta_vae"),
+    "autoencoder": partial(trvae, preset="autoencoder"),
 }
 #: Those that take no training of a network.
 SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")

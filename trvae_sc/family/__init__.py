@@ -1,12 +1,15 @@
-"""Relatives of trVAE in the contract of TRVAE: ``setup_anndata``, ``train``, ``predict``."""
+"""Relatives of trVAE in its contract, and what can be done in the latent space of any of them."""
 
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
 from trvae_sc.family._cyclegan import CycleGAN
 from trvae_sc.family._flow_matching import FlowMatching, coupling
 from trvae_sc.family._flow_transfer import FlowTransfer, Gaussian, posterior
+from trvae_sc.family._generate import copy_check, generate
+from trvae_sc.family._latent import interpolate, shift_attribute, traverse
 from trvae_sc.family._methods import METHODS
 from trvae_sc.family._networks import critic_loss, gradient_penalty
+from trvae_sc.family._outliers import outlier_score
 from trvae_sc.family._paired import PairedTranslator
 from trvae_sc.family._translator import Translator
 
@@ -20,8 +23,14 @@ __all__ = [
     "Gaussian",
     "PairedTranslator",
     "Translator",
+    "copy_check",
     "coupling",
     "critic_loss",
+    "generate",
     "gradient_penalty",
+    "interpolate",
+    "outlier_score",
     "posterior",
+    "shift_attribute",
+    "traverse",
 ]

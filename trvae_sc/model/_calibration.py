@@ -13,6 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.expression import States, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
+from trvae_sc.module import CONDITION_KEY
 from trvae_sc.states import MIN_CELLS
 from trvae_sc.uncertainty import novelty
 
@@ -45,12 +46,14 @@ def decoded_batches(
     rows: np.ndarray,
     target: torch.Tensor,
     *,
+    shifts: torch.Tensor | None = None,
     draws: Draws | None = None,
     batch_size: int | None = None,
 ) -> Iterator[Batch]:
     """Yield rows of a registered AnnData, decoded under source and target.
 
-    z is the posterior mean, or drawn with `draws`.
+    z is the posterior mean, or drawn with `draws`. For the target it is moved by the row of `shifts`
+    (:func:`trvae_sc.model._decode.latent_shifts`) of the cell's condition, if any are given.
     """
     module = model.module
     for tensors in model._make_data_loader(adata, rows, batch_size):
@@ -59,12 +62,13 @@ def decoded_batches(
         if draws is not None:
             noise = draws.latent.standard_normal(tuple(z.shape), dtype=np.float32)
             z = z + qz.scale * torch.as_tensor(noise, device=z.device)
+        moved = z if shifts is None else z + shifts[tensors[CONDITION_KEY].long().flatten()]
         total = module._total(tensors)
         yield Batch(
             observed=tensors[REGISTRY_KEYS.X_KEY].numpy(),
             total=None if total is None else total.cpu().numpy(),
             source=module.expected(tensors, z).cpu().numpy(),
-            target=module.expected(tensors, z, target).cpu().numpy(),
+            target=module.expected(tensors, moved, target).cpu().numpy(),
             latent=qz.loc.cpu().numpy(),
         )
 

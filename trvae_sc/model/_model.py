@@ -58,8 +58,9 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
     preset
         Where arguments that are None take their values from: ``"default"``, ``"paper"`` (the
         published architecture and loss; needs log-normalised values), ``"cvae"`` (no MMD, no
-        transfer), ``"mmd_cvae"`` (MMD on the latent space), ``"vae"`` (no condition) or
-        ``"autoencoder"``. See ``trvae_sc.PRESETS``.
+        transfer), ``"mmd_cvae"`` (MMD on the latent space), ``"vae"`` (no condition), ``"beta_vae"``
+        (the same with `kl_weight`, its beta, at 4) or ``"autoencoder"`` (no condition, no noise, no
+        KL). See ``trvae_sc.PRESETS``.
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"normal"`` for any values (log-normalised,
         protein), with a learned variance per gene; ``"mse"`` for squared error.
@@ -75,7 +76,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         Whether ``"both"`` encoder and decoder see the condition, only the ``"decoder"``, or
         ``"none"``.
     kl_weight, mmd_weight, transfer_weight
-        Weights of the loss terms.
+        Weights of the loss terms; `kl_weight` is the beta of a beta-VAE.
     mmd_on
         Layer that the MMD compares: ``"decoder"`` (y) or ``"latent"`` (z).
     mmd_kernel
@@ -83,6 +84,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
     calibrate
         Whether predictions are put on the level of the source cells: the decoded rates of a label's
         cells are scaled so that, under their own condition, they have the mean that was observed.
+        Needs a network that sees the condition.
     context_weight
         Share, 0 to 1, that a ridge regression over the training labels has in the mean change of a
         label (see :meth:`predict`); the network has the rest. Needs `calibrate` and labels.
@@ -297,6 +299,11 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         new combination of levels, summed over the conditions that share one part with the target and
         the others with the source. Its intervals are not known (NaN).
 
+        A network that does not see the condition (``condition_in="none"``: presets ``"vae"``,
+        ``"beta_vae"``, ``"autoencoder"``) decodes :math:`r_t` from a code that is moved instead, by
+        :math:`\frac1L \sum_l (\bar z_{lt} - \bar z_{ls})` over the training labels seen under both
+        (scGen, Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, with labels weighing the same).
+
         Parameters
         ----------
         adata
@@ -350,7 +357,8 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
             The model is not trained.
         ValueError
             Unknown target, source or labels; target equal to source; no cell selected; genes
-            missing; an output the likelihood does not have; `out` of another kind.
+            missing; an output the likelihood does not have; `out` of another kind. Where codes are
+            moved: no label was seen under source and target, or the model has no data.
         FileExistsError
             `out` exists.
         """
@@ -406,7 +414,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         Parameters
         ----------
         condition
-            Condition to decode with.
+            Condition to decode with; None where the network does not see it.
         n_obs
             Number of cells.
         labels
@@ -420,12 +428,13 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
 
         Returns
         -------
-        AnnData with draws from the likelihood in ``X``.
+        AnnData with draws from the likelihood in ``X`` (and in the layer the model was set up with).
 
         Raises
         ------
         ValueError
-            Unknown condition or label, or labels with the prior.
+            Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
+            has none.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)

@@ -17,6 +17,7 @@ from scipy import sparse
 from trvae_sc.files import beside, read
 from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, transport_counts
+from trvae_sc.model._decode import latent_shifts, scaled
 from trvae_sc.model._setup import check_free, logger
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.training import row_numbers
@@ -39,9 +40,9 @@ def predicted_values(
     """Return the predicted values of a batch."""
     module = model.module
     if output == "delta":
-        return _scaled(model, batch.observed, batch.total) + log_change(model, batch)
+        return scaled(model, batch.observed, batch.total) + log_change(model, batch)
     if output == "mean":
-        return _scaled(model, batch.target, None)
+        return scaled(model, batch.target, None)
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
@@ -59,17 +60,9 @@ def predicted_values(
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
 
 
-def _scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
-    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
-    if not model.module.is_count:
-        return values
-    shares = values if total is None else values / total
-    return np.log1p(model.module.kappa.item() * shares)
-
-
 def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
     """Return the change from source to target on the scale of ``output="mean"``."""
-    return _scaled(model, batch.target, None) - _scaled(model, batch.source, None)
+    return scaled(model, batch.target, None) - scaled(model, batch.source, None)
 
 
 # -- the AnnData ------------------------------------------------------------------------------------
@@ -102,6 +95,8 @@ def predict_cells(
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     for remark in model._condition_remarks(target)[1:]:
         logger.warning(remark)
+    sources = model._condition_column(original.obs.iloc[rows]).unique().tolist()
+    shifts = latent_shifts(model, sources, target)
     draws = Draws(seed)
     calibration = Calibration(model, registered, rows, target)
     latent, means = [], np.zeros((2, registered.n_vars))
@@ -115,6 +110,7 @@ def predict_cells(
                 registered,
                 rows,
                 features,
+                shifts=shifts,
                 draws=draws if n_samples > 1 else None,
                 batch_size=batch_size,
             ):
@@ -132,7 +128,7 @@ def predict_cells(
             obs=_predicted_obs(model, original, rows, target, n_samples),
             var=_predicted_var(
                 original.var.loc[registered.var_names],
-                _scaled(model, means / (len(rows) * n_samples), None),
+                scaled(model, means / (len(rows) * n_samples), None),
                 half_widths(model, registered, rows, target),
             ),
             obsm={"X_trvae": np.concatenate(latent)},
@@ -189,11 +185,9 @@ def check_out(out: str | Path) -> None:
 
 
 def _check_output(model: TRVAE, output: Output | None, n_samples: int) -> Output:
-    """Return the output to compute, or raise where the model or its likelihood does not have it."""
+    """Return the output to compute, or raise where the likelihood does not have it."""
     if n_samples < 1:
         raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
-    if model.module.decoder_in.condition is None:
-        raise ValueError(f"The preset '{model.preset_}' ignores the condition and cannot predict.")
     is_count = model.module.is_count
     allowed = ["counts", "delta", "mean", "sample"] if is_count else ["delta", "mean", "sample"]
     if output is None:
@@ -313,6 +307,11 @@ def provenance(
     remarks = model._condition_remarks(target)
     notes = combination_notes(combinations, measured=not remarks, labelled=bool(model.labels))
     notes += remarks
+    if model.module.decoder_in.condition is None:
+        notes.append(
+            "The network does not see the condition: latent codes were moved by the mean over labels of "
+            "the difference between the conditions' mean codes, the same way for all cells."
+        )
     if not model.labels:
         notes.append(
             "The model was set up without labels_key, so there was no transfer loss, and no label "
@@ -437,11 +436,8 @@ def generate_cells(
     model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str, seed: int
 ) -> AnnData:
     """Return new cells; see :meth:`TRVAE.generate`."""
-    level, features = model._condition_level(condition), model._condition_features(condition)
-    if latent not in ("prior", "posterior"):
-        raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
-    if labels is not None and latent == "prior":
-        raise ValueError("The prior knows no labels: use latent='posterior' with labels.")
+    level = _check_generation(model, condition, n_obs, labels=labels, latent=latent)
+    features = None if level is None else model._condition_features(level)
     adata = model._validate_anndata(None)
     setup_args = model.registry_["setup_args"]
     pool = np.arange(adata.n_obs)
@@ -461,15 +457,44 @@ def generate_cells(
         batch = Batch(mean, total, mean, mean, mean)
         values.append(predicted_values(model, batch, features, "sample", draws))
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
-    obs = obs.assign(**model._condition_values(level, n_obs))
+    if level is not None:
+        obs = obs.assign(**model._condition_values(level, n_obs))
     if labels is not None:
         obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
-    result = AnnData(stacked(values), obs=obs, var=adata.var.copy())
+    x = stacked(values)
+    if model.module.has_total:  # of the training cell; a draw of the genes may exceed it
+        total = adata.obs[setup_args["total_counts_key"]].to_numpy(float)[rows]
+        obs[setup_args["total_counts_key"]] = np.maximum(total, np.asarray(x.sum(axis=1)).ravel())
+    result = AnnData(x, obs=obs, var=adata.var.copy())
+    if setup_args["layer"] is not None:
+        result.layers[setup_args["layer"]] = result.X.copy()
     result.uns["trvae_sc"] = {
         "method": "TRVAE.generate",
-        "condition": str(level),
+        **({} if level is None else {"condition": str(level)}),
         "latent": latent,
         "seed": int(seed),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
     }
     return result
+
+
+def _check_generation(model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str) -> Any:
+    """Return the condition to generate cells of, or raise where the model cannot."""
+    if latent not in ("prior", "posterior"):
+        raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
+    if labels is not None and latent == "prior":
+        raise ValueError("The prior knows no labels: use latent='posterior' with labels.")
+    if latent == "prior" and not model.module.variational:
+        raise ValueError(
+            f"The preset '{model.preset_}' has no prior to draw from. Use latent='posterior', or a "
+            "preset such as 'vae'."
+        )
+    if n_obs < 1:
+        raise ValueError(f"n_obs is {n_obs}; at least 1 is needed.")
+    blind = model.module.decoder_in.condition is None
+    if blind != (condition is None):
+        raise ValueError(
+            f"The condition is {condition!r}, but the network of preset '{model.preset_}' "
+            + ("does not see it: give None." if blind else f"needs one of {model.conditions}.")
+        )
+    return None if blind else model._condition_level(condition)

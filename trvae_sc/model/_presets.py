@@ -59,6 +59,12 @@ PRESETS["vae"] = {
     "model": {**PRESETS["cvae"]["model"], "condition_in": "none"},
     "train": PRESETS["default"]["train"],
 }
+# Higgins et al. 2017 (openreview.net/forum?id=Sy2fzU9gl): a VAE whose KL weighs beta > 1, 4 for their
+# 2D shapes. beta is `kl_weight`; the likelihood is summed over genes, as in the ELBO.
+PRESETS["beta_vae"] = {
+    "model": {**PRESETS["vae"]["model"], "kl_weight": 4.0},
+    "train": PRESETS["default"]["train"],
+}
 PRESETS["autoencoder"] = {
     "model": {**PRESETS["vae"]["model"], "variational": False, "kl_weight": 0.0},
     "train": PRESETS["default"]["train"],

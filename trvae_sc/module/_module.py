@@ -119,7 +119,7 @@ class TRVAEModule(BaseModuleClass):
         self.mmd_on = mmd_on
         self.mmd_kernel = mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
-        self.calibrate = calibrate
+        self.calibrate = calibrate and condition_in != "none"
         self.context_weight = context_weight if n_labels else 0.0
         self.n_batch = n_batch
         self.n_labels = n_labels
@@ -592,6 +592,31 @@ class TRVAEModule(BaseModuleClass):
         samples = torch.cat(terms)
         values = torch.logsumexp(samples, 0) - math.log(len(samples))
         return values.mean().item() if return_mean else values.cpu()
+
+    @torch.inference_mode()
+    @auto_move_data
+    def ll_at_mean(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return log p(x | z) at the posterior mean of z, in nats, shape (n_cells,)."""
+        inputs = self._get_generative_input(tensors, {"z": self.encode(tensors).loc})
+        return -self.reconstruction_loss(tensors, self.generative(**inputs)).cpu()
+
+    @torch.inference_mode()
+    @auto_move_data
+    def saturated_ll(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return log p(x) where every mean is the observed value, in nats, shape (n_cells,)."""
+        x, total, context = (
+            tensors[REGISTRY_KEYS.X_KEY],
+            self._total(tensors),
+            self._context(tensors),
+        )
+        if self.is_count:
+            profile = (x.clamp_min(_EPS) / total).log()
+        else:
+            profile = (x - self.gene_mean) / self.gene_scale
+        never = torch.full_like(x, -30.0)  # logits of the zero inflation that fits best: none
+        px = self._distribution(profile, context.condition, total, never)
+        outputs = {"px": px, "profile": profile, "context": context}
+        return -self.reconstruction_loss(tensors, outputs).cpu()
 
 
 def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from trvae_sc.pl._curves import (
     dose_response,
     dose_table,
     interpolation,
+    interpolation_means,
     interpolation_table,
 )
 from trvae_sc.pl._effect import (
@@ -43,6 +44,7 @@ __all__ = [
     "expression_table",
     "gene_distribution",
     "interpolation",
+    "interpolation_means",
     "interpolation_table",
     "latent",
     "mean_correlation",

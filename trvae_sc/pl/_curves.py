@@ -10,6 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values
 from trvae_sc.pl._style import LOG_UNIT, axes_of, check_columns, line_styles
 
@@ -207,8 +208,33 @@ def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
 # -- interpolation ------------------------------------------------------------------------------------
 
 
+def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd.DataFrame:
+    """Return the mean expression at every step of an interpolation.
+
+    Parameters
+    ----------
+    adata
+        Cells on the way, one or more a step, such as :func:`trvae_sc.family.interpolate` returns.
+    fraction_key
+        Column of ``obs`` with the share of the way, 0 (source) to 1 (target).
+
+    Returns
+    -------
+    Steps, rising, x genes: means of ``X``.
+
+    Raises
+    ------
+    KeyError
+        There is no such column.
+    """
+    if fraction_key not in adata.obs:
+        raise KeyError(f"No column {fraction_key!r} in obs; there are {list(adata.obs)}.")
+    values = pd.DataFrame(dense(adata.X), columns=adata.var_names)
+    return values.groupby(adata.obs[fraction_key].to_numpy()).mean()
+
+
 def interpolation_table(
-    means: pd.DataFrame, *, var_names: Sequence[str] | None = None, n_genes: int = 7
+    means: pd.DataFrame | AnnData, *, var_names: Sequence[str] | None = None, n_genes: int = 7
 ) -> pd.DataFrame:
     """Return the genes to draw along an interpolation, highest at its end first.
 
@@ -216,6 +242,7 @@ def interpolation_table(
     ----------
     means
         Mean expression, steps x genes; the index is the share of the way from source (0) to target (1).
+        Or cells, of which :func:`interpolation_means` are taken.
     var_names
         Genes to take. If None, those of largest absolute change from the first step to the last.
     n_genes
@@ -232,6 +259,8 @@ def interpolation_table(
     ValueError
         Fewer than two steps, or steps that are not numbers or not unique.
     """
+    if isinstance(means, AnnData):
+        means = interpolation_means(means)
     numeric = pd.api.types.is_numeric_dtype(means.index)
     if len(means) < 2 or not numeric or means.index.has_duplicates or means.index.hasnans:
         raise ValueError(
@@ -253,7 +282,7 @@ def interpolation_table(
 
 
 def interpolation(
-    means: pd.DataFrame,
+    means: pd.DataFrame | AnnData,
     *,
     var_names: Sequence[str] | None = None,
     n_genes: int = 7,

@@ -1,0 +1,235 @@
+"""Latent tools: what they decode is what the formulas say."""
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from trvae_sc import PRESETS, TRVAE, family, pl
+
+
+@pytest.fixture(scope="module")
+def model(fit):
+    return fit(setup={"batch_key": "batch"}, train={"max_epochs": 5})
+
+
+def decode(model, z, rows, condition=None):
+    """Return decoded log values (values) of codes, by the layers of the decoder."""
+    module, adata = model.module, model.adata
+    tensors = next(iter(model._make_data_loader(adata, rows)))
+    with torch.no_grad():
+        if condition is not None:
+            code = model.conditions.index(condition)
+            tensors["condition"] = torch.full_like(tensors["condition"], code)
+        z = torch.as_tensor(np.asarray(z), dtype=torch.float32)
+        out = module.decode(z, module._context(tensors))[2].double().numpy()
+    if module.is_count:
+        return np.log1p(module.kappa.item() * np.exp(out))
+    return module.gene_mean.numpy() + module.gene_scale.numpy() * out
+
+
+def linear(fit, n_latent=3):
+    """Return a model whose decoder is a matrix (n_latent x n_genes), and that matrix."""
+    made = fit(
+        preset="autoencoder",
+        gene_likelihood="mse",
+        norm="none",
+        leaky_slope=1.0,
+        n_hidden=(8,),
+        n_latent=n_latent,
+    )
+    module = made.module
+    weights = module.output.weight @ module.decoder_in.linear.weight
+    return made, weights.detach().numpy().T
+
+
+# -- interpolate --------------------------------------------------------------------------------------
+
+
+def test_ends_of_an_interpolation_are_the_decoded_cells(model):
+    path = family.interpolate(model, 0, 2, steps=5)  # both are controls
+    z = model.get_latent_representation(indices=[0, 2])
+    np.testing.assert_allclose(path.X[[0, -1]], decode(model, z, [0, 0]), rtol=1e-5)
+    np.testing.assert_allclose(path.X[2], decode(model, [z.mean(0)], [0])[0], rtol=1e-5)
+    np.testing.assert_allclose(path.obs["fraction"], [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(path.obsm["X_trvae"][1], 0.75 * z[0] + 0.25 * z[1], rtol=1e-4)
+    assert path.obs["condition"].unique().tolist() == ["control"]
+    assert path.var_names.equals(model.adata.var_names)
+    assert path.uns["trvae_sc"]["scale"] == "log(1 + kappa * share)"
+
+
+def test_groups_are_interpolated_between_their_mean_codes(model):
+    obs = model.adata.obs
+    b, nk = (obs["cell_type"] == name for name in ("B", "NK"))
+    path = family.interpolate(
+        model, {"cell_type": "B"}, {"cell_type": "NK"}, steps=2, condition="stimulated"
+    )
+    z = model.get_latent_representation()
+    means = [z[b].mean(0), z[nk].mean(0)]
+    first = np.flatnonzero(b)[[0, 0]]
+    np.testing.assert_allclose(path.X, decode(model, means, first, "stimulated"), rtol=1e-5)
+    by_mask = family.interpolate(
+        model, b.to_numpy(), np.flatnonzero(nk), steps=2, condition="stimulated"
+    )
+    np.testing.assert_array_equal(by_mask.X, path.X)
+    both = {"cell_type": "B", "condition": "control"}
+    found = family.interpolate(model, both, 2).obsm["X_trvae"][0]
+    np.testing.assert_allclose(found, z[b & (obs["condition"] == "control")].mean(0), rtol=1e-4)
+
+
+def test_a_linear_decoder_draws_a_straight_line(fit):
+    made, _ = linear(fit)
+    path = family.interpolate(made, 0, 1, steps=4)
+    np.testing.assert_allclose(np.diff(path.X, 2, axis=0), 0.0, atol=1e-5)
+    assert "condition" not in path.obs  # the network does not see it
+
+
+def test_cells_that_are_not_the_models_own(model, make_adata):
+    other = make_adata(n_cells=24, seed=5)
+    before = other.copy()
+    found = family.interpolate(model, 0, 2, steps=2, adata=other[:, ::-1].copy())
+    z = model.get_latent_representation(other)
+    np.testing.assert_allclose(found.obsm["X_trvae"], z[[0, 2]], rtol=1e-3, atol=1e-5)
+    family.shift_attribute(model, before, {"cell_type": "B"})
+    assert list(before.obs) == list(make_adata(n_cells=24).obs)
+
+
+def test_interpolation_is_drawn_from_its_table(model):
+    path = family.interpolate(model, 0, 2, steps=3)
+    means = pl.interpolation_means(path)
+    expected = pd.DataFrame(path.X, index=[0.0, 0.5, 1.0], columns=path.var_names)
+    pd.testing.assert_frame_equal(means, expected, check_names=False)
+    other = path.copy()
+    other.X += 1.0
+    twice = anndata.concat([path, other], index_unique="-")
+    pd.testing.assert_frame_equal(pl.interpolation_means(twice), means + 0.5)
+    pd.testing.assert_frame_equal(pl.interpolation_table(path), pl.interpolation_table(means))
+    ax = pl.interpolation(path, n_genes=2, source="one", target="other")
+    gene = ax.get_legend().get_texts()[0].get_text()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), path[:, gene].X.ravel())
+    plt.close("all")
+    with pytest.raises(KeyError, match="No column 'step' in obs"):
+        pl.interpolation_means(path, fraction_key="step")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((0, 1), ValueError, r"conditions \['control', 'stimulated'\]. Choose one"),
+        ((0, 500), IndexError, "Row 500 of an AnnData with 120"),
+        ((0, []), ValueError, "Choose one at least"),
+        ((0, {"cell_type": "X"}), ValueError, r"cell_type 'X'; .* has \['B', 'NK', 'T'\]"),
+        ((0, {"type": "B"}), KeyError, "No column 'type'"),
+        ((0, {"cell_type": "B", "n_counts": -1}), ValueError, "No cell has n_counts -1"),
+        ((np.ones(3, bool), 0), IndexError, "mask has shape"),
+    ],
+)
+def test_interpolate_refuses(model, arguments, error, match):
+    with pytest.raises(error, match=match):
+        family.interpolate(model, *arguments)
+
+
+def test_latent_tools_refuse(model, fit):
+    with pytest.raises(ValueError, match="start and end are 2"):
+        family.interpolate(model, 0, 2, steps=1)
+    with pytest.raises(ValueError, match="Unknown condition 'x'"):
+        family.interpolate(model, 0, 2, condition="x")
+    blind = fit(preset="vae")
+    with pytest.raises(ValueError, match="'vae' does not see the condition"):
+        family.interpolate(blind, 0, 2, condition="control")
+    with pytest.raises(ValueError, match="dimension is 4; the model has 0 to 3"):
+        family.traverse(model, 4, condition="control")
+    with pytest.raises(ValueError, match=r"limits are \(1, 1\)"):
+        family.traverse(model, 0, (1, 1), condition="control")
+    with pytest.raises(ValueError, match="steps is 1"):
+        family.traverse(model, 0, steps=1)
+    with pytest.raises(ValueError, match="alpha is nan"):
+        family.shift_attribute(model, None, {"cell_type": "B"}, alpha=float("nan"))
+    with pytest.raises(ValueError, match="cell_type 'X'"):
+        family.shift_attribute(model, None, {"cell_type": "X"})
+    untrained = fit(train=False)
+    for call in (
+        lambda: family.interpolate(untrained, 0, 2),
+        lambda: family.traverse(untrained, 0),
+        lambda: family.shift_attribute(untrained, None, {"cell_type": "B"}),
+    ):
+        with pytest.raises(RuntimeError, match="not trained"):
+            call()
+
+
+# -- traverse -----------------------------------------------------------------------------------------
+
+
+def test_traversing_a_linear_decoder_gives_its_weights(fit):
+    made, weights = linear(fit)
+    for dimension in range(3):
+        found = family.traverse(made, dimension, (-1.0, 2.0), steps=4)
+        np.testing.assert_allclose(found.var["slope"], weights[dimension], atol=1e-5)
+        np.testing.assert_allclose(found.var["range"], 3 * np.abs(weights[dimension]), atol=1e-5)
+        np.testing.assert_allclose(found.obs["value"], [-1, 0, 1, 2])
+
+
+def test_a_traverse_varies_one_dimension_around_a_group(model):
+    z = model.get_latent_representation()
+    group = {"cell_type": "NK", "condition": "stimulated"}
+    rows = np.flatnonzero((model.adata.obs[list(group)] == pd.Series(group)).all(axis=1))
+    found = family.traverse(model, 1, at=group, steps=3)
+    expected = np.tile(z[rows].mean(0), (3, 1))
+    low, high = np.quantile(z[:, 1], (0.01, 0.99))
+    expected[:, 1] = [low, (low + high) / 2, high]
+    np.testing.assert_allclose(found.obsm["X_trvae"], expected, rtol=1e-4, atol=1e-5)
+    x = decode(model, expected, rows[[0, 0, 0]])
+    np.testing.assert_allclose(found.X, x, rtol=1e-4)
+    slope = [np.polyfit(expected[:, 1], x[:, g], 1)[0] for g in range(x.shape[1])]
+    np.testing.assert_allclose(found.var["slope"], slope, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found.var["range"], x.max(0) - x.min(0), atol=1e-5)
+    assert found.obs["condition"].unique().tolist() == ["stimulated"]
+
+
+# -- shift_attribute ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, -0.5])
+def test_cells_move_towards_the_mean_code_of_an_attribute(model, alpha):
+    z = model.get_latent_representation()
+    mean = z[(model.adata.obs["batch"] == "b1").to_numpy()].mean(0)
+    rows = np.arange(model.adata.n_obs)
+    found = family.shift_attribute(model, None, {"batch": "b1"}, alpha=alpha)
+    expected = z + alpha * (mean - z)
+    np.testing.assert_allclose(found.obsm["X_trvae"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.X, decode(model, expected, rows), rtol=1e-4, atol=1e-4)
+    assert found.obs_names.equals(model.adata.obs_names)
+    assert not [name for name in found.obs if name.startswith("_scvi")]
+    assert found.uns["trvae_sc"]["n_cells_with_attribute"] == 60
+
+
+def test_alpha_1_gives_the_decoded_mean_code_to_all(model):
+    moved = family.shift_attribute(model, None, {"cell_type": "T"}, condition="stimulated")
+    assert set(moved.obs["condition"]) == {"stimulated"}
+    z = model.get_latent_representation()[(model.adata.obs["cell_type"] == "T").to_numpy()].mean(0)
+    b0 = (model.adata.obs["batch"] == "b0").to_numpy()
+    row = np.flatnonzero(b0)[:1]
+    expected = decode(model, [z], row, "stimulated")
+    np.testing.assert_allclose(moved.X[b0], np.repeat(expected, b0.sum(), 0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_latent_tools(preset, fit):
+    likelihood = {"gene_likelihood": "mse"} if preset == "paper" else {}
+    made = fit(preset=preset, **likelihood)
+    n_genes = made.adata.n_vars
+    assert family.interpolate(made, 0, 2).shape == (11, n_genes)
+    at = {"condition": "control"}
+    assert np.isfinite(family.traverse(made, 0, at=at).var["slope"]).all()
+    assert family.shift_attribute(made, None, {"cell_type": "B"}).shape == made.adata.shape
+
+
+def test_a_model_without_data_takes_cells_along(model, make_adata, tmp_path):
+    model.save(tmp_path / "m")
+    alone = TRVAE.load(tmp_path / "m", adata=False, accelerator="cpu")
+    with pytest.raises(ValueError, match="without data"):
+        family.interpolate(alone, 0, 2)
+    found = family.interpolate(alone, 0, 2, adata=make_adata())
+    np.testing.assert_allclose(found.X, family.interpolate(model, 0, 2).X, rtol=1e-5)

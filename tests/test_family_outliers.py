@@ -1,0 +1,177 @@
+"""Scores of outliers: deviances of closed form, uniform p-values, and types left out are found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from scvi import REGISTRY_KEYS
+from sklearn.metrics import roc_auc_score
+
+from trvae_sc import PRESETS, TRVAE
+from trvae_sc.datasets import simulate
+from trvae_sc.family import outlier_score
+
+TRAIN = {"max_epochs": 20, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def ignores_z(fit, likelihood, **kwargs):
+    """Return a model whose decoder gives every cell of a condition the same profile."""
+    made = fit(gene_likelihood=likelihood, **kwargs)
+    for name in ("decoder_in", "output"):
+        layer = getattr(made.module, name)
+        getattr(layer, "linear", layer).weight.data.zero_()
+    return made
+
+
+@torch.inference_mode()
+def arrays(made):
+    """Return values, totals, decoded profile and dispersion of the model's cells."""
+    adata, module = made.adata, made.module
+    tensors = next(iter(made._make_data_loader(adata)))
+    z = module.encode(tensors).loc
+    outputs = module.generative(**module._get_generative_input(tensors, {"z": z}))
+    log_theta = None
+    if module.gene_likelihood in ("nb", "zinb", "normal"):
+        log_theta = module.log_theta(outputs["context"].condition).numpy().astype(float)
+    x = tensors[REGISTRY_KEYS.X_KEY].numpy().astype(float)
+    total = tensors["total_counts"].numpy().astype(float) if module.is_count else None
+    return x, total, outputs["profile"].numpy().astype(float), log_theta
+
+
+# -- deviance -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson", "normal", "mse"])
+def test_deviance_of_a_decoder_that_ignores_z_has_a_closed_form(likelihood, fit):
+    made = ignores_z(fit, likelihood)
+    if likelihood != "mse":  # codes from the prior: no Monte Carlo error
+        made.module.z_mean.weight.data.zero_(), made.module.z_mean.bias.data.zero_()
+        made.module.z_log_variance.weight.data.zero_(), made.module.z_log_variance.bias.data.zero_()
+    x, total, profile, log_theta = arrays(made)
+    if likelihood == "nb":
+        theta, mean = np.exp(log_theta), np.exp(profile) * total
+        fitted = stats.nbinom.logpmf(x, theta, theta / (theta + mean))
+        perfect = stats.nbinom.logpmf(x, theta, theta / (theta + x))
+    elif likelihood == "poisson":
+        fitted, perfect = (
+            stats.poisson.logpmf(x, np.exp(profile) * total),
+            stats.poisson.logpmf(x, x),
+        )
+    elif likelihood == "normal":
+        scale, loc = made.module.gene_scale.numpy(), made.module.gene_mean.numpy()
+        sd = np.exp(log_theta) * scale
+        fitted, perfect = (stats.norm.logpdf(x, m, sd) for m in (loc + scale * profile, x))
+    else:
+        fitted, perfect = -0.5 * (x - profile) ** 2, np.zeros_like(x)
+    found = outlier_score(made, n_samples=3)
+    np.testing.assert_allclose(found["log_likelihood"], fitted.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(found["deviance"], (perfect - fitted).sum(1), rtol=1e-3, atol=1e-3)
+    assert found.index.equals(made.adata.obs_names)
+
+
+def test_zero_inflation_that_fits_best_is_none(fit):
+    made = fit(gene_likelihood="zinb")
+    x, _, _, log_theta = arrays(made)
+    theta = np.exp(log_theta)
+    perfect = stats.nbinom.logpmf(x, theta, theta / (theta + x)).sum(1)
+    found = outlier_score(made)
+    np.testing.assert_allclose(found["deviance"] + found["log_likelihood"], perfect, rtol=1e-4)
+    assert (found["deviance"] > 0).all()
+
+
+def test_an_autoencoder_is_scored_by_its_reconstruction(fit):
+    made = fit(preset="autoencoder")
+    found = outlier_score(made, n_samples=1)
+    error = made.get_reconstruction_error(return_mean=False)["reconstruction_loss"]
+    np.testing.assert_allclose(found["log_likelihood"], -np.asarray(error), rtol=1e-4)
+
+
+def test_likelihood_is_that_of_importance_sampling(fit):
+    """More samples, a tighter bound: with many, the mean is that of scvi-tools' estimate."""
+    made = fit()
+    found = [outlier_score(made, n_samples=n)["log_likelihood"].mean() for n in (1, 300)]
+    expected = float(made.get_marginal_ll(n_mc_samples=300, n_mc_samples_per_pass=50))
+    assert found[0] < found[1] == pytest.approx(expected, abs=0.1)
+
+
+# -- calibration --------------------------------------------------------------------------------------
+
+
+def test_p_value_is_the_share_of_reference_cells_that_deviate_as_much(fit, make_adata):
+    made = fit(preset="autoencoder")  # no sampling
+    own = outlier_score(made)
+    expected = 121 - stats.rankdata(own["deviance"], method="min") + 1
+    np.testing.assert_allclose(own["p_value"], expected / 121)
+    reference, cells = make_adata(50, seed=3), make_adata(20, seed=4)
+    before = cells.copy()
+    found = outlier_score(made, cells, reference=reference)
+    pd.testing.assert_frame_equal(cells.obs, before.obs)
+    deviance = outlier_score(made, reference)["deviance"].to_numpy()
+    share = [(1 + (deviance >= d).sum()) / 51 for d in found["deviance"]]
+    np.testing.assert_allclose(found["p_value"], share)
+
+
+def test_seeds_matter_and_repeat(fit):
+    made = fit()
+    a, b, c = (outlier_score(made, n_samples=2, seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(a, b)
+    assert np.abs(a["deviance"] - c["deviance"]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def left_out():
+    """Return a model, cells held back and cells of a type that training lacks."""
+    adata = simulate(2000, 200, n_labels=6)
+    unseen = (adata.obs["cell_type"] == "type_0").to_numpy()
+    held = (np.random.default_rng(0).random(adata.n_obs) < 0.25) & ~unseen
+    train = adata[~unseen & ~held].copy()
+    keys = {"labels_key": "cell_type", "total_counts_key": "total_counts"}
+    TRVAE.setup_anndata(train, "condition", **keys)
+    models = {}
+    for preset in ("default", "vae"):
+        models[preset] = TRVAE(train, preset=preset)
+        models[preset].train(**TRAIN)
+    return models, adata[held].copy(), adata[unseen].copy()
+
+
+@pytest.mark.parametrize("preset", ["default", "vae"])
+def test_p_values_of_held_back_cells_are_uniform_and_an_unseen_type_is_found(preset, left_out):
+    """The likelihood itself does not find it: AUROC 0.5 here, as it is about depth and diversity."""
+    models, held, unseen = left_out
+    usual, new = (outlier_score(models[preset], cells) for cells in (held, unseen))
+    assert stats.kstest(usual["p_value"], "uniform").pvalue > 0.01
+    is_new = np.repeat([0, 1], [len(usual), len(new)])
+    auroc = {
+        name: roc_auc_score(is_new, -pd.concat([usual[name], new[name]]))
+        for name in ("p_value", "log_likelihood")
+    }
+    assert auroc["p_value"] > 0.95
+    assert auroc["log_likelihood"] < 0.7
+    assert (new["p_value"] < 0.05).mean() > 0.8
+
+
+# -- all presets, and what is refused -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "paper"])
+def test_every_preset_finds_cells_unlike_its_own(preset, fit, make_adata):
+    """Genes in reverse order: the profile is that of no label."""
+    train = {"max_epochs": 40, "batch_size": 30}
+    made = fit(make_adata(), preset=preset, train=train)
+    odd = make_adata(40, seed=9)
+    odd.X = odd.X[:, ::-1]
+    found = outlier_score(made, odd, n_samples=4)
+    usual = outlier_score(made, make_adata(40, seed=8), n_samples=4)
+    is_odd = np.repeat([0, 1], [len(usual), len(found)])
+    auroc = roc_auc_score(is_odd, pd.concat([usual["deviance"], found["deviance"]]))
+    assert auroc > 0.9
+
+
+def test_outlier_score_refuses(fit):
+    made = fit(train=False)
+    with pytest.raises(RuntimeError, match="not trained"):
+        outlier_score(made)
+    made.is_trained_ = True
+    with pytest.raises(ValueError, match="n_samples is 0"):
+        outlier_score(made, n_samples=0)

@@ -1,0 +1,84 @@
+"""Which cells a function of the family is asked about, and the AnnData it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.model import TRVAE
+from trvae_sc.training import row_numbers
+
+#: Cells: a row number, row numbers, a mask, or the values of columns of ``obs`` that they have.
+Cells = int | Sequence[int] | np.ndarray | Mapping[str, Any]
+
+
+def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
+    """Return the rows of cells given by row, rows, mask or columns of ``obs``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        There is no such column, value or row, or no cell at all.
+    """
+    if isinstance(cells, Mapping):
+        keep = np.ones(adata.n_obs, dtype=bool)
+        for key, value in cells.items():
+            if key not in adata.obs:
+                raise KeyError(f"No column {key!r} in adata.obs; there are {list(adata.obs)}.")
+            here = (adata.obs[key] == value).to_numpy()
+            if not here.any():
+                found = adata.obs[key].unique().tolist()[:10]
+                raise ValueError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {found}.")
+            keep &= here
+        rows = np.flatnonzero(keep)
+    else:
+        rows = row_numbers(np.atleast_1d(cells), adata.n_obs)
+    if not len(rows):
+        raise ValueError(f"No cell matches {cells!r}. Choose one at least.")
+    return rows
+
+
+def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition: Any) -> Any:
+    """Return the condition to decode with; None where the network does not see it."""
+    if model.module.decoder_in.condition is None:
+        if condition is not None:
+            raise ValueError(
+                f"The preset '{model.preset_}' does not see the condition and cannot decode with "
+                f"{condition!r}. Leave it out, or use a preset such as 'cvae'."
+            )
+        return None
+    if condition is not None:
+        return model._condition_level(condition)
+    found = model._condition_column(adata.obs.iloc[rows]).unique().tolist()
+    if len(found) > 1:
+        raise ValueError(f"The cells are of conditions {found}. Choose one with condition=.")
+    return found[0]
+
+
+def as_anndata(
+    model: TRVAE,
+    x: np.ndarray,
+    z: np.ndarray,
+    obs: pd.DataFrame,
+    condition: Any,
+    adata: AnnData,
+    method: str,
+) -> AnnData:
+    """Return decoded cells with their codes and where they come from."""
+    if condition is not None:
+        obs = obs.assign(**model._condition_values(condition, len(obs)))
+    var = pd.DataFrame(index=adata.var_names)
+    result = AnnData(x.astype(np.float32), obs=obs, var=var, obsm={"X_trvae": np.float32(z)})
+    result.uns["trvae_sc"] = {
+        "method": method,
+        "preset": model.preset_,
+        "scale": "log(1 + kappa * share)" if model.module.is_count else "values",
+        "kappa": float(model.module.kappa),
+        "versions": {"trvae_sc": version("trvae_sc")},
+    }
+    return result

@@ -1,0 +1,220 @@
+"""Walks in the latent space of a trained model, decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
+from trvae_sc.model import TRVAE
+from trvae_sc.model._decode import decoded
+from trvae_sc.model._inference import NOT_TRAINED
+
+# -- between cells --------------------------------------------------------------------------------
+
+
+def interpolate(
+    model: TRVAE,
+    a: Cells,
+    b: Cells,
+    *,
+    steps: int = 11,
+    condition: Any = None,
+    adata: AnnData | None = None,
+) -> AnnData:
+    r"""Return what lies between two cells or groups of cells: the straight line of codes, decoded.
+
+    .. math:: z_f = (1 - f)\,\bar z_a + f\,\bar z_b, \qquad f = 0, \dots, 1
+
+    with the mean codes of a and b (posterior means).
+
+    Parameters
+    ----------
+    model
+        Trained model, any preset.
+    a, b
+        Start and end: a row number, row numbers, a mask over cells, or a group such as
+        ``{"cell_type": "NK"}``.
+    steps
+        Number of points, start and end included.
+    condition
+        Condition to decode with. If None, that of all the cells of a and b, which must be one.
+    adata
+        Cells that a and b are among; the model's own if None.
+
+    Returns
+    -------
+    AnnData with a row per point. ``X``: expected values, log(1 + kappa share) for counts (as
+    ``predict(output="mean")``), ``obs["fraction"]``: f, ``obsm["X_trvae"]``: z. Batch and covariates
+    are those of the first cell of a. ``trvae_sc.pl.interpolation`` draws it.
+
+    Raises
+    ------
+    RuntimeError
+        The model is not trained.
+    KeyError, ValueError
+        No such cells, fewer than two steps, an unknown condition, or several and no choice.
+
+    Examples
+    --------
+    >>> path = interpolate(model, {"cell_type": "B"}, {"cell_type": "NK"}, condition="control")
+    >>> trvae_sc.pl.interpolation(path, source="B", target="NK")
+    """
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; start and end are 2.")
+    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    adata = model._validate_anndata(adata)
+    start, end = rows_of(adata, a), rows_of(adata, b)
+    condition = decoding_condition(model, adata, np.concatenate([start, end]), condition)
+    ends = [model.get_latent_representation(adata, indices=rows).mean(0) for rows in (start, end)]
+    fraction = np.linspace(0.0, 1.0, steps)
+    z = (1.0 - fraction[:, None]) * ends[0] + fraction[:, None] * ends[1]
+    obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
+    x = decoded(model, adata, np.full(steps, start[0]), z, condition)
+    return as_anndata(model, x, z, obs, condition, adata, "interpolate")
+
+
+# -- along one dimension --------------------------------------------------------------------------
+
+
+def traverse(
+    model: TRVAE,
+    dimension: int,
+    limits: tuple[float, float] | None = None,
+    *,
+    at: Cells | None = None,
+    steps: int = 9,
+    condition: Any = None,
+    adata: AnnData | None = None,
+) -> AnnData:
+    r"""Return cells that differ in one latent dimension, and which genes respond to it.
+
+    The other dimensions stay at the mean code of a group. With decoded values :math:`x_g(u)` at
+    :math:`z_d = u`, a gene's slope is that of the least-squares line,
+    :math:`\sum_u (u - \bar u)\,x_g(u) / \sum_u (u - \bar u)^2`, and its range is
+    :math:`\max_u x_g - \min_u x_g`.
+
+    Parameters
+    ----------
+    model
+        Trained model, any preset.
+    dimension
+        Latent dimension, from 0.
+    limits
+        Lowest and highest value of it. If None, the 1 % and 99 % quantiles over all cells of `adata`:
+        outside of them the decoder has seen next to nothing.
+    at
+        Cells whose mean code is the place to start from, given as in :func:`interpolate`; all if None.
+    steps
+        Number of values.
+    condition
+        Condition to decode with. If None, that of the cells of `at`, which must be one.
+    adata
+        Cells to use; the model's own if None.
+
+    Returns
+    -------
+    AnnData with a row per value. ``X``: expected values, on the scale of :func:`interpolate`;
+    ``obs["value"]``: :math:`z_d`; ``var["slope"]``: change per unit of it; ``var["range"]``;
+    ``obsm["X_trvae"]``: z. Sort genes by ``range`` to see which respond; dimensions have no order, and
+    seeds permute them.
+
+    Raises
+    ------
+    RuntimeError
+        The model is not trained.
+    KeyError, ValueError
+        No such dimension, limits that do not rise, no such cells, an unknown condition, or several
+        and no choice.
+    """
+    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    n_latent = model.module.z_mean.out_features
+    if not 0 <= dimension < n_latent:
+        raise ValueError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; at least 2 are needed for a slope.")
+    if limits is not None and not limits[0] < limits[1]:
+        raise ValueError(f"limits are {limits}; give a lowest and a higher value.")
+    adata = model._validate_anndata(adata)
+    rows = np.arange(adata.n_obs) if at is None else rows_of(adata, at)
+    condition = decoding_condition(model, adata, rows, condition)
+    codes = model.get_latent_representation(adata)
+    if limits is None:
+        limits = tuple(np.quantile(codes[:, dimension], (0.01, 0.99)))
+    value = np.linspace(*limits, steps)
+    z = np.tile(codes[rows].mean(0), (steps, 1))
+    z[:, dimension] = value
+    x = decoded(model, adata, np.full(steps, rows[0]), z, condition)
+    obs = pd.DataFrame({"value": value}, index=[f"step_{i}" for i in range(steps)])
+    result = as_anndata(model, x, z, obs, condition, adata, "traverse")
+    centred = value - value.mean()
+    result.var = result.var.assign(
+        slope=centred @ x.astype(np.float64) / (centred @ centred), range=np.ptp(x, axis=0)
+    )
+    result.uns["trvae_sc"]["dimension"] = int(dimension)
+    return result
+
+
+# -- towards a characteristic -----------------------------------------------------------------------
+
+
+def shift_attribute(
+    model: TRVAE,
+    adata: AnnData | None,
+    attribute: Cells,
+    *,
+    alpha: float = 1.0,
+    condition: Any = None,
+) -> AnnData:
+    r"""Return cells moved towards the mean code of the training cells that have a characteristic.
+
+    .. math:: z' = z + \alpha\,(\bar z_{\mathrm{attribute}} - z)
+
+    Parameters
+    ----------
+    model
+        Trained model, any preset, with its training cells.
+    adata
+        Cells to move, with the genes of the model; the model's own if None. Not changed.
+    attribute
+        Characteristic, the value of a column of ``obs`` of the training cells, as in
+        ``{"cell_type": "NK"}`` (all of several); or rows of the training cells.
+    alpha
+        Share of the way: 0 decodes each cell's own code, 1 the mean code for all of them; beyond 1
+        exaggerates, below 0 moves away.
+    condition
+        Condition to decode with; each cell's own if None.
+
+    Returns
+    -------
+    AnnData with a row per cell of `adata` and its ``obs``. ``X``: expected values, on the scale of
+    :func:`interpolate`: the noise of the cell, and whatever else the code does not hold, is gone at
+    any alpha. ``obsm["X_trvae"]``: z'.
+
+    Raises
+    ------
+    RuntimeError
+        The model is not trained.
+    KeyError, ValueError
+        No training cell has the characteristic, alpha is not finite, the condition is unknown.
+    """
+    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    if not np.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
+    known = model._validate_anndata(None)
+    having = rows_of(known, attribute)
+    adata = model._validate_anndata(adata)
+    if condition is not None:
+        condition = decoding_condition(model, adata, np.arange(0), condition)
+    mean = model.get_latent_representation(known, indices=having).mean(0)
+    z = model.get_latent_representation(adata)
+    z = z + np.float32(alpha) * (mean - z)
+    x = decoded(model, adata, np.arange(adata.n_obs), z, condition)
+    own = [name for name in adata.obs if str(name).startswith("_scvi_")]
+    obs = adata.obs.drop(columns=own)
+    result = as_anndata(model, x, z, obs, condition, adata, "shift_attribute")
+    result.uns["trvae_sc"] |= {"alpha": float(alpha), "n_cells_with_attribute": len(having)}
+    return result

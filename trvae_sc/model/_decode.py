@@ -1,0 +1,96 @@
+"""From latent codes to expression, and codes moved where the network does not see the condition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+
+from trvae_sc.expression import Profiles
+
+if TYPE_CHECKING:
+    from trvae_sc.model._model import TRVAE
+
+
+def scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
+    if not model.module.is_count:
+        return values
+    shares = values if total is None else values / total
+    return np.log1p(model.module.kappa.item() * shares)
+
+
+def decoded(
+    model: TRVAE, adata: AnnData, rows: np.ndarray, z: np.ndarray, condition: Any = None
+) -> np.ndarray:
+    """Return the expected values of latent codes, on the scale of ``predict(output="mean")``.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    adata
+        Registered AnnData.
+    rows
+        For each code the row that batch and covariates, and without `condition` the condition, are
+        taken from.
+    z
+        Latent codes, shape (n_codes, n_latent).
+    condition
+        Condition to decode with; that of the row if None.
+
+    Returns
+    -------
+    Shape (n_codes, n_genes).
+    """
+    features = None if condition is None else model._condition_features(condition)
+    parts, done = [], 0
+    for tensors in model._make_data_loader(adata, rows):
+        n_codes = len(next(iter(tensors.values())))
+        codes = torch.as_tensor(z[done : done + n_codes], dtype=torch.float32)
+        done += n_codes
+        expected = model.module.expected(tensors, codes.to(model.device), features)
+        parts.append(scaled(model, expected.cpu().numpy(), None))
+    return np.concatenate(parts)
+
+
+def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor | None:
+    r"""Return how codes move from each source to the target; None where the network sees conditions.
+
+    .. math:: \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
+
+    with mean codes of the training cells, over the labels seen under both (Lotfollahi et al. 2019,
+    doi:10.1038/s41592-019-0494-8, with every label weighing the same).
+
+    Returns
+    -------
+    Shape (n_conditions, n_latent), NaN for conditions that are no source.
+
+    Raises
+    ------
+    ValueError
+        No training cells are attached, the target was not measured, or no label was seen under both
+        conditions.
+    """
+    if model.module.decoder_in.condition is not None:
+        return None
+    if model.adata is None or target not in model.conditions:
+        lacks = "training cells" if model.adata is None else f"training cells under {target!r}"
+        raise ValueError(
+            f"The preset '{model.preset_}' does not see the condition and predicts from the codes of "
+            f"the training cells, but there are no {lacks}. Attach them (model.adata = adata), or use "
+            "a preset that sees the condition, such as 'cvae'."
+        )
+    obs, z = model.adata.obs, model.get_latent_representation()
+    labels_key = model.registry_["setup_args"]["labels_key"]
+    label = np.full(len(obs), "all") if labels_key is None else obs[labels_key].astype(str)
+    condition = model._condition_column(obs).astype(str)
+    rows = obs.reset_index().groupby([np.asarray(label), np.asarray(condition)]).indices
+    known = Profiles({group: z[at].mean(0) for group, at in rows.items()}, 1.0)
+    shifts = np.full((len(model.conditions), z.shape[1]), np.nan, dtype=np.float32)
+    for source in sources:
+        _, own = known.known_pairs(source, target, of=f"codes of {model.preset_!r}")
+        shifts[model.conditions.index(source)] = own.mean(0)
+    return torch.as_tensor(shifts, device=model.device)
