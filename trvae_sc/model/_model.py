@@ -290,6 +290,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
         seed: int = 0,
         batch_size: int | None = None,
         out: str | Path | None = None,
+        overwrite: bool = False,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -349,6 +350,8 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             File (``.h5ad`` or ``.zarr``) to write the prediction to, piece by piece, for more cells
             than fit into memory; it is there completely or not at all. With a backed `adata` neither
             input nor output is ever in memory as a whole.
+        overwrite
+            Replace `out`.
 
         Returns
         -------
@@ -369,7 +372,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             Unknown target, source or labels; target equal to source; no cell selected; genes
             missing; an output the likelihood does not have; `out` of another kind.
         FileExistsError
-            `out` exists.
+            `out` exists and `overwrite` is False.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return predict_cells(
@@ -384,6 +387,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, RegistrationMixin):
             seed=seed,
             batch_size=batch_size,
             out=out,
+            overwrite=overwrite,
         )
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
