@@ -17,6 +17,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE, demo
+from trvae_sc.model._write import PieceWriter
 from trvae_sc.training import BestWeights, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -663,11 +664,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(run, folder, monkeypatch):
 
 
 def test_ctrl_c_while_writing_leaves_nothing(run, folder, monkeypatch):
-    def write_h5ad(self, path, **kwargs):
-        Path(path).write_bytes(b"half")
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(AnnData, "write_h5ad", write_h5ad)
+    monkeypatch.setattr(
+        PieceWriter, "finish", lambda self, adata: signal.raise_signal(signal.SIGINT)
+    )
     code, out, err = run(*command(folder, "predict", "p.h5ad"))
     assert (code, out) == (130, "")
     assert err.endswith("trvae-sc: interrupted\n")

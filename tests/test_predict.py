@@ -475,7 +475,7 @@ def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monke
     with pytest.raises(ValueError, match=r"p.csv is neither .h5ad nor .zarr"):
         trained.predict(target="stimulated", out="p.csv")
     Path("p.h5ad").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"p.h5ad exists. Remove it first"):
+    with pytest.raises(FileExistsError, match=r"p.h5ad exists. Pass overwrite=True"):
         trained.predict(target="stimulated", out="p.h5ad")
     assert Path("p.h5ad").read_text() == "mine"
 
@@ -486,3 +486,7 @@ def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monke
     with pytest.raises(KeyboardInterrupt):
         trained.predict(target="stimulated", out="q.h5ad")
     assert [p.name for p in Path().iterdir()] == ["p.h5ad"]
+    monkeypatch.undo()
+    found = trained.predict(target="stimulated", out="p.h5ad", overwrite=True)
+    assert found.n_obs == 60
+    found.file.close()

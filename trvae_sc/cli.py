@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.files import beside, move_files, read, write_text
+from trvae_sc.files import beside, move_files, read, write_atomically, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -248,16 +248,6 @@ def _check_output(path: Path, *, force: bool, is_folder: bool) -> None:
         raise PermissionError(f"{there} cannot be written to.")
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a path beside `path`, and move the result into place if it succeeds."""
-    path = path.resolve()
-    with beside(path) as temporary:
-        write(temporary)
-        if path.is_dir():
-            path.rename(temporary.with_name("replaced"))
-        temporary.replace(path)
-
-
 def _fill_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a folder beside `path`, and move its files into `path` if it succeeds."""
     path = path.resolve()
@@ -284,9 +274,9 @@ def _write(adata: AnnData, path: Path) -> None:
     # files of newer versions of anndata have strings that older ones read but do not write unasked
     with anndata.settings.override(allow_write_nullable_strings=True):
         if path.suffix == ".zarr":
-            _write_atomically(path, adata.write_zarr)
+            write_atomically(path, adata.write_zarr)
         else:
-            _write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))
+            write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))
 
 
 # -- subcommands --------------------------------------------------------------------------------------
@@ -407,25 +397,18 @@ def _predict(args: argparse.Namespace) -> None:
         adata, _ = with_totals(adata, Keys(setup["condition_key"], layer=setup["layer"]))
     names = {str(condition): condition for condition in model.conditions}
     labels = None if args.labels is None else _as_labels(adata, setup["labels_key"], args.labels)
-
-    def write(path: Path) -> None:
-        predicted = model.predict(
-            adata,
-            target=names.get(args.target, args.target),
-            source=None if args.source is None else names.get(args.source, args.source),
-            labels=labels,
-            output=args.output,
-            n_samples=args.n_samples,
-            seed=args.seed,
-            out=path,
-        )
-        if predicted.isbacked:
-            predicted.file.close()
-        written.append(predicted)
-
-    written: list[AnnData] = []
-    _write_atomically(args.out, write)
-    _tell_prediction(written[0], args)
+    predicted = model.predict(
+        adata,
+        target=names.get(args.target, args.target),
+        source=None if args.source is None else names.get(args.source, args.source),
+        labels=labels,
+        output=args.output,
+        n_samples=args.n_samples,
+        seed=args.seed,
+        out=args.out,
+        overwrite=args.force,
+    )
+    _tell_prediction(predicted, args)
 
 
 def _check_prediction_file(args: argparse.Namespace) -> None:

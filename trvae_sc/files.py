@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # anndata takes a second to import
     from anndata import AnnData
@@ -67,6 +67,16 @@ def beside(path: Path) -> Iterator[Path]:
         yield folder / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a path beside `path`, and move the result into place if it succeeds."""
+    path = path.resolve()
+    with beside(path) as temporary:
+        write(temporary)
+        if path.is_dir():
+            path.rename(temporary.with_name("replaced"))
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

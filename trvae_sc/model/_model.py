@@ -275,6 +275,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         seed: int = 0,
         batch_size: int | None = None,
         out: str | Path | None = None,
+        overwrite: bool = False,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -339,6 +340,8 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
             File (``.h5ad`` or ``.zarr``) to write the prediction to, piece by piece, for more cells
             than fit into memory; it is there completely or not at all. With a backed `adata` neither
             input nor output is ever in memory as a whole.
+        overwrite
+            Replace `out`.
 
         Returns
         -------
@@ -360,7 +363,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
             missing; an output the likelihood does not have; `out` of another kind. Where codes are
             moved: no label was seen under source and target, or the model has no data.
         FileExistsError
-            `out` exists.
+            `out` exists and `overwrite` is False.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         return predict_cells(
@@ -375,6 +378,7 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
             seed=seed,
             batch_size=batch_size,
             out=out,
+            overwrite=overwrite,
         )
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.files import beside, read
+from trvae_sc.files import read, write_atomically
 from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, transport_counts
 from trvae_sc.model._decode import latent_shifts, scaled
@@ -81,10 +81,11 @@ def predict_cells(
     seed: int,
     batch_size: int | None,
     out: str | Path | None,
+    overwrite: bool,
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`."""
     if out is not None:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
     output = _check_output(model, output, n_samples)
     target = model._condition_level(target)
     features = model._condition_features(target)
@@ -156,7 +157,8 @@ def _write(
     around: Callable[[None], AnnData],
 ) -> AnnData:
     """Write a prediction, completely or not at all, and return it with X in the file."""
-    with beside(path.resolve()) as temporary:
+
+    def write(temporary: Path) -> None:
         writer = PieceWriter(temporary, shape, layer)
         try:
             for values in pieces:
@@ -164,11 +166,12 @@ def _write(
             writer.finish(around(None))
         finally:
             writer.close()
-        temporary.replace(path.resolve())
+
+    write_atomically(path, write)
     return read(path, backed=True)
 
 
-def check_out(out: str | Path) -> None:
+def check_out(out: str | Path, *, overwrite: bool) -> None:
     """Raise where a prediction cannot be written, before any work.
 
     Raises
@@ -180,8 +183,8 @@ def check_out(out: str | Path) -> None:
     """
     if Path(out).suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{out} is neither .h5ad nor .zarr.")
-    if Path(out).exists():
-        raise FileExistsError(f"{out} exists. Remove it first, or choose another path.")
+    if Path(out).exists() and not overwrite:
+        raise FileExistsError(f"{out} exists. Pass overwrite=True to replace it.")
 
 
 def _check_output(model: TRVAE, output: Output | None, n_samples: int) -> Output:
