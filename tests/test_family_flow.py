@@ -74,7 +74,7 @@ def test_flow_from_a_gaussian_to_a_shifted_one_is_the_shift():
     adata = gaussians(shift, n=600, n_labels=1)
     FlowMatching.setup_anndata(adata, "condition", is_count=False)
     model = FlowMatching(adata, n_hidden=(64, 64), seed=0)
-    model.train(200, batch_size=128, **CPU)
+    model.train(60, lr=3e-3, **CPU)
     for target, sign in (("stimulated", 1), ("control", -1)):
         predicted = model.predict(target=target)
         change = predicted.X - adata[predicted.obs["source_cell"]].X
@@ -94,7 +94,7 @@ def test_flow_knows_how_labels_differ_and_where_a_new_one_is():
     train = without(adata, "A")
     FlowMatching.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
     model = FlowMatching(train, n_hidden=(64, 64), seed=0)
-    model.train(200, batch_size=128, **CPU)
+    model.train(60, lr=3e-3, **CPU)
     predicted = model.predict(target="stimulated", labels="A")
     change = predicted.X - adata[predicted.obs["source_cell"]].X
     np.testing.assert_allclose(change.mean(0), 3.0 * np.eye(5)[1], atol=0.3)
@@ -179,7 +179,7 @@ def transfer():
     train = without(adata, "A")
     FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
     model = FlowTransfer(train, n_hidden=(32,), seed=0)
-    model.train(100, batch_size=128, **CPU)
+    model.train(100, **CPU)
     return model, adata
 
 
@@ -214,7 +214,8 @@ def test_exemplars_correct_a_prior_that_is_wrong(transfer):
     real = where(adata, "A", "stimulated")
     error = {}
     for n in (0, 5, 100):
-        predicted = model.predict(target="stimulated", labels="A", exemplars=real[:n].copy())
+        shown = real[:n].copy()
+        predicted = model.predict(target="stimulated", labels="A", exemplars=shown, strength=1.0)
         error[n] = np.square(predicted.X.mean(0) - real.X.mean(0)).sum()
     distance = np.square(where(adata, "A", "control").X.mean(0) - real.X.mean(0)).sum()
     assert error[0] > 0.5 * distance  # others move along another gene

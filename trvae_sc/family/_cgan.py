@@ -11,6 +11,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from trvae_sc.family._networks import (
+    GENERATOR_RATE,
     Adversarial,
     Critic,
     ExpressionModule,
@@ -19,6 +20,8 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.family._translator import Translator
+
+_CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generated cells are alike
 
 
 class ConditionalGANModule(ExpressionModule):
@@ -51,8 +54,8 @@ class ConditionalGANModule(ExpressionModule):
     def players(self) -> list[Player]:
         """Return critic and generator."""
         return [
-            Player("critic", self.critic, self.critic_terms),
-            Player("generator", self.generator, self.generator_terms),
+            Player("critic", self.critic, self.critic_terms, n_updates=_CRITIC_UPDATES),
+            Player("generator", self.generator, self.generator_terms, GENERATOR_RATE),
         ]
 
     def generate(self, noise: Tensor, context: Tensor) -> Tensor:

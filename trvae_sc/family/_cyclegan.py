@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
+    GENERATOR_RATE,
     Adversarial,
     BetweenModule,
     Critic,
@@ -54,7 +55,7 @@ class CycleGANModule(BetweenModule):
         """Return the critics and the generators."""
         return [
             Player("critics", self.critics, self.critic_terms),
-            Player("generators", self.generators, self.generator_terms),
+            Player("generators", self.generators, self.generator_terms, GENERATOR_RATE),
         ]
 
     def move(self, p: Tensor, *, backward: bool) -> Tensor:

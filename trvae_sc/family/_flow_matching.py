@@ -55,7 +55,7 @@ class FlowMatchingModule(BetweenModule):
     ) -> None:
         super().__init__(n_input, n_conditions, n_labels, is_count=is_count, n_pcs=n_pcs)
         self.n_steps = n_steps
-        self.velocity = Network(n_pcs + 1, n_hidden, n_pcs, start_at_zero=True)
+        self.velocity = Network(n_pcs + 1, n_hidden, n_pcs, norm="layer", start_at_zero=True)
 
     def players(self) -> list[Player]:
         """Return the velocity."""
@@ -124,8 +124,6 @@ class FlowMatching(BetweenTranslator):
     >>> model.train()
     >>> predicted = model.predict(target="stimulated", labels="type_0")
     """
-
-    _lr = 1e-3
 
     def __init__(
         self,

@@ -148,8 +148,6 @@ class FlowTransfer(Translator):
     >>> predicted = model.predict(target="stimulated", labels="NK", exemplars=five_cells)
     """
 
-    _lr = 1e-3
-
     def __init__(
         self,
         adata: AnnData | None = None,

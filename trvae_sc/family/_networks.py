@@ -17,6 +17,9 @@ from trvae_sc.module._layers import stack
 Adversarial = Literal["hinge", "wasserstein"]
 Terms = dict[str, Tensor]  #: weighted terms of a loss; it is their sum
 
+#: Generators learn more slowly than critics, which else do not keep up (Heusel et al. 2017,
+#: arXiv:1706.08500).
+GENERATOR_RATE = 0.2
 _SLOPE = 0.2  # of LeakyReLU, as in most adversarial networks
 
 
@@ -26,6 +29,8 @@ class Player(NamedTuple):
     name: str
     network: nn.Module
     loss: Callable[[dict[str, Tensor]], Terms]  #: of a minibatch
+    rate: float = 1.0  #: factor of the learning rate
+    n_updates: int = 1  #: updates a step
 
 
 class Network(nn.Sequential):
@@ -49,7 +54,7 @@ class Network(nn.Sequential):
         n_hidden: Sequence[int],
         n_output: int,
         *,
-        norm: Literal["layer", "none"] = "layer",
+        norm: Literal["layer", "none"] = "none",
         start_at_zero: bool = False,
     ) -> None:
         widths = (n_input, *n_hidden)
@@ -215,7 +220,7 @@ class Critic(nn.Module):
         super().__init__()
         if kind not in ("hinge", "wasserstein"):
             raise ValueError(f"Unknown adversarial loss '{kind}'; choose 'hinge' or 'wasserstein'.")
-        self.network = Network(n_input + n_context, n_hidden, 1, norm="none")
+        self.network = Network(n_input + n_context, n_hidden, 1)
         self.kind, self.penalty_weight = kind, penalty_weight
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

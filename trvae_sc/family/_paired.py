@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
+    GENERATOR_RATE,
     Adversarial,
     BetweenModule,
     Critic,
@@ -54,7 +55,7 @@ class PairedModule(BetweenModule):
         """Return critic and generator."""
         return [
             Player("critic", self.critic, self.critic_terms),
-            Player("generator", self.generator, self.generator_terms),
+            Player("generator", self.generator, self.generator_terms, GENERATOR_RATE),
         ]
 
     def move(self, p: Tensor, *, backward: bool) -> Tensor:
@@ -118,8 +119,6 @@ class PairedTranslator(BetweenTranslator):
     >>> model.train()
     >>> outlined = model.predict(target="outlined")
     """
-
-    _lr = 1e-3
 
     def __init__(
         self,

@@ -130,8 +130,10 @@ class PlayersPlan(lightning.LightningModule):
         """Return an optimizer and a schedule for each player."""
         n_steps = self.trainer.max_epochs * self.trainer.num_training_batches
         optimizers = [
-            torch.optim.Adam(p.network.parameters(), self.lr, self.betas, fused=True)
-            for p in self.players
+            torch.optim.Adam(
+                player.network.parameters(), self.lr * player.rate, self.betas, fused=True
+            )
+            for player in self.players
         ]
         rate = lambda step: min(1.0, 2.0 - 2.0 * step / n_steps)  # noqa: E731
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(o, rate) for o in optimizers]
@@ -142,10 +144,11 @@ class PlayersPlan(lightning.LightningModule):
         single = len(self.players) == 1
         optimizers, schedules = ([optimizers], [schedules]) if single else (optimizers, schedules)
         for player, optimizer, schedule in zip(self.players, optimizers, schedules, strict=True):
-            terms = player.loss(batch)
-            optimizer.zero_grad()
-            self.manual_backward(sum(terms.values()))
-            optimizer.step()
+            for _ in range(player.n_updates):
+                terms = player.loss(batch)
+                optimizer.zero_grad()
+                self.manual_backward(sum(terms.values()))
+                optimizer.step()
             schedule.step()
             for name, value in terms.items():
                 key = f"{player.name}_{name}_train"

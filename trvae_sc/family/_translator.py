@@ -43,7 +43,6 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
 
     module: ExpressionModule
     _n_steps = 2000  #: steps of training by default
-    _lr = 2e-4
 
     def __init__(
         self,
@@ -159,7 +158,7 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
         max_epochs: int | None = None,
         *,
         batch_size: int = 128,
-        lr: float | None = None,
+        lr: float = 1e-3,
         accelerator: str = "auto",
         devices: int | str = "auto",
         **trainer_kwargs: Any,
@@ -174,7 +173,7 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
         batch_size
             Cells a step (where cells of two conditions meet: of each).
         lr
-            Learning rate; the model's own if None.
+            Learning rate; generators have a fifth of it.
         accelerator, devices
             As in Lightning.
         **trainer_kwargs
@@ -201,7 +200,7 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
             epochs = math.ceil(self._n_steps / len(sampler)) if max_epochs is None else max_epochs
             TrainRunner(
                 self,
-                PlayersPlan(self.module, lr=self._lr if lr is None else lr),
+                PlayersPlan(self.module, lr=lr),
                 Minibatches(cells, sampler),
                 epochs,
                 accelerator=accelerator,
