@@ -70,8 +70,9 @@ def test_coupling_keeps_labels():
 
 def test_flow_from_a_gaussian_to_a_shifted_one_is_the_shift():
     """Optimal transport between N(m, I) and N(m + d, I) moves every cell by d, both ways."""
-    shift = np.array([3.0, -2.0, 0.0, 1.0])
-    adata = gaussians(shift, n=600, n_labels=1)
+    adata = gaussians([3.0, -2.0, 0.0, 1.0], n=600, n_labels=1)
+    ends = [adata[adata.obs["condition"] == c].X for c in ("control", "stimulated")]
+    shift = ends[1].mean(0) - ends[0].mean(0)
     FlowMatching.setup_anndata(adata, "condition", is_count=False)
     model = FlowMatching(adata, n_hidden=(64, 64), seed=0)
     model.train(60, lr=3e-3, **CPU)

@@ -88,4 +88,6 @@ if __name__ == "__main__":
     table = pd.DataFrame(rows, columns=["method", "exemplars", *names, "strength"])
     by = table.groupby(["method", "exemplars"], sort=False)
     print(f"{args.label}: {scored.real.shape[0]} scored cells, {args.draws} draws")
-    print(by[names].agg(["mean", "std"]).join(by["strength"].mean()).round(3).to_string())
+    found = by[names].agg(["mean", "std"])
+    found["strength"] = by["strength"].mean()
+    print(found.round(3).to_string())

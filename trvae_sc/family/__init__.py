@@ -3,8 +3,9 @@
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
 from trvae_sc.family._cyclegan import CycleGAN
+from trvae_sc.family._flow import Gaussian, posterior
 from trvae_sc.family._flow_matching import FlowMatching, coupling
-from trvae_sc.family._flow_transfer import FlowTransfer, Gaussian, posterior
+from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._generate import copy_check, generate
 from trvae_sc.family._latent import interpolate, shift_attribute, traverse
 from trvae_sc.family._methods import METHODS

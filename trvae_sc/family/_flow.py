@@ -1,0 +1,99 @@
+"""A normalizing flow, and the posterior of a Gaussian in its latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from trvae_sc.family._networks import ExpressionModule, Player, Terms
+
+
+class Gaussian(NamedTuple):
+    """Mean and variance of each latent dimension, each of shape (n_dimensions,)."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def posterior(prior: Gaussian, cells: np.ndarray, strength: float) -> Gaussian:
+    r"""Return mean and variance between a prior and n cells, dimension by dimension.
+
+    The prior counts as :math:`\kappa` cells (`strength`). With mean :math:`\bar u` and mean squared
+    deviation :math:`s^2` of the cells,
+
+    .. math:: \mu_n = \frac{\kappa \mu_0 + n \bar u}{\kappa + n}, \qquad
+       \sigma_n^2 = \frac{\kappa \sigma_0^2 + n s^2
+       + \frac{\kappa n}{\kappa + n} (\bar u - \mu_0)^2}{\kappa + n}
+
+    the parameters of the conjugate posterior, normal - inverse chi squared with
+    :math:`\nu_0 = \kappa_0 = \kappa` (Gelman et al., Bayesian Data Analysis, 3rd ed., section 3.3).
+    Without cells it is the prior; with many, or a strength of 0, their mean and variance.
+
+    Parameters
+    ----------
+    prior
+        Mean and variance without cells.
+    cells
+        Latent codes, shape (n_cells, n_dimensions).
+    strength
+        Number of cells that the prior counts as; from 0.
+    """
+    n = len(cells)
+    if n == 0:
+        return prior
+    if strength == np.inf:
+        return prior
+    mean, spread = cells.mean(0), cells.var(0)
+    total = strength + n
+    between = strength * n / total * np.square(mean - prior.mean)
+    return Gaussian(
+        (strength * prior.mean + n * mean) / total,
+        (strength * prior.variance + n * spread + between) / total,
+    )
+
+
+class FlowModule(ExpressionModule):
+    """A normalizing flow on whitened principal components; see :class:`FlowTransfer`."""
+
+    def __init__(
+        self,
+        n_input: int,
+        n_conditions: int,
+        n_labels: int,
+        *,
+        is_count: bool,
+        n_pcs: int,
+        n_hidden: Sequence[int],
+        n_transforms: int,
+    ) -> None:
+        try:
+            import zuko
+        except ImportError as error:
+            raise ImportError("FlowTransfer needs zuko: pip install 'trvae_sc[flows]'.") from error
+        if n_pcs < 2:
+            raise ValueError(f"{n_pcs} principal components; the flow's layers need two or more.")
+        sizes = (n_input, n_conditions, n_labels)
+        super().__init__(*sizes, is_count=is_count, n_pcs=n_pcs, whiten=True)
+        # coupling layers (two passes): as fast backwards as forwards
+        self.flow = zuko.flows.NSF(
+            n_pcs, transforms=n_transforms, hidden_features=list(n_hidden), passes=2
+        )
+
+    def players(self) -> list[Player]:
+        """Return the flow."""
+        return [Player("flow", self.flow, self.terms)]
+
+    def terms(self, batch: dict[str, Tensor]) -> Terms:
+        """Return the negative log-likelihood, in nats per cell."""
+        return {"loss": -self.flow().log_prob(self.to_components(batch["x"])).mean()}
+
+    def encode(self, p: Tensor) -> Tensor:
+        """Return latent codes of components, shape (n_cells, n_pcs)."""
+        return self.flow().transform(p)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Return components of latent codes, shape (n_cells, n_pcs)."""
+        return self.flow().transform.inv(u)
