@@ -229,9 +229,9 @@ def test_source_prior_without_exemplars_changes_nothing(transfer):
     predicted = model.predict(target="stimulated", labels="A", prior="source")
     start = model.adata[predicted.obs["source_cell"]].X
     np.testing.assert_allclose(predicted.X, start, atol=2e-3)
-    record = predicted.uns["trvae_sc"]
-    assert record["n_exemplars"] == {"A": 0}
-    assert record["strength"] == {"A": np.inf}
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table[["label", "n_exemplars", "strength"]].to_numpy().tolist() == [["A", 0, np.inf]]
+    predicted.write_h5ad("predicted.h5ad")
 
 
 def test_infinite_strength_ignores_the_exemplars(transfer):
@@ -252,6 +252,8 @@ def test_strength_follows_from_how_labels_differ(transfer):
     between = np.square(shifts - shifts.mean(0)).sum() / 2
     found = model.prior_strength("control", "stimulated", np.full(4, 0.25))
     assert found == pytest.approx(1.0 / (4 / 3 * between))
+    found = model.prior_strength("control", "stimulated", np.full(4, 0.25), prior="source")
+    assert found == pytest.approx(1.0 / (np.square(shifts).sum() / 3))
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):
