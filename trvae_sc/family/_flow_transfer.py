@@ -104,14 +104,14 @@ class FlowTransfer(Translator):
         spread: np.ndarray,
         *,
         prior: Literal["shift", "source"] = "shift",
-    ) -> float:
-        r"""Return how many cells the prior is worth, from how labels' shifts differ.
+    ) -> np.ndarray:
+        r"""Return how many cells the prior is worth in each dimension, from how labels' shifts differ.
 
-        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (variance,
-        summed over dimensions, :math:`\tau^2` between labels); the mean of n cells misses it by
-        :math:`\sigma^2 / n`. They are worth the same at
-        :math:`n = \sum \sigma^2 / ((1 + 1/L) \sum \tau^2)`. Source cells as they are miss it by the
-        whole shift: there the divisor is its mean square over labels.
+        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (mean square;
+        variance :math:`\tau^2` between labels); the mean of n cells misses it by
+        :math:`\sigma^2 / n`. They are worth the same at :math:`n = \sigma^2 / ((1 + 1/L) \tau^2)`.
+        Source cells as they are miss it by the whole shift: there the divisor is its mean square over
+        labels.
 
         Parameters
         ----------
@@ -134,10 +134,10 @@ class FlowTransfer(Translator):
                 "needed to tell what the prior is worth. Give strength."
             )
         if prior == "source":
-            missed = np.square(shifts).mean(0).sum()
+            missed = np.square(shifts).mean(0)
         else:
-            missed = shifts.var(0, ddof=1).sum() * (1 + 1 / len(shifts))
-        return float(spread.sum() / max(missed, 1e-12))
+            missed = shifts.var(0, ddof=1) * (1 + 1 / len(shifts))
+        return spread / np.maximum(missed, 1e-12)
 
     def predict(
         self,
@@ -180,7 +180,7 @@ class FlowTransfer(Translator):
         Returns
         -------
         AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]["combinations"]`` also has
-        ``n_exemplars`` and ``strength``.
+        ``n_exemplars`` and ``strength`` (median over the dimensions).
 
         Raises
         ------
@@ -214,7 +214,7 @@ class FlowTransfer(Translator):
             spread = np.sqrt(after.variance / np.maximum(start.variance, 1e-12))
             at = noise[rows] * np.sqrt(start.variance) if output == "sample" else u[rows] - start[0]
             moved[rows] = after.mean + spread * at
-            used[label, condition] = (len(known), np.inf if weight is None else weight)
+            used[label, condition] = (len(known), np.inf if weight is None else np.median(weight))
         result = self._as_prediction(x + self._change(x, moved), cells, target, seed)
         table = result.uns["trvae_sc"]["combinations"]
         rows = [used[group] for group in zip(table["label"], table["source"], strict=True)]
