@@ -229,9 +229,9 @@ def test_source_prior_without_exemplars_changes_nothing(transfer):
     predicted = model.predict(target="stimulated", labels="A", prior="source")
     start = model.adata[predicted.obs["source_cell"]].X
     np.testing.assert_allclose(predicted.X, start, atol=2e-3)
-    record = predicted.uns["trvae_sc"]
-    assert record["n_exemplars"] == {"A": 0}
-    assert record["strength"] == {"A": np.inf}
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table[["label", "n_exemplars", "strength"]].to_numpy().tolist() == [["A", 0, np.inf]]
+    predicted.write_h5ad("predicted.h5ad")
 
 
 def test_infinite_strength_ignores_the_exemplars(transfer):
@@ -243,15 +243,17 @@ def test_infinite_strength_ignores_the_exemplars(transfer):
 
 
 def test_strength_follows_from_how_labels_differ(transfer):
-    """Two labels' shifts known: n = sum sigma^2 / ((1 + 1/L) sum tau^2)."""
+    """In each dimension: n = sigma^2 / ((1 + 1/L) tau^2)."""
     model, _ = transfer
     shifts = model._shifts("control", "stimulated")
     assert shifts.shape == (3, 4)
     means = model.latent_means_
     np.testing.assert_array_equal(shifts[0], means["stimulated"]["B"] - means["control"]["B"])
-    between = np.square(shifts - shifts.mean(0)).sum() / 2
+    between = np.square(shifts - shifts.mean(0)).sum(0) / 2
     found = model.prior_strength("control", "stimulated", np.full(4, 0.25))
-    assert found == pytest.approx(1.0 / (4 / 3 * between))
+    np.testing.assert_allclose(found, 0.25 / (4 / 3 * between))
+    found = model.prior_strength("control", "stimulated", np.full(4, 0.25), prior="source")
+    np.testing.assert_allclose(found, 0.25 / (np.square(shifts).sum(0) / 3))
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):

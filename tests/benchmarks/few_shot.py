@@ -80,7 +80,7 @@ if __name__ == "__main__":
                 continue
             shown = pool[:n].copy()
             predicted = model.predict(task.source, target="stimulated", exemplars=shown)
-            strength = predicted.uns["trvae_sc"]["strength"][args.label]
+            strength = predicted.uns["trvae_sc"]["combinations"]["strength"].item()
             rows.append(("flow_transfer", n, *scores(scored, predicted), strength))
             if n:
                 rows.append(("sample_mean", n, *scores(scored, sample_mean(task, shown))))

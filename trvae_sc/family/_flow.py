@@ -18,7 +18,7 @@ class Gaussian(NamedTuple):
     variance: np.ndarray
 
 
-def posterior(prior: Gaussian, cells: np.ndarray, strength: float) -> Gaussian:
+def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) -> Gaussian:
     r"""Return mean and variance between a prior and n cells, dimension by dimension.
 
     The prior counts as :math:`\kappa` cells (`strength`). With mean :math:`\bar u` and mean squared
@@ -39,12 +39,12 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float) -> Gaussian:
     cells
         Latent codes, shape (n_cells, n_dimensions).
     strength
-        Number of cells that the prior counts as; from 0.
+        Number of cells that the prior counts as, from 0; one, or one for each dimension.
     """
     n = len(cells)
     if n == 0:
         return prior
-    if strength == np.inf:
+    if np.isinf(strength).all():
         return prior
     mean, spread = cells.mean(0), cells.var(0)
     total = strength + n

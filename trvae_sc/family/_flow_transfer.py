@@ -97,13 +97,21 @@ class FlowTransfer(Translator):
         both = [label for label in start if label in end]
         return np.array([end[label] - start[label] for label in both])
 
-    def prior_strength(self, source: Any, target: Any, spread: np.ndarray) -> float:
-        r"""Return how many cells the prior is worth, from how labels' shifts differ.
+    def prior_strength(
+        self,
+        source: Any,
+        target: Any,
+        spread: np.ndarray,
+        *,
+        prior: Literal["shift", "source"] = "shift",
+    ) -> np.ndarray:
+        r"""Return how many cells the prior is worth in each dimension, from how labels' shifts differ.
 
-        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (variance,
-        summed over dimensions, :math:`\tau^2` between labels); the mean of n cells misses it by
-        :math:`\sigma^2 / n`. They are worth the same at
-        :math:`n = \sum \sigma^2 / ((1 + 1/L) \sum \tau^2)`.
+        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (mean square;
+        variance :math:`\tau^2` between labels); the mean of n cells misses it by
+        :math:`\sigma^2 / n`. They are worth the same at :math:`n = \sigma^2 / ((1 + 1/L) \tau^2)`.
+        Source cells as they are miss it by the whole shift: there the divisor is its mean square over
+        labels.
 
         Parameters
         ----------
@@ -111,6 +119,8 @@ class FlowTransfer(Translator):
             Conditions.
         spread
             Variance of cells in each dimension, shape (n_pcs,).
+        prior
+            As for :meth:`predict`.
 
         Raises
         ------
@@ -123,8 +133,11 @@ class FlowTransfer(Translator):
                 f"{len(shifts)} labels were measured under both {source!r} and {target!r}; two are "
                 "needed to tell what the prior is worth. Give strength."
             )
-        between = shifts.var(0, ddof=1).sum() * (1 + 1 / len(shifts))
-        return float(spread.sum() / max(between, 1e-12))
+        if prior == "source":
+            missed = np.square(shifts).mean(0)
+        else:
+            missed = shifts.var(0, ddof=1) * (1 + 1 / len(shifts))
+        return spread / np.maximum(missed, 1e-12)
 
     def predict(
         self,
@@ -166,8 +179,8 @@ class FlowTransfer(Translator):
 
         Returns
         -------
-        AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]`` also has ``n_exemplars`` and
-        ``strength`` by label.
+        AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]["combinations"]`` also has
+        ``n_exemplars`` and ``strength`` (median over the dimensions).
 
         Raises
         ------
@@ -189,22 +202,23 @@ class FlowTransfer(Translator):
         u = self._codes(x)
         moved = np.empty_like(u)
         noise = np.random.default_rng(seed).standard_normal(u.shape)
-        record: dict[str, dict[str, float]] = {"n_exemplars": {}, "strength": {}}
+        used: dict[tuple[str, str], tuple[int, float]] = {}
         for (label, condition), rows in groups(cells.obs, self.keys):
             known = shown.get(label, u[:0])
             start = Gaussian(u[rows].mean(0), u[rows].var(0))
             before = self._prior(start, condition, target, prior)
             weight = strength
             if weight is None and len(known):
-                weight = self.prior_strength(condition, target, start.variance)
+                weight = self.prior_strength(condition, target, start.variance, prior=prior)
             after = posterior(before, known, np.inf if weight is None else weight)
             spread = np.sqrt(after.variance / np.maximum(start.variance, 1e-12))
             at = noise[rows] * np.sqrt(start.variance) if output == "sample" else u[rows] - start[0]
             moved[rows] = after.mean + spread * at
-            record["n_exemplars"][label] = len(known)
-            record["strength"][label] = np.inf if weight is None else weight
+            used[label, condition] = (len(known), np.inf if weight is None else np.median(weight))
         result = self._as_prediction(x + self._change(x, moved), cells, target, seed)
-        result.uns["trvae_sc"] |= record
+        table = result.uns["trvae_sc"]["combinations"]
+        rows = [used[group] for group in zip(table["label"], table["source"], strict=True)]
+        table[["n_exemplars", "strength"]] = rows
         return result
 
     def _prior(self, start: Gaussian, source: Any, target: Any, kind: str) -> Gaussian:
