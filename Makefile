@@ -1,17 +1,21 @@
 # make demo: predict a cell type that was hidden, on simulated data.  make test: run the tests.
+# make tutorials: run the notebooks.
 # Each makes .venv with the tested versions first. Needs Python >= 3.11; choose one with PYTHON=.
 
 PYTHON ?= python3
 VENV ?= .venv
 export OMP_NUM_THREADS ?= 1  # several threads slow small networks down on shared cores
 
-.PHONY: demo test lint
+.PHONY: demo test tutorials lint
 
 demo: $(VENV)/installed
 	$(VENV)/bin/trvae-sc demo --out demo --force
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest
+
+tutorials: $(VENV)/installed  # a cell may take 180 seconds; scanpy would give torch all cores
+	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest --nbmake --nbmake-timeout=180 tutorials/*.ipynb
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
