@@ -20,6 +20,7 @@ from trvae_sc.uncertainty import novelty
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
+_BATCH = 512  # cells decoded at a time
 _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
 
 #: Source profiles, shifts and states of labels seen under both conditions.
@@ -56,7 +57,7 @@ def decoded_batches(
     (:func:`trvae_sc.model._decode.latent_shifts`) of the cell's condition, if any are given.
     """
     module = model.module
-    for tensors in model._make_data_loader(adata, rows, batch_size):
+    for tensors in model._make_data_loader(adata, rows, batch_size or _BATCH):
         qz = module.encode(tensors)
         z = qz.loc
         if draws is not None:
@@ -151,22 +152,26 @@ class Calibration:
             expected - means[0] if model.module.n_labels else None,
         )
 
-    def __call__(self, batch: Batch, positions: slice) -> Batch:
-        """Return a batch with corrected source and target; `positions` are its rows' places."""
+    def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
+        """Return a batch with corrected source and target; `positions` are its rows' places.
+
+        Without `gain` the share to add, which only counts need, is not computed.
+        """
         if not self.corrections:
             return batch
-        codes = self.group[positions]
-        source, target = np.array(batch.source), np.array(batch.target)
-        gain = np.zeros_like(target)
-        for code in np.unique(codes):
-            rows, correction = codes == code, self.corrections[code]
-            if not self.model.module.is_count:
-                target[rows] += correction.target
-                continue
-            source[rows] *= correction.source
-            target[rows] *= correction.target
-            gain[rows] = shared_gain(target[rows] - source[rows], correction.gain)
-        return batch._replace(source=source, target=target, gain=gain)
+        present, codes = np.unique(self.group[positions], return_inverse=True)
+        chosen = [self.corrections[code] for code in present]
+        by_target = np.stack([c.target for c in chosen]).astype(np.float32)[codes]
+        if not self.model.module.is_count:
+            return batch._replace(target=batch.target + by_target)
+        source = batch.source * np.stack([c.source for c in chosen]).astype(np.float32)[codes]
+        target = batch.target * by_target
+        if not gain:
+            return batch._replace(source=source, target=target)
+        mean = None
+        if chosen[0].gain is not None:
+            mean = np.stack([c.gain for c in chosen]).astype(np.float32)[codes]
+        return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
 
 
 def _group_means(

@@ -91,11 +91,24 @@ def draw_counts(
     else:
         theta = np.broadcast_to(theta, mean.shape)
         p_zero = np.exp(-theta * np.log1p(mean / theta))
-    rows, cols = np.nonzero(u > p_zero)
-    u, p, m = u[rows, cols], p_zero[rows, cols], mean[rows, cols]
-    t = None if theta is None else theta[rows, cols]
-    values = _invert(u, p, m, t)
-    return sparse.csr_matrix((values, (rows, cols)), shape=mean.shape, dtype=np.float32)
+    where = np.flatnonzero(u > p_zero)
+    u, p, m = u.ravel()[where], p_zero.ravel()[where], mean.ravel()[where]
+    t = None if theta is None else theta[np.divmod(where, mean.shape[1])]
+    values = _invert(u, p, m, t).astype(np.float32)
+    return _csr(values, where, mean.shape)
+
+
+def by_row(dense: np.ndarray) -> sparse.csr_matrix:
+    """Return the sparse matrix of a dense one (scipy's own way over 2-d indices takes longer)."""
+    where = np.flatnonzero(dense)
+    return _csr(dense.ravel()[where], where, dense.shape)
+
+
+def _csr(values: np.ndarray, where: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return a sparse matrix of values at places of the flat matrix, in order."""
+    indptr = np.searchsorted(where, np.arange(shape[0] + 1) * shape[1])
+    columns = where - np.repeat(np.arange(shape[0]) * shape[1], np.diff(indptr))
+    return sparse.csr_matrix((values, columns.astype(np.int32), indptr), shape=shape)
 
 
 def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from trvae_sc.files import read, write_atomically
 from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
-from trvae_sc.model._counts import Draws, draw_counts, transport_counts
+from trvae_sc.model._counts import Draws, by_row, draw_counts, transport_counts
 from trvae_sc.model._decode import latent_shifts, scaled
 from trvae_sc.model._setup import check_free, logger
 from trvae_sc.model._write import PieceWriter, stacked
@@ -54,7 +54,7 @@ def predicted_values(
         theta = module.log_theta(target).exp().detach().cpu().numpy()
     if output == "sample":
         return draw_counts(batch.target * batch.total, theta, draws.add)
-    counts = sparse.csr_matrix(batch.observed)
+    counts = by_row(batch.observed)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
@@ -115,7 +115,8 @@ def predict_cells(
                 draws=draws if n_samples > 1 else None,
                 batch_size=batch_size,
             ):
-                batch = calibration(raw, slice(done, done + len(raw.observed)))
+                at = slice(done, done + len(raw.observed))
+                batch = calibration(raw, at, gain=output == "counts")
                 done += len(raw.observed)
                 latent.append(batch.latent)
                 means[0] += batch.source.sum(0, dtype=np.float64)

@@ -26,9 +26,18 @@ class PieceWriter:
         Number of cells and genes that will come.
     layer
         Layer that receives the values as well, if any.
+    compression
+        Of an h5ad file.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], layer: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        layer: str | None = None,
+        *,
+        compression: str | None = "gzip",
+    ) -> None:
         self.shape, self.n_written = shape, 0
         self.names = ["X"] if layer is None else ["X", f"layers/{layer}"]
         self._pieces: list[Any] = []
@@ -42,7 +51,9 @@ class PieceWriter:
             self._kwargs: dict[str, Any] = {}
         else:
             self.root = h5py.File(path, "w")
-            self._kwargs = {"compression": "gzip", "compression_opts": 1}
+            self._kwargs = {"compression": compression}
+            if compression == "gzip":
+                self._kwargs["compression_opts"] = 1  # the others take much longer, for little
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
 
     def add(self, values: np.ndarray | sparse.csr_matrix) -> None:

@@ -541,10 +541,11 @@ class TRVAEModule(BaseModuleClass):
         Shape (n_cells, n_genes).
         """
         features = None if condition is None else condition.expand(len(z), -1)
-        profile = self.decode(z, self._context(tensors, features))[2]
+        context = self._context(tensors, features)
         if self.is_count:
-            return profile.exp()
-        return self.gene_mean + self.gene_scale * profile
+            shares = functional.softmax(self.output(self.hidden_layers(z, context)[1]), dim=-1)
+            return shares[..., :-1] if self.has_total else shares
+        return self.gene_mean + self.gene_scale * self.decode(z, context)[2]
 
     # -- sampling -----------------------------------------------------------------------------------
 
