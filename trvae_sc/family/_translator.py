@@ -19,7 +19,8 @@ from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
 from trvae_sc.model import ConditionsMixin, RegistrationMixin, SavingMixin, _io, _setup
 from trvae_sc.model._fields import fields
 from trvae_sc.model._inference import NOT_TRAINED
-from trvae_sc.model._predict import combination_notes, combination_table, source_rows
+from trvae_sc.model._predict import source_rows
+from trvae_sc.model._record import combination_notes, combination_table
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.training import DataManager, TrainRunner, default_seed
 from trvae_sc.training._data import Batches

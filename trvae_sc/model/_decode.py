@@ -1,4 +1,4 @@
-"""From latent codes to expression, and codes moved where the network does not see the condition."""
+"""From latent codes and decoded rates to values, and codes moved where the network does not see the condition."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from anndata import AnnData
+from scipy import sparse
 
 from trvae_sc.expression import Profiles
+from trvae_sc.model._calibration import Batch
+from trvae_sc.model._counts import Draws, by_row, draw_counts, transport_counts
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
@@ -94,3 +97,34 @@ def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor
         _, own = known.known_pairs(source, target, of=f"codes of {model.preset_!r}")
         shifts[model.conditions.index(source)] = own.mean(0)
     return torch.as_tensor(shifts, device=model.device)
+
+
+def predicted_values(
+    model: TRVAE, batch: Batch, target: torch.Tensor, output: str, draws: Draws
+) -> np.ndarray | sparse.csr_matrix:
+    """Return the predicted values of a batch."""
+    module = model.module
+    if output == "delta":
+        return scaled(model, batch.observed, batch.total) + log_change(model, batch)
+    if output == "mean":
+        return scaled(model, batch.target, None)
+    if not module.is_count:
+        scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
+        if module.gene_likelihood == "normal":
+            scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
+        noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
+        return batch.target + scale * noise
+    theta = None
+    if module.gene_likelihood != "poisson":
+        theta = module.log_theta(target).exp().detach().cpu().numpy()
+    if output == "sample":
+        return draw_counts(batch.target * batch.total, theta, draws.add)
+    counts = by_row(batch.observed)
+    ratio = batch.target / np.maximum(batch.source, 1e-30)
+    gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
+    return transport_counts(counts, ratio, gain * batch.total, theta, draws)
+
+
+def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
+    """Return the change from source to target on the scale of ``output="mean"``."""
+    return scaled(model, batch.target, None) - scaled(model, batch.source, None)

@@ -18,8 +18,9 @@ from trvae_sc.mmd import Kernel
 from trvae_sc.model import _io, _setup
 from trvae_sc.model._conditions import ConditionsMixin
 from trvae_sc.model._fields import fields
+from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._inference import NOT_TRAINED, InferenceMixin
-from trvae_sc.model._predict import Output, generate_cells, predict_cells, predict_missing
+from trvae_sc.model._predict import Output, predict_cells, predict_missing
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._registration import RegistrationMixin
 from trvae_sc.model._saving import SavingMixin

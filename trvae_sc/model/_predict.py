@@ -3,69 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.files import read, write_atomically
-from trvae_sc.model._calibration import Batch, Calibration, decoded_batches, seen_pairs
-from trvae_sc.model._counts import Draws, by_row, draw_counts, transport_counts
-from trvae_sc.model._decode import latent_shifts, scaled
+from trvae_sc.model._calibration import Calibration, decoded_batches
+from trvae_sc.model._counts import Draws
+from trvae_sc.model._decode import latent_shifts, predicted_values, scaled
+from trvae_sc.model._record import combination_notes, combination_table, half_widths, provenance
 from trvae_sc.model._setup import check_free, logger
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.training import row_numbers
-from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
 Output = Literal["counts", "delta", "mean", "sample"]
-
-_NOVEL = 1.5  # distance from the training labels above which a note says so
-
-
-# -- values ---------------------------------------------------------------------------------------------
-
-
-def predicted_values(
-    model: TRVAE, batch: Batch, target: torch.Tensor, output: Output, draws: Draws
-) -> np.ndarray | sparse.csr_matrix:
-    """Return the predicted values of a batch."""
-    module = model.module
-    if output == "delta":
-        return scaled(model, batch.observed, batch.total) + log_change(model, batch)
-    if output == "mean":
-        return scaled(model, batch.target, None)
-    if not module.is_count:
-        scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
-        if module.gene_likelihood == "normal":
-            scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
-        noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
-        return batch.target + scale * noise
-    theta = None
-    if module.gene_likelihood != "poisson":
-        theta = module.log_theta(target).exp().detach().cpu().numpy()
-    if output == "sample":
-        return draw_counts(batch.target * batch.total, theta, draws.add)
-    counts = by_row(batch.observed)
-    ratio = batch.target / np.maximum(batch.source, 1e-30)
-    gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
-    return transport_counts(counts, ratio, gain * batch.total, theta, draws)
-
-
-def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
-    """Return the change from source to target on the scale of ``output="mean"``."""
-    return scaled(model, batch.target, None) - scaled(model, batch.source, None)
-
-
-# -- the AnnData ------------------------------------------------------------------------------------
 
 
 def predict_cells(
@@ -88,7 +47,6 @@ def predict_cells(
         check_out(out, overwrite=overwrite)
     output = _check_output(model, output, n_samples)
     target = model._condition_level(target)
-    features = model._condition_features(target)
     original = model.adata if adata is None else adata
     registered = model._validate_anndata(adata)
     original = registered if original is None else original
@@ -96,58 +54,80 @@ def predict_cells(
     rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
     for remark in model._condition_remarks(target)[1:]:
         logger.warning(remark)
-    sources = model._condition_column(original.obs.iloc[rows]).unique().tolist()
-    shifts = latent_shifts(model, sources, target)
-    draws = Draws(seed)
-    calibration = Calibration(model, registered, rows, target)
-    latent, means = [], np.zeros((2, registered.n_vars))
     layer = model.registry_["setup_args"]["layer"] if output in ("counts", "sample") else None
-
-    def pieces() -> Iterator[np.ndarray | sparse.csr_matrix]:
-        for _ in range(n_samples):
-            done = 0
-            for raw in decoded_batches(
-                model,
-                registered,
-                rows,
-                features,
-                shifts=shifts,
-                draws=draws if n_samples > 1 else None,
-                batch_size=batch_size,
-            ):
-                at = slice(done, done + len(raw.observed))
-                batch = calibration(raw, at, gain=output == "counts")
-                done += len(raw.observed)
-                latent.append(batch.latent)
-                means[0] += batch.source.sum(0, dtype=np.float64)
-                means[1] += batch.target.sum(0, dtype=np.float64)
-                yield predicted_values(model, batch, features, output, draws)
-
-    def around(x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
-        """Return what belongs to the values, once they have all been predicted."""
-        result = AnnData(
-            X=x,
-            obs=_predicted_obs(model, original, rows, target, n_samples),
-            var=_predicted_var(
-                original.var.loc[registered.var_names],
-                scaled(model, means / (len(rows) * n_samples), None),
-                half_widths(model, registered, rows, target),
-            ),
-            obsm={"X_trvae": np.concatenate(latent)},
-        )
-        table = combination_table(model, original.obs.iloc[rows], target, calibration.novelty)
-        result.uns["trvae_sc"] = provenance(
-            model, table, target, output=output, n_samples=n_samples, seed=seed
-        )
-        return result
-
+    prediction = _Prediction(model, original, registered, rows, target, output, n_samples, seed)
+    pieces = prediction.pieces(batch_size)
     if out is not None:
         shape = (len(rows) * n_samples, registered.n_vars)
-        return _write(Path(out), shape, layer, pieces(), around)
-    result = around(stacked(list(pieces())))
+        return _write(Path(out), shape, layer, pieces, prediction.around)
+    result = prediction.around(stacked(list(pieces)))
     if layer is not None:
         result.layers[layer] = result.X.copy()
     return result
+
+
+class _Prediction:
+    """Predicted values in pieces, and the AnnData around them."""
+
+    def __init__(
+        self,
+        model: TRVAE,
+        original: AnnData,
+        registered: AnnData,
+        rows: np.ndarray,
+        target: Any,
+        output: Output,
+        n_samples: int,
+        seed: int,
+    ) -> None:
+        self.model, self.original, self.registered = model, original, registered
+        self.rows, self.target, self.output = rows, target, output
+        self.n_samples, self.seed = n_samples, seed
+        sources = model._condition_column(original.obs.iloc[rows]).unique().tolist()
+        self.shifts = latent_shifts(model, sources, target)
+        self.calibration = Calibration(model, registered, rows, target)
+        self.latent: list[np.ndarray] = []
+        self.sums = np.zeros((2, registered.n_vars))
+
+    def pieces(self, batch_size: int | None) -> Iterator[np.ndarray | sparse.csr_matrix]:
+        """Yield predicted values, batch by batch."""
+        draws = Draws(self.seed)
+        features = self.model._condition_features(self.target)
+        for _ in range(self.n_samples):
+            done = 0
+            for raw in decoded_batches(
+                self.model,
+                self.registered,
+                self.rows,
+                features,
+                shifts=self.shifts,
+                draws=draws if self.n_samples > 1 else None,
+                batch_size=batch_size,
+            ):
+                at = slice(done, done + len(raw.observed))
+                batch = self.calibration(raw, at, gain=self.output == "counts")
+                done += len(raw.observed)
+                self.latent.append(batch.latent)
+                self.sums[0] += batch.source.sum(0, dtype=np.float64)
+                self.sums[1] += batch.target.sum(0, dtype=np.float64)
+                yield predicted_values(self.model, batch, features, self.output, draws)
+
+    def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
+        """Return what belongs to the values, once they have all been predicted."""
+        model, rows, target = self.model, self.rows, self.target
+        means = scaled(model, self.sums / (len(rows) * self.n_samples), None)
+        half = half_widths(model, self.registered, rows, target)
+        result = AnnData(
+            X=x,
+            obs=_predicted_obs(model, self.original, rows, target, self.n_samples),
+            var=_predicted_var(self.original.var.loc[self.registered.var_names], means, half),
+            obsm={"X_trvae": np.concatenate(self.latent)},
+        )
+        source = self.original.obs.iloc[rows]
+        table = combination_table(model, source, target, self.calibration.novelty)
+        settings = {"output": self.output, "n_samples": self.n_samples, "seed": self.seed}
+        result.uns["trvae_sc"] = provenance(model, table, target, **settings)
+        return result
 
 
 def _write(
@@ -231,7 +211,7 @@ def source_rows(
             raise ValueError(f"Source and target are both {target!r}: there is nothing to predict.")
         keep = (condition == source).to_numpy()
     if labels is not None:
-        keep = keep & _has_label(adata, setup_args["labels_key"], labels)
+        keep = keep & has_label(adata, setup_args["labels_key"], labels)
     rows = rows[keep[rows]]
     if not len(rows):
         chosen = {"source": source, "labels": labels, "indices": indices is not None}
@@ -242,7 +222,7 @@ def source_rows(
     return rows
 
 
-def _has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray:
+def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray:
     """Return which cells have one of some labels."""
     if labels_key is None:
         raise ValueError("The model was set up without labels_key, so labels cannot be chosen.")
@@ -288,128 +268,6 @@ def _predicted_var(var: pd.DataFrame, means: np.ndarray, half: np.ndarray) -> pd
     )
 
 
-# -- how far to trust it ------------------------------------------------------------------------------
-
-
-def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
-    """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
-    condition = model._condition_column(adata.obs.iloc[rows])
-    scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
-    total = np.zeros(adata.n_vars)
-    for source, n_cells in condition.value_counts().items():
-        if not n_cells or source == target:
-            continue
-        half = half_width(*seen_pairs(model, source, target)) if model.labels else None
-        total += n_cells * (np.full(adata.n_vars, np.nan) if half is None else half * scale)
-    return total / len(rows)
-
-
-def provenance(
-    model: TRVAE, combinations: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
-) -> dict[str, Any]:
-    """Return the record of a prediction, in types that h5ad and zarr can hold."""
-    remarks = model._condition_remarks(target)
-    notes = combination_notes(combinations, measured=not remarks, labelled=bool(model.labels))
-    notes += remarks
-    if model.module.decoder_in.condition is None:
-        notes.append(
-            "The network does not see the condition: latent codes were moved by the mean over labels of "
-            "the difference between the conditions' mean codes, the same way for all cells."
-        )
-    if not model.labels:
-        notes.append(
-            "The model was set up without labels_key, so there was no transfer loss, and no label "
-            "to learn from how another changes: there are no intervals, and with labels a "
-            "prediction is usually better."
-        )
-    return {
-        "method": "TRVAE",
-        "preset": model.preset_,
-        "gene_likelihood": model.module.gene_likelihood,
-        "model_seed": int(model.seed_),
-        "target": str(target),
-        "source": np.array(combinations["source"].unique(), dtype=object),
-        "output": output,
-        "scale": _scale_name(model, output),
-        "kappa": float(model.module.kappa),
-        "n_samples": int(n_samples),
-        "seed": int(seed),
-        "combinations": combinations,
-        "notes": np.array(notes, dtype=object),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
-    }
-
-
-def _scale_name(model: TRVAE, output: str) -> str:
-    if not model.module.is_count:
-        return "values"
-    return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
-
-
-def combination_table(
-    model: TRVAE, source: pd.DataFrame, target: Any, distances: dict[tuple[str, str], float]
-) -> pd.DataFrame:
-    """Return one row a predicted combination: from what, and what training saw of it.
-
-    ``novelty`` is :func:`trvae_sc.uncertainty.novelty` of the source cells.
-    """
-    setup_args = model.registry_["setup_args"]
-    label = source.get(setup_args["labels_key"], "all")
-    pairs = pd.DataFrame({"label": label, "source": model._condition_column(source)})
-    counts = pairs.value_counts(sort=False)
-    counts = counts[counts > 0].reset_index(name="n_source_cells")
-    known = model.n_cells
-    if target not in known:
-        known = known.assign(**{target: 0})
-    seen = [int(known[target].get(label, 0)) for label in counts["label"]]
-    both = [int(((known[target] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
-    return counts.assign(
-        label=counts["label"].astype(str),
-        source=counts["source"].astype(str),
-        target=str(target),
-        n_training_cells=seen,
-        seen_in_training=np.array(seen) > 0,
-        n_labels_with_both=both,
-        novelty=[
-            distances.get((str(lab), str(src)), np.nan)
-            for lab, src in zip(counts["label"], counts["source"], strict=True)
-        ],
-    )
-
-
-def combination_notes(
-    combinations: pd.DataFrame, *, measured: bool = True, labelled: bool = True
-) -> list[str]:
-    """Return what a reader of the prediction should know; `measured`: the target itself was."""
-    notes = []
-    seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
-    if len(seen):
-        notes.append(
-            f"Training saw the target condition of {', '.join(seen)}: these are not predictions of "
-            "something unseen, and scoring them says nothing about unseen cells."
-        )
-    new = combinations[(combinations["novelty"] > _NOVEL) & ~combinations["seen_in_training"]]
-    if len(new):
-        named = ", ".join(f"{r.label} ({r.novelty:.1f})" for r in new.itertuples())
-        notes.append(
-            f"Unlike the labels that training saw under both conditions: {named}. The number is the "
-            "distance to the nearest of them, in units of how far these are from each other; beyond "
-            f"{_NOVEL:g} the prediction extrapolates."
-        )
-    few = combinations[combinations["n_labels_with_both"].between(1, 2)]
-    if labelled and len(few):
-        notes.append(
-            f"Only {few['n_labels_with_both'].min()} label(s) were seen under both source and target: "
-            "too few to tell what is particular to a label, or how wide the intervals are."
-        )
-    if measured and (combinations["n_labels_with_both"] == 0).any():
-        notes.append(
-            "No label was seen under both source and target, so the change rests on the alignment of "
-            "conditions alone."
-        )
-    return notes
-
-
 def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
     """Return predictions of all combinations that training lacks; see TRVAE.predict_missing."""
     if not model.labels:
@@ -434,71 +292,3 @@ def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
     record["notes"] = np.array(combination_notes(record["combinations"]), dtype=object)
     result.uns["trvae_sc"] = record
     return result
-
-
-def generate_cells(
-    model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str, seed: int
-) -> AnnData:
-    """Return new cells; see :meth:`TRVAE.generate`."""
-    level = _check_generation(model, condition, n_obs, labels=labels, latent=latent)
-    features = None if level is None else model._condition_features(level)
-    adata = model._validate_anndata(None)
-    setup_args = model.registry_["setup_args"]
-    pool = np.arange(adata.n_obs)
-    if labels is not None:
-        pool = np.flatnonzero(_has_label(adata, setup_args["labels_key"], labels))
-    draws = Draws(seed)
-    rows = draws.keep.choice(pool, size=n_obs)
-    values = []
-    for tensors in model._make_data_loader(adata, rows):
-        qz = model.module.encode(tensors)
-        noise = draws.latent.standard_normal(tuple(qz.loc.shape), dtype=np.float32)
-        noise = torch.as_tensor(noise, device=qz.loc.device)
-        z = noise if latent == "prior" else qz.loc + qz.scale * noise
-        mean = model.module.expected(tensors, z, features).cpu().numpy()
-        total = model.module._total(tensors)
-        total = None if total is None else total.cpu().numpy()
-        batch = Batch(mean, total, mean, mean, mean)
-        values.append(predicted_values(model, batch, features, "sample", draws))
-    obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
-    if level is not None:
-        obs = obs.assign(**model._condition_values(level, n_obs))
-    if labels is not None:
-        obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
-    x = stacked(values)
-    if model.module.has_total:  # of the training cell; a draw of the genes may exceed it
-        total = adata.obs[setup_args["total_counts_key"]].to_numpy(float)[rows]
-        obs[setup_args["total_counts_key"]] = np.maximum(total, np.asarray(x.sum(axis=1)).ravel())
-    result = AnnData(x, obs=obs, var=adata.var.copy())
-    if setup_args["layer"] is not None:
-        result.layers[setup_args["layer"]] = result.X.copy()
-    result.uns["trvae_sc"] = {
-        "method": "TRVAE.generate",
-        **({} if level is None else {"condition": str(level)}),
-        "latent": latent,
-        "seed": int(seed),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
-    }
-    return result
-
-
-def _check_generation(model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str) -> Any:
-    """Return the condition to generate cells of, or raise where the model cannot."""
-    if latent not in ("prior", "posterior"):
-        raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
-    if labels is not None and latent == "prior":
-        raise ValueError("The prior knows no labels: use latent='posterior' with labels.")
-    if latent == "prior" and not model.module.variational:
-        raise ValueError(
-            f"The preset '{model.preset_}' has no prior to draw from. Use latent='posterior', or a "
-            "preset such as 'vae'."
-        )
-    if n_obs < 1:
-        raise ValueError(f"n_obs is {n_obs}; at least 1 is needed.")
-    blind = model.module.decoder_in.condition is None
-    if blind != (condition is None):
-        raise ValueError(
-            f"The condition is {condition!r}, but the network of preset '{model.preset_}' "
-            + ("does not see it: give None." if blind else f"needs one of {model.conditions}.")
-        )
-    return None if blind else model._condition_level(condition)

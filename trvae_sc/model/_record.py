@@ -1,0 +1,137 @@
+"""What a prediction rests on: its record, notes for the reader, intervals."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.model._calibration import seen_pairs
+from trvae_sc.uncertainty import half_width
+
+if TYPE_CHECKING:
+    from trvae_sc.model._model import TRVAE
+
+_NOVEL = 1.5  # distance from the training labels above which a note says so
+
+
+def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
+    """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
+    condition = model._condition_column(adata.obs.iloc[rows])
+    scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
+    total = np.zeros(adata.n_vars)
+    for source, n_cells in condition.value_counts().items():
+        if not n_cells or source == target:
+            continue
+        half = half_width(*seen_pairs(model, source, target)) if model.labels else None
+        total += n_cells * (np.full(adata.n_vars, np.nan) if half is None else half * scale)
+    return total / len(rows)
+
+
+def provenance(
+    model: TRVAE, combinations: pd.DataFrame, target: Any, *, output: str, n_samples: int, seed: int
+) -> dict[str, Any]:
+    """Return the record of a prediction, in types that h5ad and zarr can hold."""
+    remarks = model._condition_remarks(target)
+    notes = combination_notes(combinations, measured=not remarks, labelled=bool(model.labels))
+    notes += remarks
+    if model.module.decoder_in.condition is None:
+        notes.append(
+            "The network does not see the condition: latent codes were moved by the mean over labels of "
+            "the difference between the conditions' mean codes, the same way for all cells."
+        )
+    if not model.labels:
+        notes.append(
+            "The model was set up without labels_key, so there was no transfer loss, and no label "
+            "to learn from how another changes: there are no intervals, and with labels a "
+            "prediction is usually better."
+        )
+    return {
+        "method": "TRVAE",
+        "preset": model.preset_,
+        "gene_likelihood": model.module.gene_likelihood,
+        "model_seed": int(model.seed_),
+        "target": str(target),
+        "source": np.array(combinations["source"].unique(), dtype=object),
+        "output": output,
+        "scale": _scale_name(model, output),
+        "kappa": float(model.module.kappa),
+        "n_samples": int(n_samples),
+        "seed": int(seed),
+        "combinations": combinations,
+        "notes": np.array(notes, dtype=object),
+        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+    }
+
+
+def _scale_name(model: TRVAE, output: str) -> str:
+    if not model.module.is_count:
+        return "values"
+    return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
+
+
+def combination_table(
+    model: TRVAE, source: pd.DataFrame, target: Any, distances: dict[tuple[str, str], float]
+) -> pd.DataFrame:
+    """Return one row a predicted combination: from what, and what training saw of it.
+
+    ``novelty`` is :func:`trvae_sc.uncertainty.novelty` of the source cells.
+    """
+    setup_args = model.registry_["setup_args"]
+    label = source.get(setup_args["labels_key"], "all")
+    pairs = pd.DataFrame({"label": label, "source": model._condition_column(source)})
+    counts = pairs.value_counts(sort=False)
+    counts = counts[counts > 0].reset_index(name="n_source_cells")
+    known = model.n_cells
+    if target not in known:
+        known = known.assign(**{target: 0})
+    seen = [int(known[target].get(label, 0)) for label in counts["label"]]
+    both = [int(((known[target] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
+    return counts.assign(
+        label=counts["label"].astype(str),
+        source=counts["source"].astype(str),
+        target=str(target),
+        n_training_cells=seen,
+        seen_in_training=np.array(seen) > 0,
+        n_labels_with_both=both,
+        novelty=[
+            distances.get((str(lab), str(src)), np.nan)
+            for lab, src in zip(counts["label"], counts["source"], strict=True)
+        ],
+    )
+
+
+def combination_notes(
+    combinations: pd.DataFrame, *, measured: bool = True, labelled: bool = True
+) -> list[str]:
+    """Return what a reader of the prediction should know; `measured`: the target itself was."""
+    notes = []
+    seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
+    if len(seen):
+        notes.append(
+            f"Training saw the target condition of {', '.join(seen)}: these are not predictions of "
+            "something unseen, and scoring them says nothing about unseen cells."
+        )
+    new = combinations[(combinations["novelty"] > _NOVEL) & ~combinations["seen_in_training"]]
+    if len(new):
+        named = ", ".join(f"{r.label} ({r.novelty:.1f})" for r in new.itertuples())
+        notes.append(
+            f"Unlike the labels that training saw under both conditions: {named}. The number is the "
+            "distance to the nearest of them, in units of how far these are from each other; beyond "
+            f"{_NOVEL:g} the prediction extrapolates."
+        )
+    few = combinations[combinations["n_labels_with_both"].between(1, 2)]
+    if labelled and len(few):
+        notes.append(
+            f"Only {few['n_labels_with_both'].min()} label(s) were seen under both source and target: "
+            "too few to tell what is particular to a label, or how wide the intervals are."
+        )
+    if measured and (combinations["n_labels_with_both"] == 0).any():
+        notes.append(
+            "No label was seen under both source and target, so the change rests on the alignment of "
+            "conditions alone."
+        )
+    return notes
