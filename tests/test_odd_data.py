@@ -148,6 +148,7 @@ def test_without_labels_there_is_no_transfer_and_little_of_the_change(simulated)
     check_prediction(predicted, model.n_cells.loc["all", "control"], intervals=False)
     lost = error(model, predicted, simulated, None)
     assert "without labels_key, so there was no transfer loss" in notes(predicted)
+    assert "label(s) were seen" not in notes(predicted)  # "all" is no label
     with pytest.raises(ValueError, match="without labels_key"):
         model.predict_missing()
     model = trained(simulated.copy())

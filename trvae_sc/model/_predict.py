@@ -269,11 +269,14 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the record of a prediction, in types that h5ad and zarr can hold."""
     remarks = model._condition_remarks(target)
-    notes = combination_notes(combinations, measured=not remarks) + remarks
+    notes = (
+        combination_notes(combinations, measured=not remarks, labelled=bool(model.labels)) + remarks
+    )
     if not model.labels:
         notes.append(
             "The model was set up without labels_key, so there was no transfer loss, and no label "
-            "to learn from how another changes: expect too small a change, and no intervals."
+            "to learn from how another changes: there are no intervals, and with labels a "
+            "prediction is usually better."
         )
     return {
         "method": "TRVAE",
@@ -330,7 +333,9 @@ def combination_table(
     )
 
 
-def combination_notes(combinations: pd.DataFrame, *, measured: bool = True) -> list[str]:
+def combination_notes(
+    combinations: pd.DataFrame, *, measured: bool = True, labelled: bool = True
+) -> list[str]:
     """Return what a reader of the prediction should know; `measured`: the target itself was."""
     notes = []
     seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
@@ -348,7 +353,7 @@ def combination_notes(combinations: pd.DataFrame, *, measured: bool = True) -> l
             f"{_NOVEL:g} the prediction extrapolates."
         )
     few = combinations[combinations["n_labels_with_both"].between(1, 2)]
-    if len(few):
+    if labelled and len(few):
         notes.append(
             f"Only {few['n_labels_with_both'].min()} label(s) were seen under both source and target: "
             "too few to tell what is particular to a label, or how wide the intervals are."
