@@ -306,12 +306,13 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
         name, kappa = type(self).__name__, float(self.module.kappa)
         result = as_prediction(x, cells, target, self.keys, kappa, name)
         combinations = combination_table(self, cells.obs, target, {})
+        notes = combination_notes(combinations, labelled=bool(self.labels))
         result.uns["trvae_sc"] |= {
             "source": np.array(combinations["source"].unique(), dtype=object),
             "model_seed": int(self.seed_),
             "seed": int(seed),
             "combinations": combinations,
-            "notes": np.array(combination_notes(combinations), dtype=object),
+            "notes": np.array(notes, dtype=object),
         }
         return result
 
