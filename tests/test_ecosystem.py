@@ -110,3 +110,47 @@ def test_energy_distance_is_that_of_pertpy_without_pairs_of_a_cell_with_itself(b
     expected = theirs.loc["control", "stimulated"] - within
     assert metrics.energy_distance(*groups) == pytest.approx(expected, rel=1e-5)
     assert within > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of ray
+def test_autotune_tries_four_settings_and_returns_the_best(make_adata, tmp_path):
+    """pip install 'scvi-tools[autotune]' brings what scvi-tools imports for it."""
+    for package in ("ray.tune", "hyperopt", "scib_metrics"):
+        pytest.importorskip(package, exc_type=ImportError)
+    from ray import tune
+    from scvi.autotune import run_autotune
+
+    adata = make_adata()
+    trvae_sc.TRVAE.setup_anndata(
+        adata, "condition", labels_key="cell_type", total_counts_key="n_counts"
+    )
+    found = run_autotune(
+        trvae_sc.TRVAE,
+        adata,
+        metrics="elbo_validation",
+        mode="min",
+        search_space={
+            "model_params": {
+                "n_latent": tune.grid_search([2, 4]),
+                "mmd_weight": tune.grid_search([0.0, 100.0]),
+            },
+            "train_params": {"max_epochs": 1, "check_val_every_n_epoch": 1},
+        },
+        num_samples=1,  # of each setting
+        searcher="random",
+        scheduler="fifo",
+        resources={"cpu": 1},
+        logging_dir=str(tmp_path),
+        ignore_reinit_error=True,
+    )
+    scores = {
+        tuple(trial.config["model_params"][k] for k in ("n_latent", "mmd_weight")): trial.metrics[
+            "elbo_validation"
+        ]
+        for trial in found.result_grid
+    }
+    assert sorted(scores) == [(2, 0.0), (2, 100.0), (4, 0.0), (4, 100.0)]
+    assert np.isfinite(list(scores.values())).all()
+    best = found.result_grid.get_best_result("elbo_validation", "min")
+    assert best.metrics["elbo_validation"] == min(scores.values())
