@@ -18,7 +18,7 @@ from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
 from trvae_sc.training._files import ahead
 
-_STATISTICS_BATCH = 2048
+_STATISTICS_BATCH = 512
 _BLOCKS = 32  # contiguous pieces of a file that are shuffled together
 
 
