@@ -474,6 +474,8 @@ def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monke
     trained, _ = trained
     with pytest.raises(ValueError, match=r"p.csv is neither .h5ad nor .zarr"):
         trained.predict(target="stimulated", out="p.csv")
+    with pytest.raises(ValueError, match="predict each combination to a file of its own"):
+        trained.predict_missing(out="p.h5ad")
     Path("p.h5ad").write_text("mine")
     with pytest.raises(FileExistsError, match=r"p.h5ad exists. Pass overwrite=True"):
         trained.predict(target="stimulated", out="p.h5ad")

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import weakref
 from pathlib import Path
 
@@ -799,3 +800,81 @@ def test_models_and_their_data_are_garbage_collected(fit, make_adata):
         del adata, model
     gc.collect()
     assert [r() for r in references] == [None] * 20
+
+
+# -- precision and processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_mixed_precision_predicts_the_same_change(fit, make_adata, accelerator, likelihood):
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    values = "counts" if likelihood == "nb" else "log"
+    train = {"max_epochs": 60, "batch_size": 60, "accelerator": accelerator}
+    models = [
+        fit(
+            make_adata(360, values=values),
+            train={**train, "precision": precision},
+            gene_likelihood=likelihood,
+        )
+        for precision in ("32-true", "bf16-mixed")
+    ]
+    full, mixed = (curve(m, "reconstruction_loss_train") for m in models)
+    assert (full != mixed).any()  # it was in use
+    assert mixed == pytest.approx(full, rel=0.01)
+    assert all(p.dtype == torch.float32 for p in models[1].module.parameters())
+    changes = [m.predict(target="stimulated", output="mean").var for m in models]
+    a, b = (frame["predicted_change"].to_numpy() for frame in changes)
+    assert 1 - ((a - b) ** 2).sum() / (a**2).sum() > 0.99
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
+def test_the_compiler_gives_the_same_loss_curve(fit):
+    """All but the writing of C++, which takes a minute; test_conformance compares the weights."""
+    plan = {"compile": True, "compile_kwargs": {"backend": "aot_eager", "dynamic": False}}
+    train = {"max_epochs": 3, "batch_size": 40}
+    kwargs = {"dropout_rate": 0.0, "transfer_weight": 0.0, "variational": False, "kl_weight": 0.0}
+    first = fit(train={**train, "plan_kwargs": plan}, **kwargs)
+    second = fit(train=train, **kwargs)
+    assert curve(first, "train_loss") == pytest.approx(curve(second, "train_loss"), rel=1e-4)
+
+
+SHARED = """
+    import sys, warnings
+    warnings.filterwarnings("ignore")
+    import numpy as np, torch
+    sys.path.insert(0, sys.argv[1])
+    torch.set_num_threads(1)
+    from conftest import _fit
+
+    if __name__ == "__main__":
+        model = _fit(
+            train={
+                "max_epochs": 8, "batch_size": 60, "devices": 2,
+                "strategy": "ddp_find_unused_parameters_true",
+            },
+            mmd_weight=0.0, transfer_weight=0.0, dropout_rate=0.0, variational=False, kl_weight=0.0,
+        )
+        if model.trainer.is_global_zero:
+            np.save("loss.npy", model.history["train_loss"].to_numpy(float))
+"""
+
+
+def test_two_processes_have_the_loss_curve_of_one_with_the_same_global_batch(fit):
+    """Of the terms that are means over cells, and without noise, which processes draw for themselves."""
+    Path("shared.py").write_text(textwrap.dedent(SHARED))
+    path = Path(trvae_sc.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "shared.py", str(path / "tests")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    none = {"mmd_weight": 0.0, "transfer_weight": 0.0, "kl_weight": 0.0}
+    one = fit(
+        train={"max_epochs": 8, "batch_size": 120}, dropout_rate=0.0, variational=False, **none
+    )
+    found = np.load("loss.npy").ravel()
+    assert found == pytest.approx(curve(one, "train_loss"), rel=1e-5)
+    assert found[-1] < found[0] - 1

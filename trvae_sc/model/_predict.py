@@ -272,6 +272,10 @@ def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
     """Return predictions of all combinations that training lacks; see TRVAE.predict_missing."""
     if not model.labels:
         raise ValueError("The model was set up without labels_key: no combination can be missing.")
+    if kwargs.get("out") is not None:
+        raise ValueError(
+            "predict_missing has no out=: predict each combination to a file of its own."
+        )
     table = model.n_cells
     missing = [(lab, c) for lab in table.index for c in table.columns if table.loc[lab, c] == 0]
     if not missing:

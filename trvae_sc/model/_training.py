@@ -83,7 +83,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             Arguments of :class:`trvae_sc.training.DataSplitter`.
         **kwargs
             Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``,
-            ``datamodule`` and arguments of :class:`scvi.train.Trainer`.
+            ``datamodule`` and arguments of :class:`scvi.train.Trainer`, as
+            ``precision="bf16-mixed"`` (layers in half precision, the terms of the loss in full) or
+            ``strategy="ddp"`` (`batch_size` is that of each process; MMD and transfer loss are those
+            of a process's own cells, their gradients are averaged).
 
         Raises
         ------

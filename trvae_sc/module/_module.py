@@ -318,11 +318,11 @@ class TRVAEModule(BaseModuleClass):
         elif self.gene_likelihood == "normal":
             x = (x - self.gene_mean) / self.gene_scale
         hidden = self.encoder(self.encoder_in(x, context))
-        mean = self.z_mean(hidden)
+        mean = self.z_mean(hidden).float()  # in mixed precision layers return half of the digits
         if self.z_log_variance is None:  # autoencoder: a point, with a width nobody can see
             scale = torch.full_like(mean, _EPS)
         else:
-            log_variance = self.z_log_variance(hidden)
+            log_variance = self.z_log_variance(hidden).float()
             scale = (0.5 * log_variance.clamp(-_MAX_LOG_VARIANCE, _MAX_LOG_VARIANCE)).exp()
         qz = TorchNormal(mean, scale, validate_args=False)
         z = qz.rsample() if n_samples == 1 else qz.rsample((n_samples,))
@@ -350,7 +350,7 @@ class TRVAEModule(BaseModuleClass):
         ``normal``, the mean for ``mse``; shape (..., n_cells, n_genes).
         """
         y, hidden = self.hidden_layers(z, context)
-        out = self.output(hidden)
+        out = self.output(hidden).float()
         if self.is_count:
             out = functional.log_softmax(out, dim=-1)
             out = out[..., :-1] if self.has_total else out
@@ -362,7 +362,8 @@ class TRVAEModule(BaseModuleClass):
         """Return log inverse dispersion (or log standard deviation) by cell, or one row for all."""
         if self.log_dispersion_condition is None:
             return self.log_dispersion[None]
-        return self.log_dispersion + features @ self.log_dispersion_condition
+        with torch.autocast(features.device.type, enabled=False):
+            return self.log_dispersion + features @ self.log_dispersion_condition
 
     @auto_move_data
     def generative(
@@ -474,7 +475,7 @@ class TRVAEModule(BaseModuleClass):
         label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
         target, known = self._draw_targets(label, source)
         context = generative_outputs["context"]._replace(condition=self.condition_design[target])
-        out = self.output(self.hidden_layers(z, context)[1])
+        out = self.output(self.hidden_layers(z, context)[1]).float()
         group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
         first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
         first = first.scatter(0, group, torch.arange(len(group), device=group.device))
@@ -492,10 +493,12 @@ class TRVAEModule(BaseModuleClass):
             values = functional.relu(out) if self.relu_output else out
         size = n_cells.clamp_min(1)[:, None]
         if len(size) <= _FEW_GROUPS:  # a small matrix product is faster than adding rows
-            member = functional.one_hot(group, len(size)).T.to(values.dtype)
-            mean = (member / size.to(values.dtype)) @ values
+            member = functional.one_hot(group, len(size)).T / size
+            with torch.autocast(values.device.type, enabled=False):
+                mean = member @ values
         else:
-            mean = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values) / size
+            sums = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values)
+            mean = sums / size
         return mean[:, :-1] if self.has_total else mean
 
     def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from torch import Tensor, distributed
 
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
-from trvae_sc.training._files import ahead
+from trvae_sc.training._files import ahead, give_back_memory
 
-_STATISTICS_BATCH = 2048
+_STATISTICS_BATCH = 512
 _BLOCKS = 32  # contiguous pieces of a file that are shuffled together
 
 
@@ -220,6 +220,7 @@ class DataLoader(torch.utils.data.DataLoader):
             return self.file[np.concatenate(batches)]
 
         for batches, window in ahead(self.sampler.groups(), read):
+            give_back_memory()
             start = 0
             for rows in batches:
                 x = window[start : start + len(rows)]

@@ -37,10 +37,11 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
             label = tensors[REGISTRY_KEYS.LABELS_KEY].cpu().long().ravel()
             group = group + label * module.n_cells.shape[1]
         n_cells += torch.bincount(group, minlength=n_groups)
-        sums.index_add_(0, group, x.double())
-        squares += x.double().square().sum(0)
         if sample is not None:
             sample.add(group.numpy(), x.numpy())
+        x = x.double()
+        sums.index_add_(0, group, x)
+        squares += x.square_().sum(0)
     mean = sums.sum(0) / n_cells.sum()
     variance = squares / n_cells.sum() - mean.square()
     kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
@@ -227,9 +228,13 @@ class TrainingPlan(ScviTrainingPlan):
         super().on_validation_epoch_end()
 
     def _optimizer_creator_fn(self, optimizer_cls: Any) -> Any:
-        """Return a maker of the fused optimizer: one kernel for all parameters."""
+        """Return a maker of the fused optimizer: one kernel for all parameters.
+
+        In mixed precision Lightning cannot clip the gradients of a fused one.
+        """
+        fused = "mixed" not in str(self.trainer.precision)
         return lambda params: optimizer_cls(
-            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
+            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
 
     def configure_optimizers(self) -> dict[str, Any]:
