@@ -405,6 +405,8 @@ if __name__ == "__main__":
     args.n_cells, args.repeats = (4000, 3) if args.quick else (20_000, 5)
     torch.set_num_threads(1)
     scvi.settings.verbosity = logging.ERROR
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     print(f"{'part':6}{'what':62}{'found':>34}  target")
     for name in args.parts:
