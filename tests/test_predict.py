@@ -484,11 +484,11 @@ def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monke
     def interrupt(self, adata):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_write.PieceWriter, "finish", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        trained.predict(target="stimulated", out="q.h5ad")
+    with monkeypatch.context() as patch:
+        patch.setattr(_write.PieceWriter, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trained.predict(target="stimulated", out="q.h5ad")
     assert [p.name for p in Path().iterdir()] == ["p.h5ad"]
-    monkeypatch.undo()
     found = trained.predict(target="stimulated", out="p.h5ad", overwrite=True)
     assert found.n_obs == 60
     found.file.close()
