@@ -31,8 +31,12 @@ def read(path: Path, *, backed: bool = False) -> AnnData:
 
     try:
         if path.suffix == ".h5ad":
-            return anndata.read_h5ad(path, backed="r" if backed else None)
-        return _read_zarr_backed(path) if backed else anndata.read_zarr(path)
+            adata = anndata.read_h5ad(path, backed="r" if backed else None)
+        else:
+            adata = _read_zarr_backed(path) if backed else anndata.read_zarr(path)
+        if backed and adata.X is not None and adata.n_obs:
+            adata.X[:1]  # shows now what the file lacks
+        return adata
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
