@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+#: Registry keys that scvi-tools does not have.
+CONDITION_KEY = "condition"
+TOTAL_KEY = "total_counts"
+#: Features of the condition to decode with, in place of the cell's own (added by data loaders).
+TARGET_KEY = "target_condition"
+
 
 class ConditionedLayer(nn.Module):
     r"""First layer of encoder or decoder: :math:`W x + V c + \sum_k E_k[b_k] + F u`.

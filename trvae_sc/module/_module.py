@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.distributions import Normal as TorchNormal
 from torch.nn import functional
 
-from trvae_sc.mmd import Kernel, mmd
-from trvae_sc.module._layers import Activation, ConditionedLayer, Context, stack
+from trvae_sc.mmd import Kernel
+from trvae_sc.module._layers import (
+    CONDITION_KEY,
+    TARGET_KEY,
+    TOTAL_KEY,
+    Activation,
+    ConditionedLayer,
+    Context,
+    stack,
+)
 from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
-from trvae_sc.states import N_STATES
+from trvae_sc.module._scoring import ScoringMixin
+from trvae_sc.module._statistics import StatisticsMixin
+from trvae_sc.module._terms import TermsMixin
 
 Likelihood = Literal["nb", "zinb", "poisson", "normal", "mse"]
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 
-#: Registry keys that scvi-tools does not have.
-CONDITION_KEY = "condition"
-TOTAL_KEY = "total_counts"
-#: Features of the condition to decode with, in place of the cell's own (added by data loaders).
-TARGET_KEY = "target_condition"
-
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
-_FEW_GROUPS = 64
-_MAX_STATE_VALUES = 2**24  # profiles of states kept, 64 MB
 
 
-class TRVAEModule(BaseModuleClass):
+class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     r"""Conditional VAE whose first decoder layer is aligned across conditions.
 
     .. math::
@@ -153,120 +154,6 @@ class TRVAEModule(BaseModuleClass):
                 nn.Parameter(torch.zeros(n_features, n_input)) if per_condition else None
             )
         self._register_statistics(n_input, condition_design)
-
-    # -- statistics of the training data ------------------------------------------------------
-
-    def _register_statistics(self, n_input: int, design: Tensor) -> None:
-        """Register the buffers that :meth:`set_statistics` fills."""
-        self.register_buffer("condition_design", design.float(), persistent=False)
-        self.register_buffer("has_statistics", torch.tensor(False))
-        self.register_buffer("kappa", torch.tensor(1.0))
-        self.register_buffer("gene_mean", torch.zeros(n_input))
-        self.register_buffer("gene_scale", torch.ones(n_input))
-        shape = (max(self.n_labels, 1), design.shape[0])
-        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("profiles", torch.zeros(*shape, n_input))
-        n_states = min(N_STATES, _MAX_STATE_VALUES // self.profiles.numel())
-        if n_states > 1 and self.calibrate and self.context_weight:
-            shape = (shape[0], n_states, shape[1])
-            self.register_buffer("state_n_cells", torch.zeros(shape, dtype=torch.float64))
-            self.register_buffer("state_profiles", torch.zeros(*shape, n_input))
-        else:
-            self.state_n_cells = self.state_profiles = None
-
-    @torch.no_grad()
-    def set_statistics(
-        self,
-        *,
-        kappa: float,
-        mean: Tensor,
-        scale: Tensor,
-        sums: Tensor,
-        n_cells: Tensor,
-        states: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Store what training needs to know of the training cells.
-
-        The units of the data (kappa, mean, scale) are set once: later fits keep those in which
-        the weights were learned.
-
-        Parameters
-        ----------
-        kappa
-            Median total.
-        mean, scale
-            Mean and standard deviation of each gene, shape (n_genes,): of proportions for counts,
-            of the values otherwise.
-        sums
-            Sums over the cells of each (label, condition), shape (n_labels * n_conditions, n_genes),
-            of the same quantity.
-        n_cells
-            Number of those cells, shape (n_labels, n_conditions).
-        states
-            Number of cells, shape (n_labels, n_states, n_conditions), and mean, with one more axis, of
-            states within labels (:mod:`trvae_sc.states`).
-        """
-        device = self.kappa.device
-        if not self.has_statistics:
-            self.kappa.fill_(kappa)
-            if self.gene_likelihood == "normal":
-                self.gene_mean.copy_(mean)
-                self.gene_scale.copy_(torch.where(scale > 0, scale, 1.0))
-            elif self.is_count:
-                self._start_at_proportions(mean.to(device))
-            self.has_statistics.fill_(True)
-        n_cells = n_cells.to(device)
-        profiles = (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float()
-        profiles = self._profile_scale(profiles.view_as(self.profiles))
-        present = n_cells > 0
-        if self._frozen:  # predictions of known conditions rest on these too
-            present[:, : self._n_known] = False
-        self.profiles[present] = profiles[present]
-        self.n_cells[present] = n_cells[present]
-        if states is not None and self.state_profiles is not None and not self._frozen:
-            counts, means = (values.to(device) for values in states)
-            label = present.any(1)  # whole labels: states of another fit are not the same ones
-            self.state_n_cells[label] = counts.double()[label]
-            self.state_profiles[label] = self._profile_scale(means.float())[label]
-
-    def _profile_scale(self, means: Tensor) -> Tensor:
-        """Return f of mean proportions, or of mean values in the units of the data."""
-        if not self.is_count:
-            means = (means - self.gene_mean) / self.gene_scale
-        return self.transfer_scale(means)
-
-    def _start_at_proportions(self, proportions: Tensor) -> None:
-        """Make the output bias the log of the mean proportions."""
-        if self.has_total:
-            rest = (1.0 - proportions.sum()).clamp_min(_EPS)
-            proportions = torch.cat([proportions, rest[None]])
-        self.output.bias.copy_(torch.log(proportions + _EPS))
-
-    def transfer_scale(self, profile: Tensor) -> Tensor:
-        """Return f of the transfer loss."""
-        return torch.log1p(self.kappa * profile) if self.is_count else profile
-
-    # -- query surgery --------------------------------------------------------------------------
-
-    def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
-        """Keep every parameter as it is but for the rows behind the first n of those named.
-
-        Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
-        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
-        cells of the first `n_conditions` conditions stay as well.
-        """
-        self._n_known = n_conditions
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad = name in rows
-        self._frozen = {
-            name: self.get_parameter(name)[:n].detach().clone() for name, n in rows.items()
-        }
-
-    @torch.no_grad()
-    def restore_frozen(self) -> None:
-        """Put frozen rows back."""
-        for name, values in self._frozen.items():
-            self.get_parameter(name)[: len(values)] = values.to(self.kappa.device)
 
     def train(self, mode: bool = True) -> TRVAEModule:
         """Set training mode; with frozen parameters batch norm keeps its statistics."""
@@ -445,70 +332,6 @@ class TRVAEModule(BaseModuleClass):
             extra_metrics={k: v.detach() for k, v in (terms | weighted).items()},
         )
 
-    def _mmd(
-        self,
-        tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Any],
-        generative_outputs: dict[str, Any],
-    ) -> Tensor:
-        """Return the MMD between the conditions of a minibatch."""
-        aligned = generative_outputs["y"] if self.mmd_on == "decoder" else inference_outputs["z"]
-        if not self.mmd_weight or aligned.dim() > 2:
-            return aligned.new_zeros(())
-        published = self.mmd_kernel == "paper"
-        return mmd(
-            aligned,
-            tensors[CONDITION_KEY].long().flatten(),
-            n_groups=self.condition_design.shape[0],
-            kernel=self.mmd_kernel,
-            unbiased=not published,
-            reduction="sum" if published else "mean",
-        )
-
-    def _transfer(
-        self, tensors: dict[str, Tensor], z: Tensor, generative_outputs: dict[str, Any]
-    ) -> Tensor:
-        """Return the transfer loss T of a minibatch."""
-        if not self.transfer_weight or z.dim() > 2:
-            return z.new_zeros(())
-        source = tensors[CONDITION_KEY].long().flatten()
-        label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
-        target, known = self._draw_targets(label, source)
-        context = generative_outputs["context"]._replace(condition=self.condition_design[target])
-        out = self.output(self.hidden_layers(z, context)[1]).float()
-        group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
-        first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
-        first = first.scatter(0, group, torch.arange(len(group), device=group.device))
-        mean = self._group_means(out, group, n_cells)
-        truth = self.profiles[label[first], target[first]]
-        error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
-        weight = n_cells * known[first]  # groups without cells weigh nothing
-        return (error * weight).sum() / len(z)
-
-    def _group_means(self, out: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
-        """Return what :meth:`decode` would make of its output layer, averaged; (n_groups, n_genes)."""
-        if self.is_count:
-            values = functional.softmax(out, dim=-1)
-        else:
-            values = functional.relu(out) if self.relu_output else out
-        size = n_cells.clamp_min(1)[:, None]
-        if len(size) <= _FEW_GROUPS:  # a small matrix product is faster than adding rows
-            member = functional.one_hot(group, len(size)).T / size
-            with torch.autocast(values.device.type, enabled=False):
-                mean = member @ values
-        else:
-            sums = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values)
-            mean = sums / size
-        return mean[:, :-1] if self.has_total else mean
-
-    def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
-        score = torch.rand(self.n_cells.shape, device=label.device) + 1.0
-        score = torch.where(self.n_cells > 0, score, 0.0)[label]
-        score = score.scatter(1, source[:, None], 0.0)
-        best, target = score.max(1)
-        return target, best > 0
-
     # -- prediction -------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -549,89 +372,3 @@ class TRVAEModule(BaseModuleClass):
             shares = functional.softmax(self.output(self.hidden_layers(z, context)[1]), dim=-1)
             return shares[..., :-1] if self.has_total else shares
         return self.gene_mean + self.gene_scale * self.decode(z, context)[2]
-
-    # -- sampling -----------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def sample(
-        self,
-        tensors: dict[str, Tensor],
-        n_samples: int = 1,
-        generative_kwargs: dict[str, Any] | None = None,
-    ) -> Tensor:
-        """Draw from the posterior predictive, (n_cells, n_genes) or (n_cells, n_genes, n_samples)."""
-        _, outputs = self.forward(
-            tensors,
-            inference_kwargs={"n_samples": n_samples},
-            generative_kwargs=generative_kwargs,
-            compute_loss=False,
-        )
-        drawn = outputs["px"].sample()
-        return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
-
-    @torch.inference_mode()
-    @auto_move_data
-    def marginal_ll(
-        self,
-        tensors: dict[str, Tensor],
-        n_mc_samples: int,
-        return_mean: bool = False,
-        n_mc_samples_per_pass: int = 1,
-    ) -> Tensor | float:
-        r"""Estimate log p(x) by importance sampling from q(z | x), in nats.
-
-        .. math:: \log \frac1S \sum_s p(x \mid z_s)\,p(z_s) / q(z_s \mid x)
-        """
-        terms = []
-        n_passes = math.ceil(n_mc_samples / n_mc_samples_per_pass)
-        for _ in range(n_passes):
-            inference, generated = self.forward(
-                tensors, inference_kwargs={"n_samples": n_mc_samples_per_pass}, compute_loss=False
-            )
-            z, qz = inference["z"], inference["qz"]
-            log_prior = TorchNormal(0.0, 1.0).log_prob(z).sum(-1)
-            log_ratio = log_prior - qz.log_prob(z).sum(-1)
-            log_p = log_ratio - self.reconstruction_loss(tensors, generated)
-            terms.append(log_p.reshape(n_mc_samples_per_pass, -1))
-        samples = torch.cat(terms)
-        values = torch.logsumexp(samples, 0) - math.log(len(samples))
-        return values.mean().item() if return_mean else values.cpu()
-
-    @torch.inference_mode()
-    @auto_move_data
-    def ll_at_mean(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return log p(x | z) at the posterior mean of z, in nats, shape (n_cells,)."""
-        inputs = self._get_generative_input(tensors, {"z": self.encode(tensors).loc})
-        return -self.reconstruction_loss(tensors, self.generative(**inputs)).cpu()
-
-    @torch.inference_mode()
-    @auto_move_data
-    def saturated_ll(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return log p(x) where every mean is the observed value, in nats, shape (n_cells,)."""
-        x, total, context = (
-            tensors[REGISTRY_KEYS.X_KEY],
-            self._total(tensors),
-            self._context(tensors),
-        )
-        if self.is_count:
-            profile = (x.clamp_min(_EPS) / total).log()
-        else:
-            profile = (x - self.gene_mean) / self.gene_scale
-        never = torch.full_like(x, -30.0)  # logits of the zero inflation that fits best: none
-        px = self._distribution(profile, context.condition, total, never)
-        outputs = {"px": px, "profile": profile, "context": context}
-        return -self.reconstruction_loss(tensors, outputs).cpu()
-
-
-def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
-    """Return the group of each row, rows of equal code being one, and the size of each group.
-
-    Groups are the codes themselves, or first rows where there are fewer rows than codes; some are
-    empty. Shapes do not depend on the codes, so nothing waits for a GPU.
-    """
-    group = codes
-    if n_codes > len(codes):
-        n_codes = len(codes)
-        group = (codes[:, None] == codes[None, :]).to(torch.uint8).argmax(1)
-    size = torch.zeros(n_codes, device=codes.device)
-    return group, size.index_add(0, group, torch.ones(len(codes), device=codes.device))

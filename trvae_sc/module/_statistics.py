@@ -1,0 +1,125 @@
+"""What a module knows of its training cells, and what stays as it was in query surgery."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trvae_sc.states import N_STATES
+
+_EPS = 1e-8
+_MAX_STATE_VALUES = 2**24  # profiles of states kept, 64 MB
+
+
+class StatisticsMixin(nn.Module):
+    """Buffers with means of the training cells, and frozen rows of parameters."""
+
+    def _register_statistics(self, n_input: int, design: Tensor) -> None:
+        """Register the buffers that :meth:`set_statistics` fills."""
+        self.register_buffer("condition_design", design.float(), persistent=False)
+        self.register_buffer("has_statistics", torch.tensor(False))
+        self.register_buffer("kappa", torch.tensor(1.0))
+        self.register_buffer("gene_mean", torch.zeros(n_input))
+        self.register_buffer("gene_scale", torch.ones(n_input))
+        shape = (max(self.n_labels, 1), design.shape[0])
+        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("profiles", torch.zeros(*shape, n_input))
+        n_states = min(N_STATES, _MAX_STATE_VALUES // self.profiles.numel())
+        if n_states > 1 and self.calibrate and self.context_weight:
+            shape = (shape[0], n_states, shape[1])
+            self.register_buffer("state_n_cells", torch.zeros(shape, dtype=torch.float64))
+            self.register_buffer("state_profiles", torch.zeros(*shape, n_input))
+        else:
+            self.state_n_cells = self.state_profiles = None
+
+    @torch.no_grad()
+    def set_statistics(
+        self,
+        *,
+        kappa: float,
+        mean: Tensor,
+        scale: Tensor,
+        sums: Tensor,
+        n_cells: Tensor,
+        states: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Store what training needs to know of the training cells.
+
+        The units of the data (kappa, mean, scale) are set once: later fits keep those in which
+        the weights were learned.
+
+        Parameters
+        ----------
+        kappa
+            Median total.
+        mean, scale
+            Mean and standard deviation of each gene, shape (n_genes,): of proportions for counts,
+            of the values otherwise.
+        sums
+            Sums over the cells of each (label, condition), shape (n_labels * n_conditions, n_genes),
+            of the same quantity.
+        n_cells
+            Number of those cells, shape (n_labels, n_conditions).
+        states
+            Number of cells, shape (n_labels, n_states, n_conditions), and mean, with one more axis, of
+            states within labels (:mod:`trvae_sc.states`).
+        """
+        device = self.kappa.device
+        if not self.has_statistics:
+            self.kappa.fill_(kappa)
+            if self.gene_likelihood == "normal":
+                self.gene_mean.copy_(mean)
+                self.gene_scale.copy_(torch.where(scale > 0, scale, 1.0))
+            elif self.is_count:
+                self._start_at_proportions(mean.to(device))
+            self.has_statistics.fill_(True)
+        n_cells = n_cells.to(device)
+        profiles = (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float()
+        profiles = self._profile_scale(profiles.view_as(self.profiles))
+        present = n_cells > 0
+        if self._frozen:  # predictions of known conditions rest on these too
+            present[:, : self._n_known] = False
+        self.profiles[present] = profiles[present]
+        self.n_cells[present] = n_cells[present]
+        if states is not None and self.state_profiles is not None and not self._frozen:
+            counts, means = (values.to(device) for values in states)
+            label = present.any(1)  # whole labels: states of another fit are not the same ones
+            self.state_n_cells[label] = counts.double()[label]
+            self.state_profiles[label] = self._profile_scale(means.float())[label]
+
+    def _profile_scale(self, means: Tensor) -> Tensor:
+        """Return f of mean proportions, or of mean values in the units of the data."""
+        if not self.is_count:
+            means = (means - self.gene_mean) / self.gene_scale
+        return self.transfer_scale(means)
+
+    def _start_at_proportions(self, proportions: Tensor) -> None:
+        """Make the output bias the log of the mean proportions."""
+        if self.has_total:
+            rest = (1.0 - proportions.sum()).clamp_min(_EPS)
+            proportions = torch.cat([proportions, rest[None]])
+        self.output.bias.copy_(torch.log(proportions + _EPS))
+
+    def transfer_scale(self, profile: Tensor) -> Tensor:
+        """Return f of the transfer loss."""
+        return torch.log1p(self.kappa * profile) if self.is_count else profile
+
+    def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
+        """Keep every parameter as it is but for the rows behind the first n of those named.
+
+        Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
+        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
+        cells of the first `n_conditions` conditions stay as well.
+        """
+        self._n_known = n_conditions
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name in rows
+        self._frozen = {
+            name: self.get_parameter(name)[:n].detach().clone() for name, n in rows.items()
+        }
+
+    @torch.no_grad()
+    def restore_frozen(self) -> None:
+        """Put frozen rows back."""
+        for name, values in self._frozen.items():
+            self.get_parameter(name)[: len(values)] = values.to(self.kappa.device)

@@ -1,0 +1,97 @@
+"""MMD and transfer term of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trvae_sc.mmd import mmd
+from trvae_sc.module._layers import CONDITION_KEY
+
+_FEW_GROUPS = 64  # a product with their membership is faster than adding rows
+
+
+class TermsMixin(nn.Module):
+    """Terms that compare conditions."""
+
+    def _mmd(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+    ) -> Tensor:
+        """Return the MMD between the conditions of a minibatch."""
+        aligned = generative_outputs["y"] if self.mmd_on == "decoder" else inference_outputs["z"]
+        if not self.mmd_weight or aligned.dim() > 2:
+            return aligned.new_zeros(())
+        published = self.mmd_kernel == "paper"
+        return mmd(
+            aligned,
+            tensors[CONDITION_KEY].long().flatten(),
+            n_groups=self.condition_design.shape[0],
+            kernel=self.mmd_kernel,
+            unbiased=not published,
+            reduction="sum" if published else "mean",
+        )
+
+    def _transfer(
+        self, tensors: dict[str, Tensor], z: Tensor, generative_outputs: dict[str, Any]
+    ) -> Tensor:
+        """Return the transfer loss T of a minibatch."""
+        if not self.transfer_weight or z.dim() > 2:
+            return z.new_zeros(())
+        source = tensors[CONDITION_KEY].long().flatten()
+        label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
+        target, known = self._draw_targets(label, source)
+        context = generative_outputs["context"]._replace(condition=self.condition_design[target])
+        out = self.output(self.hidden_layers(z, context)[1]).float()
+        group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
+        first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
+        first = first.scatter(0, group, torch.arange(len(group), device=group.device))
+        mean = self._group_means(out, group, n_cells)
+        truth = self.profiles[label[first], target[first]]
+        error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
+        weight = n_cells * known[first]  # groups without cells weigh nothing
+        return (error * weight).sum() / len(z)
+
+    def _group_means(self, out: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
+        """Return what :meth:`decode` would make of its output layer, averaged; (n_groups, n_genes)."""
+        if self.is_count:
+            values = functional.softmax(out, dim=-1)
+        else:
+            values = functional.relu(out) if self.relu_output else out
+        size = n_cells.clamp_min(1)[:, None]
+        if len(size) <= _FEW_GROUPS:  # a small matrix product is faster than adding rows
+            member = functional.one_hot(group, len(size)).T / size
+            with torch.autocast(values.device.type, enabled=False):
+                mean = member @ values
+        else:
+            sums = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values)
+            mean = sums / size
+        return mean[:, :-1] if self.has_total else mean
+
+    def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
+        score = torch.rand(self.n_cells.shape, device=label.device) + 1.0
+        score = torch.where(self.n_cells > 0, score, 0.0)[label]
+        score = score.scatter(1, source[:, None], 0.0)
+        best, target = score.max(1)
+        return target, best > 0
+
+
+def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
+    """Return the group of each row, rows of equal code being one, and the size of each group.
+
+    Groups are the codes themselves, or first rows where there are fewer rows than codes; some are
+    empty. Shapes do not depend on the codes, so nothing waits for a GPU.
+    """
+    group = codes
+    if n_codes > len(codes):
+        n_codes = len(codes)
+        group = (codes[:, None] == codes[None, :]).to(torch.uint8).argmax(1)
+    size = torch.zeros(n_codes, device=codes.device)
+    return group, size.index_add(0, group, torch.ones(len(codes), device=codes.device))
