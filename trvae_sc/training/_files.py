@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
-from anndata.compat import ZarrArray
 from scipy import sparse
+
+if TYPE_CHECKING:
+    import zarr
 
 _GAP = 32  # rows between two that are wanted, above which two reads are faster than one
 _LONGEST = 8192  # rows of one read
@@ -25,7 +27,10 @@ T = TypeVar("T")
 
 def is_file(x: Any) -> bool:
     """Return whether a matrix is in a file."""
-    return isinstance(x, h5py.Dataset | ZarrArray | CSRDataset | CSCDataset)
+    if isinstance(x, h5py.Dataset | CSRDataset | CSCDataset):
+        return True
+    zarr = sys.modules.get("zarr")  # slow to import; where it was not, nothing is of it
+    return zarr is not None and isinstance(x, zarr.Array)
 
 
 class FileRows:
@@ -37,7 +42,7 @@ class FileRows:
         Dense dataset, or sparse one by row, of h5py or zarr.
     """
 
-    def __init__(self, x: h5py.Dataset | ZarrArray | CSRDataset | CSCDataset) -> None:
+    def __init__(self, x: h5py.Dataset | zarr.Array | CSRDataset | CSCDataset) -> None:
         self.x = x
         self.is_sparse = isinstance(x, CSRDataset | CSCDataset)
         self._state = _file_state(x)
