@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ class PieceWriter:
         if self.is_zarr:
             import zarr
 
-            # the version that anndata writes; before 0.12 it did not choose
-            kind = getattr(anndata.settings, "zarr_write_format", None)
+            # the version that anndata writes; before 0.12 it did not choose, 0.13 warns of asking
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                kind = getattr(anndata.settings, "zarr_write_format", None)
             self.root = zarr.open_group(path, mode="w", **({"zarr_format": kind} if kind else {}))
             self._kwargs: dict[str, Any] = {}
         else:
