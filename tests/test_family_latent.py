@@ -100,11 +100,12 @@ def test_interpolation_is_drawn_from_its_table(model):
     path = family.interpolate(model, 0, 2, steps=3)
     means = pl.interpolation_means(path)
     expected = pd.DataFrame(path.X, index=[0.0, 0.5, 1.0], columns=path.var_names)
-    pd.testing.assert_frame_equal(means, expected, check_names=False)
+    # the type of a mean of float32 differs between versions of pandas
+    pd.testing.assert_frame_equal(means, expected, check_names=False, check_dtype=False)
     other = path.copy()
     other.X += 1.0
     twice = anndata.concat([path, other], index_unique="-")
-    pd.testing.assert_frame_equal(pl.interpolation_means(twice), means + 0.5)
+    pd.testing.assert_frame_equal(pl.interpolation_means(twice), means + 0.5, check_dtype=False)
     pd.testing.assert_frame_equal(pl.interpolation_table(path), pl.interpolation_table(means))
     ax = pl.interpolation(path, n_genes=2, source="one", target="other")
     gene = ax.get_legend().get_texts()[0].get_text()

@@ -111,8 +111,8 @@ class CSRTensor:
         self.shape = x.shape
         self._host_indptr = x.indptr.astype(np.int64)
         self.indptr = torch.as_tensor(self._host_indptr, device=device)
-        self.indices = torch.as_tensor(x.indices.astype(np.int32, copy=False), device=device)
-        self.values = torch.as_tensor(x.data.astype(np.float32, copy=False), device=device)
+        self.indices = torch.as_tensor(_writable(x.indices, np.int32), device=device)
+        self.values = torch.as_tensor(_writable(x.data, np.float32), device=device)
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         """Return rows, dense; nothing waits for the device, for sizes are known on the host."""
@@ -152,7 +152,7 @@ class DeviceDataset(torch.utils.data.Dataset):
                 self.arrays[key] = CSRTensor(data, device)
                 continue
             data = data.toarray() if sparse.issparse(data) else np.asarray(data)
-            self.arrays[key] = torch.as_tensor(data.astype(dtype, copy=False)).to(device)
+            self.arrays[key] = torch.as_tensor(_writable(data, dtype)).to(device)
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -168,6 +168,12 @@ class DeviceDataset(torch.utils.data.Dataset):
                 at = torch.as_tensor(rows).to(array.device, non_blocking=True)
                 found[key] = array.index_select(0, at)
         return found
+
+
+def _writable(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return an array of a type that torch may share; pandas 3 hands out columns read-only."""
+    array = array.astype(dtype, copy=False)
+    return array if array.flags.writeable else array.copy()
 
 
 # -- what fits ------------------------------------------------------------------------------------------
