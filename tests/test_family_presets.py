@@ -188,7 +188,7 @@ def test_presets_without_condition_move_codes_by_the_mean_shift_of_labels(preset
     shift = (mean.xs("stimulated", level=1) - mean.xs("control", level=1)).mean()
     rows = np.flatnonzero(adata.obs["condition"] == "control")
     tensors = next(iter(model._make_data_loader(adata, rows)))
-    moved = torch.as_tensor((z.iloc[rows] + shift).to_numpy(), dtype=torch.float32)
+    moved = torch.tensor((z.iloc[rows] + shift).to_numpy(), dtype=torch.float32)
     expected = module_.expected(tensors, moved).numpy()
     if values == "counts":
         expected = np.log1p(module_.kappa.item() * expected)

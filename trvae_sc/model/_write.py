@@ -84,12 +84,15 @@ class PieceWriter:
             return
         if np.prod(self.shape, dtype=float) > np.iinfo(np.int32).max:  # more values may follow
             x.indptr, x.indices = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        anndata.io.write_elem(self.root, name, x, dataset_kwargs=self._kwargs)
+        *folder, key = name.split("/")  # newer versions of anndata write to the group itself only
+        group = self.root.require_group(folder[0]) if folder else self.root
+        anndata.io.write_elem(group, key, x, dataset_kwargs=self._kwargs)
 
     def _append_dense(self, name: str, x: np.ndarray) -> None:
         if name not in self.root:
             chunks = (int(np.clip(_CHUNK_BYTES // (4 * self.shape[1]), 1, len(x))), self.shape[1])
-            create = getattr(self.root, "create_array", self.root.create_dataset)
+            has_arrays = hasattr(self.root, "create_array")  # zarr 3
+            create = self.root.create_array if has_arrays else self.root.create_dataset
             array = create(name, shape=self.shape, dtype="f4", chunks=chunks, **self._kwargs)
             array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         self.root[name][self.n_written : self.n_written + len(x)] = x
