@@ -178,7 +178,7 @@ def trvae(
     -------
     Predictions by output: ``"counts"`` and ``"delta"`` of counts, else ``"mean"`` and ``"delta"``.
     """
-    level = _level(train, target, keys)
+    level = target_level(train, target, keys)
     if preset == "paper":
         kappa = median_total(train, keys)
         train, source = (_logged(adata, keys, kappa) for adata in (train, source))
@@ -200,7 +200,6 @@ def latent_shift(
     target: Any,
     keys: Keys,
     seed: int = 0,
-    preset: str = "vae",
     train_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, AnnData]:
     r"""Move the latent codes of an unconditional VAE by the mean shift of the labels, and decode.
@@ -221,8 +220,6 @@ def latent_shift(
         Where the data are.
     seed
         Seed of the VAE.
-    preset
-        Preset of :class:`trvae_sc.TRVAE` without a condition: ``"vae"`` or ``"autoencoder"``.
     train_kwargs
         Arguments of :meth:`trvae_sc.TRVAE.train`.
 
@@ -232,8 +229,8 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs = {"preset": preset, "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
-    level = _level(train, target, keys)
+    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    level = target_level(train, target, keys)
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)
     found = {}
@@ -243,7 +240,7 @@ def latent_shift(
     return found
 
 
-def _level(train: AnnData, target: Any, keys: Keys) -> Any:
+def target_level(train: AnnData, target: Any, keys: Keys) -> Any:
     """Return the target as the training cells have it; methods may get its name."""
     seen = train.obs[keys.condition_key].unique().tolist()
     match = [level for level in seen if str(level) == str(target)]

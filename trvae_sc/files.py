@@ -13,6 +13,12 @@ if TYPE_CHECKING:  # anndata takes a second to import
     from anndata import AnnData
 
 
+def check_suffix(path: Path) -> None:
+    """Raise where a path ends neither in ``.h5ad`` nor in ``.zarr``."""
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+
+
 def read(path: Path, *, backed: bool = False) -> AnnData:
     """Read an h5ad or zarr file; with `backed` its X stays in the file.
 
@@ -25,8 +31,7 @@ def read(path: Path, *, backed: bool = False) -> AnnData:
     """
     if not path.exists():
         raise FileNotFoundError(f"No file {path}.")
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    check_suffix(path)
     import anndata
 
     try:

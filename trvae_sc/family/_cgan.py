@@ -17,9 +17,11 @@ from trvae_sc.family._networks import (
     ExpressionModule,
     Network,
     Player,
+    Sizes,
     Terms,
 )
 from trvae_sc.family._translator import Translator
+from trvae_sc.model import _setup
 
 _CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generated cells are alike
 
@@ -32,23 +34,19 @@ class ConditionalGANModule(ExpressionModule):
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         n_noise: int,
         n_hidden: Sequence[int],
         adversarial: Adversarial,
         penalty_weight: float,
     ) -> None:
-        super().__init__(n_input, n_conditions, n_labels, is_count=is_count, n_pcs=n_pcs)
-        n_context = n_conditions + max(n_labels, 1)
+        super().__init__(sizes)
+        n_context = sizes.n_conditions + max(sizes.n_labels, 1)
         self.n_noise = n_noise
-        self.generator = Network(n_noise + n_context, n_hidden, n_pcs)
+        self.generator = Network(n_noise + n_context, n_hidden, sizes.n_pcs)
         self.critic = Critic(
-            n_pcs, n_context, n_hidden, kind=adversarial, penalty_weight=penalty_weight
+            sizes.n_pcs, n_context, n_hidden, kind=adversarial, penalty_weight=penalty_weight
         )
 
     def players(self) -> list[Player]:
@@ -155,3 +153,24 @@ class ConditionalGAN(Translator):
         context = self.module.one_hot(condition, label).to(self.device)
         generated = self.module.generate(noise.to(self.device), context)
         return (self.module.center + self.module.change_of(generated)).cpu().numpy()
+
+    def _label_codes(self, cells: AnnData) -> torch.Tensor:
+        """Return the label of each cell as a code; 0 where there are no labels.
+
+        Raises
+        ------
+        ValueError
+            A label that training did not see.
+        """
+        key = self.keys.labels_key
+        if key is None:
+            return torch.zeros(cells.n_obs, dtype=torch.long)
+        if key not in cells.obs:
+            raise KeyError(f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}.")
+        unknown = [level for level in _setup.levels(cells.obs[key]) if level not in self.labels]
+        if unknown:
+            raise ValueError(
+                f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
+            )
+        codes = [self.labels.index(label) for label in cells.obs[key]]
+        return torch.as_tensor(codes, dtype=torch.long)

@@ -17,6 +17,7 @@ from trvae_sc.family._networks import (
     Critic,
     Network,
     Player,
+    Sizes,
     Terms,
 )
 
@@ -29,26 +30,22 @@ class CycleGANModule(BetweenModule):
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         n_hidden: Sequence[int],
         cycle_weight: float,
         identity_weight: float,
         adversarial: Adversarial,
         penalty_weight: float,
     ) -> None:
-        super().__init__(n_input, n_conditions, n_labels, is_count=is_count, n_pcs=n_pcs)
+        super().__init__(sizes)
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
         self.generators = nn.ModuleList(
-            Network(n_pcs, n_hidden, n_pcs, start_at_zero=True) for _ in range(2)
+            Network(sizes.n_pcs, n_hidden, sizes.n_pcs, start_at_zero=True) for _ in range(2)
         )
         kinds = {"kind": adversarial, "penalty_weight": penalty_weight}
         self.critics = nn.ModuleList(
-            Critic(n_pcs, max(n_labels, 1), n_hidden, **kinds) for _ in range(2)
+            Critic(sizes.n_pcs, max(sizes.n_labels, 1), n_hidden, **kinds) for _ in range(2)
         )
 
     def players(self) -> list[Player]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from trvae_sc.family._networks import ExpressionModule, Player, Terms
+from trvae_sc.family._networks import ExpressionModule, Player, Sizes, Terms
 
 
 class Gaussian(NamedTuple):
@@ -42,9 +42,7 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
         Number of cells that the prior counts as, from 0; one, or one for each dimension.
     """
     n = len(cells)
-    if n == 0:
-        return prior
-    if np.isinf(strength).all():
+    if n == 0 or np.isinf(strength).all():
         return prior
     mean, spread = cells.mean(0), cells.var(0)
     total = strength + n
@@ -60,12 +58,8 @@ class FlowModule(ExpressionModule):
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         n_hidden: Sequence[int],
         n_transforms: int,
     ) -> None:
@@ -73,13 +67,14 @@ class FlowModule(ExpressionModule):
             import zuko
         except ImportError as error:
             raise ImportError("FlowTransfer needs zuko: pip install 'trvae_sc[flows]'.") from error
-        if n_pcs < 2:
-            raise ValueError(f"{n_pcs} principal components; the flow's layers need two or more.")
-        sizes = (n_input, n_conditions, n_labels)
-        super().__init__(*sizes, is_count=is_count, n_pcs=n_pcs, whiten=True)
+        if sizes.n_pcs < 2:
+            raise ValueError(
+                f"{sizes.n_pcs} principal components; the flow's layers need two or more."
+            )
+        super().__init__(sizes, whiten=True)
         # coupling layers (two passes): as fast backwards as forwards
         self.flow = zuko.flows.NSF(
-            n_pcs, transforms=n_transforms, hidden_features=list(n_hidden), passes=2
+            sizes.n_pcs, transforms=n_transforms, hidden_features=list(n_hidden), passes=2
         )
 
     def players(self) -> list[Player]:

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from trvae_sc.family._between import BetweenTranslator
-from trvae_sc.family._networks import BetweenModule, Network, Player, Terms
+from trvae_sc.family._networks import BetweenModule, Network, Player, Sizes, Terms
 
 
 def coupling(start: Tensor, end: Tensor, label: Tensor) -> Tensor:
@@ -44,18 +44,16 @@ class FlowMatchingModule(BetweenModule):
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         n_hidden: Sequence[int],
         n_steps: int,
     ) -> None:
-        super().__init__(n_input, n_conditions, n_labels, is_count=is_count, n_pcs=n_pcs)
+        super().__init__(sizes)
         self.n_steps = n_steps
-        self.velocity = Network(n_pcs + 1, n_hidden, n_pcs, norm="layer", start_at_zero=True)
+        self.velocity = Network(
+            sizes.n_pcs + 1, n_hidden, sizes.n_pcs, norm="layer", start_at_zero=True
+        )
 
     def players(self) -> list[Player]:
         """Return the velocity."""

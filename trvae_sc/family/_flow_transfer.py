@@ -86,9 +86,8 @@ class FlowTransfer(Translator):
     @torch.no_grad()
     def _codes(self, x: np.ndarray) -> np.ndarray:
         """Return latent codes of values, shape (n_cells, n_pcs)."""
-        parts = [torch.as_tensor(part) for part in np.array_split(x, len(x) // 1024 + 1)]
-        device = self.device
-        found = [self.module.encode(self.module.to_components(p.to(device))) for p in parts]
+        parts = (part.to(self.device) for part in torch.as_tensor(x).split(1024))
+        found = [self.module.encode(self.module.to_components(part)) for part in parts]
         return torch.cat(found).cpu().numpy().astype(np.float64)
 
     def _shifts(self, source: Any, target: Any) -> np.ndarray:
@@ -188,12 +187,8 @@ class FlowTransfer(Translator):
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
-        for name, given, known in (
-            ("prior", prior, ("shift", "source")),
-            ("output", output, ("moved", "sample")),
-        ):
-            if given not in known:
-                raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
+        _check_choice("prior", prior, ("shift", "source"))
+        _check_choice("output", output, ("moved", "sample"))
         if strength is not None and not strength >= 0:
             raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
@@ -251,3 +246,9 @@ class FlowTransfer(Translator):
         start = module.to_components(torch.as_tensor(x, device=device))
         end = module.decode(torch.as_tensor(u, dtype=torch.float32, device=device))
         return module.change_of(end - start).cpu().numpy()
+
+
+def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise where an argument is none of those known."""
+    if given not in known:
+        raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
-from trvae_sc.baselines import Method, beside
+from trvae_sc.baselines import Method, beside, target_level
 from trvae_sc.expression import Keys
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
@@ -61,24 +61,19 @@ def translate(
         No training cell has the target, or source cells are of several conditions.
     """
     starts = source.obs[keys.condition_key].unique().tolist()
-    levels = train.obs[keys.condition_key].unique().tolist()
-    match = [level for level in levels if str(level) == str(target)]
-    if not match:
-        raise ValueError(
-            f"No training cell has target {str(target)!r}; there are {sorted(map(str, levels))}."
-        )
+    level = target_level(train, target, keys)
     if issubclass(model_cls, BetweenTranslator):
         if len(starts) > 1:
             raise ValueError(
                 f"{model_cls.__name__} translates from one condition; source cells have {starts}."
             )
-        model_kwargs = {"source": starts[0], "target": match[0], **model_kwargs}
+        model_kwargs = {"source": starts[0], "target": level, **model_kwargs}
     train = beside(train)
     given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
     model_cls.setup_anndata(train, keys.condition_key, **given)
     model = model_cls(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
-    predicted = model.predict(source, target=match[0])
+    predicted = model.predict(source, target=level)
     history = {name: v[name].astype(float).tolist() for name, v in model.history.items()}
     predicted.uns["trvae_sc"]["history"] = history
     return predicted

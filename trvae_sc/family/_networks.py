@@ -65,6 +65,16 @@ class Network(nn.Sequential):
             nn.init.zeros_(self[-1].bias)
 
 
+class Sizes(NamedTuple):
+    """What a module on expression vectors takes from the data."""
+
+    n_input: int  #: genes
+    n_conditions: int
+    n_labels: int  #: 0 without labels
+    n_pcs: int  #: principal components the networks work on
+    is_count: bool
+
+
 class ExpressionModule(BaseModuleClass):
     r"""What networks on expression vectors need: levels, and the principal components they work on.
 
@@ -73,34 +83,28 @@ class ExpressionModule(BaseModuleClass):
 
     Parameters
     ----------
-    n_input, n_conditions, n_labels
-        Number of genes, conditions and labels (0: none).
-    is_count
-        Whether the data are counts.
-    n_pcs
-        Number of components.
+    sizes
+        What the data ask for.
     whiten
         Divide each component by its own deviation; else all by the root of their mean variance.
     """
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         whiten: bool = False,
     ) -> None:
         super().__init__()
-        self.gene_likelihood = "nb" if is_count else "normal"  # what the checks of values ask for
+        self.gene_likelihood = (
+            "nb" if sizes.is_count else "normal"
+        )  # what the checks of values ask for
         self.whiten = whiten
         self.register_buffer("kappa", torch.ones(()))
-        self.register_buffer("center", torch.zeros(n_input))
-        self.register_buffer("components", torch.zeros(n_input, n_pcs))
-        self.register_buffer("spread", torch.ones(n_pcs))
-        n_cells = torch.zeros(max(n_labels, 1), n_conditions, dtype=torch.long)
+        self.register_buffer("center", torch.zeros(sizes.n_input))
+        self.register_buffer("components", torch.zeros(sizes.n_input, sizes.n_pcs))
+        self.register_buffer("spread", torch.ones(sizes.n_pcs))
+        n_cells = torch.zeros(max(sizes.n_labels, 1), sizes.n_conditions, dtype=torch.long)
         self.register_buffer("n_cells", n_cells)
 
     def set_statistics(self, x: Tensor, condition: Tensor, label: Tensor, *, seed: int) -> None:

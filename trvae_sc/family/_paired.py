@@ -18,6 +18,7 @@ from trvae_sc.family._networks import (
     Critic,
     Network,
     Player,
+    Sizes,
     Terms,
 )
 from trvae_sc.model._setup import listing
@@ -33,22 +34,18 @@ class PairedModule(BetweenModule):
 
     def __init__(
         self,
-        n_input: int,
-        n_conditions: int,
-        n_labels: int,
+        sizes: Sizes,
         *,
-        is_count: bool,
-        n_pcs: int,
         n_hidden: Sequence[int],
         l1_weight: float,
         adversarial: Adversarial,
         penalty_weight: float,
     ) -> None:
-        super().__init__(n_input, n_conditions, n_labels, is_count=is_count, n_pcs=n_pcs)
+        super().__init__(sizes)
         self.l1_weight = l1_weight
-        self.generator = Network(n_pcs, n_hidden, n_pcs, start_at_zero=True)
+        self.generator = Network(sizes.n_pcs, n_hidden, sizes.n_pcs, start_at_zero=True)
         self.critic = Critic(
-            n_pcs, n_pcs, n_hidden, kind=adversarial, penalty_weight=penalty_weight
+            sizes.n_pcs, sizes.n_pcs, n_hidden, kind=adversarial, penalty_weight=penalty_weight
         )
 
     def players(self) -> list[Player]:

@@ -13,20 +13,20 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.baselines import as_prediction
-from trvae_sc.expression import Keys, dense, log_values, median_total
-from trvae_sc.family._networks import ExpressionModule
+from trvae_sc.expression import dense, log_values, median_total
+from trvae_sc.family._networks import ExpressionModule, Sizes
+from trvae_sc.family._registration import TranslatorRegistration
 from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
-from trvae_sc.model import ConditionsMixin, RegistrationMixin, SavingMixin, _io, _setup
-from trvae_sc.model._fields import fields
+from trvae_sc.model import ConditionsMixin, SavingMixin, _io, _setup
 from trvae_sc.model._inference import NOT_TRAINED
 from trvae_sc.model._predict import source_rows
 from trvae_sc.model._record import combination_notes, combination_table
 from trvae_sc.module import CONDITION_KEY
-from trvae_sc.training import DataManager, TrainRunner, default_seed
+from trvae_sc.training import TrainRunner, default_seed
 from trvae_sc.training._data import Batches
 
 
-class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
+class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
     """A model that is trained on, and predicts, whole expression vectors.
 
     Counts enter as log(1 + kappa share) with kappa the median total of the training cells, other
@@ -63,94 +63,21 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
             f"seed: {self.seed_}"
         )
 
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        condition_key: str,
-        *,
-        labels_key: str | None = None,
-        layer: str | None = None,
-        total_counts_key: str | None = None,
-        is_count: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        """Register the columns and values of an AnnData that the model uses.
-
-        Parameters
-        ----------
-        adata
-            Cells x genes.
-        condition_key
-            Column of ``adata.obs`` with the condition of each cell.
-        labels_key
-            Column with the label (cell type) of each cell.
-        layer
-            Layer with the values; ``adata.X`` if None.
-        total_counts_key
-            Column with each cell's total over all its genes; their sum in `adata` if None.
-        is_count
-            Whether the values are raw counts.
-        **kwargs
-            Passed to scvi-tools' registration (``source_registry``).
-
-        Raises
-        ------
-        TypeError, KeyError, ValueError
-            As :meth:`trvae_sc.TRVAE.setup_anndata`, before anything is written.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        cls._register_fields(adata, setup_method_args, **kwargs)
-
-    @classmethod
-    def _register_fields(
-        cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any
-    ) -> None:
-        """Check the columns and register them."""
-        given = setup_method_args["setup_args"]
-        condition_key = given["condition_key"]
-        if not isinstance(condition_key, str):
-            raise TypeError(
-                f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
-                "into one, or use TRVAE."
-            )
-        used = ("labels_key", "layer", "total_counts_key")
-        keys: dict[str, Any] = {name: given[name] for name in used}
-        unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
-        keys |= dict.fromkeys(unused)
-        if kwargs.get("source_registry") is None:
-            _setup.check_columns(adata, condition_key, **keys)
-        else:
-            _setup.check_other(adata, {"condition_key": condition_key, **keys})
-        manager = DataManager(
-            fields=fields(condition_key, **keys), setup_method_args=setup_method_args
-        )
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
-
-    @property
-    def keys(self) -> Keys:
-        """Where the data are."""
-        given = self.registry_["setup_args"]
-        return Keys(**{name: given[name] for name in Keys._fields if name in given})
-
-    def _sizes(self) -> dict[str, Any]:
-        """Return the module's arguments that follow from the registered data."""
-        return {
-            "n_input": self.summary_stats.n_vars,
-            "n_conditions": len(self.conditions),
-            "n_labels": len(self.labels),
-            "is_count": self.keys.is_count,
-        }
-
     def _build(self, module_cls: type[ExpressionModule], *, n_pcs: int, **arguments: Any) -> None:
         """Make the module with the model's own seed, with as many components as there can be."""
         n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
         if n_pcs < 1:
             raise ValueError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
+        sizes = Sizes(
+            self.summary_stats.n_vars,
+            len(self.conditions),
+            len(self.labels),
+            n_pcs,
+            self.keys.is_count,
+        )
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
-            self.module = module_cls(**self._sizes(), n_pcs=n_pcs, **arguments)
+            self.module = module_cls(sizes, **arguments)
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -315,24 +242,3 @@ class Translator(ConditionsMixin, SavingMixin, RegistrationMixin):
             "notes": np.array(notes, dtype=object),
         }
         return result
-
-    def _label_codes(self, cells: AnnData) -> torch.Tensor:
-        """Return the label of each cell as a code; 0 where there are no labels.
-
-        Raises
-        ------
-        ValueError
-            A label that training did not see.
-        """
-        key = self.keys.labels_key
-        if key is None:
-            return torch.zeros(cells.n_obs, dtype=torch.long)
-        if key not in cells.obs:
-            raise KeyError(f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}.")
-        unknown = [level for level in _setup.levels(cells.obs[key]) if level not in self.labels]
-        if unknown:
-            raise ValueError(
-                f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
-            )
-        codes = [self.labels.index(label) for label in cells.obs[key]]
-        return torch.as_tensor(codes, dtype=torch.long)

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.files import read, write_atomically
+from trvae_sc.files import check_suffix, read, write_atomically
 from trvae_sc.model._calibration import Calibration, decoded_batches
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import latent_shifts, predicted_values, scaled
@@ -162,8 +162,7 @@ def check_out(out: str | Path, *, overwrite: bool) -> None:
     FileExistsError
         Something is there.
     """
-    if Path(out).suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{out} is neither .h5ad nor .zarr.")
+    check_suffix(Path(out))
     if Path(out).exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Pass overwrite=True to replace it.")
 

@@ -212,9 +212,8 @@ class DataLoader(torch.utils.data.DataLoader):
         """Yield minibatches from windows of the file."""
         others = [key for key in self.dataset.keys_and_dtypes if key != REGISTRY_KEYS.X_KEY]
         dtype = self.dataset.keys_and_dtypes[REGISTRY_KEYS.X_KEY]
-        torch.empty(
-            (), dtype=torch.int64
-        ).random_()  # torch's loader draws a seed: what follows agrees
+        # torch's loader draws a seed: what is drawn after it agrees
+        torch.empty((), dtype=torch.int64).random_()
 
         def read(batches: list[np.ndarray]) -> Any:
             return self.file[np.concatenate(batches)]

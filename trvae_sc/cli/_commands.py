@@ -1,18 +1,17 @@
-"""Command line: parse, read, call one public function, write."""
+"""The subcommands: check, read, call one public function, write."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.files import beside, move_files, read, write_atomically, write_text
+from trvae_sc.files import beside, check_suffix, move_files, read, write_atomically, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -21,207 +20,6 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
     from trvae_sc.model import TRVAE
 
 _SETUP = "trvae_sc.json"
-_BAD_INPUT = (
-    ValueError,
-    KeyError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    args = _parser().parse_args(argv, argparse.Namespace(stdout=sys.stdout))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("lightning", "scvi", "matplotlib", "fontTools"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # progress bars: stdout is for results
-            args.run(args)
-        return 0
-    except _BAD_INPUT as error:
-        _complain(error.args[0] if isinstance(error, KeyError) else error)
-        return 2
-    except (OSError, RuntimeError, FloatingPointError) as error:
-        _complain(error)
-        return 1
-    except KeyboardInterrupt as stop:
-        _complain(str(stop) or "interrupted")
-        return 130
-
-
-def _complain(message: Any) -> None:
-    """Print what went wrong, in one line."""
-    print("trvae-sc:", " ".join(str(message).split()), file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trvae-sc",
-        description="Predict single cells under conditions they were not measured in.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
-        add(commands)
-    return parser
-
-
-def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser(
-        "demo", help="simulate, train, predict a hidden combination, score it"
-    )
-    parser.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder (demo)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
-    parser.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
-    parser.set_defaults(run=_demo)
-
-
-def _add_train(commands: Any) -> None:
-    parser = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
-    _add_data(parser)
-    parser.add_argument(
-        "--holdout",
-        action="append",
-        default=[],
-        metavar="LABEL:TARGET",
-        help="combination to hide from training; may be repeated",
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--preset", default="default")
-    parser.add_argument(
-        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
-    )
-    parser.add_argument("--max-epochs", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--early-stopping", action="store_true")
-    parser.add_argument("--balance-conditions", action="store_true")
-    parser.add_argument(
-        "--memory-budget", type=float, metavar="GB", help="for the values (half of what is free)"
-    )
-    parser.add_argument("--checkpoint-dir", type=Path, help="resume from here after a kill")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--force", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=_train)
-
-
-def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser("predict", help="predict cells under another condition")
-    parser.add_argument("model", type=Path, help="folder that train wrote")
-    parser.add_argument("file", type=Path, help="h5ad or zarr file with the cells to start from")
-    parser.add_argument("--target", required=True, help="condition to predict")
-    parser.add_argument("--source", help="condition to start from (all others)")
-    parser.add_argument("--labels", nargs="+", help="labels to predict (all)")
-    parser.add_argument(
-        "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
-    )
-    parser.add_argument("--n-samples", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_predict)
-
-
-def _add_select(commands: Any) -> None:
-    parser = commands.add_parser(
-        "select",
-        help="predict labels under a condition they lack with what predicts the others best",
-    )
-    _add_data(parser)
-    parser.add_argument("--target", required=True, help="condition to predict")
-    parser.add_argument("--source", help="condition to start from; needed with three or more")
-    parser.add_argument(
-        "--labels", nargs="+", help="labels to predict (those without target cells)"
-    )
-    parser.add_argument("--methods", nargs="+", default=["mean_shift", "context_shift", "trvae"])
-    parser.add_argument("--metric", default="effect_r2", help="score to choose by (effect_r2)")
-    parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
-    parser.add_argument("--min-cells", type=int, default=30, help="cells each of them needs (30)")
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
-    parser.add_argument(
-        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
-    )
-    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
-    parser.add_argument(
-        "--folder", type=Path, help="folder for the results; goes on if there are some"
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_select)
-
-
-def _add_benchmark(commands: Any) -> None:
-    parser = commands.add_parser(
-        "benchmark", help="hide combinations, predict them with every method, score them"
-    )
-    _add_data(parser)
-    parser.add_argument(
-        "--holdouts",
-        nargs="+",
-        metavar="LABEL:TARGET",
-        help="all that have enough cells by default",
-    )
-    parser.add_argument("--source", help="condition to start from; needed with three or more")
-    parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
-    parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
-    parser.add_argument(
-        "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
-    parser.add_argument(
-        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
-    )
-    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
-    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
-    parser.add_argument(
-        "--list", action="store_true", help="print the hold-outs as JSON and run nothing"
-    )
-    parser.add_argument(
-        "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
-    )
-    parser.add_argument("--backend", choices=["local", "ray"], default="local")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for the results; goes on if there are some",
-    )
-    parser.set_defaults(run=_benchmark)
-
-
-def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write results of a benchmark as one HTML page")
-    parser.add_argument("results", type=Path, help="folder that benchmark wrote")
-    parser.add_argument(
-        "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
-    )
-    parser.add_argument("--method", help="model to judge (trvae)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_report)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a file holds what."""
-    parser.add_argument("file", type=Path, help="h5ad or zarr file")
-    parser.add_argument("--condition-key", required=True, help="column of obs with the condition")
-    parser.add_argument("--labels-key", help="column of obs with the label (cell type)")
-    parser.add_argument("--layer", help="layer with the values (X)")
-    parser.add_argument("--batch-key", help="column of obs with the batch")
-    parser.add_argument(
-        "--total-counts-key", help="column of obs with totals over all genes (sums)"
-    )
-    parser.add_argument(
-        "--gene-likelihood", choices=["nb", "zinb", "poisson", "normal"], help="nb by default"
-    )
 
 
 def _quiet() -> None:
@@ -282,7 +80,8 @@ def _write(adata: AnnData, path: Path) -> None:
 # -- subcommands --------------------------------------------------------------------------------------
 
 
-def _demo(args: argparse.Namespace) -> None:
+def demo(args: argparse.Namespace) -> None:
+    """Simulate, train, predict a hidden combination and score it."""
     _check_output(args.out, force=args.force, is_folder=True)
     from trvae_sc import demo
 
@@ -295,7 +94,8 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"\nWrote predicted.h5ad, effect.png and report.html to {args.out}/", file=args.stdout)
 
 
-def _train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> None:
+    """Train a model on a file and save it."""
     _check_output(args.out, force=args.force, is_folder=True)
     if args.n_top_genes < 0:
         raise ValueError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
@@ -378,7 +178,8 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     )
 
 
-def _predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> None:
+    """Predict cells of a file and write them."""
     _check_prediction_file(args)
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
@@ -413,8 +214,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _check_prediction_file(args: argparse.Namespace) -> None:
     """Raise if a prediction could not be written."""
-    if args.out.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{args.out} is neither .h5ad nor .zarr.")
+    check_suffix(args.out)
     _check_output(args.out, force=args.force, is_folder=args.out.suffix == ".zarr")
 
 
@@ -460,7 +260,8 @@ def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
     return _keys(args, is_count=args.gene_likelihood != "normal")
 
 
-def _select(args: argparse.Namespace) -> None:
+def select(args: argparse.Namespace) -> None:
+    """Choose a method, predict with it and write the cells."""
     _check_prediction_file(args)
     if args.folder is not None:
         _check_output(args.folder, force=True, is_folder=True)
@@ -492,7 +293,8 @@ def _select(args: argparse.Namespace) -> None:
     _write_prediction(predicted, args, **record)
 
 
-def _benchmark(args: argparse.Namespace) -> None:
+def benchmark(args: argparse.Namespace) -> None:
+    """Score methods on held-out combinations and write the results."""
     _check_output(args.out, force=True, is_folder=True)
     adata = read(args.file)
     from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts
@@ -527,7 +329,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     print(results.wide().round(3).to_string(), file=args.stdout)
 
 
-def _report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> None:
+    """Write results as an HTML page."""
     _check_output(args.out, force=args.force, is_folder=False)
     from trvae_sc.evaluation import Results
     from trvae_sc.report import report, verdicts, write_report

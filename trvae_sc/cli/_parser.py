@@ -1,0 +1,175 @@
+"""Options of the subcommands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trvae_sc.cli import _commands
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; the function of a subcommand is its ``run``."""
+    parser = argparse.ArgumentParser(
+        prog="trvae-sc",
+        description="Predict single cells under conditions they were not measured in.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo", help="simulate, train, predict a hidden combination, score it"
+    )
+    parser.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder (demo)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
+    parser.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
+    parser.set_defaults(run=_commands.demo)
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
+    _add_data(parser)
+    parser.add_argument(
+        "--holdout",
+        action="append",
+        default=[],
+        metavar="LABEL:TARGET",
+        help="combination to hide from training; may be repeated",
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    parser.add_argument("--max-epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--early-stopping", action="store_true")
+    parser.add_argument("--balance-conditions", action="store_true")
+    parser.add_argument(
+        "--memory-budget", type=float, metavar="GB", help="for the values (half of what is free)"
+    )
+    parser.add_argument("--checkpoint-dir", type=Path, help="resume from here after a kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--force", action="store_true", help="replace a model that is there")
+    parser.set_defaults(run=_commands.train)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="predict cells under another condition")
+    parser.add_argument("model", type=Path, help="folder that train wrote")
+    parser.add_argument("file", type=Path, help="h5ad or zarr file with the cells to start from")
+    parser.add_argument("--target", required=True, help="condition to predict")
+    parser.add_argument("--source", help="condition to start from (all others)")
+    parser.add_argument("--labels", nargs="+", help="labels to predict (all)")
+    parser.add_argument(
+        "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
+    )
+    parser.add_argument("--n-samples", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_commands.predict)
+
+
+def _add_select(commands: Any) -> None:
+    parser = commands.add_parser(
+        "select",
+        help="predict labels under a condition they lack with what predicts the others best",
+    )
+    _add_data(parser)
+    parser.add_argument("--target", required=True, help="condition to predict")
+    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument(
+        "--labels", nargs="+", help="labels to predict (those without target cells)"
+    )
+    parser.add_argument("--methods", nargs="+", default=["mean_shift", "context_shift", "trvae"])
+    parser.add_argument("--metric", default="effect_r2", help="score to choose by (effect_r2)")
+    parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
+    parser.add_argument("--min-cells", type=int, default=30, help="cells each of them needs (30)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the results; goes on if there are some"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_commands.select)
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = commands.add_parser(
+        "benchmark", help="hide combinations, predict them with every method, score them"
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--holdouts",
+        nargs="+",
+        metavar="LABEL:TARGET",
+        help="all that have enough cells by default",
+    )
+    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
+    parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
+    parser.add_argument(
+        "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
+    parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
+    parser.add_argument(
+        "--list", action="store_true", help="print the hold-outs as JSON and run nothing"
+    )
+    parser.add_argument(
+        "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
+    )
+    parser.add_argument("--backend", choices=["local", "ray"], default="local")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the results; goes on if there are some",
+    )
+    parser.set_defaults(run=_commands.benchmark)
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write results of a benchmark as one HTML page")
+    parser.add_argument("results", type=Path, help="folder that benchmark wrote")
+    parser.add_argument(
+        "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
+    )
+    parser.add_argument("--method", help="model to judge (trvae)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=_commands.report)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a file holds what."""
+    parser.add_argument("file", type=Path, help="h5ad or zarr file")
+    parser.add_argument("--condition-key", required=True, help="column of obs with the condition")
+    parser.add_argument("--labels-key", help="column of obs with the label (cell type)")
+    parser.add_argument("--layer", help="layer with the values (X)")
+    parser.add_argument("--batch-key", help="column of obs with the batch")
+    parser.add_argument(
+        "--total-counts-key", help="column of obs with totals over all genes (sums)"
+    )
+    parser.add_argument(
+        "--gene-likelihood", choices=["nb", "zinb", "poisson", "normal"], help="nb by default"
+    )
