@@ -1,6 +1,7 @@
 """Held-out combinations: what a method would have scored on cells it never saw."""
 
 from trvae_sc.evaluation._benchmark import benchmark
+from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import (
     N_TOP,
@@ -14,13 +15,10 @@ from trvae_sc.evaluation._scores import (
 from trvae_sc.evaluation._select import select
 from trvae_sc.evaluation._tasks import (
     TOTAL_COLUMN,
-    Holdout,
     Task,
     check_counts,
     check_leaks,
-    holdouts,
     looks_like_counts,
-    parse_holdouts,
     prepare_task,
     training_data,
     variable_genes,

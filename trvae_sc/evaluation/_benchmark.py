@@ -22,9 +22,10 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._results import CEILING, FORMAT, Results, Store, fit_name
 from trvae_sc.evaluation._scores import N_TOP, ceiling, export_cells, gene_table, score
-from trvae_sc.evaluation._tasks import Holdout, Task, check_counts, check_leaks, prepare_task
+from trvae_sc.evaluation._tasks import Task, check_counts, check_leaks, prepare_task
 from trvae_sc.expression import Keys, values
 
 Method = Any  # see trvae_sc.baselines

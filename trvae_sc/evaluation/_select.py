@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.evaluation._benchmark import Method, benchmark, predictions, resolve, takes_seed
+from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._results import SIMPLICITY, Best, Results
-from trvae_sc.evaluation._tasks import Holdout, check_counts, training_data
+from trvae_sc.evaluation._tasks import check_counts, training_data
 from trvae_sc.expression import Keys
 from trvae_sc.metrics import METRICS
 
