@@ -136,7 +136,10 @@ def test_delta_adds_the_change_and_mean_returns_the_level(trained):
     expected = np.log1p(np.expm1(mean.X.astype(float)).mean(0))
     assert mean.var["predicted_mean"].to_numpy() == pytest.approx(expected, abs=1e-4)
     observed = np.log1p(kappa * shares.mean(0))
-    assert delta.var["source_mean"].to_numpy() == pytest.approx(observed, abs=1e-4)
+    for result in (delta, mean, model.predict(**kwargs)):
+        assert result.var["source_mean"].to_numpy() == pytest.approx(observed, abs=1e-4)
+        predicted = result.var["predicted_mean"].to_numpy()
+        assert predicted == pytest.approx(mean.var["predicted_mean"].to_numpy(), abs=1e-5)
     change = (delta.X - np.log1p(kappa * shares)).mean(0)
     assert np.corrcoef(change, delta.var["predicted_change"])[0, 1] > 0.99
 

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     observed: np.ndarray  #: values, (n_cells, n_genes)
     total: np.ndarray | None  #: total counts, (n_cells, 1)
-    source: np.ndarray  #: expected shares (values) under the cell's own condition
+    source: np.ndarray | None  #: expected shares (values) under the cell's own condition
     target: np.ndarray  #: the same under the target
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
     gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
@@ -50,8 +50,9 @@ def decoded_batches(
     shifts: torch.Tensor | None = None,
     draws: Draws | None = None,
     batch_size: int | None = None,
+    decode_source: bool = True,
 ) -> Iterator[Batch]:
-    """Yield rows of a registered AnnData, decoded under source and target.
+    """Yield rows of a registered AnnData, decoded under source (unless told not to) and target.
 
     z is the posterior mean, or drawn with `draws`. For the target it is moved by the row of `shifts`
     (:func:`trvae_sc.model._decode.latent_shifts`) of the cell's condition, if any are given.
@@ -68,7 +69,7 @@ def decoded_batches(
         yield Batch(
             observed=tensors[REGISTRY_KEYS.X_KEY].numpy(),
             total=None if total is None else total.cpu().numpy(),
-            source=module.expected(tensors, z).cpu().numpy(),
+            source=module.expected(tensors, z).cpu().numpy() if decode_source else None,
             target=module.expected(tensors, moved, target).cpu().numpy(),
             latent=qz.loc.cpu().numpy(),
         )
@@ -152,6 +153,11 @@ class Calibration:
             expected - means[0] if model.module.n_labels else None,
         )
 
+    @property
+    def keeps_level(self) -> bool:
+        """Whether the mean of a group's corrected source is that observed, by construction."""
+        return bool(self.corrections) and self.model.module.is_count
+
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch with corrected source and target; `positions` are its rows' places.
 
@@ -164,8 +170,10 @@ class Calibration:
         by_target = np.stack([c.target for c in chosen]).astype(np.float32)[codes]
         if not self.model.module.is_count:
             return batch._replace(target=batch.target + by_target)
-        source = batch.source * np.stack([c.source for c in chosen]).astype(np.float32)[codes]
         target = batch.target * by_target
+        if batch.source is None:
+            return batch._replace(target=target)
+        source = batch.source * np.stack([c.source for c in chosen]).astype(np.float32)[codes]
         if not gain:
             return batch._replace(source=source, target=target)
         mean = None

@@ -158,5 +158,8 @@ def shared_gain(change: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
     """
     if mean is None:
         return np.maximum(change, 0.0)
-    shared = _OWN_GAIN * change + (1 - _OWN_GAIN) * mean
-    return np.where(mean > 0, np.maximum(shared, 0.0), 0.0).astype(change.dtype)
+    shared = _OWN_GAIN * change
+    shared += (1 - _OWN_GAIN) * mean
+    np.maximum(shared, 0.0, out=shared)
+    shared *= mean > 0
+    return shared

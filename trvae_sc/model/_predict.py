@@ -93,6 +93,7 @@ class _Prediction:
         """Yield predicted values, batch by batch."""
         draws = Draws(self.seed)
         features = self.model._condition_features(self.target)
+        observed = self.calibration.keeps_level
         for _ in range(self.n_samples):
             done = 0
             for raw in decoded_batches(
@@ -103,12 +104,14 @@ class _Prediction:
                 shifts=self.shifts,
                 draws=draws if self.n_samples > 1 else None,
                 batch_size=batch_size,
+                decode_source=not (observed and self.output == "mean"),
             ):
                 at = slice(done, done + len(raw.observed))
                 batch = self.calibration(raw, at, gain=self.output == "counts")
                 done += len(raw.observed)
                 self.latent.append(batch.latent)
-                self.sums[0] += batch.source.sum(0, dtype=np.float64)
+                source = batch.observed / batch.total if observed else batch.source
+                self.sums[0] += source.sum(0, dtype=np.float64)
                 self.sums[1] += batch.target.sum(0, dtype=np.float64)
                 yield predicted_values(self.model, batch, features, self.output, draws)
 

@@ -48,31 +48,25 @@ class TermsMixin(nn.Module):
         label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
         target, known = self._draw_targets(label, source)
         context = generative_outputs["context"]._replace(condition=self.condition_design[target])
-        out = self.output(self.hidden_layers(z, context)[1]).float()
+        hidden = self.hidden_layers(z, context)[1]
         group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
         first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
         first = first.scatter(0, group, torch.arange(len(group), device=group.device))
-        mean = self._group_means(out, group, n_cells)
+        mean = self._mean_profiles(hidden, group, n_cells)
         truth = self.profiles[label[first], target[first]]
         error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
         weight = n_cells * known[first]  # groups without cells weigh nothing
         return (error * weight).sum() / len(z)
 
-    def _group_means(self, out: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
-        """Return what :meth:`decode` would make of its output layer, averaged; (n_groups, n_genes)."""
+    def _mean_profiles(self, hidden: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
+        """Return what :meth:`decode` makes of hidden layers, averaged; (n_groups, n_genes)."""
         if self.is_count:
-            values = functional.softmax(out, dim=-1)
-        else:
-            values = functional.relu(out) if self.relu_output else out
-        size = n_cells.clamp_min(1)[:, None]
-        if len(size) <= _FEW_GROUPS:  # a small matrix product is faster than adding rows
-            member = functional.one_hot(group, len(size)).T / size
-            with torch.autocast(values.device.type, enabled=False):
-                mean = member @ values
-        else:
-            sums = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values)
-            mean = sums / size
-        return mean[:, :-1] if self.has_total else mean
+            shares = functional.softmax(self.output(hidden).float(), dim=-1)
+            mean = _group_means(shares, group, n_cells)
+            return mean[:, :-1] if self.has_total else mean
+        if self.relu_output:
+            return _group_means(functional.relu(self.output(hidden)).float(), group, n_cells)
+        return self.output(_group_means(hidden.float(), group, n_cells)).float()  # linear
 
     def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
@@ -81,6 +75,17 @@ class TermsMixin(nn.Module):
         score = score.scatter(1, source[:, None], 0.0)
         best, target = score.max(1)
         return target, best > 0
+
+
+def _group_means(values: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
+    """Return the mean of the rows of each group, shape (n_groups, n_columns)."""
+    size = n_cells.clamp_min(1)[:, None]
+    if len(size) > _FEW_GROUPS:
+        sums = values.new_zeros(len(size), values.shape[1]).index_add(0, group, values)
+        return sums / size
+    member = functional.one_hot(group, len(size)).T / size
+    with torch.autocast(values.device.type, enabled=False):
+        return member @ values
 
 
 def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
