@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from trvae_sc import baselines, datasets
-from trvae_sc.evaluation import Holdout, Keys, Results, benchmark
+from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
@@ -67,6 +67,27 @@ def test_benchmark_equals_python(run, file, adata):
     assert row["mean"] == pytest.approx(values.mean(), abs=1e-9)
     assert row["sd_tasks"] == pytest.approx(values.std(), abs=1e-9)
     assert (row["rank"], row["sd_seeds"]) == (1 if values.mean() > 0 else 2, None)  # 0: no change
+
+
+def test_fewer_cells_are_drawn_from_every_group_in_order(run, file, adata):
+    few = subsample(adata, KEYS, 20)
+    sizes = few.obs.groupby(["cell_type", "condition"], observed=True).size()
+    all_sizes = adata.obs.groupby(["cell_type", "condition"], observed=True).size()
+    assert (sizes == np.minimum(all_sizes, 20)).all()
+    assert sizes.max() == 20 < all_sizes.max()
+    places = adata.obs_names.get_indexer(few.obs_names)
+    assert (np.diff(places) > 0).all()
+    assert not few.is_view
+    again, other = subsample(adata, KEYS, 20), subsample(adata, KEYS, 20, seed=1)
+    assert again.obs_names.equals(few.obs_names)
+    assert not other.obs_names.equals(few.obs_names)
+    assert subsample(adata, KEYS, 10_000).obs_names.equals(adata.obs_names)
+    small = ["--max-cells", "20", "--n-top-genes", "50", "--min-cells", "20"]
+    code, _, _ = run("benchmark", file, *SETUP, *TOTALS, *SIMPLE, *small, "-o", "few")
+    assert code == 0
+    assert json.loads(Path("few/run.json").read_text())["n_obs"] == few.n_obs
+    code, _, err = run("benchmark", file, *SETUP, *SIMPLE, "--max-cells", "0", "-o", "none")
+    assert (code, err) == (2, "trvae-sc: max_cells is 0; at least 1 is needed.\n")
 
 
 def test_a_second_call_goes_on(run, file):

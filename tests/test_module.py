@@ -152,8 +152,12 @@ def with_profiles(made, tensors, hidden=()):
     return sums / n.view(-1, 1)
 
 
-def test_transfer_loss_equals_the_formula_for_two_conditions():
-    made, tensors = module(), minibatch()
+@pytest.mark.parametrize("n_cells", [30, 28, 6])  # 5 cells a group; 4 or 5; one
+@pytest.mark.parametrize("likelihood", ["nb", "normal", "mse"])
+def test_transfer_loss_equals_the_formula_for_two_conditions(likelihood, n_cells):
+    """Halves of a group: every other of its cells."""
+    made, tensors = module(gene_likelihood=likelihood), minibatch(n_cells)
+    scale = made.transfer_scale
     profiles = with_profiles(made, tensors, hidden={(0, 1)})
     inferred, generated, loss = run(made, tensors)
     expected = 0.0
@@ -168,11 +172,17 @@ def test_transfer_loss_equals_the_formula_for_two_conditions():
                 categories=[codes[rows] for codes in context.categories],
                 continuous=None if context.continuous is None else context.continuous[rows],
             )
-            mean = made.decode(inferred["z"][rows], context)[2].exp().mean(0).detach().numpy()
-            truth = profiles[label * 2 + t].numpy()
-            error = 0.5 * ((np.log1p(20 * mean) - np.log1p(20 * truth)) ** 2).sum()
-            expected += int(rows.sum()) * error
-    assert loss.extra_metrics["transfer"].item() == pytest.approx(expected / 30, rel=1e-4)
+            decoded = made.decode(inferred["z"][rows], context)[2].detach()
+            decoded = decoded.exp() if made.is_count else decoded
+            truth = made.profiles[label, t]
+            if made.is_count:
+                assert truth.numpy() == pytest.approx(
+                    np.log1p(20 * profiles[label * 2 + t].numpy()), rel=1e-5
+                )
+            halves = decoded[::2], decoded[1::2] if len(decoded) > 1 else decoded
+            errors = [scale(half.mean(0)) - truth for half in halves]
+            expected += len(decoded) * 0.5 * float((errors[0] * errors[1]).sum())
+    assert loss.extra_metrics["transfer"].item() == pytest.approx(expected / n_cells, rel=1e-4)
 
 
 def test_transfer_loss_does_not_see_a_combination_without_profile():

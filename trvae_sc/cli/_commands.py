@@ -297,11 +297,13 @@ def benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
     _check_output(args.out, force=True, is_folder=True)
     adata = read(args.file)
-    from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts
+    from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts, subsample
 
     keys = _keys_to_compare(args, "benchmark")
     _quiet()
     _check_data(adata, args, keys)
+    if args.max_cells is not None:
+        adata = subsample(adata, keys, args.max_cells)
     if args.holdouts:
         chosen = parse_holdouts(args.holdouts, adata, keys, source=args.source)
     else:

@@ -123,6 +123,9 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
     parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
     parser.add_argument(
+        "--max-cells", type=int, help="of each label and condition, for a quicker look (all)"
+    )
+    parser.add_argument(
         "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")

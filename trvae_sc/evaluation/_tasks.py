@@ -19,6 +19,7 @@ from trvae_sc.expression import (
     Keys,
     dense,
     gene_means,
+    groups,
     log_values,
     median_total,
     profiles,
@@ -30,6 +31,32 @@ logger = logging.getLogger(__name__)
 
 #: Column that :func:`training_data` writes the totals over all genes to.
 TOTAL_COLUMN = "total_counts"
+
+
+def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> AnnData:
+    """Return at most so many cells of each label and condition, in their order, for a quick look.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    keys
+        Where the data are.
+    max_cells
+        Cells of each label and condition to keep; all where there are no more.
+    seed
+        Seed of the draw.
+
+    Raises
+    ------
+    ValueError
+        `max_cells` is less than 1.
+    """
+    if max_cells < 1:
+        raise ValueError(f"max_cells is {max_cells}; at least 1 is needed.")
+    rng = np.random.default_rng(seed)
+    kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
+    return adata[np.sort(np.concatenate(kept))].copy()
 
 
 def check_leaks(adata: AnnData, keys: Keys) -> None:

@@ -47,12 +47,13 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
     between conditions. T is the transfer loss: for every label seen in two conditions s and t, the
-    cells of (label, s) are decoded under t, and the mean m of their predicted profiles is compared
-    with the training profile p of (label, t),
-    :math:`\frac12 \sum_g (f(m_g) - f(p_g))^2`, with :math:`f(r) = \log(1 + \kappa r)` for
-    proportions (kappa: median total of the training cells) and f the identity for values in units
-    of their standard deviation. A combination held out of training has no profile, so nothing
-    about it enters.
+    cells of (label, s) are decoded under t, and the means m, m' of the predicted profiles of the one
+    and the other half of them are compared with the training profile p of (label, t),
+    :math:`\frac12 \sum_g (f(m_g) - f(p_g)) (f(m'_g) - f(p_g))`, with
+    :math:`f(r) = \log(1 + \kappa r)` for proportions (kappa: median total of the training cells) and
+    f the identity for values in units of their standard deviation. (The square of the mean of all
+    would also punish differences between cells; the product of two halves does not, and may be
+    negative.) A combination held out of training has no profile, so nothing about it enters.
 
     Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
     median bandwidths, the count likelihoods and T are ours.

@@ -52,11 +52,14 @@ class TermsMixin(nn.Module):
         group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
         first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
         first = first.scatter(0, group, torch.arange(len(group), device=group.device))
-        mean = self._mean_profiles(hidden, group, n_cells)
+        half, n_half = _halves(group, len(n_cells))
+        mean = self._mean_profiles(hidden, half, n_half)
         truth = self.profiles[label[first], target[first]]
-        error = 0.5 * (self.transfer_scale(mean) - truth).square().sum(1)
+        error = self.transfer_scale(mean).unflatten(0, (-1, 2)) - truth[:, None]
+        error = torch.where(n_half.view(-1, 2, 1) > 0, error, error.flip(1))  # of a single cell
         weight = n_cells * known[first]  # groups without cells weigh nothing
-        return (error * weight).sum() / len(z)
+        product = 0.5 * (error[:, 0] * error[:, 1]).sum(1)
+        return (product * weight).sum() / len(z)
 
     def _mean_profiles(self, hidden: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
         """Return what :meth:`decode` makes of hidden layers, averaged; (n_groups, n_genes)."""
@@ -100,3 +103,14 @@ def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
         group = (codes[:, None] == codes[None, :]).to(torch.uint8).argmax(1)
     size = torch.zeros(n_codes, device=codes.device)
     return group, size.index_add(0, group, torch.ones(len(codes), device=codes.device))
+
+
+def _halves(group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the half, 2 g or 2 g + 1, of each row of group g, and the size of each half.
+
+    Halves of a group differ in size by one row at most.
+    """
+    alternating = torch.arange(len(group), device=group.device) % 2
+    half = 2 * group + torch.empty_like(group).scatter(0, group.argsort(stable=True), alternating)
+    size = torch.zeros(2 * n_groups, device=group.device)
+    return half, size.index_add(0, half, torch.ones(len(half), device=group.device))
