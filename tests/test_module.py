@@ -9,6 +9,8 @@ from scvi import REGISTRY_KEYS as KEYS
 from trvae_sc.mmd import PAPER_BANDWIDTHS
 from trvae_sc.model import PRESETS
 from trvae_sc.module import TRVAEModule, gaussian_kl, negative_binomial_nll
+from trvae_sc.module._layers import Context
+from trvae_sc.module._terms import _halves
 
 torch.set_num_threads(1)
 
@@ -152,37 +154,85 @@ def with_profiles(made, tensors, hidden=()):
     return sums / n.view(-1, 1)
 
 
-@pytest.mark.parametrize("n_cells", [30, 28, 6])  # 5 cells a group; 4 or 5; one
+@pytest.mark.parametrize("n_cells", [120, 118, 96])  # 20 cells of each label and condition; 19; 16
 @pytest.mark.parametrize("likelihood", ["nb", "normal", "mse"])
 def test_transfer_loss_equals_the_formula_for_two_conditions(likelihood, n_cells):
     """Halves of a group: every other of its cells."""
     made, tensors = module(gene_likelihood=likelihood), minibatch(n_cells)
-    scale = made.transfer_scale
     profiles = with_profiles(made, tensors, hidden={(0, 1)})
-    inferred, generated, loss = run(made, tensors)
+    inferred, _, loss = run(made, tensors)
     expected = 0.0
-    for label in (0, 1, 2):
+    for label in (1, 2):  # 0 has no profile under 1
         for s, t in ((0, 1), (1, 0)):
-            if (label, t) == (0, 1):  # has no profile
-                continue
-            rows = (tensors[KEYS.LABELS_KEY].ravel() == label) & (tensors["condition"].ravel() == s)
-            context = generated["context"]
-            context = context._replace(
-                condition=made.condition_design[[t]].expand(int(rows.sum()), 2),
-                categories=[codes[rows] for codes in context.categories],
-                continuous=None if context.continuous is None else context.continuous[rows],
-            )
-            decoded = made.decode(inferred["z"][rows], context)[2].detach()
-            decoded = decoded.exp() if made.is_count else decoded
-            truth = made.profiles[label, t]
+            expected += group_loss(made, tensors, inferred["z"], label, s, t)
+            change = made.profiles[label, t] - made.profiles[label, s]
             if made.is_count:
-                assert truth.numpy() == pytest.approx(
-                    np.log1p(20 * profiles[label * 2 + t].numpy()), rel=1e-5
-                )
-            halves = decoded[::2], decoded[1::2] if len(decoded) > 1 else decoded
-            errors = [scale(half.mean(0)) - truth for half in halves]
-            expected += len(decoded) * 0.5 * float((errors[0] * errors[1]).sum())
+                p = [np.log1p(20 * profiles[label * 2 + c].numpy()) for c in (t, s)]
+                assert change.numpy() == pytest.approx(p[0] - p[1], abs=1e-5)
     assert loss.extra_metrics["transfer"].item() == pytest.approx(expected / n_cells, rel=1e-4)
+
+
+def group_loss(made, tensors, z, label, source, target):
+    """Return what the cells of a label and condition add to the transfer loss, cell by cell."""
+
+    def central(hidden):
+        out = hidden.double().mean(0) @ made.output.weight.double().T + made.output.bias
+        out = out.detach()
+        return np.log1p(20 * torch.softmax(out, 0).numpy()) if made.is_count else out.numpy()
+
+    rows = (tensors[KEYS.LABELS_KEY].ravel() == label) & (tensors["condition"].ravel() == source)
+    z = z[rows]
+    hidden = {}
+    for c in (source, target):
+        features = made.condition_design[[c]].expand(len(z), -1)
+        hidden[c] = made.hidden_layers(z, Context(features, [], None))[1].detach()
+    truth = (made.profiles[label, target] - made.profiles[label, source]).numpy()
+    errors = [
+        central(hidden[target][half]) - central(hidden[source][half]) - truth
+        for half in (slice(None, None, 2), slice(min(1, len(z) - 1), None, 2))
+    ]
+    return len(z) * 0.5 * (errors[0] * errors[1]).sum()
+
+
+def test_transfer_loss_of_some_groups_is_that_of_all_on_average():
+    """48 cells allow 3 of the 6 groups a step; each stands for twice its cells."""
+    made, tensors = module(), minibatch(48)
+    with_profiles(made, tensors)
+    z = made.inference(**made._get_inference_input(tensors))["z"]
+    pairs = [(label, s, 1 - s) for label in range(3) for s in (0, 1)]
+    of_group = np.array([group_loss(made, tensors, z, *pair) for pair in pairs])
+    code = tensors[KEYS.LABELS_KEY].ravel() * 2 + tensors["condition"].ravel()
+    found, drawn = [], []
+    for _ in range(400):
+        chosen, place, weight = made._draw_groups(code)
+        assert len(set(chosen.tolist())) == 3
+        assert weight.tolist() == [16.0] * 3
+        of_cell = torch.cat([chosen, torch.tensor([-1])])[place]
+        assert (of_cell == torch.where(torch.isin(code, chosen), code, -1)).all()
+        found.append(of_group[chosen].sum() * 16 / 8)
+        drawn += chosen.tolist()
+    assert np.mean(found) == pytest.approx(of_group.sum(), rel=0.05)
+    assert np.bincount(drawn) == pytest.approx(np.full(6, 200), abs=45)  # 4.5 standard deviations
+
+
+def test_a_group_of_one_cell_is_compared_with_itself():
+    made, tensors = module(n_labels=1), minibatch(2, n_labels=1)
+    with_profiles(made, tensors)
+    half, size = _halves(torch.tensor([0]), 1)
+    assert (half.tolist(), size.tolist()) == ([0], [1.0, 0.0])
+    inferred, _, loss = run(made, tensors)
+    one = [group_loss(made, tensors, inferred["z"], 0, s, 1 - s) for s in (0, 1)]
+    found = loss.extra_metrics["transfer"].item() * 2
+    assert any(found == pytest.approx(2 * value, rel=1e-4) for value in one)  # one of two is drawn
+    assert min(one) > 0  # squares
+
+
+@pytest.mark.parametrize("group", [[0, 0, 0, 0], [0, 1, 0, 1, 0], [2, 2, 1, 0, 2, 1, 2]])
+def test_halves_of_a_group_differ_by_one_cell_at_most(group):
+    half, size = _halves(torch.tensor(group), 3)
+    assert (half // 2).tolist() == group
+    assert size.tolist() == np.bincount(half, minlength=6).tolist()
+    assert (size.view(3, 2).diff(dim=1).abs() <= 1).all()
 
 
 def test_transfer_loss_does_not_see_a_combination_without_profile():
@@ -202,26 +252,24 @@ def test_transfer_loss_does_not_see_a_combination_without_profile():
 def test_transfer_targets_are_conditions_seen_with_the_label_and_not_the_own():
     made, tensors = module(n_conditions=4), minibatch(n=48, n_conditions=4)
     with_profiles(made, tensors, hidden={(0, 1), (0, 2), (1, 3)})
-    label, source = tensors[KEYS.LABELS_KEY].ravel(), tensors["condition"].ravel()
-    drawn = set()
-    for _ in range(50):
-        target, known = made._draw_targets(label, source)
-        assert known.all()
+    code = tensors[KEYS.LABELS_KEY].ravel() * 4 + tensors["condition"].ravel()
+    drawn, groups = set(), set()
+    for _ in range(100):
+        chosen, _, weight = made._draw_groups(code)
+        label, source = chosen[weight > 0] // 4, chosen[weight > 0] % 4
+        target = made._draw_targets(label, source)
+        groups |= set(zip(label.tolist(), source.tolist(), strict=True))
         drawn |= set(zip(label.tolist(), source.tolist(), target.tolist(), strict=True))
-        same_group = {}
-        for key, t in zip(
-            zip(label.tolist(), source.tolist(), strict=True), target.tolist(), strict=True
-        ):
-            assert same_group.setdefault(key, t) == t
     present = {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2)} | {(2, c) for c in range(4)}
     expected = {
         (lab, s, t)
         for lab in range(3)
         for s in range(4)
         for t in range(4)
-        if t != s and (lab, t) in present
+        if t != s and {(lab, s), (lab, t)} <= present
     }
     assert drawn == expected
+    assert groups == present
 
 
 def test_transfer_is_off_without_labels():

@@ -405,6 +405,7 @@ def test_ctrl_c_before_the_first_step_leaves_the_model_untrained(fit):
 
 # -- checkpoints ------------------------------------------------------------------------------------
 
+PLATEAU = {"reduce_lr_on_plateau": True, "lr_patience": 0}
 RUNS = {
     "plain": ({}, STEPS),
     "steps": ({}, {**STEPS, "plan_kwargs": {"on_step": True}}),
@@ -415,7 +416,7 @@ RUNS = {
     "paper": ({"preset": "paper", "gene_likelihood": "mse"}, VALIDATING),
     "plateau": (
         {},
-        {**VALIDATING, "plan_kwargs": {"reduce_lr_on_plateau": True, "lr_patience": 0}},
+        {**VALIDATING, "plan_kwargs": {**PLATEAU, "lr_threshold": 1e9}},  # lower every epoch
     ),
 }
 
@@ -716,21 +717,22 @@ def test_transfer_never_sees_a_combination_held_out(fit, make_adata, monkeypatch
     adata = make_adata()
     hidden = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "stimulated")
     model = fit(adata[~hidden].copy(), train=False)
-    draw, drawn = model.module._draw_targets, []
+    draw, drawn = model.module._draw_transfer, []
 
-    def note(label, source):
-        target, known = draw(label, source)
-        drawn.append(torch.stack([label, source, target, known.long()], 1).numpy())
-        return target, known
+    def note(tensors, factor):
+        found = draw(tensors, factor)
+        drawn.append(torch.stack([*found[:3], found.weight], 1).numpy())
+        return found
 
-    monkeypatch.setattr(model.module, "_draw_targets", note)
+    monkeypatch.setattr(model.module, "_draw_transfer", note)
     model.train(**STEPS, **CPU)
     assert model.n_cells.to_numpy().tolist() == [[20, 0], [20, 20], [20, 20]]
     assert (model.module.profiles[0, 1] == 0).all()
-    label, source, target, known = np.concatenate(drawn).T
-    assert len(label) == 5 * 100
-    assert not known[label == 0].any()
-    assert known[label > 0].all()
+    label, source, target, weight = np.concatenate(drawn).T
+    assert len(drawn) == 8  # every second of 5 x 3 steps, twice its weight
+    assert weight.sum() == pytest.approx(2 * 80 * 5 / 2, rel=0.15)
+    assert not weight[label == 0].any()
+    assert (weight[label > 0] > 0).all()
     assert (target[label > 0] == 1 - source[label > 0]).all()
 
 

@@ -36,6 +36,7 @@ from scipy import sparse
 
 from trvae_sc import TRVAE
 from trvae_sc.files import read
+from trvae_sc.training._plan import transfer_factor
 
 QUIET = {"enable_progress_bar": False, "devices": 1, "enable_model_summary": False}
 CPU = {"accelerator": "cpu", **QUIET}
@@ -97,8 +98,12 @@ def bare_loop(module: torch.nn.Module, batches: list) -> float:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
     def loop() -> None:
-        for batch in batches:
-            loss = module(batch, loss_kwargs={"kl_weight": 1.0})[2].loss
+        for step, batch in enumerate(batches):
+            loss = module(
+                batch,
+                get_generative_input_kwargs={"transfer_factor": transfer_factor(step)},
+                loss_kwargs={"kl_weight": 1.0},
+            )[2].loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 50.0)

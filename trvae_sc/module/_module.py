@@ -26,7 +26,7 @@ from trvae_sc.module._layers import (
 from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
 from trvae_sc.module._scoring import ScoringMixin
 from trvae_sc.module._statistics import StatisticsMixin
-from trvae_sc.module._terms import TermsMixin
+from trvae_sc.module._terms import TermsMixin, Transfer
 
 Likelihood = Literal["nb", "zinb", "poisson", "normal", "mse"]
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
@@ -47,13 +47,16 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
     between conditions. T is the transfer loss: for every label seen in two conditions s and t, the
-    cells of (label, s) are decoded under t, and the means m, m' of the predicted profiles of the one
-    and the other half of them are compared with the training profile p of (label, t),
-    :math:`\frac12 \sum_g (f(m_g) - f(p_g)) (f(m'_g) - f(p_g))`, with
-    :math:`f(r) = \log(1 + \kappa r)` for proportions (kappa: median total of the training cells) and
-    f the identity for values in units of their standard deviation. (The square of the mean of all
-    would also punish differences between cells; the product of two halves does not, and may be
-    negative.) A combination held out of training has no profile, so nothing about it enters.
+    cells of (label, s) are decoded under both up to the last hidden layer. The change from s to t of
+    the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is compared with that of the
+    training profiles of the label, :math:`D = f(p_t) - f(p_s)`:
+
+    .. math:: T = \tfrac12 \sum_g (d_g - D_g)(d'_g - D_g)
+
+    with d and d' of either half of the cells in a minibatch (the square of one d would also punish
+    that cells differ; the product may be negative), :math:`f(r) = \log(1 + \kappa r)` for proportions
+    (kappa: median total of the training cells) and f the identity for values in units of their
+    standard deviation. A combination held out of training has no profile, so nothing about it enters.
 
     Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
     median bandwidths, the count likelihoods and T are ours.
@@ -218,12 +221,18 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         return {"z": z, "qz": qz, "library": library, "ql": None}
 
     def _get_generative_input(
-        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        transfer_factor: float = 1.0,
     ) -> dict[str, Any]:
+        """Return the arguments of :meth:`generative`; the transfer loss counts by a factor, 0: none."""
+        with_transfer = self.transfer_weight * transfer_factor and inference_outputs["z"].dim() == 2
         return {
             "z": inference_outputs["z"],
             "context": self._context(tensors, tensors.get(TARGET_KEY)),
             "total": self._total(tensors),
+            "transfer": self._draw_transfer(tensors, transfer_factor) if with_transfer else None,
         }
 
     def hidden_layers(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -238,13 +247,15 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         ``normal``, the mean for ``mse``; shape (..., n_cells, n_genes).
         """
         y, hidden = self.hidden_layers(z, context)
+        return y, hidden, self.to_profile(hidden)
+
+    def to_profile(self, hidden: Tensor) -> Tensor:
+        """Return the profile of last hidden layers; see :meth:`decode`."""
         out = self.output(hidden).float()
         if self.is_count:
             out = functional.log_softmax(out, dim=-1)
-            out = out[..., :-1] if self.has_total else out
-        elif self.relu_output:
-            out = functional.relu(out)
-        return y, hidden, out
+            return out[..., :-1] if self.has_total else out
+        return functional.relu(out) if self.relu_output else out
 
     def log_theta(self, features: Tensor) -> Tensor:
         """Return log inverse dispersion (or log standard deviation) by cell, or one row for all."""
@@ -260,18 +271,31 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         context: Context,
         total: Tensor | None = None,
         transform_batch: int | None = None,
+        transfer: Transfer | None = None,
     ) -> dict[str, Any]:
-        """Decode z: y, the profile, and the distribution of the data."""
+        """Decode z: y, the profile, and the distribution of the data.
+
+        With `transfer` also the profiles that the transfer loss compares, in one product with the
+        output layer.
+        """
         if transform_batch is not None and self.n_batch:
             codes = torch.full_like(context.categories[0], int(transform_batch))
             context = context._replace(categories=[codes, *context.categories[1:]])
-        y, hidden, profile = self.decode(z, context)
+        y, hidden = self.hidden_layers(z, context)
+        central = None
+        if transfer is None:
+            profile = self.to_profile(hidden)
+        else:
+            rows = torch.cat([hidden, *self._central(z, hidden, context, transfer)])
+            profile, central = self.to_profile(rows).split([len(z), len(rows) - len(z)])
         logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
         px = None  # the loss of these does without, and it takes passes over all genes
         if not (self.training and self.gene_likelihood in ("nb", "mse")):
             px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-        return {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
+        compared = {"transfer": transfer, "central": central}
+        made = {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
+        return made | compared
 
     def _distribution(
         self, profile: Tensor, features: Tensor, total: Tensor | None, logits: Tensor | None
@@ -319,7 +343,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         reconstruction = self.reconstruction_loss(tensors, generative_outputs)
         kl = gaussian_kl(qz.loc, qz.scale) if self.variational else torch.zeros_like(qz.loc[:, 0])
         terms = {"mmd": self._mmd(tensors, inference_outputs, generative_outputs)}
-        terms["transfer"] = self._transfer(tensors, inference_outputs["z"], generative_outputs)
+        compared = (generative_outputs[name] for name in ("transfer", "central"))
+        terms["transfer"] = self._transfer(*compared, n_cells=len(reconstruction))
         weighted = {
             "reconstruction_weighted": self.recon_weight * reconstruction.mean(),
             "kl_weighted": kl_weight * kl.mean(),

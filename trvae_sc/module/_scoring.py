@@ -66,7 +66,7 @@ class ScoringMixin(BaseModuleClass):
     @auto_move_data
     def ll_at_mean(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return log p(x | z) at the posterior mean of z, in nats, shape (n_cells,)."""
-        inputs = self._get_generative_input(tensors, {"z": self.encode(tensors).loc})
+        inputs = self._get_generative_input(tensors, {"z": self.encode(tensors).loc}, 0.0)
         return -self.reconstruction_loss(tensors, self.generative(**inputs)).cpu()
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -10,9 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trvae_sc.mmd import mmd
-from trvae_sc.module._layers import CONDITION_KEY
+from trvae_sc.module._layers import CONDITION_KEY, Context
 
+_CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
 _FEW_GROUPS = 64  # a product with their membership is faster than adding rows
+
+
+class Transfer(NamedTuple):
+    """What the transfer loss of a minibatch compares: groups, of one label and condition each."""
+
+    label: Tensor  #: (n_groups,)
+    source: Tensor  #: their condition
+    target: Tensor  #: condition they are decoded under
+    weight: Tensor  #: number of cells each stands for
+    onto: Tensor  #: features of the target of each cell, (n_cells, n_features)
+    half: Tensor  #: half of a group that each cell is in, (n_cells,); the last two: of no group
+    n_half: Tensor  #: cells of each half, (2 n_groups + 2,)
 
 
 class TermsMixin(nn.Module):
@@ -38,46 +51,66 @@ class TermsMixin(nn.Module):
             reduction="sum" if published else "mean",
         )
 
-    def _transfer(
-        self, tensors: dict[str, Tensor], z: Tensor, generative_outputs: dict[str, Any]
-    ) -> Tensor:
-        """Return the transfer loss T of a minibatch."""
-        if not self.transfer_weight or z.dim() > 2:
-            return z.new_zeros(())
-        source = tensors[CONDITION_KEY].long().flatten()
-        label = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten()
-        target, known = self._draw_targets(label, source)
-        context = generative_outputs["context"]._replace(condition=self.condition_design[target])
-        hidden = self.hidden_layers(z, context)[1]
-        group, n_cells = _groups(label * self.n_cells.shape[1] + source, self.n_cells.numel())
-        first = torch.zeros_like(n_cells, dtype=torch.long)  # a row of each group
-        first = first.scatter(0, group, torch.arange(len(group), device=group.device))
-        half, n_half = _halves(group, len(n_cells))
-        mean = self._mean_profiles(hidden, half, n_half)
-        truth = self.profiles[label[first], target[first]]
-        error = self.transfer_scale(mean).unflatten(0, (-1, 2)) - truth[:, None]
-        error = torch.where(n_half.view(-1, 2, 1) > 0, error, error.flip(1))  # of a single cell
-        weight = n_cells * known[first]  # groups without cells weigh nothing
+    def _draw_transfer(self, tensors: dict[str, Tensor], factor: float = 1.0) -> Transfer:
+        """Return what the transfer loss of a minibatch compares."""
+        n_conditions = self.n_cells.shape[1]
+        code = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten() * n_conditions
+        code = code + tensors[CONDITION_KEY].long().flatten()
+        chosen, group, weight = self._draw_groups(code)
+        label, source = chosen // n_conditions, chosen % n_conditions
+        target = self._draw_targets(label, source)
+        half, n_half = _halves(group, len(chosen) + 1)
+        onto = torch.cat([target, target[:1]])[group]  # of cells in no group: does not matter
+        onto = self.condition_design[onto]
+        return Transfer(label, source, target, factor * weight, onto, half, n_half)
+
+    def _central(
+        self, z: Tensor, hidden: Tensor, context: Context, transfer: Transfer
+    ) -> list[Tensor]:
+        """Return mean last hidden layers of the halves, under the cells' own condition and the target."""
+        moved = self.hidden_layers(z, context._replace(condition=transfer.onto))[1]
+        return [
+            _group_means(rows.float(), transfer.half, transfer.n_half)[:-2].to(rows.dtype)
+            for rows in (hidden, moved)
+        ]
+
+    def _transfer(self, transfer: Transfer | None, central: Tensor | None, n_cells: int) -> Tensor:
+        """Return the transfer loss T from the profiles of :meth:`_central`."""
+        if transfer is None:
+            return self.kappa.new_zeros(())
+        start, end = self.transfer_scale(central.exp() if self.is_count else central).chunk(2)
+        label, source, target = transfer[:3]
+        truth = self.profiles[label, target] - self.profiles[label, source]
+        error = (end - start).unflatten(0, (-1, 2)) - truth[:, None]
+        size = transfer.n_half[:-2].view(-1, 2, 1)
+        error = torch.where(size > 0, error, error.flip(1))  # of a single cell
         product = 0.5 * (error[:, 0] * error[:, 1]).sum(1)
-        return (product * weight).sum() / len(z)
+        return (product * transfer.weight).sum() / n_cells
 
-    def _mean_profiles(self, hidden: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
-        """Return what :meth:`decode` makes of hidden layers, averaged; (n_groups, n_genes)."""
-        if self.is_count:
-            shares = functional.softmax(self.output(hidden).float(), dim=-1)
-            mean = _group_means(shares, group, n_cells)
-            return mean[:, :-1] if self.has_total else mean
-        if self.relu_output:
-            return _group_means(functional.relu(self.output(hidden)).float(), group, n_cells)
-        return self.output(_group_means(hidden.float(), group, n_cells)).float()  # linear
+    def _draw_groups(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw some of the (label, condition) of a minibatch whose label was seen under several.
 
-    def _draw_targets(self, label: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw, for each (label, source) of a minibatch, another condition seen with that label."""
-        score = torch.rand(self.n_cells.shape, device=label.device) + 1.0
-        score = torch.where(self.n_cells > 0, score, 0.0)[label]
-        score = score.scatter(1, source[:, None], 0.0)
-        best, target = score.max(1)
-        return target, best > 0
+        Returns their codes, the place among them of each cell (one past the last: none of them), and
+        their weights: numbers of cells, for those that were not drawn as well.
+        """
+        n_cells = self.n_cells.flatten()
+        found = torch.zeros(len(n_cells), device=code.device)
+        found = found.index_add(0, code, torch.ones(len(code), device=code.device))
+        several = (self.n_cells > 0).sum(1) > 1
+        found = found * (n_cells > 0) * several.repeat_interleave(self.n_cells.shape[1])
+        n_drawn = min(len(n_cells), max(len(code) // _CELLS_A_GROUP, 1))
+        chosen = (torch.rand_like(found) + (found > 0)).topk(n_drawn).indices
+        place = torch.full_like(n_cells, n_drawn, dtype=torch.long)
+        place = place.scatter(0, chosen, torch.arange(n_drawn, device=code.device))
+        weight = found[chosen]
+        share = found.sum() / weight.sum().clamp_min(1.0)
+        return chosen, place[code], weight * share
+
+    def _draw_targets(self, label: Tensor, source: Tensor) -> Tensor:
+        """Draw for each label and condition another condition seen with that label."""
+        score = torch.rand(len(label), self.n_cells.shape[1], device=label.device) + 1.0
+        score = torch.where(self.n_cells[label] > 0, score, 0.0)
+        return score.scatter(1, source[:, None], 0.0).argmax(1)
 
 
 def _group_means(values: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
@@ -89,20 +122,6 @@ def _group_means(values: Tensor, group: Tensor, n_cells: Tensor) -> Tensor:
     member = functional.one_hot(group, len(size)).T / size
     with torch.autocast(values.device.type, enabled=False):
         return member @ values
-
-
-def _groups(codes: Tensor, n_codes: int) -> tuple[Tensor, Tensor]:
-    """Return the group of each row, rows of equal code being one, and the size of each group.
-
-    Groups are the codes themselves, or first rows where there are fewer rows than codes; some are
-    empty. Shapes do not depend on the codes, so nothing waits for a GPU.
-    """
-    group = codes
-    if n_codes > len(codes):
-        n_codes = len(codes)
-        group = (codes[:, None] == codes[None, :]).to(torch.uint8).argmax(1)
-    size = torch.zeros(n_codes, device=codes.device)
-    return group, size.index_add(0, group, torch.ones(len(codes), device=codes.device))
 
 
 def _halves(group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,15 @@ from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
 from trvae_sc.states import CellSample, matched_states
 from trvae_sc.training._data import Batches
 
+#: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
+#: over few cells of each label anyway, and costs a seventh of a step.
+TRANSFER_STEPS = 2
+
+
+def transfer_factor(step: int) -> float:
+    """Return what the transfer loss counts in a training step; 0: it is not computed."""
+    return 0.0 if step % TRANSFER_STEPS else float(TRANSFER_STEPS)
+
 
 def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
     """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells."""
@@ -157,7 +166,12 @@ class TrainingPlan(ScviTrainingPlan):
 
     def _step(self, batch: dict[str, Tensor], mode: str) -> Tensor:
         self.loss_kwargs["kl_weight"] = self.kl_weight
-        inference_outputs, _, loss = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        factor = transfer_factor(self.global_step) if mode == "train" else 1.0
+        inference_outputs, _, loss = self.forward(
+            batch,
+            get_generative_input_kwargs={"transfer_factor": factor},
+            loss_kwargs=self.loss_kwargs,
+        )
         self._accumulate(loss, mode)
         if any("Scib" in type(callback).__name__ for callback in self.trainer.callbacks):
             self.prepare_scib_autotune(
