@@ -56,7 +56,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     with d and d' of either half of the cells in a minibatch (the square of one d would also punish
     that cells differ; the product may be negative), :math:`f(r) = \log(1 + \kappa r)` for proportions
     (kappa: median total of the training cells) and f the identity for values in units of their
-    standard deviation. A combination held out of training has no profile, so nothing about it enters.
+    standard deviation. A minibatch compares a random choice of its groups (one for 16 cells, at most),
+    in every second step of training; weights make up for both. A combination held out of training has
+    no profile, so nothing about it enters.
 
     Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
     median bandwidths, the count likelihoods and T are ours.
