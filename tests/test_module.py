@@ -8,7 +8,7 @@ from scvi import REGISTRY_KEYS as KEYS
 
 from trvae_sc.mmd import PAPER_BANDWIDTHS
 from trvae_sc.model import PRESETS
-from trvae_sc.module import TRVAEModule, gaussian_kl, negative_binomial_nll
+from trvae_sc.module import TRVAEModule, gaussian_kl, negative_binomial_nll, normal_nll
 from trvae_sc.module._layers import Context
 from trvae_sc.module._terms import _halves
 
@@ -53,6 +53,33 @@ def test_negative_binomial_nll_equals_scipy(one_row):
     assert negative_binomial_nll(*tensors).numpy() == pytest.approx(expected, rel=1e-9)
     stacked = negative_binomial_nll(tensors[0], tensors[1].expand(2, 6, 9), tensors[2])
     assert stacked.numpy() == pytest.approx(np.stack([expected, expected]), rel=1e-9)
+
+
+@pytest.mark.parametrize("one_row", [True, False])
+def test_normal_nll_equals_scipy_and_its_gradient_finite_differences(one_row):
+    rng = np.random.default_rng(0)
+    x, mean = rng.normal(size=(2, 6, 9))
+    log_scale = rng.normal(size=(1, 9) if one_row else (6, 9))
+    expected = -stats.norm.logpdf(x, mean, np.exp(log_scale)).sum(1)
+    tensors = [torch.tensor(a, dtype=torch.float64) for a in (x, mean, log_scale)]
+    assert normal_nll(*tensors).numpy() == pytest.approx(expected, rel=1e-12)
+    stacked = normal_nll(tensors[0], tensors[1].expand(2, 6, 9), tensors[2])
+    assert stacked.numpy() == pytest.approx(np.stack([expected, expected]), rel=1e-12)
+    free = [tensor.requires_grad_() for tensor in tensors[1:]]
+    assert torch.autograd.gradcheck(lambda m, s: normal_nll(tensors[0].detach(), m, s), free)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene-condition"])
+def test_reconstruction_of_normal_data_is_the_density_it_generates(dispersion):
+    made, tensors = module(gene_likelihood="normal", dispersion=dispersion), minibatch()
+    with_profiles(made, tensors)
+    made.gene_mean.uniform_(0.0, 3.0), made.gene_scale.uniform_(0.5, 2.0)
+    torch.nn.init.normal_(made.log_dispersion)
+    _, generated, loss = run(made, tensors)  # in evaluation mode, with the distribution
+    expected = -generated["px"].log_prob(tensors[KEYS.X_KEY]).sum(1)
+    assert loss.reconstruction_loss["reconstruction_loss"].tolist() == pytest.approx(
+        expected.tolist(), rel=1e-5
+    )
 
 
 def test_negative_binomial_nll_gradient_equals_finite_differences():

@@ -1,6 +1,6 @@
 """The network and its loss."""
 
-from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
+from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll, normal_nll
 from trvae_sc.module._module import (
     CONDITION_KEY,
     COUNT_LIKELIHOODS,
@@ -19,4 +19,5 @@ __all__ = [
     "TRVAEModule",
     "gaussian_kl",
     "negative_binomial_nll",
+    "normal_nll",
 ]

@@ -23,7 +23,7 @@ from trvae_sc.module._layers import (
     Context,
     stack,
 )
-from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll
+from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll, normal_nll
 from trvae_sc.module._scoring import ScoringMixin
 from trvae_sc.module._statistics import StatisticsMixin
 from trvae_sc.module._terms import TermsMixin, Transfer
@@ -292,7 +292,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
             profile, central = self.to_profile(rows).split([len(z), len(rows) - len(z)])
         logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
         px = None  # the loss of these does without, and it takes passes over all genes
-        if not (self.training and self.gene_likelihood in ("nb", "mse")):
+        if not (self.training and self.gene_likelihood in ("nb", "normal", "mse")):
             px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
         compared = {"transfer": transfer, "central": central}
@@ -331,6 +331,10 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
             log_theta = self.log_theta(generative_outputs["context"].condition)
             log_mean = profile + self._total(tensors).log()
             return negative_binomial_nll(x, log_mean, log_theta)
+        if self.gene_likelihood == "normal":
+            log_scale = self.log_theta(generative_outputs["context"].condition)
+            values = (x - self.gene_mean) / self.gene_scale
+            return normal_nll(values, profile, log_scale) + self.gene_scale.log().sum()
         return -generative_outputs["px"].log_prob(x).sum(-1)
 
     def loss(
