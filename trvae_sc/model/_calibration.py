@@ -40,6 +40,16 @@ class Batch(NamedTuple):
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
     gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
 
+    def observed_sum(self) -> np.ndarray:
+        """Return the sums over cells of observed shares (values), shape (n_genes,)."""
+        return column_sums(self.observed, None if self.total is None else 1.0 / self.total.ravel())
+
+
+def column_sums(values: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Return the (weighted) sums over the rows of a minibatch: a product takes a third of the time."""
+    weight = np.ones(len(values), values.dtype) if weight is None else weight
+    return weight @ values
+
 
 def decoded_batches(
     model: TRVAE,
@@ -188,9 +198,7 @@ def _group_means(
     """Return means over cells: observed shares (values), and those decoded at source and target."""
     sums = np.zeros((3, adata.n_vars))
     for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
-        observed = batch.observed if batch.total is None else batch.observed / batch.total
-        for k, values in enumerate((observed, batch.source, batch.target)):
-            sums[k] += values.sum(0, dtype=np.float64)
+        sums += (batch.observed_sum(), column_sums(batch.source), column_sums(batch.target))
     return tuple(sums / len(rows))
 
 

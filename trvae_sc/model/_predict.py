@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.files import check_suffix, read, write_atomically
-from trvae_sc.model._calibration import Calibration, decoded_batches
+from trvae_sc.model._calibration import Calibration, column_sums, decoded_batches
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import latent_shifts, predicted_values, scaled
 from trvae_sc.model._record import combination_notes, combination_table, half_widths, provenance
@@ -110,9 +110,8 @@ class _Prediction:
                 batch = self.calibration(raw, at, gain=self.output == "counts")
                 done += len(raw.observed)
                 self.latent.append(batch.latent)
-                source = batch.observed / batch.total if observed else batch.source
-                self.sums[0] += source.sum(0, dtype=np.float64)
-                self.sums[1] += batch.target.sum(0, dtype=np.float64)
+                source = batch.observed_sum() if observed else column_sums(batch.source)
+                self.sums += (source, column_sums(batch.target))
                 yield predicted_values(self.model, batch, features, self.output, draws)
 
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
