@@ -11,7 +11,14 @@ from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from trvae_sc.family import FlowMatching, FlowTransfer, Gaussian, coupling, posterior
+from trvae_sc.family import (
+    FlowMatching,
+    FlowTransfer,
+    Gaussian,
+    coupling,
+    posterior,
+    worth_of_prior,
+)
 
 QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -242,18 +249,45 @@ def test_infinite_strength_ignores_the_exemplars(transfer):
     np.testing.assert_array_equal(found, model.predict(**kwargs).X)
 
 
-def test_strength_follows_from_how_labels_differ(transfer):
-    """In each dimension: n = sigma^2 / ((1 + 1/L) tau^2)."""
-    model, _ = transfer
+def test_the_prior_is_worth_the_cells_whose_mean_is_as_near():
+    """Cells of variance 4 in each of 50 dimensions; expected means that are off by 1 in each."""
+    rng = np.random.default_rng(0)
+    cells = [rng.normal(centre, 2.0, (400, 50)) for centre in (0.0, 5.0, -3.0)]
+    found = worth_of_prior([np.full(50, centre + 1.0) for centre in (0.0, 5.0, -3.0)], cells)
+    assert found == pytest.approx(4.0 / 1.0, rel=0.1)
+    exact = [x.mean(0) for x in cells]
+    assert worth_of_prior(exact, cells) == np.inf
+    few = [rng.normal(0.0, 2.0, (3, 50)) for _ in range(400)]  # noise of their means is no fault
+    assert worth_of_prior([np.ones(50)] * 400, few) == pytest.approx(4.0, rel=0.1)
+    by_hand = worth_of_prior([np.array([3.0])], [np.array([[0.0], [2.0]])])
+    assert by_hand == pytest.approx(2.0 / (4.0 - 2.0 / 2))
+
+
+def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
+    model, adata = transfer
     shifts = model._shifts("control", "stimulated")
-    assert shifts.shape == (3, 4)
     means = model.latent_means_
-    np.testing.assert_array_equal(shifts[0], means["stimulated"]["B"] - means["control"]["B"])
-    between = np.square(shifts - shifts.mean(0)).sum(0) / 2
-    found = model.prior_strength("control", "stimulated", np.full(4, 0.25))
-    np.testing.assert_allclose(found, 0.25 / (4 / 3 * between))
-    found = model.prior_strength("control", "stimulated", np.full(4, 0.25), prior="source")
-    np.testing.assert_allclose(found, 0.25 / (np.square(shifts).sum(0) / 3))
+    assert list(shifts) == ["B", "C", "D"]
+    np.testing.assert_array_equal(shifts["B"], means["stimulated"]["B"] - means["control"]["B"])
+    module = model.module
+    components = [module.components.numpy(), module.center.numpy()]
+    expected, cells = [], []
+    for label in shifts:
+        start, end = (where(adata, label, c).X for c in ("control", "stimulated"))
+        others = np.mean([shifts[other] for other in shifts if other != label], 0)
+        p = torch.as_tensor((start - components[1]) @ components[0]) / module.spread
+        with torch.no_grad():
+            u = module.encode(p.float()) + torch.as_tensor(others, dtype=torch.float32)
+            expected.append((module.decode(u) * module.spread).mean(0).numpy())
+        cells.append((end - components[1]) @ components[0])
+    found = model.prior_strength("control", "stimulated")
+    assert found == pytest.approx(worth_of_prior(expected, cells), rel=1e-3)
+    shown = where(adata, "A", "stimulated")[:9].copy()
+    predicted = model.predict(target="stimulated", labels="A", exemplars=shown)
+    assert predicted.uns["trvae_sc"]["combinations"]["strength"].tolist() == [found]
+    monkeypatch.setattr(model, "_adata", None)
+    with pytest.raises(ValueError, match="none are attached"):
+        model.prior_strength("control", "stimulated")
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):

@@ -3,7 +3,7 @@
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
 from trvae_sc.family._cyclegan import CycleGAN
-from trvae_sc.family._flow import Gaussian, posterior
+from trvae_sc.family._flow import Gaussian, posterior, worth_of_prior
 from trvae_sc.family._flow_matching import FlowMatching, coupling
 from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._generate import copy_check, generate
@@ -34,4 +34,5 @@ __all__ = [
     "posterior",
     "shift_attribute",
     "traverse",
+    "worth_of_prior",
 ]

@@ -53,6 +53,29 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
     )
 
 
+def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> float:
+    r"""Return the number of cells whose mean is as near to the truth as what is expected without them.
+
+    .. math:: \kappa = \sum_l s_l^2 \Big/ \sum_l \Big(\lVert e_l - \bar x_l \rVert^2
+       - \frac{s_l^2}{n_l}\Big)
+
+    for the means :math:`e_l` that are expected of several labels, and their :math:`n_l` cells of mean
+    :math:`\bar x_l` and variance :math:`s_l^2` (summed over dimensions): n cells miss the truth by
+    :math:`s^2 / n` in the mean, and what is subtracted is the noise of the means compared with.
+
+    Parameters
+    ----------
+    expected
+        Expected mean of each label, shape (n_dimensions,).
+    cells
+        Cells of each label, shape (n_cells, n_dimensions).
+    """
+    spread = np.array([x.var(0, ddof=1).sum() if len(x) > 1 else 0.0 for x in cells])
+    error = np.array([np.square(e - x.mean(0)).sum() for e, x in zip(expected, cells, strict=True)])
+    missed = (error - spread / [len(x) for x in cells]).sum()
+    return float(spread.sum() / missed) if missed > 0 else np.inf
+
+
 class FlowModule(ExpressionModule):
     """A normalizing flow on whitened principal components; see :class:`FlowTransfer`."""
 

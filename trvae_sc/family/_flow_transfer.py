@@ -10,8 +10,10 @@ import torch
 from anndata import AnnData
 
 from trvae_sc.expression import groups
-from trvae_sc.family._flow import FlowModule, Gaussian, posterior
+from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
+
+_MAX_CELLS = 500  # of a label and condition, to tell what the prior is worth
 
 
 class FlowTransfer(Translator):
@@ -90,53 +92,59 @@ class FlowTransfer(Translator):
         found = [self.module.encode(self.module.to_components(part)) for part in parts]
         return torch.cat(found).cpu().numpy().astype(np.float64)
 
-    def _shifts(self, source: Any, target: Any) -> np.ndarray:
-        """Return the latent shift of every label measured under both, shape (n_labels, n_pcs)."""
+    def _shifts(self, source: Any, target: Any) -> dict[str, np.ndarray]:
+        """Return the latent shift of every label measured under both, each of shape (n_pcs,)."""
         start, end = (self.latent_means_.get(str(c), {}) for c in (source, target))
-        both = [label for label in start if label in end]
-        return np.array([end[label] - start[label] for label in both])
+        return {label: end[label] - start[label] for label in start if label in end}
 
+    @torch.no_grad()
     def prior_strength(
-        self,
-        source: Any,
-        target: Any,
-        spread: np.ndarray,
-        *,
-        prior: Literal["shift", "source"] = "shift",
-    ) -> np.ndarray:
-        r"""Return how many cells the prior is worth in each dimension, from how labels' shifts differ.
+        self, source: Any, target: Any, *, prior: Literal["shift", "source"] = "shift"
+    ) -> float:
+        """Return how many cells the prior is worth, from the labels measured under both conditions.
 
-        The mean shift of L labels misses a new label's shift by :math:`\tau^2 (1 + 1/L)` (mean square;
-        variance :math:`\tau^2` between labels); the mean of n cells misses it by
-        :math:`\sigma^2 / n`. They are worth the same at :math:`n = \sigma^2 / ((1 + 1/L) \tau^2)`.
-        Source cells as they are miss it by the whole shift: there the divisor is its mean square over
-        labels.
+        Each of them is predicted without exemplars, from the shifts of the others, and compared with
+        its cells in principal components: see ``trvae_sc.family.worth_of_prior``.
 
         Parameters
         ----------
         source, target
             Conditions.
-        spread
-            Variance of cells in each dimension, shape (n_pcs,).
         prior
             As for :meth:`predict`.
 
         Raises
         ------
         ValueError
-            Fewer than two labels were measured under both.
+            No training cells are attached, or fewer than two labels were measured under both.
         """
+        if self.adata is None:
+            raise ValueError(
+                "What the prior is worth follows from training cells, and none are attached. Attach "
+                "them (model.adata = adata), or give strength."
+            )
         shifts = self._shifts(source, target)
         if len(shifts) < 2:
             raise ValueError(
                 f"{len(shifts)} labels were measured under both {source!r} and {target!r}; two are "
                 "needed to tell what the prior is worth. Give strength."
             )
-        if prior == "source":
-            missed = np.square(shifts).mean(0)
-        else:
-            missed = shifts.var(0, ddof=1) * (1 + 1 / len(shifts))
-        return spread / np.maximum(missed, 1e-12)
+        rows = dict(groups(self.adata.obs, self.keys))
+        expected, cells = [], []
+        for label in shifts:
+            start, end = (self._training_values(rows[label, str(c)]) for c in (source, target))
+            others = [other for name, other in shifts.items() if name != label]
+            moved = self._codes(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
+            expected.append((self._decoded(moved) * self.module.spread).mean(0).cpu().numpy())
+            real = self.module.to_components(torch.as_tensor(end, device=self.device))
+            cells.append((real * self.module.spread).cpu().numpy())
+        return worth_of_prior(expected, cells)
+
+    def _training_values(self, rows: np.ndarray) -> np.ndarray:
+        """Return values of some training cells, evenly spaced if they are many."""
+        if len(rows) > _MAX_CELLS:
+            rows = rows[np.linspace(0, len(rows) - 1, _MAX_CELLS).astype(int)]
+        return self._values(self.adata[rows], float(self.module.kappa))
 
     def predict(
         self,
@@ -179,7 +187,7 @@ class FlowTransfer(Translator):
         Returns
         -------
         AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]["combinations"]`` also has
-        ``n_exemplars`` and ``strength`` (median over the dimensions).
+        ``n_exemplars`` and ``strength``.
 
         Raises
         ------
@@ -204,12 +212,12 @@ class FlowTransfer(Translator):
             before = self._prior(start, condition, target, prior)
             weight = strength
             if weight is None and len(known):
-                weight = self.prior_strength(condition, target, start.variance, prior=prior)
+                weight = self.prior_strength(condition, target, prior=prior)
             after = posterior(before, known, np.inf if weight is None else weight)
             spread = np.sqrt(after.variance / np.maximum(start.variance, 1e-12))
             at = noise[rows] * np.sqrt(start.variance) if output == "sample" else u[rows] - start[0]
             moved[rows] = after.mean + spread * at
-            used[label, condition] = (len(known), np.inf if weight is None else np.median(weight))
+            used[label, condition] = (len(known), np.inf if weight is None else weight)
         result = self._as_prediction(x + self._change(x, moved), cells, target, seed)
         table = result.uns["trvae_sc"]["combinations"]
         rows = [used[group] for group in zip(table["label"], table["source"], strict=True)]
@@ -226,7 +234,7 @@ class FlowTransfer(Translator):
                 f"No label was measured under both {source!r} and {target!r}, so there is no shift "
                 "to expect. Use prior='source'."
             )
-        return Gaussian(start.mean + shifts.mean(0), start.variance)
+        return Gaussian(start.mean + np.mean(list(shifts.values()), 0), start.variance)
 
     def _exemplar_codes(self, exemplars: AnnData | None, target: Any) -> dict[str, np.ndarray]:
         """Return latent codes of the exemplars by label, as text."""
@@ -239,12 +247,16 @@ class FlowTransfer(Translator):
         u = self._codes(self._values(cells, float(self.module.kappa)))
         return {label: u[rows] for (label, _), rows in groups(cells.obs, self.keys)}
 
+    def _decoded(self, u: np.ndarray) -> torch.Tensor:
+        """Return components of latent codes."""
+        return self.module.decode(torch.as_tensor(u, dtype=torch.float32, device=self.device))
+
     @torch.no_grad()
     def _change(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Return the change of values when cells get these latent codes."""
         module, device = self.module, self.device
         start = module.to_components(torch.as_tensor(x, device=device))
-        end = module.decode(torch.as_tensor(u, dtype=torch.float32, device=device))
+        end = self._decoded(u)
         return module.change_of(end - start).cpu().numpy()
 
 
