@@ -207,14 +207,36 @@ def test_all_exemplars_and_no_prior_give_their_mean_in_latent_space(transfer):
     model, adata = transfer
     shown = where(adata, "A", "stimulated")
     predicted = model.predict(target="stimulated", labels="A", exemplars=shown, strength=0.0)
-    u = model._codes(predicted.X)
-    known = model._codes(shown.X)
+    u, known = (model._places(cells.X)[:, :4] for cells in (predicted, shown))
     np.testing.assert_allclose(u.mean(0), known.mean(0), atol=0.02)
     np.testing.assert_allclose(u.var(0), known.var(0), rtol=0.05)
     drawn = model.predict(
         target="stimulated", labels="A", exemplars=shown, strength=0.0, output="sample"
     )
-    np.testing.assert_allclose(model._codes(drawn.X).mean(0), known.mean(0), atol=0.15)
+    np.testing.assert_allclose(model._places(drawn.X)[:, :4].mean(0), known.mean(0), atol=0.15)
+
+
+def test_exemplars_also_move_what_is_outside_of_the_components():
+    """Of 4 genes one has a shift in the hidden label only, which 2 components do not hold."""
+    pytest.importorskip("zuko")
+    shift = np.array([[2.0, 0, 0, 3.0], [2.0, 0, 0, 0], [2.2, 0, 0, 0], [1.8, 0, 0, 0]])
+    adata = gaussians(shift, n=400, n_labels=4)
+    train = without(adata, "A")
+    FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = FlowTransfer(train, n_pcs=2, n_hidden=(16,), seed=0)
+    model.train(30, **CPU)
+    real = where(adata, "A", "stimulated")
+    start = where(adata, "A", "control").X
+    places = model._places(start)
+    np.testing.assert_allclose(model._values_at(places), start, atol=1e-3)
+    kwargs = {"target": "stimulated", "labels": "A"}
+    found = model.predict(exemplars=real, strength=0.0, **kwargs).X
+    np.testing.assert_allclose(found.mean(0)[3], real.X.mean(0)[3], atol=0.1)
+    half = model.predict(exemplars=real[:20].copy(), strength=20.0, **kwargs).X
+    seen = real[:20].X.mean(0)[3] - start.mean(0)[3]
+    assert half.mean(0)[3] - start.mean(0)[3] == pytest.approx(seen / 2, abs=0.2)
+    inside, outside = model.prior_strength("control", "stimulated")
+    assert outside > 5 * inside  # no other label shows anything there
 
 
 def test_exemplars_correct_a_prior_that_is_wrong(transfer):
@@ -269,22 +291,20 @@ def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
     means = model.latent_means_
     assert list(shifts) == ["B", "C", "D"]
     np.testing.assert_array_equal(shifts["B"], means["stimulated"]["B"] - means["control"]["B"])
-    module = model.module
-    components = [module.components.numpy(), module.center.numpy()]
     expected, cells = [], []
     for label in shifts:
         start, end = (where(adata, label, c).X for c in ("control", "stimulated"))
         others = np.mean([shifts[other] for other in shifts if other != label], 0)
-        p = torch.as_tensor((start - components[1]) @ components[0]) / module.spread
-        with torch.no_grad():
-            u = module.encode(p.float()) + torch.as_tensor(others, dtype=torch.float32)
-            expected.append((module.decode(u) * module.spread).mean(0).numpy())
-        cells.append((end - components[1]) @ components[0])
-    found = model.prior_strength("control", "stimulated")
-    assert found == pytest.approx(worth_of_prior(expected, cells), rel=1e-3)
+        expected.append(model._values_at(model._places(start) + others).mean(0))
+        cells.append(end)
+    inside, outside = model.prior_strength("control", "stimulated")
+    assert inside == pytest.approx(worth_of_prior(expected, cells), rel=1e-3)  # all 4 dimensions
+    alone = model.prior_strength("control", "stimulated", prior="source")
+    assert alone[0] < inside
     shown = where(adata, "A", "stimulated")[:9].copy()
     predicted = model.predict(target="stimulated", labels="A", exemplars=shown)
-    assert predicted.uns["trvae_sc"]["combinations"]["strength"].tolist() == [found]
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table[["strength", "strength_outside"]].to_numpy().tolist() == [[inside, outside]]
     monkeypatch.setattr(model, "_adata", None)
     with pytest.raises(ValueError, match="none are attached"):
         model.prior_strength("control", "stimulated")

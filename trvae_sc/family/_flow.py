@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trvae_sc.family._networks import ExpressionModule, Player, Sizes, Terms
@@ -115,3 +116,16 @@ class FlowModule(ExpressionModule):
     def decode(self, u: Tensor) -> Tensor:
         """Return components of latent codes, shape (n_cells, n_pcs)."""
         return self.flow().transform.inv(u)
+
+    def places(self, x: Tensor) -> Tensor:
+        """Return latent codes of values and, beside them, what is outside of the components.
+
+        Shape (n_cells, n_pcs + n_genes).
+        """
+        p = self.to_components(x)
+        return torch.cat([self.encode(p), x - self.center - self.change_of(p)], 1)
+
+    def values_at(self, places: Tensor) -> Tensor:
+        """Return the values of cells at these places, shape (n_cells, n_genes)."""
+        u, rest = places.tensor_split([len(self.spread)], 1)
+        return self.center + self.change_of(self.decode(u)) + rest

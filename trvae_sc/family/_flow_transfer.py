@@ -13,6 +13,7 @@ from trvae_sc.expression import groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
 
+_ALL = 1e12  # cells that leave exemplars no weight
 _MAX_CELLS = 500  # of a label and condition, to tell what the prior is worth
 
 
@@ -31,7 +32,8 @@ class FlowTransfer(Translator):
     .. math:: u' = \mu_n + \frac{\sigma_n}{\sigma_0} (u - m_s), \qquad
        \hat p = f^{-1}(u')
 
-    The part of a cell outside of the components stays as it was.
+    The part of a cell outside of the components is moved in the same way, by the posterior of its mean
+    and without the flow; its deviation from that stays as it was.
 
     Parameters
     ----------
@@ -73,38 +75,44 @@ class FlowTransfer(Translator):
     ) -> None:
         super().__init__(adata, registry, seed=seed)
         self._build(FlowModule, n_pcs=n_pcs, n_hidden=n_hidden, n_transforms=n_transforms)
-        #: mean latent codes of training cells by condition, then label; as text
+        #: mean places of training cells by condition, then label, as text: see :meth:`_places`
         self.latent_means_: dict[str, dict[str, Any]] = {}
         self.init_params_ = self._get_init_params(locals())
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
         super().train(max_epochs, **kwargs)
-        u = self._codes(self._values(self.adata, float(self.module.kappa)))
+        places = self._places(self._values(self.adata, float(self.module.kappa)))
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
-            self.latent_means_.setdefault(condition, {})[label] = u[rows].mean(0)
+            self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
 
     @torch.no_grad()
-    def _codes(self, x: np.ndarray) -> np.ndarray:
-        """Return latent codes of values, shape (n_cells, n_pcs)."""
-        parts = (part.to(self.device) for part in torch.as_tensor(x).split(1024))
-        found = [self.module.encode(self.module.to_components(part)) for part in parts]
-        return torch.cat(found).cpu().numpy().astype(np.float64)
+    def _places(self, x: np.ndarray) -> np.ndarray:
+        """Return the places of cells with these values; see :meth:`FlowModule.places`."""
+        parts = torch.as_tensor(x).split(1024)
+        found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
+        return found.cpu().numpy().astype(np.float64)
+
+    @torch.no_grad()
+    def _values_at(self, places: np.ndarray) -> np.ndarray:
+        """Return the values of cells at these places."""
+        places = torch.as_tensor(places, dtype=torch.float32, device=self.device)
+        return self.module.values_at(places).cpu().numpy()
 
     def _shifts(self, source: Any, target: Any) -> dict[str, np.ndarray]:
-        """Return the latent shift of every label measured under both, each of shape (n_pcs,)."""
+        """Return how the mean place of every label measured under both differs."""
         start, end = (self.latent_means_.get(str(c), {}) for c in (source, target))
         return {label: end[label] - start[label] for label in start if label in end}
 
-    @torch.no_grad()
     def prior_strength(
         self, source: Any, target: Any, *, prior: Literal["shift", "source"] = "shift"
-    ) -> float:
+    ) -> tuple[float, float]:
         """Return how many cells the prior is worth, from the labels measured under both conditions.
 
         Each of them is predicted without exemplars, from the shifts of the others, and compared with
-        its cells in principal components: see ``trvae_sc.family.worth_of_prior``.
+        its cells: see ``trvae_sc.family.worth_of_prior``. One number is for the principal components,
+        the other for what is outside of them.
 
         Parameters
         ----------
@@ -134,11 +142,14 @@ class FlowTransfer(Translator):
         for label in shifts:
             start, end = (self._training_values(rows[label, str(c)]) for c in (source, target))
             others = [other for name, other in shifts.items() if name != label]
-            moved = self._codes(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
-            expected.append((self._decoded(moved) * self.module.spread).mean(0).cpu().numpy())
-            real = self.module.to_components(torch.as_tensor(end, device=self.device))
-            cells.append((real * self.module.spread).cpu().numpy())
-        return worth_of_prior(expected, cells)
+            moved = self._places(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
+            expected.append(self._values_at(moved).mean(0))
+            cells.append(end)
+        axes = self.module.components.cpu().numpy()
+        inside = worth_of_prior([e @ axes for e in expected], [x @ axes for x in cells])
+        return inside, worth_of_prior(
+            [e - e @ axes @ axes.T for e in expected], [x - x @ axes @ axes.T for x in cells]
+        )
 
     def _training_values(self, rows: np.ndarray) -> np.ndarray:
         """Return values of some training cells, evenly spaced if they are many."""
@@ -187,7 +198,7 @@ class FlowTransfer(Translator):
         Returns
         -------
         AnnData as of :meth:`Translator.predict`; ``uns["trvae_sc"]["combinations"]`` also has
-        ``n_exemplars`` and ``strength``.
+        ``n_exemplars``, ``strength`` (in the components) and ``strength_outside``.
 
         Raises
         ------
@@ -200,28 +211,30 @@ class FlowTransfer(Translator):
         if strength is not None and not strength >= 0:
             raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
-        shown = self._exemplar_codes(exemplars, target)
-        x = self._values(cells, float(self.module.kappa))
-        u = self._codes(x)
-        moved = np.empty_like(u)
-        noise = np.random.default_rng(seed).standard_normal(u.shape)
-        used: dict[tuple[str, str], tuple[int, float]] = {}
+        shown = self._exemplar_places(exemplars, target)
+        places = self._places(self._values(cells, float(self.module.kappa)))
+        n_pcs = len(self.module.spread)
+        noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))
+        used: dict[tuple[str, str], tuple[int, float, float]] = {}
         for (label, condition), rows in groups(cells.obs, self.keys):
-            known = shown.get(label, u[:0])
-            start = Gaussian(u[rows].mean(0), u[rows].var(0))
+            known, own = shown.get(label, places[:0]), places[rows]
+            start = Gaussian(own.mean(0), own.var(0))
             before = self._prior(start, condition, target, prior)
-            weight = strength
-            if weight is None and len(known):
-                weight = self.prior_strength(condition, target, prior=prior)
-            after = posterior(before, known, np.inf if weight is None else weight)
-            spread = np.sqrt(after.variance / np.maximum(start.variance, 1e-12))
-            at = noise[rows] * np.sqrt(start.variance) if output == "sample" else u[rows] - start[0]
-            moved[rows] = after.mean + spread * at
-            used[label, condition] = (len(known), np.inf if weight is None else weight)
-        result = self._as_prediction(x + self._change(x, moved), cells, target, seed)
+            worth = (np.inf, np.inf) if strength is None else (strength, strength)
+            if strength is None and len(known):
+                worth = self.prior_strength(condition, target, prior=prior)
+            weight = np.repeat(np.minimum(worth, _ALL), [n_pcs, cells.n_vars])
+            after = posterior(before, known, weight)
+            at = own - start.mean
+            if output == "sample":
+                at[:, :n_pcs] = noise[rows] * np.sqrt(start.variance[:n_pcs])
+            at[:, :n_pcs] *= np.sqrt(after.variance / np.maximum(start.variance, 1e-12))[:n_pcs]
+            places[rows] = after.mean + at
+            used[label, condition] = (len(known), *map(float, worth))
+        result = self._as_prediction(self._values_at(places), cells, target, seed)
         table = result.uns["trvae_sc"]["combinations"]
         rows = [used[group] for group in zip(table["label"], table["source"], strict=True)]
-        table[["n_exemplars", "strength"]] = rows
+        table[["n_exemplars", "strength", "strength_outside"]] = rows
         return result
 
     def _prior(self, start: Gaussian, source: Any, target: Any, kind: str) -> Gaussian:
@@ -236,28 +249,16 @@ class FlowTransfer(Translator):
             )
         return Gaussian(start.mean + np.mean(list(shifts.values()), 0), start.variance)
 
-    def _exemplar_codes(self, exemplars: AnnData | None, target: Any) -> dict[str, np.ndarray]:
-        """Return latent codes of the exemplars by label, as text."""
+    def _exemplar_places(self, exemplars: AnnData | None, target: Any) -> dict[str, np.ndarray]:
+        """Return the places of the exemplars by label, as text."""
         if exemplars is None or not exemplars.n_obs:
             return {}
         cells = self._validate_anndata(exemplars)
         other = set(cells.obs[self.keys.condition_key].astype(str)) - {str(target)}
         if other:
             raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
-        u = self._codes(self._values(cells, float(self.module.kappa)))
-        return {label: u[rows] for (label, _), rows in groups(cells.obs, self.keys)}
-
-    def _decoded(self, u: np.ndarray) -> torch.Tensor:
-        """Return components of latent codes."""
-        return self.module.decode(torch.as_tensor(u, dtype=torch.float32, device=self.device))
-
-    @torch.no_grad()
-    def _change(self, x: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Return the change of values when cells get these latent codes."""
-        module, device = self.module, self.device
-        start = module.to_components(torch.as_tensor(x, device=device))
-        end = self._decoded(u)
-        return module.change_of(end - start).cpu().numpy()
+        places = self._places(self._values(cells, float(self.module.kappa)))
+        return {label: places[rows] for (label, _), rows in groups(cells.obs, self.keys)}
 
 
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
