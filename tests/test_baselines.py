@@ -415,7 +415,8 @@ def decode(model, source, z):
     tensors = next(iter(model._make_data_loader(model._validate_anndata(source.copy()))))
     with torch.no_grad():
         z = torch.as_tensor(z, dtype=torch.float32)
-        out = module.decode(z, module._context(tensors))[2].double().numpy()
+        hidden = module.hidden_layers(z, module._context(tensors))[1]
+        out = module.to_profile(hidden).double().numpy()
     if module.is_count:
         return np.log1p(module.kappa.item() * np.exp(out))
     return module.gene_mean.numpy() + module.gene_scale.numpy() * out

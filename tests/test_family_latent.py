@@ -24,7 +24,8 @@ def decode(model, z, rows, condition=None):
             code = model.conditions.index(condition)
             tensors["condition"] = torch.full_like(tensors["condition"], code)
         z = torch.as_tensor(np.asarray(z), dtype=torch.float32)
-        out = module.decode(z, module._context(tensors))[2].double().numpy()
+        hidden = module.hidden_layers(z, module._context(tensors))[1]
+        out = module.to_profile(hidden).double().numpy()
     if module.is_count:
         return np.log1p(module.kappa.item() * np.exp(out))
     return module.gene_mean.numpy() + module.gene_scale.numpy() * out

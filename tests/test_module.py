@@ -299,6 +299,16 @@ def test_transfer_targets_are_conditions_seen_with_the_label_and_not_the_own():
     assert groups == present
 
 
+def test_nothing_is_drawn_for_the_transfer_loss_where_there_is_no_loss(monkeypatch):
+    made, tensors = module(), minibatch()
+    with_profiles(made, tensors)
+    monkeypatch.setattr(made, "_draw_transfer", None)
+    assert made.sample(tensors).shape == (30, 12)
+    assert made.marginal_ll(tensors, 2).shape == made.ll_at_mean(tensors).shape == (30,)
+    with pytest.raises(TypeError):
+        run(made, tensors)
+
+
 def test_transfer_is_off_without_labels():
     made, tensors = module(n_labels=0), minibatch()
     assert made.transfer_weight == 0.0

@@ -80,7 +80,7 @@ def _write(adata: AnnData, path: Path) -> None:
 # -- subcommands --------------------------------------------------------------------------------------
 
 
-def demo(args: argparse.Namespace) -> None:
+def run_demo(args: argparse.Namespace) -> None:
     """Simulate, train, predict a hidden combination and score it."""
     _check_output(args.out, force=args.force, is_folder=True)
     from trvae_sc import demo
@@ -94,7 +94,7 @@ def demo(args: argparse.Namespace) -> None:
     print(f"\nWrote predicted.h5ad, effect.png and report.html to {args.out}/", file=args.stdout)
 
 
-def train(args: argparse.Namespace) -> None:
+def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
     _check_output(args.out, force=args.force, is_folder=True)
     if args.n_top_genes < 0:
@@ -178,7 +178,7 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     )
 
 
-def predict(args: argparse.Namespace) -> None:
+def run_predict(args: argparse.Namespace) -> None:
     """Predict cells of a file and write them."""
     _check_prediction_file(args)
     adata = read(args.file, backed=True)
@@ -260,7 +260,7 @@ def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
     return _keys(args, is_count=args.gene_likelihood != "normal")
 
 
-def select(args: argparse.Namespace) -> None:
+def run_select(args: argparse.Namespace) -> None:
     """Choose a method, predict with it and write the cells."""
     _check_prediction_file(args)
     if args.folder is not None:
@@ -293,7 +293,7 @@ def select(args: argparse.Namespace) -> None:
     _write_prediction(predicted, args, **record)
 
 
-def benchmark(args: argparse.Namespace) -> None:
+def run_benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
     _check_output(args.out, force=True, is_folder=True)
     adata = read(args.file)
@@ -331,7 +331,7 @@ def benchmark(args: argparse.Namespace) -> None:
     print(results.wide().round(3).to_string(), file=args.stdout)
 
 
-def report(args: argparse.Namespace) -> None:
+def run_report(args: argparse.Namespace) -> None:
     """Write results as an HTML page."""
     _check_output(args.out, force=args.force, is_folder=False)
     from trvae_sc.evaluation import Results

@@ -30,7 +30,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
     parser.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
-    parser.set_defaults(run=_commands.demo)
+    parser.set_defaults(run=_commands.run_demo)
 
 
 def _add_train(commands: Any) -> None:
@@ -59,7 +59,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=_commands.train)
+    parser.set_defaults(run=_commands.run_train)
 
 
 def _add_predict(commands: Any) -> None:
@@ -77,7 +77,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_commands.predict)
+    parser.set_defaults(run=_commands.run_predict)
 
 
 def _add_select(commands: Any) -> None:
@@ -105,7 +105,7 @@ def _add_select(commands: Any) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_commands.select)
+    parser.set_defaults(run=_commands.run_select)
 
 
 def _add_benchmark(commands: Any) -> None:
@@ -148,7 +148,7 @@ def _add_benchmark(commands: Any) -> None:
         required=True,
         help="folder for the results; goes on if there are some",
     )
-    parser.set_defaults(run=_commands.benchmark)
+    parser.set_defaults(run=_commands.run_benchmark)
 
 
 def _add_report(commands: Any) -> None:
@@ -160,7 +160,7 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--method", help="model to judge (trvae)")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_commands.report)
+    parser.set_defaults(run=_commands.run_report)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -80,13 +80,7 @@ def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) 
 class FlowModule(ExpressionModule):
     """A normalizing flow on whitened principal components; see :class:`FlowTransfer`."""
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        n_hidden: Sequence[int],
-        n_transforms: int,
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, n_hidden: Sequence[int], n_transforms: int) -> None:
         try:
             import zuko
         except ImportError as error:

@@ -42,13 +42,7 @@ class FlowMatchingModule(BetweenModule):
     See :class:`FlowMatching` for the parameters.
     """
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        n_hidden: Sequence[int],
-        n_steps: int,
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, n_hidden: Sequence[int], n_steps: int) -> None:
         super().__init__(sizes)
         self.n_steps = n_steps
         self.velocity = Network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -215,6 +216,9 @@ class FlowTransfer(Translator):
         places = self._places(self._values(cells, float(self.module.kappa)))
         n_pcs = len(self.module.spread)
         noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))
+        strengths = functools.cache(
+            functools.partial(self.prior_strength, target=target, prior=prior)
+        )
         used: dict[tuple[str, str], tuple[int, float, float]] = {}
         for (label, condition), rows in groups(cells.obs, self.keys):
             known, own = shown.get(label, places[:0]), places[rows]
@@ -222,7 +226,7 @@ class FlowTransfer(Translator):
             before = self._prior(start, condition, target, prior)
             worth = (np.inf, np.inf) if strength is None else (strength, strength)
             if strength is None and len(known):
-                worth = self.prior_strength(condition, target, prior=prior)
+                worth = strengths(condition)
             weight = np.repeat(np.minimum(worth, _ALL), [n_pcs, cells.n_vars])
             after = posterior(before, known, weight)
             at = own - start.mean

@@ -89,16 +89,10 @@ class ExpressionModule(BaseModuleClass):
         Divide each component by its own deviation; else all by the root of their mean variance.
     """
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        whiten: bool = False,
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, whiten: bool = False) -> None:
         super().__init__()
-        self.gene_likelihood = (
-            "nb" if sizes.is_count else "normal"
-        )  # what the checks of values ask for
+        # what the checks of values ask for
+        self.gene_likelihood = "nb" if sizes.is_count else "normal"
         self.whiten = whiten
         self.register_buffer("kappa", torch.ones(()))
         self.register_buffer("center", torch.zeros(sizes.n_input))

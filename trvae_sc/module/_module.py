@@ -242,17 +242,12 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         y = self.mmd_layer(self.decoder_in(z, context))
         return y, self.decoder(y)
 
-    def decode(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y, the last hidden layer and the profile predicted from z.
+    def to_profile(self, hidden: Tensor) -> Tensor:
+        """Return the profile of last hidden layers, shape (..., n_cells, n_genes).
 
         The profile is the log proportion of each gene for counts, the standardised mean for
-        ``normal``, the mean for ``mse``; shape (..., n_cells, n_genes).
+        ``normal``, the mean for ``mse``.
         """
-        y, hidden = self.hidden_layers(z, context)
-        return y, hidden, self.to_profile(hidden)
-
-    def to_profile(self, hidden: Tensor) -> Tensor:
-        """Return the profile of last hidden layers; see :meth:`decode`."""
         out = self.output(hidden).float()
         if self.is_count:
             out = functional.log_softmax(out, dim=-1)
@@ -295,9 +290,10 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if not (self.training and self.gene_likelihood in ("nb", "normal", "mse")):
             px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-        compared = {"transfer": transfer, "central": central}
-        made = {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
-        return made | compared
+        return {
+            **{"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context},
+            **{"transfer": transfer, "central": central},
+        }
 
     def _distribution(
         self, profile: Tensor, features: Tensor, total: Tensor | None, logits: Tensor | None
@@ -349,8 +345,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         reconstruction = self.reconstruction_loss(tensors, generative_outputs)
         kl = gaussian_kl(qz.loc, qz.scale) if self.variational else torch.zeros_like(qz.loc[:, 0])
         terms = {"mmd": self._mmd(tensors, inference_outputs, generative_outputs)}
-        compared = (generative_outputs[name] for name in ("transfer", "central"))
-        terms["transfer"] = self._transfer(*compared, n_cells=len(reconstruction))
+        terms["transfer"] = self._transfer(generative_outputs, len(reconstruction))
         weighted = {
             "reconstruction_weighted": self.recon_weight * reconstruction.mean(),
             "kl_weighted": kl_weight * kl.mean(),
@@ -376,7 +371,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     @auto_move_data
     def aligned(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return y of a minibatch at the posterior mean of z."""
-        return self.decode(self.encode(tensors).loc, self._context(tensors))[0]
+        return self.hidden_layers(self.encode(tensors).loc, self._context(tensors))[0]
 
     @torch.inference_mode()
     @auto_move_data
@@ -399,8 +394,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         Shape (n_cells, n_genes).
         """
         features = None if condition is None else condition.expand(len(z), -1)
-        context = self._context(tensors, features)
+        hidden = self.hidden_layers(z, self._context(tensors, features))[1]
         if self.is_count:
-            shares = functional.softmax(self.output(self.hidden_layers(z, context)[1]), dim=-1)
+            shares = functional.softmax(self.output(hidden), dim=-1)
             return shares[..., :-1] if self.has_total else shares
-        return self.gene_mean + self.gene_scale * self.decode(z, context)[2]
+        return self.gene_mean + self.gene_scale * self.to_profile(hidden)

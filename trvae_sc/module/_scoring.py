@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 _EPS = 1e-8
+_NO_TRANSFER = {"transfer_factor": 0.0}  # nothing is drawn for a loss that nobody asks for
 
 
 class ScoringMixin(BaseModuleClass):
@@ -27,6 +28,7 @@ class ScoringMixin(BaseModuleClass):
         """Draw from the posterior predictive, (n_cells, n_genes) or (n_cells, n_genes, n_samples)."""
         _, outputs = self.forward(
             tensors,
+            get_generative_input_kwargs=_NO_TRANSFER,
             inference_kwargs={"n_samples": n_samples},
             generative_kwargs=generative_kwargs,
             compute_loss=False,
@@ -51,7 +53,10 @@ class ScoringMixin(BaseModuleClass):
         n_passes = math.ceil(n_mc_samples / n_mc_samples_per_pass)
         for _ in range(n_passes):
             inference, generated = self.forward(
-                tensors, inference_kwargs={"n_samples": n_mc_samples_per_pass}, compute_loss=False
+                tensors,
+                get_generative_input_kwargs=_NO_TRANSFER,
+                inference_kwargs={"n_samples": n_mc_samples_per_pass},
+                compute_loss=False,
             )
             z, qz = inference["z"], inference["qz"]
             log_prior = Normal(0.0, 1.0).log_prob(z).sum(-1)
@@ -66,7 +71,9 @@ class ScoringMixin(BaseModuleClass):
     @auto_move_data
     def ll_at_mean(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return log p(x | z) at the posterior mean of z, in nats, shape (n_cells,)."""
-        inputs = self._get_generative_input(tensors, {"z": self.encode(tensors).loc}, 0.0)
+        inputs = self._get_generative_input(
+            tensors, {"z": self.encode(tensors).loc}, **_NO_TRANSFER
+        )
         return -self.reconstruction_loss(tensors, self.generative(**inputs)).cpu()
 
     @torch.inference_mode()

@@ -51,8 +51,8 @@ class TermsMixin(nn.Module):
             reduction="sum" if published else "mean",
         )
 
-    def _draw_transfer(self, tensors: dict[str, Tensor], factor: float = 1.0) -> Transfer:
-        """Return what the transfer loss of a minibatch compares."""
+    def _draw_transfer(self, tensors: dict[str, Tensor], factor: float) -> Transfer:
+        """Return what the transfer loss of a minibatch compares; it counts by a factor."""
         n_conditions = self.n_cells.shape[1]
         code = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten() * n_conditions
         code = code + tensors[CONDITION_KEY].long().flatten()
@@ -74,8 +74,9 @@ class TermsMixin(nn.Module):
             for rows in (hidden, moved)
         ]
 
-    def _transfer(self, transfer: Transfer | None, central: Tensor | None, n_cells: int) -> Tensor:
+    def _transfer(self, generative_outputs: dict[str, Any], n_cells: int) -> Tensor:
         """Return the transfer loss T from the profiles of :meth:`_central`."""
+        transfer, central = (generative_outputs[name] for name in ("transfer", "central"))
         if transfer is None:
             return self.kappa.new_zeros(())
         start, end = self.transfer_scale(central.exp() if self.is_count else central).chunk(2)

@@ -102,7 +102,6 @@ class EpochCheckpoint(Checkpoint):
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
         self.history: dict[str, tuple[str, list[int], list[float]]] = {}
         self.stopped = False
-        self.resumed = False
 
     def resume_from(self) -> str | None:
         """Return the checkpoint to continue from, or None.
@@ -136,7 +135,7 @@ class EpochCheckpoint(Checkpoint):
 
         Lightning tells them after the checkpoint is written, and not again when it resumes.
         """
-        for config in trainer.lr_scheduler_configs if self.resumed else []:
+        for config in trainer.lr_scheduler_configs:  # at the start of a new run history is empty
             if config.reduce_on_plateau and config.monitor in self.history:
                 config.scheduler.step(self.history[config.monitor][2][-1])
 
@@ -168,7 +167,6 @@ class EpochCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint stores."""
         self.history, self.stopped = state_dict["history"], state_dict["stopped"]
-        self.resumed = True
         torch.set_rng_state(state_dict["rng"]["cpu"].cpu())
         if state_dict["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["rng"]["cuda"]])
