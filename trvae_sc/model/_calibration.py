@@ -120,48 +120,44 @@ class Calibration:
         source = np.asarray(model._condition_column(obs))
         frame = pd.DataFrame({"source": source, "label": np.asarray(label)})
         self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
+        by_source: dict[Any, list[tuple[str, np.ndarray]]] = {}  # in the order of their codes
         for code in range(self.group.max() + 1):
-            cells = np.flatnonzero(self.group == code)
-            name = str(frame["label"].iloc[cells[0]]), str(source[cells[0]])
-            self.corrections.append(
-                self._correction(adata, rows[cells], source[cells[0]], target, name)
-            )
+            at = np.flatnonzero(self.group == code)
+            name = str(frame["label"].iloc[at[0]])
+            by_source.setdefault(source[at[0]], []).append((name, _sampled(rows[at])))
+        for of, labelled in by_source.items():
+            self._correct(adata, of, labelled, target)
 
-    def _correction(
-        self, adata: AnnData, rows: np.ndarray, source: Any, target: Any, name: tuple[str, str]
-    ) -> Correction:
-        """Return the correction of a group, and note how unlike the training labels it is."""
-        model = self.model
-        if len(rows) > _CALIBRATION_CELLS:  # evenly spaced: enough for a mean, the same every time
-            rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
+    def _correct(
+        self, adata: AnnData, source: Any, labelled: list[tuple[str, np.ndarray]], target: Any
+    ) -> None:
+        """Add the corrections of a source's groups, and note how unlike the training labels they are."""
+        model, names = self.model, [name for name, _ in labelled]
+        rows = [cells for _, cells in labelled]
         means = _group_means(model, adata, rows, target)
         observed, decoded_source, decoded_target = (profile_scale(model, mean) for mean in means)
         change = decoded_target - decoded_source
         pairs = seen_pairs(model, source, target)
-        self.novelty[name] = novelty(observed, pairs[0])
-        blend = change
         if target in model.conditions:
-            blend = change + _from_labels(model, observed, change, pairs)
+            added = [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
         else:
+            added = np.zeros_like(change)
             for near, share in model._conditions_around(target, source).items():
-                decoded = profile_scale(model, _group_means(model, adata, rows, near)[2])
-                there = decoded - decoded_source
-                own = _own_change(model, name[0], source, near)
-                if own is None:
-                    rest = _from_labels(model, observed, there, seen_pairs(model, source, near))
-                else:
-                    rest = own - there
-                blend = blend + share * rest
-        if not model.module.is_count:
-            scale = model.module.gene_scale.cpu().numpy()
-            return Correction(np.zeros(adata.n_vars), (blend - change) * scale, None)
-        expected = np.expm1(np.maximum(observed + blend, 0.0)) / model.module.kappa.item()
-        tiny = np.finfo(np.float32).tiny
-        return Correction(
-            means[0] / np.maximum(means[1], tiny),
-            expected / np.maximum(means[2], tiny),
-            expected - means[0] if model.module.n_labels else None,
-        )
+                there = profile_scale(model, _group_means(model, adata, rows, near)[2])
+                there -= decoded_source
+                near_pairs = seen_pairs(model, source, near)
+                for i, name in enumerate(names):
+                    own = _own_change(model, name, source, near)
+                    if own is None:
+                        rest = _from_labels(model, observed[i], there[i], near_pairs)
+                    else:
+                        rest = own - there[i]
+                    added[i] += share * rest
+        for i, name in enumerate(names):
+            self.novelty[name, str(source)] = novelty(observed[i], pairs[0])
+            self.corrections.append(
+                _correction(model, means[:, i], observed[i] + change[i] + added[i], added[i])
+            )
 
     @property
     def keeps_level(self) -> bool:
@@ -180,7 +176,7 @@ class Calibration:
         by_target = np.stack([c.target for c in chosen]).astype(np.float32)[codes]
         if not self.model.module.is_count:
             return batch._replace(target=batch.target + by_target)
-        target = batch.target * by_target
+        target = np.multiply(by_target, batch.target, out=by_target)
         if batch.source is None:
             return batch._replace(target=target)
         source = batch.source * np.stack([c.source for c in chosen]).astype(np.float32)[codes]
@@ -192,14 +188,57 @@ class Calibration:
         return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
 
 
-def _group_means(
-    model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return means over cells: observed shares (values), and those decoded at source and target."""
-    sums = np.zeros((3, adata.n_vars))
-    for batch in decoded_batches(model, adata, rows, model._condition_features(target)):
-        sums += (batch.observed_sum(), column_sums(batch.source), column_sums(batch.target))
-    return tuple(sums / len(rows))
+def _sampled(rows: np.ndarray) -> np.ndarray:
+    """Return rows of a group that are enough for its mean, evenly spaced: the same every time."""
+    if len(rows) <= _CALIBRATION_CELLS:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
+
+
+def _group_means(model: TRVAE, adata: AnnData, groups: list[np.ndarray], target: Any) -> np.ndarray:
+    """Return means over the cells of groups of rows, shape (3, n_groups, n_genes).
+
+    Of observed shares (values), and of those decoded at source and target.
+    """
+    sums = np.zeros((3, len(groups), adata.n_vars))
+    sizes = np.array([len(rows) for rows in groups])
+    codes, done = np.repeat(np.arange(len(groups)), sizes), 0
+    features = model._condition_features(target)
+    for batch in decoded_batches(model, adata, np.concatenate(groups), features):
+        own = codes[done : done + len(batch.target)]
+        done += len(own)
+        weight = (own == np.arange(len(groups))[:, None]).astype(np.float32)
+        shares = weight if batch.total is None else weight / batch.total.ravel()
+        sums += (shares @ batch.observed, weight @ batch.source, weight @ batch.target)
+    return sums / sizes[:, None]
+
+
+def _correction(
+    model: TRVAE, means: np.ndarray, expected: np.ndarray, added: np.ndarray
+) -> Correction:
+    """Return the correction of a group.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    means
+        Means of the group, observed, decoded at source and decoded at target; shape (3, n_genes).
+    expected
+        Mean of the target (f-scale) that the correction leads to, shape (n_genes,).
+    added
+        What of it was not decoded, same shape.
+    """
+    if not model.module.is_count:
+        scale = model.module.gene_scale.cpu().numpy()
+        return Correction(np.zeros(len(added)), added * scale, None)
+    shares = np.expm1(np.maximum(expected, 0.0)) / model.module.kappa.item()
+    tiny = np.finfo(np.float32).tiny
+    return Correction(
+        means[0] / np.maximum(means[1], tiny),
+        shares / np.maximum(means[2], tiny),
+        shares - means[0] if model.module.n_labels else None,
+    )
 
 
 def _from_labels(

@@ -21,8 +21,9 @@ def scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.nda
     """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
     if not model.module.is_count:
         return values
-    shares = values if total is None else values / total
-    return np.log1p(model.module.kappa.item() * shares)
+    kappa = model.module.kappa.item()
+    shares = kappa * (values if total is None else values / total)
+    return np.log1p(shares, out=shares)
 
 
 def decoded(

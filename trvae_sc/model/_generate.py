@@ -49,7 +49,7 @@ def generate_cells(
         obs = obs.assign(**model._condition_values(level, n_obs))
     if labels is not None:
         obs[setup_args["labels_key"]] = adata.obs[setup_args["labels_key"]].iloc[rows].to_numpy()
-    x = stacked(values)
+    x = stacked(values, n_obs)
     if model.module.has_total:  # of the training cell; a draw of the genes may exceed it
         total = adata.obs[setup_args["total_counts_key"]].to_numpy(float)[rows]
         obs[setup_args["total_counts_key"]] = np.maximum(total, np.asarray(x.sum(axis=1)).ravel())

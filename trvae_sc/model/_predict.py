@@ -56,11 +56,11 @@ def predict_cells(
         logger.warning(remark)
     layer = model.registry_["setup_args"]["layer"] if output in ("counts", "sample") else None
     prediction = _Prediction(model, original, registered, rows, target, output, n_samples, seed)
-    pieces = prediction.pieces(batch_size)
+    pieces, n_rows = prediction.pieces(batch_size), len(rows) * n_samples
     if out is not None:
-        shape = (len(rows) * n_samples, registered.n_vars)
+        shape = (n_rows, registered.n_vars)
         return _write(Path(out), shape, layer, pieces, prediction.around)
-    result = prediction.around(stacked(list(pieces)))
+    result = prediction.around(stacked(pieces, n_rows))
     if layer is not None:
         result.layers[layer] = result.X.copy()
     return result

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ class PieceWriter:
         """Write the rows taken."""
         if not self._pieces:
             return
-        x = stacked(self._pieces)
+        x = stacked(self._pieces, sum(piece.shape[0] for piece in self._pieces))
         self._pieces = []
         for name in self.names:
             if sparse.issparse(x):
@@ -119,8 +121,16 @@ class PieceWriter:
             self.root.close()
 
 
-def stacked(values: list[Any]) -> np.ndarray | sparse.csr_matrix:
-    """Return the values of all minibatches, as float32."""
-    is_sparse = sparse.issparse(values[0])
-    x = sparse.vstack(values, format="csr") if is_sparse else np.concatenate(values)
-    return x.astype(np.float32, copy=False)
+def stacked(
+    pieces: Iterable[np.ndarray | sparse.csr_matrix], n_rows: int
+) -> np.ndarray | sparse.csr_matrix:
+    """Return the values of all minibatches, `n_rows` together, as float32."""
+    pieces = iter(pieces)
+    first = next(pieces)
+    if sparse.issparse(first):
+        return sparse.vstack([first, *pieces], format="csr").astype(np.float32, copy=False)
+    x, done = np.empty((n_rows, first.shape[1]), np.float32), 0  # two copies at once take memory
+    for piece in chain([first], pieces):
+        x[done : done + len(piece)] = piece
+        done += len(piece)
+    return x

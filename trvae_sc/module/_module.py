@@ -206,8 +206,15 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self, x: Tensor, context: Context, total: Tensor | None = None, n_samples: int = 1
     ) -> dict[str, Any]:
         """Encode cells: q(z | x, c) and samples of it, (n_samples, n_cells, n_latent) if > 1."""
+        qz = self._posterior(x, context, total)
+        z = qz.rsample() if n_samples == 1 else qz.rsample((n_samples,))
+        library = None if total is None else total.log()
+        return {"z": z, "qz": qz, "library": library, "ql": None}
+
+    def _posterior(self, x: Tensor, context: Context, total: Tensor | None) -> TorchNormal:
+        """Return q(z | x, c)."""
         if self.is_count:
-            x = torch.log1p(self.kappa * x / total)
+            x = torch.log1p((self.kappa * x).div_(total))
         elif self.gene_likelihood == "normal":
             x = (x - self.gene_mean) / self.gene_scale
         hidden = self.encoder(self.encoder_in(x, context))
@@ -217,10 +224,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         else:
             log_variance = self.z_log_variance(hidden).float()
             scale = (0.5 * log_variance.clamp(-_MAX_LOG_VARIANCE, _MAX_LOG_VARIANCE)).exp()
-        qz = TorchNormal(mean, scale, validate_args=False)
-        z = qz.rsample() if n_samples == 1 else qz.rsample((n_samples,))
-        library = None if total is None else total.log()
-        return {"z": z, "qz": qz, "library": library, "ql": None}
+        return TorchNormal(mean, scale, validate_args=False)
 
     def _get_generative_input(
         self,
@@ -365,7 +369,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     @auto_move_data
     def encode(self, tensors: dict[str, Tensor]) -> TorchNormal:
         """Return q(z | x, c) of a minibatch."""
-        return self.inference(**self._get_inference_input(tensors))["qz"]
+        return self._posterior(**self._get_inference_input(tensors))
 
     @torch.inference_mode()
     @auto_move_data
