@@ -207,13 +207,13 @@ def test_all_exemplars_and_no_prior_give_their_mean_in_latent_space(transfer):
     model, adata = transfer
     shown = where(adata, "A", "stimulated")
     predicted = model.predict(target="stimulated", labels="A", exemplars=shown, strength=0.0)
-    u, known = (model._places(cells.X)[:, :4] for cells in (predicted, shown))
+    u, known = (model._places(cells)[:, :4] for cells in (predicted, shown))
     np.testing.assert_allclose(u.mean(0), known.mean(0), atol=0.02)
     np.testing.assert_allclose(u.var(0), known.var(0), rtol=0.05)
     drawn = model.predict(
         target="stimulated", labels="A", exemplars=shown, strength=0.0, output="sample"
     )
-    np.testing.assert_allclose(model._places(drawn.X)[:, :4].mean(0), known.mean(0), atol=0.15)
+    np.testing.assert_allclose(model._places(drawn)[:, :4].mean(0), known.mean(0), atol=0.15)
 
 
 def test_exemplars_also_move_what_is_outside_of_the_components():
@@ -226,15 +226,15 @@ def test_exemplars_also_move_what_is_outside_of_the_components():
     model = FlowTransfer(train, n_pcs=2, n_hidden=(16,), seed=0)
     model.train(30, **CPU)
     real = where(adata, "A", "stimulated")
-    start = where(adata, "A", "control").X
+    start = where(adata, "A", "control")
     places = model._places(start)
-    np.testing.assert_allclose(model._values_at(places), start, atol=1e-3)
+    np.testing.assert_allclose(model._values_at(places), start.X, atol=1e-3)
     kwargs = {"target": "stimulated", "labels": "A"}
     found = model.predict(exemplars=real, strength=0.0, **kwargs).X
     np.testing.assert_allclose(found.mean(0)[3], real.X.mean(0)[3], atol=0.1)
     half = model.predict(exemplars=real[:20].copy(), strength=20.0, **kwargs).X
-    seen = real[:20].X.mean(0)[3] - start.mean(0)[3]
-    assert half.mean(0)[3] - start.mean(0)[3] == pytest.approx(seen / 2, abs=0.2)
+    seen = real[:20].X.mean(0)[3] - start.X.mean(0)[3]
+    assert half.mean(0)[3] - start.X.mean(0)[3] == pytest.approx(seen / 2, abs=0.2)
     inside, outside = model.prior_strength("control", "stimulated")
     assert outside > 5 * inside  # no other label shows anything there
 
@@ -293,10 +293,10 @@ def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
     np.testing.assert_array_equal(shifts["B"], means["stimulated"]["B"] - means["control"]["B"])
     expected, cells = [], []
     for label in shifts:
-        start, end = (where(adata, label, c).X for c in ("control", "stimulated"))
+        start, end = (where(adata, label, c) for c in ("control", "stimulated"))
         others = np.mean([shifts[other] for other in shifts if other != label], 0)
         expected.append(model._values_at(model._places(start) + others).mean(0))
-        cells.append(end)
+        cells.append(end.X)
     inside, outside = model.prior_strength("control", "stimulated")
     assert inside == pytest.approx(worth_of_prior(expected, cells), rel=1e-3)  # all 4 dimensions
     alone = model.prior_strength("control", "stimulated", prior="source")

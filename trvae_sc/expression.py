@@ -48,6 +48,13 @@ class Keys(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
+def evenly_spaced(rows: np.ndarray, n_max: int) -> np.ndarray:
+    """Return at most so many of some rows, the same every time: enough for a mean."""
+    if len(rows) <= n_max:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, n_max).astype(int)]
+
+
 def values(adata: AnnData, keys: Keys) -> Any:
     """Return the values of an AnnData, sparse or dense."""
     return adata.X if keys.layer is None else adata.layers[keys.layer]

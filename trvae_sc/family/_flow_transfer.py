@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from trvae_sc.expression import groups
+from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
 
@@ -83,15 +83,19 @@ class FlowTransfer(Translator):
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
         super().train(max_epochs, **kwargs)
-        places = self._places(self._values(self.adata, float(self.module.kappa)))
+        places = self._places(self.adata)
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
             self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
 
+    def _own_values(self, cells: AnnData) -> np.ndarray:
+        """Return the values of cells, on the scale of the model."""
+        return self._values(cells, float(self.module.kappa))
+
     @torch.no_grad()
-    def _places(self, x: np.ndarray) -> np.ndarray:
-        """Return the places of cells with these values; see :meth:`FlowModule.places`."""
-        parts = torch.as_tensor(x).split(1024)
+    def _places(self, cells: AnnData) -> np.ndarray:
+        """Return the places of cells; see :meth:`FlowModule.places`."""
+        parts = torch.as_tensor(self._own_values(cells)).split(1024)
         found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
         return found.cpu().numpy().astype(np.float64)
 
@@ -141,22 +145,17 @@ class FlowTransfer(Translator):
         rows = dict(groups(self.adata.obs, self.keys))
         expected, cells = [], []
         for label in shifts:
-            start, end = (self._training_values(rows[label, str(c)]) for c in (source, target))
+            start, end = (
+                self.adata[evenly_spaced(rows[label, str(c)], _MAX_CELLS)] for c in (source, target)
+            )
             others = [other for name, other in shifts.items() if name != label]
             moved = self._places(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
             expected.append(self._values_at(moved).mean(0))
-            cells.append(end)
+            cells.append(self._own_values(end))
         axes = self.module.components.cpu().numpy()
         inside = worth_of_prior([e @ axes for e in expected], [x @ axes for x in cells])
-        return inside, worth_of_prior(
-            [e - e @ axes @ axes.T for e in expected], [x - x @ axes @ axes.T for x in cells]
-        )
-
-    def _training_values(self, rows: np.ndarray) -> np.ndarray:
-        """Return values of some training cells, evenly spaced if they are many."""
-        if len(rows) > _MAX_CELLS:
-            rows = rows[np.linspace(0, len(rows) - 1, _MAX_CELLS).astype(int)]
-        return self._values(self.adata[rows], float(self.module.kappa))
+        expected, cells = ([x - x @ axes @ axes.T for x in of] for of in (expected, cells))
+        return inside, worth_of_prior(expected, cells)
 
     def predict(
         self,
@@ -213,7 +212,7 @@ class FlowTransfer(Translator):
             raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)
-        places = self._places(self._values(cells, float(self.module.kappa)))
+        places = self._places(cells)
         n_pcs = len(self.module.spread)
         noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))
         strengths = functools.cache(
@@ -261,7 +260,7 @@ class FlowTransfer(Translator):
         other = set(cells.obs[self.keys.condition_key].astype(str)) - {str(target)}
         if other:
             raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
-        places = self._places(self._values(cells, float(self.module.kappa)))
+        places = self._places(cells)
         return {label: places[rows] for (label, _), rows in groups(cells.obs, self.keys)}
 
 

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import States, ridge_shift
+from trvae_sc.expression import States, evenly_spaced, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.states import MIN_CELLS
@@ -124,7 +124,8 @@ class Calibration:
         for code in range(self.group.max() + 1):
             at = np.flatnonzero(self.group == code)
             name = str(frame["label"].iloc[at[0]])
-            by_source.setdefault(source[at[0]], []).append((name, _sampled(rows[at])))
+            some = evenly_spaced(rows[at], _CALIBRATION_CELLS)
+            by_source.setdefault(source[at[0]], []).append((name, some))
         for of, labelled in by_source.items():
             self._correct(adata, of, labelled, target)
 
@@ -186,13 +187,6 @@ class Calibration:
         if chosen[0].gain is not None:
             mean = np.stack([c.gain for c in chosen]).astype(np.float32)[codes]
         return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
-
-
-def _sampled(rows: np.ndarray) -> np.ndarray:
-    """Return rows of a group that are enough for its mean, evenly spaced: the same every time."""
-    if len(rows) <= _CALIBRATION_CELLS:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, _CALIBRATION_CELLS).astype(int)]
 
 
 def _group_means(model: TRVAE, adata: AnnData, groups: list[np.ndarray], target: Any) -> np.ndarray:
