@@ -15,8 +15,10 @@ from trvae_sc import baselines, datasets
 from trvae_sc.baselines import METHODS, SIMPLE
 from trvae_sc.evaluation import Holdout, Keys, ceiling, prepare_task, score
 from trvae_sc.expression import (
+    Pairs,
     gene_means,
     groups,
+    label_weights,
     log_values,
     median_total,
     profiles,
@@ -119,13 +121,13 @@ def test_simple_methods_equal_hand_computation(name, shift):
 
 
 def test_context_shift_equals_hand_computation():
-    # centre (2, 2); X lies at -(2, 2), Z at (2, 2), Y at -(1, 1). Kernel of X and Z: 8 on the diagonal,
-    # -8 off it; ridge 0.3 * 16 / 2 = 2.4; deviations of the shifts -(-1, 3), (-1, 3).
-    # In the primal: slope = cov / (var + 2.4 / 2) along the diagonal: 16 / (16 + 2.4) of the way, and Y is
-    # half as far out as X.
+    # X has 3 cells and weight 3/33, Z has 12 and 12/42: 7/22 and 1, together W = 29/22. Along the diagonal
+    # X lies at 0, Y at 1, Z at 4, the centre at 88/29, 59/29 from Y. The line through X and Z is flatter
+    # by W / (W + 0.3) = 29/35.6 for the ridge.
     adata = tiny()
     source = of(adata, "Y")
-    expected = np.array([1.0, 3.0]) + 0.5 * 16 / 18.4 * np.array([1.0, -3.0])
+    mean = np.array([14.0, 132.0]) / 29
+    expected = mean - 59 / 29 * 29 / 35.6 * np.array([-2.0, 6.0]) / 4
     predicted = baselines.context_shift(adata, source, target="stim", keys=VALUES)
     np.testing.assert_allclose(predicted.X - source.X, np.tile(expected, (3, 1)), rtol=1e-5)
 
@@ -135,7 +137,7 @@ def test_ridge_shift_is_ridge_regression(n_labels):
     rng = np.random.default_rng(n_labels)
     others, shifts = rng.normal(3.0, 1.0, (2, n_labels, 6))
     profile = rng.normal(3.0, 1.0, 6)
-    found = ridge_shift(profile, others, shifts)
+    found = ridge_shift(profile, Pairs(others, shifts, np.full((n_labels, 2), 7)))
 
     centred = others - others.mean(0)
     alpha = 0.3 * np.square(centred).sum() / n_labels
@@ -148,13 +150,40 @@ def test_ridge_shift_is_ridge_regression(n_labels):
 
 def test_ridge_shift_is_the_mean_without_contrast():
     shifts = np.array([[1.0, 2.0], [3.0, 6.0]])
-    same = np.ones((2, 2))
-    np.testing.assert_array_equal(ridge_shift(np.array([5.0, 0.0]), same, shifts), [2.0, 4.0])
-    np.testing.assert_array_equal(ridge_shift(np.zeros(2), same[:1], shifts[:1]), shifts[0])
+    alike = Pairs(np.ones((2, 2)), shifts, np.full((2, 2), 9))
+    np.testing.assert_array_equal(ridge_shift(np.array([5.0, 0.0]), alike), [2.0, 4.0])
+    np.testing.assert_array_equal(ridge_shift(np.zeros(2), alike.without(1)), shifts[0])
     # at the centre of the others, and far from them in a direction in which they do not differ
     others = np.array([[1.0, 0.0], [3.0, 0.0]])
     for profile in ([2.0, 0.0], [2.0, 99.0]):
-        np.testing.assert_allclose(ridge_shift(np.array(profile), others, shifts), [2.0, 4.0])
+        found = ridge_shift(np.array(profile), alike._replace(profiles=others))
+        np.testing.assert_allclose(found, [2.0, 4.0])
+
+
+def test_labels_of_few_cells_count_less():
+    rng = np.random.default_rng(3)
+    others, shifts = rng.normal(3.0, 1.0, (2, 5, 6))
+    profile = rng.normal(3.0, 1.0, 6)
+    n_cells = np.array([[3, 6], [30, 30], [4, 4000], [2000, 8000], [90, 45]])
+    harmonic = np.array([4.0, 30.0, 2 * 4 * 4000 / 4004, 3200.0, 60.0])
+    weight = harmonic / (harmonic + 30) * 3230 / 3200
+    np.testing.assert_allclose(label_weights(n_cells), weight)
+
+    centre = np.average(others, 0, weight)
+    alpha = 0.3 * np.average(np.square(others - centre).sum(1), weights=weight)
+    primal = Ridge(alpha=alpha).fit(others, shifts, sample_weight=weight)
+    found = ridge_shift(profile, Pairs(others, shifts, n_cells))
+    np.testing.assert_allclose(found, primal.predict(profile[None])[0], rtol=1e-9)
+
+
+def test_a_label_of_three_cells_does_not_spoil_the_rest():
+    """Shifts follow the profile but for one of three cells, which is far off."""
+    others = np.array([[-2.0], [-1.0], [1.0], [2.0], [0.5]])
+    shifts = np.array([[-2.0], [-1.0], [1.0], [2.0], [50.0]])
+    n_cells = np.array([[500, 500]] * 4 + [[3, 3]])
+    found = ridge_shift(np.array([1.5]), Pairs(others, shifts, n_cells))
+    assert found == pytest.approx([1.5], abs=1.5)
+    assert ridge_shift(np.array([1.5]), Pairs(others, shifts, np.full((5, 2), 500)))[0] > 10
 
 
 def test_context_shift_is_fitted_per_label_and_condition(make_adata):
@@ -335,7 +364,11 @@ def test_groups_and_profiles_name_what_is_there(make_adata):
     y = logged(train, COUNTS, known.kappa)
     rows = ((train.obs["cell_type"] == "B") & (train.obs["condition"] == "control")).to_numpy()
     np.testing.assert_allclose(known.mean["B", "control"], y[rows].mean(0), rtol=1e-6)
-    start, shifts = known.pairs("control", "stimulated")
+    start, shifts, n_cells, _ = known.pairs("control", "stimulated")
+    counts = train.obs.groupby(["cell_type", "condition"], observed=True).size()
+    assert n_cells.tolist() == [
+        [counts[lab, c] for c in ("control", "stimulated")] for lab in ("B", "T")
+    ]
     np.testing.assert_array_equal(start[0], known.mean["B", "control"])
     np.testing.assert_array_equal(
         shifts[1], known.mean["T", "stimulated"] - known.mean["T", "control"]

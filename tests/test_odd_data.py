@@ -218,7 +218,7 @@ def test_pairs_of_labels_copy_two_conditions_and_not_all():
     module.profiles.uniform_()
     module.state_profiles.uniform_()
     tracemalloc.start()
-    profiles, shifts, states = seen_pairs(model, "c3", "c7")
+    profiles, shifts, _, states = seen_pairs(model, "c3", "c7")
     largest = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert states.profiles.shape == (20 * N_STATES, 200)

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse, stats
 
 from trvae_sc import TRVAE
-from trvae_sc.expression import ridge_shift
+from trvae_sc.expression import Pairs, ridge_shift
 from trvae_sc.model import _write
 from trvae_sc.model._calibration import Calibration, decoded_batches, profile_scale, seen_pairs
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
@@ -109,7 +109,8 @@ def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change
     f = [profile_scale(model, p) for p in (observed, raw.source.mean(0), raw.target.mean(0))]
     profiles = model.module.profiles.numpy()
     others = [model.labels.index(label) for label in ("B", "T")]
-    ridge = ridge_shift(f[0], profiles[others, 0], profiles[others, 1] - profiles[others, 0])
+    start, end = profiles[others, 0], profiles[others, 1]
+    ridge = ridge_shift(f[0], Pairs(start, end - start, model.module.n_cells.numpy()[others]))
     expected = np.maximum(f[0] + 0.5 * (f[2] - f[1]) + 0.5 * ridge, 0)
     assert profile_scale(model, batch.target.mean(0)) == pytest.approx(expected, abs=1e-4)
 
@@ -175,9 +176,10 @@ def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
     model = fit(adata[~hidden].copy())
     predicted = model.predict(target="stimulated", labels="t0")
     profiles = model.module.profiles.numpy().astype(float)[1:]
-    states = seen_pairs(model, "control", "stimulated")[2]
+    states = seen_pairs(model, "control", "stimulated").states
     assert set(states.label) == {0, 1, 2, 3}
-    half = half_width(profiles[:, 0], profiles[:, 1] - profiles[:, 0], states)
+    n_cells = model.module.n_cells.numpy()[1:]
+    half = half_width(Pairs(profiles[:, 0], profiles[:, 1] - profiles[:, 0], n_cells, states))
     change = predicted.var["predicted_change"]
     assert (change - predicted.var["change_lower"]).to_numpy() == pytest.approx(half)
     assert (predicted.var["change_upper"] - change).to_numpy() == pytest.approx(half)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from trvae_sc.expression import States, ridge_shift
+from trvae_sc.expression import Pairs, States, label_weights, ridge_shift
 from trvae_sc.model._calibration import seen_pairs
 from trvae_sc.states import CellSample, matched_states
 from trvae_sc.uncertainty import left_out_residuals
@@ -94,32 +94,41 @@ def example(seed=0):
     others, shifts = rng.normal(size=(4, 6)), rng.normal(size=(4, 6))
     label = np.array([0, 0, 0, 2, 2])
     states = States(others[label] + rng.normal(size=(5, 6)), rng.normal(size=(5, 6)), label)
-    return rng.normal(size=6), others, shifts, states
+    n_cells = np.array([[5, 50], [500, 90], [20, 20], [300, 300]])
+    return rng.normal(size=6), Pairs(others, shifts, n_cells, states)
 
 
 def test_ridge_with_states_equals_weighted_least_squares():
-    profile, others, shifts, states = example()
-    centre, mean = others.mean(0), shifts.mean(0)
-    z = np.concatenate([others, states.profiles]) - centre
-    d = np.concatenate([shifts, states.shifts]) - mean
-    weight = 1.0 / np.array([1, 1, 1, 1, 3, 3, 3, 2, 2])
-    penalty = 0.2 * np.square(others - centre).sum() / 4
-    slopes = np.linalg.solve(z.T @ (weight[:, None] * z) + penalty * np.eye(6), (z.T * weight) @ d)
-    found = ridge_shift(profile, others, shifts, states)
+    profile, pairs = example()
+    states, of_label = pairs.states, label_weights(pairs.n_cells)
+    centre, mean = (np.average(x, 0, of_label) for x in pairs[:2])
+    z = np.concatenate([pairs.profiles, states.profiles]) - centre
+    d = np.concatenate([pairs.shifts, states.shifts]) - mean
+    weight = of_label[[0, 1, 2, 3, 0, 0, 0, 2, 2]] / np.array([1, 1, 1, 1, 3, 3, 3, 2, 2])
+    spread = np.average(np.square(pairs.profiles - centre).sum(1), weights=of_label)
+    slopes = np.linalg.solve(
+        z.T @ (weight[:, None] * z) + 0.2 * spread * np.eye(6), (z.T * weight) @ d
+    )
+    found = ridge_shift(profile, pairs)
     np.testing.assert_allclose(found, mean + (profile - centre) @ slopes)
     none = States(*(values[:0] for values in states))
     np.testing.assert_array_equal(
-        ridge_shift(profile, others, shifts, none), ridge_shift(profile, others, shifts)
+        ridge_shift(profile, pairs._replace(states=none)),
+        ridge_shift(profile, pairs._replace(states=None)),
     )
 
 
 def test_states_of_a_label_left_out_do_not_teach():
-    _, others, shifts, states = example()
+    pairs = example()[1]
+    states = pairs.states
     changed = States(states.profiles.copy(), states.shifts.copy(), states.label)
     changed.shifts[states.label == 2] += 100.0
-    before, after = (left_out_residuals(others, shifts, s) for s in (states, changed))
+    before, after = (left_out_residuals(pairs._replace(states=s)) for s in (states, changed))
     np.testing.assert_array_equal(before[2], after[2])
     assert np.abs(before[0] - after[0]).max() > 1
+    without = pairs.without(1)
+    assert without.states.label.tolist() == [0, 0, 0, 1, 1]  # rows of the labels that are left
+    np.testing.assert_array_equal(without.n_cells, pairs.n_cells[[0, 2, 3]])
 
 
 def test_model_keeps_states_whose_cells_make_up_the_label(fit, make_adata, tmp_path):
@@ -133,12 +142,16 @@ def test_model_keeps_states_whose_cells_make_up_the_label(fit, make_adata, tmp_p
     assert (n[label, :, condition] > 0).sum() == cells.sum() // 20
     total = (n[label, :, condition, None] * mean[label, :, condition]).sum(0) / cells.sum()
     np.testing.assert_allclose(total, module.profiles[label, condition].expm1(), rtol=1e-4)
-    profiles, shifts, states = seen_pairs(model, "control", "stimulated")
+    profiles, shifts, n_cells, states = seen_pairs(model, "control", "stimulated")
     assert len(profiles) == len(shifts) == len(model.labels)
+    counts = adata.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
+    np.testing.assert_array_equal(n_cells, counts.loc[model.labels, ["control", "stimulated"]])
     assert states.profiles.shape == states.shifts.shape == (len(states.label), adata.n_vars)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", adata=adata)
-    for before, after in zip(states, seen_pairs(loaded, "control", "stimulated")[2], strict=True):
+    for before, after in zip(
+        states, seen_pairs(loaded, "control", "stimulated").states, strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
@@ -154,6 +167,6 @@ def test_states_of_the_reference_are_not_paired_with_a_query(fit, make_adata):
     query.obs["condition"] = query.obs["condition"].astype(str).replace("stimulated", "treated")
     model = type(reference).load_query_data(query, reference)
     model.train(max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False)
-    assert len(seen_pairs(model, "control", "treated")[0]) == 3
-    assert not len(seen_pairs(model, "control", "treated")[2].label)
-    assert len(seen_pairs(model, "control", "stimulated")[2].label)
+    assert len(seen_pairs(model, "control", "treated").profiles) == 3
+    assert not len(seen_pairs(model, "control", "treated").states.label)
+    assert len(seen_pairs(model, "control", "stimulated").states.label)

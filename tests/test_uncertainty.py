@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trvae_sc.expression import ridge_shift
+from trvae_sc.expression import Pairs, ridge_shift
 from trvae_sc.uncertainty import half_width, left_out_residuals, novelty
 
 
@@ -12,14 +12,15 @@ def labels(n=6, n_genes=400, *, noise=0.2, seed=0):
     """Profiles, and shifts that are the same for all labels but for noise."""
     rng = np.random.default_rng(seed)
     profiles = rng.normal(0, 1, (n, n_genes))
-    return profiles, rng.normal(0, 1, n_genes) + noise * rng.normal(0, 1, (n, n_genes))
+    shifts = rng.normal(0, 1, n_genes) + noise * rng.normal(0, 1, (n, n_genes))
+    return Pairs(profiles, shifts, np.full((n, 2), 50))
 
 
 def test_residuals_are_those_of_labels_predicted_by_the_others():
-    profiles, shifts = labels(4, 30)
-    others = [0, 1, 3]
-    expected = shifts[2] - ridge_shift(profiles[2], profiles[others], shifts[others])
-    assert left_out_residuals(profiles, shifts)[2] == pytest.approx(expected)
+    pairs = labels(4, 30)
+    others = Pairs(*(values[[0, 1, 3]] for values in pairs[:3]))
+    expected = pairs.shifts[2] - ridge_shift(pairs.profiles[2], others)
+    assert left_out_residuals(pairs)[2] == pytest.approx(expected)
 
 
 def test_half_width_equals_a_hand_computation():
@@ -33,17 +34,19 @@ def test_half_width_equals_a_hand_computation():
         rest = np.delete(squares, i, 0)
         scores.append(np.abs(residuals[i]) / np.sqrt((rest.sum(0) + rest.mean()) / 3))
     expected = np.quantile(scores, 0.8) * scale
-    assert half_width(profiles, shifts, level=0.8) == pytest.approx(expected)
+    pairs = Pairs(profiles, shifts, np.full((3, 2), 50))
+    assert half_width(pairs, level=0.8) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_intervals_cover_a_new_label_as_often_as_they_say(level):
     covered = []
     for seed in range(20):
-        profiles, shifts = labels(7, seed=seed)
-        half = half_width(profiles[1:], shifts[1:], level=level)
-        predicted = ridge_shift(profiles[0], profiles[1:], shifts[1:])
-        covered.append(np.abs(shifts[0] - predicted) <= half)
+        pairs = labels(7, seed=seed)
+        others = pairs.without(0)
+        half = half_width(others, level=level)
+        predicted = ridge_shift(pairs.profiles[0], others)
+        covered.append(np.abs(pairs.shifts[0] - predicted) <= half)
     assert np.mean(covered) == pytest.approx(level, abs=0.03)
 
 
@@ -51,19 +54,21 @@ def test_noisier_genes_get_wider_intervals():
     rng = np.random.default_rng(0)
     noise = np.repeat([0.1, 1.0], 200)
     profiles = rng.normal(0, 1, (6, 400))
-    half = half_width(profiles, rng.normal(0, 1, (6, 400)) * noise)
+    shifts = rng.normal(0, 1, (6, 400)) * noise
+    half = half_width(Pairs(profiles, shifts, np.full((6, 2), 50)))
     ratio = np.median(half[200:]) / np.median(half[:200])
     assert ratio > 2
     assert stats.mannwhitneyu(half[200:], half[:200], alternative="greater").pvalue < 1e-20
 
 
 def test_two_labels_give_no_interval():
-    assert half_width(*labels(2)) is None
+    assert half_width(labels(2)) is None
 
 
 def test_labels_that_respond_alike_give_an_interval_of_no_width():
-    profiles, _ = labels(4)
-    assert half_width(profiles, np.ones_like(profiles)) == pytest.approx(0, abs=1e-9)
+    pairs = labels(4)
+    alike = pairs._replace(shifts=np.ones_like(pairs.shifts))
+    assert half_width(alike) == pytest.approx(0, abs=1e-9)
 
 
 def test_novelty_is_the_nearest_distance_over_the_typical_one():

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from trvae_sc.expression import (
     Keys,
+    Pairs,
     dense,
     gene_means,
     groups,
@@ -65,14 +66,16 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
     -------
     AnnData with log values in ``X``.
     """
-    return _shifted(train, source, target, keys, lambda _, __, d: d.mean(0), "mean_shift")
+    return _shifted(
+        train, source, target, keys, lambda _, pairs: pairs.shifts.mean(0), "mean_shift"
+    )
 
 
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
 
-    def rule(profile: np.ndarray, others: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-        return shifts[np.square(others - profile).sum(1).argmin()]
+    def rule(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
+        return pairs.shifts[np.square(pairs.profiles - profile).sum(1).argmin()]
 
     return _shifted(train, source, target, keys, rule, "nearest_shift")
 
@@ -105,7 +108,7 @@ def _shifted(
     source: AnnData,
     target: Any,
     keys: Keys,
-    rule: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None,
+    rule: Callable[[np.ndarray, Pairs], np.ndarray] | None,
     name: str,
 ) -> AnnData:
     """Return the source cells plus the shift that a rule gives each label and condition of them."""
@@ -115,7 +118,7 @@ def _shifted(
     for (label, condition), rows in groups(source.obs, keys):
         if rule is None or condition == str(target):
             continue
-        x[rows] += rule(gene_means(x[rows]), *known.known_pairs(condition, target, of=label))
+        x[rows] += rule(gene_means(x[rows]), known.known_pairs(condition, target, of=label))
     return as_prediction(x, source, target, keys, known.kappa, name)
 
 

@@ -13,6 +13,8 @@ from scipy import sparse
 _RIDGE = 0.3  # in units of the mean squared distance of a label's profile from the mean profile
 _ROWS = 4096  # of a matrix that may be in a file, summed at a time
 _STATE_RIDGE = 0.2  # the same where states teach too
+#: Cells of a label that counts half of one with very many.
+HALF_CELLS = 30
 
 
 class Keys(NamedTuple):
@@ -92,13 +94,42 @@ def median_total(train: AnnData, keys: Keys) -> float:
     return float(np.median(totals(train, keys))) if keys.is_count else 1.0
 
 
+class States(NamedTuple):
+    """Parts of labels that were seen under source and target."""
+
+    profiles: np.ndarray  #: source profiles, shape (n_states, n_genes)
+    shifts: np.ndarray  #: shape (n_states, n_genes)
+    label: np.ndarray  #: row of each state's label among the labels, shape (n_states,)
+
+    def without(self, label: int) -> States:
+        """Return the states of the other labels."""
+        keep = self.label != label
+        places = self.label[keep] - (self.label[keep] > label)
+        return States(self.profiles[keep], self.shifts[keep], places)
+
+
+class Pairs(NamedTuple):
+    """What the labels seen under source and target show."""
+
+    profiles: np.ndarray  #: source profiles, shape (n_labels, n_genes)
+    shifts: np.ndarray  #: from source to target, same shape
+    n_cells: np.ndarray  #: under source and target, shape (n_labels, 2)
+    states: States | None = None
+
+    def without(self, label: int) -> Pairs:
+        """Return what the other labels show."""
+        parts = (np.delete(values, label, 0) for values in self[:3])
+        return Pairs(*parts, None if self.states is None else self.states.without(label))
+
+
 class Profiles(NamedTuple):
     """Means of the training cells by label and condition (as text): of log values or latent codes."""
 
     mean: dict[tuple[str, str], np.ndarray]
+    n_cells: dict[tuple[str, str], int]
     kappa: float
 
-    def known_pairs(self, source: Any, target: Any, *, of: Any) -> tuple[np.ndarray, np.ndarray]:
+    def known_pairs(self, source: Any, target: Any, *, of: Any) -> Pairs:
         """Return :meth:`pairs` to predict a label from.
 
         Raises
@@ -114,21 +145,24 @@ class Profiles(NamedTuple):
             )
         return found
 
-    def pairs(self, source: Any, target: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return source profiles and source-to-target shifts of the labels with both, if any."""
+    def pairs(self, source: Any, target: Any) -> Pairs | None:
+        """Return what the labels with cells under both show, if any have."""
         source, target = str(source), str(target)
         labels = [lab for lab, c in self.mean if c == source and (lab, target) in self.mean]
         if not labels:
             return None
-        start = np.stack([self.mean[lab, source] for lab in labels])
-        return start, np.stack([self.mean[lab, target] for lab in labels]) - start
+        start, end = (np.stack([self.mean[lab, c] for lab in labels]) for c in (source, target))
+        n_cells = np.array([[self.n_cells[lab, c] for c in (source, target)] for lab in labels])
+        return Pairs(start, end - start, n_cells)
 
 
 def profiles(train: AnnData, keys: Keys) -> Profiles:
     """Return the mean log values of each label (all cells, without labels) and condition."""
     kappa = median_total(train, keys)
     x = log_values(train, keys, kappa)
-    return Profiles({group: gene_means(x[rows]) for group, rows in groups(train.obs, keys)}, kappa)
+    rows = dict(groups(train.obs, keys))
+    means = {group: gene_means(x[at]) for group, at in rows.items()}
+    return Profiles(means, {group: len(at) for group, at in rows.items()}, kappa)
 
 
 def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
@@ -143,58 +177,56 @@ def gene_means(x: Any) -> np.ndarray:
     return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
 
 
-class States(NamedTuple):
-    """Parts of labels that were seen under source and target."""
-
-    profiles: np.ndarray  #: source profiles, shape (n_states, n_genes)
-    shifts: np.ndarray  #: shape (n_states, n_genes)
-    label: np.ndarray  #: row of each state's label among the labels, shape (n_states,)
-
-    def without(self, label: int) -> States:
-        """Return the states of the other labels."""
-        keep = self.label != label
-        return States(self.profiles[keep], self.shifts[keep], self.label[keep])
-
-
-def ridge_shift(
-    profile: np.ndarray, others: np.ndarray, shifts: np.ndarray, states: States | None = None
-) -> np.ndarray:
+def ridge_shift(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
     r"""Predict a label's shift from the shifts of other labels and how alike the profiles are.
 
     With centred source profiles Z of the other labels, their shifts D, the mean shift
     :math:`\bar d` and the centred profile z of the label to predict (kernel ridge regression)
 
     .. math:: \hat d = \bar d + z Z^\top \Big(Z Z^\top
-       + 0.3\,\frac{\mathrm{tr}\,Z Z^\top}{L} I\Big)^{-1} (D - \bar d)
+       + 0.3\,\overline{\lVert z_l \rVert^2}\, W^{-1}\Big)^{-1} (D - \bar d)
 
-    States of these labels add rows to Z and D, centred like the labels, whose ridge is multiplied by
-    the number of states of their label: together they weigh about as much as it. The factor is then
+    where means over labels and the diagonal of W have weights :math:`w_l`, :func:`label_weights`: the
+    mean of a few cells says little.
+
+    States of these labels add rows to Z and D, centred like the labels, whose ridge is that of their
+    label times the number of its states: together they weigh about as much as it. The factor is then
     0.2 in place of 0.3.
 
     Parameters
     ----------
     profile
         Source profile of the label to predict, shape (n_genes,).
-    others
-        Source profiles of the L other labels, shape (n_labels, n_genes).
-    shifts
-        Their shifts, same shape.
-    states
-        States of the other labels, if known.
+    pairs
+        What the L other labels show.
 
     Returns
     -------
     Shape (n_genes,). The mean shift where there is one label, or labels that do not differ.
     """
-    mean_shift, centre = shifts.mean(0), others.mean(0)
-    z_others, z = others - centre, profile - centre
-    ridge = np.full(len(others), _RIDGE * np.square(z_others).sum() / len(others))
+    weight, shifts, states = label_weights(pairs.n_cells), pairs.shifts, pairs.states
+    mean_shift, centre = (np.average(x, 0, weight) for x in (shifts, pairs.profiles))
+    z_others, z = pairs.profiles - centre, profile - centre
+    ridge = _RIDGE * np.average(np.square(z_others).sum(1), weights=weight) / weight
     if not ridge.all():
         return mean_shift
     if states is not None and len(states.label):
         n_states = np.bincount(states.label)[states.label]
         z_others = np.concatenate([z_others, states.profiles - centre])
         shifts = np.concatenate([shifts, states.shifts])
-        ridge = np.concatenate([ridge, ridge[0] * n_states]) * (_STATE_RIDGE / _RIDGE)
+        ridge = np.concatenate([ridge, ridge[states.label] * n_states]) * (_STATE_RIDGE / _RIDGE)
     weights = np.linalg.solve(z_others @ z_others.T + np.diag(ridge), z_others @ z)
     return mean_shift + weights @ (shifts - mean_shift)
+
+
+def label_weights(n_cells: np.ndarray) -> np.ndarray:
+    r"""Return how much the labels count, from 0 to 1 for the one with most cells.
+
+    .. math:: w_l \propto \frac{n_l}{n_l + 30}
+
+    with the harmonic mean :math:`n_l` of a label's cells under source and target, shape (n_labels, 2):
+    the error of its shift is some variance times :math:`1/n_l`.
+    """
+    harmonic = 2.0 / (1.0 / n_cells).sum(1)
+    weight = harmonic / (harmonic + HALF_CELLS)
+    return weight / weight.max()

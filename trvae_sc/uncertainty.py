@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trvae_sc.expression import States, ridge_shift
+from trvae_sc.expression import Pairs, ridge_shift
 
 LEVEL = 0.9  # share of genes that intervals are to cover
 _PRIOR_LABELS = (
@@ -12,41 +12,25 @@ _PRIOR_LABELS = (
 )
 
 
-def left_out_residuals(
-    profiles: np.ndarray, shifts: np.ndarray, states: States | None = None
-) -> np.ndarray:
+def left_out_residuals(pairs: Pairs) -> np.ndarray:
     """Return what is wrong with each label's shift when the other labels predict it.
 
     Parameters
     ----------
-    profiles
-        Source profiles of L labels, shape (n_labels, n_genes).
-    shifts
-        Their shifts, same shape.
-    states
-        States of the labels, if known; those of the label left out are left out, too.
+    pairs
+        What L labels show. States of the label left out are left out, too.
 
     Returns
     -------
     Shift less :func:`trvae_sc.expression.ridge_shift` from the others, shape (n_labels, n_genes).
     """
-    labels = np.arange(len(profiles))
-    residuals = []
-    for i in labels:
-        others = labels != i
-        known = None if states is None else states.without(i)
-        predicted = ridge_shift(profiles[i], profiles[others], shifts[others], known)
-        residuals.append(shifts[i] - predicted)
-    return np.stack(residuals)
+    labels = enumerate(zip(pairs.profiles, pairs.shifts, strict=True))
+    return np.stack(
+        [shift - ridge_shift(profile, pairs.without(i)) for i, (profile, shift) in labels]
+    )
 
 
-def half_width(
-    profiles: np.ndarray,
-    shifts: np.ndarray,
-    states: States | None = None,
-    *,
-    level: float = 0.9,
-) -> np.ndarray | None:
+def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:
     r"""Return half the width of each gene's interval for the shift of one more label.
 
     With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
@@ -57,12 +41,8 @@ def half_width(
 
     Parameters
     ----------
-    profiles
-        Source profiles of L labels seen under source and target, shape (n_labels, n_genes).
-    shifts
-        Their shifts, same shape.
-    states
-        States of the labels, if known.
+    pairs
+        What L labels seen under source and target show.
     level
         Share of genes that the intervals shall cover.
 
@@ -70,9 +50,9 @@ def half_width(
     -------
     Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
     """
-    if len(profiles) < 3:
+    if len(pairs.profiles) < 3:
         return None
-    squares = left_out_residuals(profiles, shifts, states) ** 2
+    squares = left_out_residuals(pairs) ** 2
     scores = [np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0)) for i in range(len(squares))]
     return np.quantile(np.stack(scores), level) * _scale(squares)
 

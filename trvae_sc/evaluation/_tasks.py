@@ -285,7 +285,7 @@ def prepare_task(
     source = train[holdout.sources(train, keys)].copy()
     known = profiles(train, keys)
     pairs = known.pairs(holdout.source, holdout.target)
-    shift = np.zeros(train.n_vars) if pairs is None else pairs[1].mean(0)
+    shift = np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0)
     x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
     n_components = min(N_PCS, min(x.shape) - 1)
     return Task(

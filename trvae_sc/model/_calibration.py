@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import States, evenly_spaced, ridge_shift
+from trvae_sc.expression import Pairs, States, evenly_spaced, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.states import MIN_CELLS
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 _BATCH = 512  # cells decoded at a time
 _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
-
-#: Source profiles, shifts and states of labels seen under both conditions.
-Pairs = tuple[np.ndarray, np.ndarray, States | None]
-
 
 # -- decoding -------------------------------------------------------------------------------------
 
@@ -155,7 +151,7 @@ class Calibration:
                         rest = own - there[i]
                     added[i] += share * rest
         for i, name in enumerate(names):
-            self.novelty[name, str(source)] = novelty(observed[i], pairs[0])
+            self.novelty[name, str(source)] = novelty(observed[i], pairs.profiles)
             self.corrections.append(
                 _correction(model, means[:, i], observed[i] + change[i] + added[i], added[i])
             )
@@ -240,9 +236,9 @@ def _from_labels(
 ) -> np.ndarray:
     """Return what the ridge over labels, with its weight, adds to the change that was decoded."""
     weight = model.module.context_weight
-    if not weight or not len(pairs[0]):
+    if not weight or not len(pairs.profiles):
         return np.zeros_like(change)
-    return weight * (ridge_shift(observed, *pairs) - change)
+    return weight * (ridge_shift(observed, pairs) - change)
 
 
 def _own_change(model: TRVAE, label: str, source: Any, target: Any) -> np.ndarray | None:
@@ -267,18 +263,18 @@ def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
 
 
 def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
-    """Return source profiles, shifts (f-scale) and states of the labels seen under both conditions."""
+    """Return what the labels seen under both conditions show, on the scale of f."""
     n_cells = model.module.n_cells.cpu().numpy()
     if target not in model.conditions:
         none = np.empty((0, len(model.module.gene_mean)))
-        return none, none, None
+        return Pairs(none, none, np.empty((0, 2)))
     s, t = model.conditions.index(source), model.conditions.index(target)
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
     # the two conditions first: copies of all of them would cost the square of their number
     start, end = (model.module.profiles[:, c].cpu().numpy()[seen].astype(float) for c in (s, t))
-    pairs = start, end - start
+    pairs = Pairs(start, end - start, n_cells[seen][:, [s, t]])
     if model.module.state_profiles is None:
-        return *pairs, None
+        return pairs
     known = model.module.state_n_cells.cpu().numpy()[seen]
     known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
     known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
@@ -286,4 +282,4 @@ def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
         model.module.state_profiles[:, :, c].cpu().numpy()[seen][known].astype(float)
         for c in (s, t)
     )
-    return *pairs, States(start, end - start, np.nonzero(known)[0])
+    return pairs._replace(states=States(start, end - start, np.nonzero(known)[0]))

@@ -92,11 +92,12 @@ def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor
     label = np.full(len(obs), "all") if labels_key is None else obs[labels_key].astype(str)
     condition = model._condition_column(obs).astype(str)
     rows = obs.reset_index().groupby([np.asarray(label), np.asarray(condition)]).indices
-    known = Profiles({group: z[at].mean(0) for group, at in rows.items()}, 1.0)
+    means = {group: z[at].mean(0) for group, at in rows.items()}
+    known = Profiles(means, {group: len(at) for group, at in rows.items()}, 1.0)
     shifts = np.full((len(model.conditions), z.shape[1]), np.nan, dtype=np.float32)
     for source in sources:
-        _, own = known.known_pairs(source, target, of=f"codes of {model.preset_!r}")
-        shifts[model.conditions.index(source)] = own.mean(0)
+        pairs = known.known_pairs(source, target, of=f"codes of {model.preset_!r}")
+        shifts[model.conditions.index(source)] = pairs.shifts.mean(0)
     return torch.as_tensor(shifts, device=model.device)
 
 

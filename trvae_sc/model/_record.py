@@ -26,7 +26,7 @@ def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> 
     for source, n_cells in condition.value_counts().items():
         if not n_cells or source == target:
             continue
-        half = half_width(*seen_pairs(model, source, target)) if model.labels else None
+        half = half_width(seen_pairs(model, source, target)) if model.labels else None
         total += n_cells * (np.full(adata.n_vars, np.nan) if half is None else half * scale)
     return total / len(rows)
 

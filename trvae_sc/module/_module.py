@@ -57,8 +57,10 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     that cells differ; the product may be negative), :math:`f(r) = \log(1 + \kappa r)` for proportions
     (kappa: median total of the training cells) and f the identity for values in units of their
     standard deviation. A minibatch compares a random choice of its groups (one for 16 cells, at most),
-    in every second step of training; weights make up for both. A combination held out of training has
-    no profile, so nothing about it enters.
+    in every second step of training; weights make up for both. Groups count by their cells in the
+    minibatch and by how well D is known, :math:`n / (n + 30)` for the harmonic mean n of the label's
+    training cells under s and t. A combination held out of training has no profile, so nothing about
+    it enters.
 
     Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
     median bandwidths, the count likelihoods and T are ours.

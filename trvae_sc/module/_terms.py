@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trvae_sc.expression import HALF_CELLS
 from trvae_sc.mmd import mmd
 from trvae_sc.module._layers import CONDITION_KEY, Context
 
@@ -59,10 +60,20 @@ class TermsMixin(nn.Module):
         chosen, group, weight = self._draw_groups(code)
         label, source = chosen // n_conditions, chosen % n_conditions
         target = self._draw_targets(label, source)
+        weight = factor * weight * self._pair_weights(label, source, target)
         half, n_half = _halves(group, len(chosen) + 1)
         onto = torch.cat([target, target[:1]])[group]  # of cells in no group: does not matter
         onto = self.condition_design[onto]
-        return Transfer(label, source, target, factor * weight, onto, half, n_half)
+        return Transfer(label, source, target, weight, onto, half, n_half)
+
+    def _pair_weights(self, label: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Return how much the change of labels counts: profiles of a few cells say little.
+
+        As :func:`trvae_sc.expression.label_weights`, by the label and condition with most cells.
+        """
+        inverse = sum(1.0 / self.n_cells[label, condition] for condition in (source, target))
+        n, most = 2.0 / inverse, self.n_cells.max().clamp_min(1)
+        return (n / (n + HALF_CELLS) * (most + HALF_CELLS) / most).float()
 
     def _central(
         self, z: Tensor, hidden: Tensor, context: Context, transfer: Transfer
