@@ -33,9 +33,42 @@ def test_half_width_equals_a_hand_computation():
     for i in range(3):
         rest = np.delete(squares, i, 0)
         scores.append(np.abs(residuals[i]) / np.sqrt((rest.sum(0) + rest.mean()) / 3))
-    expected = np.quantile(scores, 0.8) * scale
+    expected = np.quantile(scores, 0.8, method="hazen") * scale
     pairs = Pairs(profiles, shifts, np.full((3, 2), 50))
     assert half_width(pairs, level=0.8) == pytest.approx(expected)
+
+
+def test_half_width_with_weights_equals_a_hand_computation():
+    """Labels count 1, 1 and 1/4; the residuals have no profiles to learn from but weighted means."""
+    n_cells = np.array([[60, 60], [60, 60], [6, 6]])  # 60/90, 60/90, 6/36
+    shifts = np.array([[0.0], [1.0], [3.0]])
+    residuals = np.array([0 - (1 + 0.75) / 1.25, 1 - (0 + 0.75) / 1.25, 3 - 0.5])
+    squares, weight = residuals**2, np.array([1.0, 1.0, 0.25])
+    mean = squares @ weight / 2.25
+    scores = []
+    for i in range(3):
+        w, s = np.delete(weight, i), np.delete(squares, i)
+        scores.append(np.abs(residuals[i]) / np.sqrt((w @ s + w @ s / w.sum()) / (w.sum() + 1)))
+    order = np.argsort(scores)
+    at = np.cumsum(weight[order]) - weight[order] / 2
+    expected = np.interp(0.6 * 2.25, at, np.sort(scores)) * np.sqrt(
+        (squares @ weight + mean) / 3.25
+    )
+    found = half_width(Pairs(np.zeros((3, 1)), shifts, n_cells), level=0.6)
+    assert found == pytest.approx([expected])
+
+
+def test_a_label_of_three_cells_does_not_widen_the_intervals():
+    pairs = labels(6)
+    noisy = pairs.shifts.copy()
+    noisy[5] += np.random.default_rng(1).normal(0, 5, 400)
+    n_cells = np.full((6, 2), 500)
+    n_cells[5] = 3
+    few, many = (
+        half_width(Pairs(pairs.profiles, noisy, n)).mean() for n in (n_cells, np.full((6, 2), 500))
+    )
+    clean = half_width(pairs.without(5)).mean()
+    assert few < 2 * clean < many / 2
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trvae_sc.expression import Pairs, ridge_shift
+from trvae_sc.expression import Pairs, label_weights, ridge_shift
 
 LEVEL = 0.9  # share of genes that intervals are to cover
 _PRIOR_LABELS = (
@@ -34,10 +34,11 @@ def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:
     r"""Return half the width of each gene's interval for the shift of one more label.
 
     With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
-    :math:`s_g^2 = (\sum_l e_{lg}^2 + \bar{e^2}) / (L + 1)`, drawn towards the mean over genes, and the
-    half-width is :math:`q\,s_g` with q the `level` quantile, over labels and genes, of
-    :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal, with
-    labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715).
+    :math:`s_g^2 = (\sum_l w_l e_{lg}^2 + \overline{e^2}) / (\sum_l w_l + 1)`, drawn towards the mean
+    over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
+    genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
+    with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile
+    are weighted, :func:`trvae_sc.expression.label_weights`: what a label of a few cells lacks is noise.
 
     Parameters
     ----------
@@ -52,15 +53,26 @@ def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:
     """
     if len(pairs.profiles) < 3:
         return None
-    squares = left_out_residuals(pairs) ** 2
-    scores = [np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0)) for i in range(len(squares))]
-    return np.quantile(np.stack(scores), level) * _scale(squares)
+    squares, weight = left_out_residuals(pairs) ** 2, label_weights(pairs.n_cells)
+    scores = [
+        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i))
+        for i in range(len(squares))
+    ]
+    weights = np.repeat(weight, squares.shape[1])
+    return _quantile(np.concatenate(scores), level, weights) * _scale(squares, weight)
 
 
-def _scale(squares: np.ndarray) -> np.ndarray:
+def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the scale of each gene from squared residuals, shape (n_labels, n_genes)."""
-    total = squares.sum(0) + _PRIOR_LABELS * squares.mean()
-    return np.sqrt(np.maximum(total / (len(squares) + _PRIOR_LABELS), np.finfo(float).tiny))
+    total = weight @ squares + _PRIOR_LABELS * np.average(squares.mean(1), weights=weight)
+    return np.sqrt(np.maximum(total / (weight.sum() + _PRIOR_LABELS), np.finfo(float).tiny))
+
+
+def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:
+    """Return a quantile of weighted values; of equal ones numpy's ``"hazen"``."""
+    order = values.argsort()
+    below = weight[order].cumsum() - 0.5 * weight[order]
+    return float(np.interp(level * weight.sum(), below, values[order]))
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:
