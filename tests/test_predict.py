@@ -164,6 +164,11 @@ def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
     source = adata[predicted.obs["source_cell"]].X.toarray()
     change = (predicted.X - source).mean(0)
     assert change == pytest.approx(predicted.var["predicted_change"].to_numpy(), abs=1e-4)
+    assert predicted.var["source_mean"].to_numpy() == pytest.approx(source.mean(0), abs=1e-5)
+    for output in ("mean", "sample"):  # also starts from the observed level
+        x = model.predict(target="stimulated", labels="B", output=output).X
+        within = 1e-4 if output == "mean" else 5 * x.std(0) / np.sqrt(len(x))
+        assert (np.abs(x.mean(0) - source.mean(0) - change) < within).all()
     with pytest.raises(ValueError, match="'counts' is not available with gene_likelihood 'normal'"):
         model.predict(target="stimulated", output="counts")
 

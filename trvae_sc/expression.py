@@ -13,8 +13,7 @@ from scipy import sparse
 _RIDGE = 0.3  # in units of the mean squared distance of a label's profile from the mean profile
 _ROWS = 4096  # of a matrix that may be in a file, summed at a time
 _STATE_RIDGE = 0.2  # the same where states teach too
-#: Cells of a label that counts half of one with very many.
-HALF_CELLS = 30
+_HALF_CELLS = 30  # of a label that counts half of one with very many
 
 
 class Keys(NamedTuple):
@@ -228,5 +227,5 @@ def label_weights(n_cells: np.ndarray) -> np.ndarray:
     the error of its shift is some variance times :math:`1/n_l`.
     """
     harmonic = 2.0 / (1.0 / n_cells).sum(1)
-    weight = harmonic / (harmonic + HALF_CELLS)
+    weight = harmonic / (harmonic + _HALF_CELLS)
     return weight / weight.max()

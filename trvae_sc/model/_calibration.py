@@ -153,13 +153,13 @@ class Calibration:
         for i, name in enumerate(names):
             self.novelty[name, str(source)] = novelty(observed[i], pairs.profiles)
             self.corrections.append(
-                _correction(model, means[:, i], observed[i] + change[i] + added[i], added[i])
+                _correction(model, means[:, i], observed[i] + change[i] + added[i])
             )
 
     @property
     def keeps_level(self) -> bool:
         """Whether the mean of a group's corrected source is that observed, by construction."""
-        return bool(self.corrections) and self.model.module.is_count
+        return bool(self.corrections)
 
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch with corrected source and target; `positions` are its rows' places.
@@ -170,14 +170,14 @@ class Calibration:
             return batch
         present, codes = np.unique(self.group[positions], return_inverse=True)
         chosen = [self.corrections[code] for code in present]
+        combine = np.multiply if self.model.module.is_count else np.add
         by_target = np.stack([c.target for c in chosen]).astype(np.float32)[codes]
-        if not self.model.module.is_count:
-            return batch._replace(target=batch.target + by_target)
-        target = np.multiply(by_target, batch.target, out=by_target)
+        target = combine(by_target, batch.target, out=by_target)
         if batch.source is None:
             return batch._replace(target=target)
-        source = batch.source * np.stack([c.source for c in chosen]).astype(np.float32)[codes]
-        if not gain:
+        by_source = np.stack([c.source for c in chosen]).astype(np.float32)[codes]
+        source = combine(by_source, batch.source, out=by_source)
+        if not (gain and self.model.module.is_count):
             return batch._replace(source=source, target=target)
         mean = None
         if chosen[0].gain is not None:
@@ -203,9 +203,7 @@ def _group_means(model: TRVAE, adata: AnnData, groups: list[np.ndarray], target:
     return sums / sizes[:, None]
 
 
-def _correction(
-    model: TRVAE, means: np.ndarray, expected: np.ndarray, added: np.ndarray
-) -> Correction:
+def _correction(model: TRVAE, means: np.ndarray, expected: np.ndarray) -> Correction:
     """Return the correction of a group.
 
     Parameters
@@ -216,12 +214,10 @@ def _correction(
         Means of the group, observed, decoded at source and decoded at target; shape (3, n_genes).
     expected
         Mean of the target (f-scale) that the correction leads to, shape (n_genes,).
-    added
-        What of it was not decoded, same shape.
     """
     if not model.module.is_count:
-        scale = model.module.gene_scale.cpu().numpy()
-        return Correction(np.zeros(len(added)), added * scale, None)
+        mean, scale = (getattr(model.module, k).cpu().numpy() for k in ("gene_mean", "gene_scale"))
+        return Correction(means[0] - means[1], mean + scale * expected - means[2], None)
     shares = np.expm1(np.maximum(expected, 0.0)) / model.module.kappa.item()
     tiny = np.finfo(np.float32).tiny
     return Correction(

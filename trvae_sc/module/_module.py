@@ -58,7 +58,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     (kappa: median total of the training cells) and f the identity for values in units of their
     standard deviation. A minibatch compares a random choice of its groups (one for 16 cells, at most),
     in every second step of training; weights make up for both. Groups count by their cells in the
-    minibatch and by how well D is known, :math:`n / (n + 30)` for the harmonic mean n of the label's
+    minibatch and by how well D is known, :math:`n / (n + 10)` for the harmonic mean n of the label's
     training cells under s and t. A combination held out of training has no profile, so nothing about
     it enters.
 

@@ -9,11 +9,11 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trvae_sc.expression import HALF_CELLS
 from trvae_sc.mmd import mmd
 from trvae_sc.module._layers import CONDITION_KEY, Context
 
 _CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
+_HALF_CELLS = 10  # of a label and two conditions that count half of very many
 _FEW_GROUPS = 64  # a product with their membership is faster than adding rows
 
 
@@ -69,11 +69,12 @@ class TermsMixin(nn.Module):
     def _pair_weights(self, label: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Return how much the change of labels counts: profiles of a few cells say little.
 
-        As :func:`trvae_sc.expression.label_weights`, by the label and condition with most cells.
+        With the harmonic mean n of their cells under both conditions n / (n + 10), 1 for as many as the
+        largest label and condition has.
         """
         inverse = sum(1.0 / self.n_cells[label, condition] for condition in (source, target))
         n, most = 2.0 / inverse, self.n_cells.max().clamp_min(1)
-        return (n / (n + HALF_CELLS) * (most + HALF_CELLS) / most).float()
+        return (n / (n + _HALF_CELLS) * (most + _HALF_CELLS) / most).float()
 
     def _central(
         self, z: Tensor, hidden: Tensor, context: Context, transfer: Transfer
