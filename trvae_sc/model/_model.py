@@ -290,9 +290,10 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         .. math:: r_s \leftarrow r_s\,p_s / m_s, \qquad r_t \leftarrow r_t\,\hat p_t / m_t, \qquad
            f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d
 
-        (``normal``: :math:`r_s + p_s - m_s`, :math:`r_t + \hat p_t - m_t`) so that the mean change is shared between the network and the ridge estimate :math:`\hat d`
-        from the other labels' profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w =
-        ``context_weight``. The two err differently: together they are better than either.
+        (``normal``: :math:`r_s + p_s - m_s`, :math:`r_t + \hat p_t - m_t`), so that the mean change is
+        shared between the network and the ridge estimate :math:`\hat d` from the other labels'
+        profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w = ``context_weight``. The two
+        err differently: together they are better than either.
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. In
         its place the network's change is corrected by what it lacks, on the scale of f, at measured
