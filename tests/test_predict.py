@@ -10,7 +10,15 @@ from scipy import sparse, stats
 from trvae_sc import TRVAE
 from trvae_sc.expression import Pairs, ridge_shift
 from trvae_sc.model import _write
-from trvae_sc.model._calibration import Calibration, decoded_batches, profile_scale, seen_pairs
+from trvae_sc.model._calibration import (
+    Calibration,
+    _from_labels,
+    _nearest,
+    _share_of_ridge,
+    decoded_batches,
+    profile_scale,
+    seen_pairs,
+)
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.uncertainty import half_width
 
@@ -111,8 +119,47 @@ def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change
     others = [model.labels.index(label) for label in ("B", "T")]
     start, end = profiles[others, 0], profiles[others, 1]
     ridge = ridge_shift(f[0], Pairs(start, end - start, model.module.n_cells.numpy()[others]))
-    expected = np.maximum(f[0] + 0.5 * (f[2] - f[1]) + 0.5 * ridge, 0)
+    change, near = f[2] - f[1], np.square(start - f[0]).sum(1).argmin()  # labels of as many cells
+    middle = np.median([change, ridge, (end - start)[near]], axis=0)
+    expected = np.maximum(f[0] + (change + ridge + middle) / 3, 0)
     assert profile_scale(model, batch.target.mean(0)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_ridge_counts_more_where_the_network_is_far_from_it():
+    """Of the labels 0, 1 and 4 the nearest to 0.9 is 1; its own change is 3, the others predict 2."""
+    pairs = Pairs(
+        np.array([[0.0], [1.0], [4.0]]), np.array([[2.0], [3.0], [2.0]]), np.full((3, 2), 9)
+    )
+    assert ridge_shift(pairs.profiles[1], pairs.without(1)) == pytest.approx([2.0])
+    near = _nearest(np.array([0.9]), pairs)
+    assert near == 1
+    assert (
+        _nearest(np.array([0.9]), pairs._replace(n_cells=np.array([[9, 9], [1, 1], [9, 9]]))) == 0
+    )
+    for distance, expected in ((2.0, 1 - 1 / 4), (-10.0, 1 - 1 / 100), (0.0, 0.0)):
+        found = _share_of_ridge(np.array([distance]), pairs, near)
+        assert found == pytest.approx(expected)
+    assert _share_of_ridge(np.array([2.0]), pairs.without(0), 0) == 0.0  # too few labels
+
+
+@pytest.mark.parametrize("distance", [0.1, 10.0])
+def test_change_is_shared_by_how_far_network_and_ridge_are_apart(fit, distance):
+    model = fit(train={"max_epochs": 1})
+    rng = np.random.default_rng(0)
+    profiles, shifts = rng.normal(size=(2, 5, 30))
+    pairs, observed = Pairs(profiles, shifts, np.full((5, 2), 40)), rng.normal(size=30)
+    ridge = ridge_shift(observed, pairs)
+    change = ridge - distance
+    near = np.square(profiles - observed).sum(1).argmin()
+    weight = max(0.5, _share_of_ridge(ridge - change, pairs, near))
+    assert weight == 0.5 if distance < 1 else 0.9 < weight < 1
+    middle = np.median([change, ridge, shifts[near]], axis=0)
+    expected = 2 / 3 * (weight * ridge + (1 - weight) * change) + middle / 3
+    assert change + _from_labels(model, observed, change, pairs) == pytest.approx(expected)
+    for weight, expected in ((0.0, change), (1.0, ridge)):
+        model.module.context_weight = weight
+        found = change + _from_labels(model, observed, change, pairs)
+        assert found == pytest.approx(expected)
 
 
 def test_profiles_are_the_mean_shares_of_training_cells(trained):

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import Pairs, States, evenly_spaced, ridge_shift
+from trvae_sc.expression import Pairs, States, evenly_spaced, label_weights, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.states import MIN_CELLS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
 _BATCH = 512  # cells decoded at a time
+_MIDDLE = 2 / 3  # of the smaller weight of network and ridge: share of the median of three
 _CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
 
 # -- decoding -------------------------------------------------------------------------------------
@@ -230,11 +231,36 @@ def _correction(model: TRVAE, means: np.ndarray, expected: np.ndarray) -> Correc
 def _from_labels(
     model: TRVAE, observed: np.ndarray, change: np.ndarray, pairs: Pairs
 ) -> np.ndarray:
-    """Return what the ridge over labels, with its weight, adds to the change that was decoded."""
+    """Return what the labels add to the change that was decoded; see :meth:`TRVAE.predict`."""
     weight = model.module.context_weight
     if not weight or not len(pairs.profiles):
         return np.zeros_like(change)
-    return weight * (ridge_shift(observed, pairs) - change)
+    near = _nearest(observed, pairs)
+    ridge, single = ridge_shift(observed, pairs) - change, pairs.shifts[near] - change
+    share = max(weight, _share_of_ridge(ridge, pairs, near))
+    middle = np.median([np.zeros_like(ridge), ridge, single], axis=0)
+    of_middle = _MIDDLE * min(weight, 1.0 - weight)
+    return (1.0 - of_middle) * share * ridge + of_middle * middle
+
+
+def _nearest(observed: np.ndarray, pairs: Pairs) -> int:
+    """Return the label whose profile is most similar; one of few cells is not, by chance."""
+    distance = np.square(pairs.profiles - observed).sum(1) / label_weights(pairs.n_cells)
+    return int(distance.argmin())
+
+
+def _share_of_ridge(ridge: np.ndarray, pairs: Pairs, near: int) -> float:
+    r"""Return :math:`1 - s^2 / D`: what the ridge should count where the network is far from it.
+
+    :math:`s^2` is the squared error of the ridge for the most similar label, predicted from the others,
+    and D the squared distance of the network from the ridge. If the latter has the error :math:`s^2`, the
+    network has about :math:`D - s^2`, and these are the weights that leave least. 0 with fewer than three
+    labels.
+    """
+    if len(pairs.profiles) < 3 or not ridge.any():
+        return 0.0
+    missed = pairs.shifts[near] - ridge_shift(pairs.profiles[near], pairs.without(near))
+    return 1.0 - (missed @ missed) / (ridge @ ridge)
 
 
 def _own_change(model: TRVAE, label: str, source: Any, target: Any) -> np.ndarray | None:

@@ -288,12 +288,17 @@ class TRVAE(ConditionsMixin, InferenceMixin, TrainingMixin, SavingMixin, Registr
         :math:`m_s, m_t` of the decoded rates and :math:`p_s` of the observed shares of those cells,
 
         .. math:: r_s \leftarrow r_s\,p_s / m_s, \qquad r_t \leftarrow r_t\,\hat p_t / m_t, \qquad
-           f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d
+           f(\hat p_t) = f(p_s) + (1 - u)\,[(1 - w)\,\Delta + w\,\hat d]
+           + u\,\mathrm{median}(\Delta, \hat d, d_l), \qquad \Delta = f(m_t) - f(m_s)
 
         (``normal``: :math:`r_s + p_s - m_s`, :math:`r_t + \hat p_t - m_t`), so that the mean change is
         shared between the network and the ridge estimate :math:`\hat d` from the other labels'
         profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w = ``context_weight``. The two
-        err differently: together they are better than either.
+        err differently: together they are better than either. Where the network is far from the ridge,
+        w is larger: :math:`w = \max(\mathtt{context\_weight}, 1 - s^2 / D)` with their squared distance
+        D and the squared error :math:`s^2` of the ridge for the most similar label l, left out in turn.
+        The median over the two and the shift of that label, gene by gene, guards against one of them
+        that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. In
         its place the network's change is corrected by what it lacks, on the scale of f, at measured
