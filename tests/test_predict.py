@@ -133,9 +133,8 @@ def test_the_ridge_counts_more_where_the_network_is_far_from_it():
     assert ridge_shift(pairs.profiles[1], pairs.without(1)) == pytest.approx([2.0])
     near = _nearest(np.array([0.9]), pairs)
     assert near == 1
-    assert (
-        _nearest(np.array([0.9]), pairs._replace(n_cells=np.array([[9, 9], [1, 1], [9, 9]]))) == 0
-    )
+    few = pairs._replace(n_cells=np.array([[9, 9], [1, 1], [9, 9]]))
+    assert [_nearest(np.array([0.6]), p) for p in (pairs, few)] == [1, 0]
     for distance, expected in ((2.0, 1 - 1 / 4), (-10.0, 1 - 1 / 100), (0.0, 0.0)):
         found = _share_of_ridge(np.array([distance]), pairs, near)
         assert found == pytest.approx(expected)
