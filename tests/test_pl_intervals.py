@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from trvae_sc import pl
-from trvae_sc.pl import COLORS
 from trvae_sc.expression import Pairs
+from trvae_sc.pl import COLORS
 from trvae_sc.uncertainty import half_width
 
 
