@@ -24,10 +24,12 @@ def left_out_residuals(pairs: Pairs) -> np.ndarray:
     -------
     Shift less :func:`trvae_sc.expression.ridge_shift` from the others, shape (n_labels, n_genes).
     """
-    labels = enumerate(zip(pairs.profiles, pairs.shifts, strict=True))
-    return np.stack(
-        [shift - ridge_shift(profile, pairs.without(i)) for i, (profile, shift) in labels]
-    )
+    return np.stack([left_out_residual(pairs, label) for label in range(len(pairs.profiles))])
+
+
+def left_out_residual(pairs: Pairs, label: int) -> np.ndarray:
+    """Return the row of :func:`left_out_residuals` of one label, shape (n_genes,)."""
+    return pairs.shifts[label] - ridge_shift(pairs.profiles[label], pairs.without(label))
 
 
 def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from trvae_sc.expression import Pairs, States, evenly_spaced, label_weights, rid
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.states import MIN_CELLS
-from trvae_sc.uncertainty import novelty
+from trvae_sc.uncertainty import left_out_residual, novelty
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
@@ -259,7 +259,7 @@ def _share_of_ridge(ridge: np.ndarray, pairs: Pairs, near: int) -> float:
     """
     if len(pairs.profiles) < 3 or not ridge.any():
         return 0.0
-    missed = pairs.shifts[near] - ridge_shift(pairs.profiles[near], pairs.without(near))
+    missed = left_out_residual(pairs, near)
     return 1.0 - (missed @ missed) / (ridge @ ridge)
 
 

@@ -296,10 +296,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if not (self.training and self.gene_likelihood in ("nb", "normal", "mse")):
             px = self._distribution(profile, context.condition, total, logits)
         pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-        return {
-            **{"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context},
-            **{"transfer": transfer, "central": central},
-        }
+        made = {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
+        return made | {"transfer": transfer, "central": central}
 
     def _distribution(
         self, profile: Tensor, features: Tensor, total: Tensor | None, logits: Tensor | None

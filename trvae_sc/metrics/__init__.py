@@ -16,19 +16,17 @@ needed. Inputs are never modified. `METRICS` lists all scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-Cells = np.ndarray | sparse.spmatrix | sparse.sparray
-Vector = NDArray[np.float64]
+from trvae_sc.metrics import _arrays
+from trvae_sc.metrics._arrays import Cells, Vector
 
 #: Multiples of the median squared distance that serve as kernel widths.
 MMD_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-#: What is smaller, relative to what it was computed from, is 0: predictions are rounded to float32.
-_ROUNDING = 1e-6
 
 
 def mean(x: Cells) -> Vector:
@@ -37,7 +35,7 @@ def mean(x: Cells) -> Vector:
     Trap: a mean of log values is not the log of a mean; compare it with its own kind only.
     Raises ValueError if `x`, of at least one cell, is invalid.
     """
-    return _mean(*_validated(x=x))
+    return _arrays.mean(*_arrays.validated(x=x))
 
 
 def variance(x: Cells) -> Vector:
@@ -47,7 +45,7 @@ def variance(x: Cells) -> Vector:
     below 1e-6 of the mean, it is rounding of a constant and given as 0.
     Raises ValueError if `x`, of at least two cells, is invalid.
     """
-    return _variance(*_validated(2, x=x))
+    return _arrays.variance(*_arrays.validated(2, x=x))
 
 
 def welch_t(x: Cells, y: Cells) -> Vector:
@@ -59,7 +57,7 @@ def welch_t(x: Cells, y: Cells) -> Vector:
     it, do not test.
     Raises ValueError if `x` or `y`, of at least two cells each, is invalid.
     """
-    return _welch_t(*_validated(2, x=x, y=y))[0]
+    return _arrays.welch_t(*_arrays.validated(2, x=x, y=y))[0]
 
 
 def top_genes(real: Cells, control: Cells, n: int = 100) -> NDArray[np.intp]:
@@ -69,7 +67,7 @@ def top_genes(real: Cells, control: Cells, n: int = 100) -> NDArray[np.intp]:
     lower index. Trap: chosen by the truth, so it serves scoring only.
     Raises ValueError if cells are invalid (two needed) or `n` is below 1.
     """
-    return _ranked(*_welch_t(*_validated(2, real=real, control=control)), n)
+    return _arrays.ranked(*_arrays.welch_t(*_arrays.validated(2, real=real, control=control)), n)
 
 
 def effect_r2(real: Cells, predicted: Cells, control: Cells) -> float:
@@ -79,9 +77,9 @@ def effect_r2(real: Cells, predicted: Cells, control: Cells) -> float:
     so it is noise itself where the real change is no larger than the sampling noise.
     Raises ValueError if cells are invalid (one suffices) or `real` and `control` have equal means.
     """
-    arrays = _validated(real=real, predicted=predicted, control=control)
-    m_real, m_predicted, m_control = (_mean(a) for a in arrays)
-    if not _difference(m_control, m_real).any():
+    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
+    m_real, m_predicted, m_control = (_arrays.mean(a) for a in arrays)
+    if not _arrays.difference(m_control, m_real).any():
         raise ValueError("`real` and `control` have equal means; there is no change to explain")
     return float(1.0 - ((m_predicted - m_real) ** 2).sum() / ((m_control - m_real) ** 2).sum())
 
@@ -94,8 +92,8 @@ def effect_pearson(real: Cells, predicted: Cells, control: Cells) -> float:
     inflates it.
     Raises ValueError if cells are invalid (one suffices) or the real change is equal in all genes.
     """
-    arrays = _validated(real=real, predicted=predicted, control=control)
-    return _effect_pearson(*arrays, np.zeros(arrays[0].shape[1]))
+    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
+    return _arrays.effect_pearson(*arrays, np.zeros(arrays[0].shape[1]))
 
 
 def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: ArrayLike) -> float:
@@ -106,8 +104,8 @@ def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: Ar
     no change leaves -s, which may correlate with the truth: doing nothing need not score 0.
     Raises ValueError if cells (one suffices) or `shift` are invalid, or all real change is usual.
     """
-    arrays = _validated(real=real, predicted=predicted, control=control)
-    return _effect_pearson(*arrays, _vector(shift, "shift", arrays[0].shape[1]))
+    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
+    return _arrays.effect_pearson(*arrays, _arrays.vector(shift, "shift", arrays[0].shape[1]))
 
 
 def r2_mean(real: Cells, predicted: Cells) -> float:
@@ -117,8 +115,8 @@ def r2_mean(real: Cells, predicted: Cells) -> float:
     expression dominates it: no change scores 0.83 on Kang et al. 2018, so show that beside it.
     Raises ValueError if cells are invalid (one suffices) or the real means are all equal.
     """
-    pair = (_mean(a) for a in _validated(real=real, predicted=predicted))
-    return _pearson(*(_centred(m, m) for m in pair)) ** 2
+    pair = (_arrays.mean(a) for a in _arrays.validated(real=real, predicted=predicted))
+    return _arrays.pearson(*(_arrays.centred(m, m) for m in pair)) ** 2
 
 
 def r2_var(real: Cells, predicted: Cells) -> float:
@@ -128,8 +126,8 @@ def r2_var(real: Cells, predicted: Cells) -> float:
     scale, so cells with a tenth of the real variance can score 1; read it with `variance_ratio`.
     Raises ValueError if cells are invalid (two needed) or the real variances are all equal.
     """
-    pair = (_variance(a) for a in _validated(2, real=real, predicted=predicted))
-    return _pearson(*(_centred(v, v) for v in pair)) ** 2
+    pair = (_arrays.variance(a) for a in _arrays.validated(2, real=real, predicted=predicted))
+    return _arrays.pearson(*(_arrays.centred(v, v) for v in pair)) ** 2
 
 
 def variance_ratio(real: Cells, predicted: Cells) -> float:
@@ -139,7 +137,9 @@ def variance_ratio(real: Cells, predicted: Cells) -> float:
     noise in any direction repairs it; read it with `energy_distance`.
     Raises ValueError if cells are invalid (two needed) or no real gene varies.
     """
-    v_real, v_predicted = (_variance(a) for a in _validated(2, real=real, predicted=predicted))
+    v_real, v_predicted = (
+        _arrays.variance(a) for a in _arrays.validated(2, real=real, predicted=predicted)
+    )
     if not (varies := v_real > 0).any():
         raise ValueError("No gene of `real` varies; there is no variance to compare with")
     return float(np.median(v_predicted[varies] / v_real[varies]))
@@ -155,8 +155,8 @@ def energy_distance(x: Cells, y: Cells, *, max_cells: int = 500, seed: int = 0) 
     the diagonal, take the root, or square the distances (then blind to variance).
     Raises ValueError if cells are invalid (two needed) or `max_cells` is below 2.
     """
-    squared, n_x = _pooled_squared_distances(x, y, max_cells, seed)
-    return _discrepancy(-np.sqrt(squared), n_x)
+    squared, n_x = _arrays.pooled_squared_distances(x, y, max_cells, seed)
+    return _arrays.discrepancy(-np.sqrt(squared), n_x)
 
 
 def mmd(x: Cells, y: Cells, *, max_cells: int = 500, seed: int = 0) -> float:
@@ -168,10 +168,12 @@ def mmd(x: Cells, y: Cells, *, max_cells: int = 500, seed: int = 0) -> float:
     negative. Trap: m depends on both groups, so two predictions meet slightly different rulers.
     Raises ValueError if cells are invalid (two needed) or `max_cells` is below 2.
     """
-    squared, n_x = _pooled_squared_distances(x, y, max_cells, seed)
+    squared, n_x = _arrays.pooled_squared_distances(x, y, max_cells, seed)
     median = np.median(squared[np.triu_indices(len(squared), 1)])
     scaled = squared / max(median, np.finfo(float).tiny ** 0.5)
-    return _discrepancy(sum(np.exp(-scaled / b) for b in MMD_FACTORS) / len(MMD_FACTORS), n_x)
+    return _arrays.discrepancy(
+        sum(np.exp(-scaled / b) for b in MMD_FACTORS) / len(MMD_FACTORS), n_x
+    )
 
 
 def wasserstein(x: Cells, y: Cells) -> float:
@@ -181,7 +183,7 @@ def wasserstein(x: Cells, y: Cells) -> float:
     above 0 for two samples of one distribution, the more so the fewer cells.
     Raises ValueError if `x` or `y`, of at least one cell each, is invalid.
     """
-    x, y = (sparse.csc_array(a, dtype=np.float64) for a in _validated(x=x, y=y))
+    x, y = (sparse.csc_array(a, dtype=np.float64) for a in _arrays.validated(x=x, y=y))
     (n_x, n_genes), n_y = x.shape, y.shape[0]
     total = 0.0
     for j in range(n_genes):
@@ -202,10 +204,10 @@ def de_overlap(real: Cells, predicted: Cells, control: Cells, *, n: int = 100) -
     Trap: too uniform predictions promote genes whose mean hardly changes. Give it all genes.
     Raises ValueError if cells are invalid (two needed), `n` is below 1 or no real mean changes.
     """
-    real, predicted, control = _validated(2, real=real, predicted=predicted, control=control)
-    t, difference = _welch_t(predicted, control)
-    found = _ranked(t, difference, n)
-    return float(np.isin(_changed(real, control, n), found[t[found] != 0]).mean())
+    real, predicted, control = _arrays.validated(2, real=real, predicted=predicted, control=control)
+    t, difference = _arrays.welch_t(predicted, control)
+    found = _arrays.ranked(t, difference, n)
+    return float(np.isin(_arrays.changed(real, control, n), found[t[found] != 0]).mean())
 
 
 def direction_accuracy(real: Cells, predicted: Cells, control: Cells, *, n: int = 100) -> float:
@@ -216,10 +218,13 @@ def direction_accuracy(real: Cells, predicted: Cells, control: Cells, *, n: int 
     Raises ValueError if cells are invalid (two needed, one `predicted`), `n` is below 1 or no real
     mean changes.
     """
-    _validated(2, real=real, control=control)  # of `predicted`, one cell suffices
-    real, predicted, control = _validated(real=real, predicted=predicted, control=control)
-    genes = _changed(real, control, n)
-    signs = [np.sign(_difference(_mean(a), _mean(control))[genes]) for a in (real, predicted)]
+    _arrays.validated(2, real=real, control=control)  # of `predicted`, one cell suffices
+    real, predicted, control = _arrays.validated(real=real, predicted=predicted, control=control)
+    genes = _arrays.changed(real, control, n)
+    signs = [
+        np.sign(_arrays.difference(_arrays.mean(a), _arrays.mean(control))[genes])
+        for a in (real, predicted)
+    ]
     return float((signs[0] == signs[1]).mean())
 
 
@@ -238,10 +243,12 @@ def target_rank(real_by_target: Mapping[str, Cells], predicted: Cells, target: s
             f"Unknown `target` {target!r}; `real_by_target` has {list(real_by_target)}"
         )
     named = {f"real_by_target[{key!r}]": cells for key, cells in real_by_target.items()}
-    *m_real, m_predicted = (_mean(a) for a in _validated(**named, predicted=predicted))
+    *m_real, m_predicted = (
+        _arrays.mean(a) for a in _arrays.validated(**named, predicted=predicted)
+    )
     distances = np.linalg.norm(m_real - m_predicted, axis=1)
     true = distances[list(real_by_target).index(target)]
-    tied = np.isclose(distances, true, rtol=_ROUNDING, atol=0.0)
+    tied = np.isclose(distances, true, rtol=_arrays.ROUNDING, atol=0.0)
     rank = 1.0 + (~tied & (distances < true)).sum() + (tied.sum() - 1) / 2
     return float(1.0 - (rank - 1.0) / (len(distances) - 1))
 
@@ -254,7 +261,7 @@ def interval_coverage(real_change: ArrayLike, lower: ArrayLike, upper: ArrayLike
     Raises ValueError if values are not finite, shapes differ or a `lower` is above its `upper`.
     """
     given = {"real_change": real_change, "lower": lower, "upper": upper}
-    change, low, high = (_vector(v, name, np.size(real_change)) for name, v in given.items())
+    change, low, high = (_arrays.vector(v, name, np.size(real_change)) for name, v in given.items())
     if (low > high).any():
         raise ValueError(f"`lower` is above `upper` in {(low > high).sum()} genes; swap the bounds")
     return float(((low <= change) & (change <= high)).mean())
@@ -299,145 +306,3 @@ METRICS: dict[str, Metric] = {
     "target_rank": Metric(target_rank, "higher", 1.0, (0.0, 1.0), _TARGETS),
     "interval_coverage": Metric(interval_coverage, "closer", None, (0.0, 1.0), _INTERVAL),
 }
-
-
-def _validated(min_cells: int = 1, /, **arrays: Any) -> list[Cells]:
-    """Return finite matrices with the same genes, sparse ones as CSR without duplicate entries."""
-    checked: list[Cells] = []
-    for name, given in arrays.items():
-        x = given.tocsr() if sparse.issparse(given) else np.asarray(given)
-        if x.ndim != 2 or x.dtype.kind not in "biuf":
-            raise ValueError(
-                f"`{name}` has shape {x.shape} and type {x.dtype}; give numbers, cells x genes"
-            )
-        if x.shape[0] < min_cells or x.shape[1] == 0:
-            raise ValueError(
-                f"`{name}` has shape {x.shape}; give at least {min_cells} cell(s) and a gene"
-            )
-        if checked and x.shape[1] != checked[0].shape[1]:
-            raise ValueError(
-                f"`{name}` has {x.shape[1]} genes, `{next(iter(arrays))}` has "
-                f"{checked[0].shape[1]}; give the same genes in the same order"
-            )
-        if sparse.issparse(x) and not x.has_canonical_format:
-            x = x.copy()
-            x.sum_duplicates()
-        _check_finite(x.data if sparse.issparse(x) else x, name)
-        checked.append(x)
-    return checked
-
-
-def _vector(values: ArrayLike, name: str, n_genes: int) -> Vector:
-    """Return `values` as a finite vector of `n_genes` numbers."""
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.shape != (n_genes,) or n_genes == 0:
-        raise ValueError(f"`{name}` has shape {vector.shape}; give one number per gene ({n_genes})")
-    _check_finite(vector, name)
-    return vector
-
-
-def _check_finite(values: np.ndarray, name: str) -> None:
-    """Raise if a value is NaN or infinite."""
-    if not (finite := np.isfinite(values)).all():
-        raise ValueError(f"`{name}` has {(~finite).sum()} NaN or infinite values; replace them")
-
-
-def _mean(x: Cells) -> Vector:
-    """Return the mean of each gene; the sum of scipy would be in the type of `x`."""
-    if sparse.issparse(x):
-        return np.bincount(x.indices, weights=x.data, minlength=x.shape[1]) / x.shape[0]
-    return x.mean(axis=0, dtype=np.float64)
-
-
-def _variance(x: Cells) -> Vector:
-    """Return the unbiased variance of each gene, rounding errors set to 0."""
-    m = _mean(x)
-    if sparse.issparse(x):
-        squares = np.bincount(x.indices, (x.data - m[x.indices]) ** 2, minlength=m.size)
-        n_zero = x.shape[0] - np.bincount(x.indices, minlength=m.size)
-        v = (squares + n_zero * m**2) / (x.shape[0] - 1)
-    else:
-        v = x.var(axis=0, ddof=1, dtype=np.float64)
-    return np.where(v > (_ROUNDING * m) ** 2, v, 0.0)
-
-
-def _difference(a: Vector, b: Vector) -> Vector:
-    """Return a - b, rounding errors set to 0."""
-    return np.where(np.abs(a - b) > _ROUNDING * np.maximum(np.abs(a), np.abs(b)), a - b, 0.0)
-
-
-def _welch_t(x: Cells, y: Cells) -> tuple[Vector, Vector]:
-    """Return Welch's t and the difference of means of each gene."""
-    difference = _difference(_mean(x), _mean(y))
-    error = np.sqrt(_variance(x) / x.shape[0] + _variance(y) / y.shape[0])
-    t = np.zeros_like(difference)
-    with np.errstate(divide="ignore", over="ignore"):
-        np.divide(difference, error, out=t, where=difference != 0)
-    return t, difference
-
-
-def _ranked(t: Vector, difference: Vector, n: int) -> NDArray[np.intp]:
-    """Return the `n` genes of largest absolute t, ties by absolute difference, then by index."""
-    if n < 1:
-        raise ValueError(f"`n` is {n}; ask for at least 1 gene")
-    return np.lexsort((-np.abs(difference), -np.abs(t)))[:n]
-
-
-def _changed(real: Cells, control: Cells, n: int) -> NDArray[np.intp]:
-    """Return the `n` genes that change most, without those that do not change."""
-    t, difference = _welch_t(real, control)
-    genes = _ranked(t, difference, n)
-    if not t.any():
-        raise ValueError("`real` and `control` have equal means; no gene changes")
-    return genes[t[genes] != 0]
-
-
-def _centred(values: Vector, *terms: Vector) -> Vector:
-    """Return `values` less their mean; 0 if only rounding of the `terms` they come from."""
-    centred = values - values.mean()
-    rounding = _ROUNDING * max(np.linalg.norm(term) for term in terms)
-    return centred if np.linalg.norm(centred) > rounding else np.zeros_like(centred)
-
-
-def _pearson(real: Vector, predicted: Vector) -> float:
-    """Return the correlation of centred vectors, 0 if `predicted` is 0."""
-    if not real.any():
-        raise ValueError("What is compared of `real` is equal in all genes; nothing to correlate")
-    if not predicted.any():
-        return 0.0
-    norms = np.linalg.norm(real) * np.linalg.norm(predicted)
-    return float(np.clip(real @ predicted / norms, -1.0, 1.0))
-
-
-def _effect_pearson(real: Cells, predicted: Cells, control: Cells, shift: Vector) -> float:
-    """Return the correlation of predicted and real mean change less `shift`."""
-    m_control = _mean(control)
-    pair = (_mean(real), _mean(predicted))
-    return _pearson(*(_centred(m - m_control - shift, m, m_control, shift) for m in pair))
-
-
-def _pooled_squared_distances(x: Cells, y: Cells, max_cells: int, seed: int) -> tuple[Vector, int]:
-    """Return squared distances of the subsampled, pooled cells, and how many of them are of `x`."""
-    if max_cells < 2:
-        raise ValueError(f"`max_cells` is {max_cells}; give at least 2")
-    rng = np.random.default_rng(seed)  # one stream, so rows of `x` and `y` are drawn independently
-    groups = []
-    for group in _validated(2, x=x, y=y):
-        n = group.shape[0]
-        a = group[rng.choice(n, max_cells, replace=False)] if n > max_cells else group
-        groups.append(np.asarray(a.toarray() if sparse.issparse(a) else a, dtype=np.float64))
-    z = np.vstack(groups)
-    z -= z.mean(axis=0)  # less cancellation below
-    norm = (z**2).sum(axis=1)
-    squared = norm[:, None] + norm - 2.0 * z @ z.T
-    squared[squared <= _ROUNDING**2 * (norm[:, None] + norm)] = 0.0  # and the diagonal
-    return squared, len(groups[0])
-
-
-def _discrepancy(kernel: np.ndarray, n_x: int) -> float:
-    """Return mean kernel within `x` plus within `y` less twice between, without the diagonal."""
-    within = sum(
-        (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-        for k in (kernel[:n_x, :n_x], kernel[n_x:, n_x:])
-    )
-    return float(within - 2.0 * kernel[:n_x, n_x:].mean())
