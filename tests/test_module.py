@@ -386,6 +386,39 @@ def test_output_starts_at_the_mean_proportions():
     assert torch.allclose(generated["profile"].exp()[0], mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("design", [torch.eye(3), torch.tensor([[0.0], [1.0], [3.0]])])
+@pytest.mark.parametrize("dispersion", ["gene", "gene-condition"])
+def test_theta_starts_at_that_of_each_condition(dispersion, design):
+    """Of one condition feature: the straight line of least squares without intercept."""
+    made = TRVAEModule(12, design, n_labels=2, dispersion=dispersion)
+    given = torch.linspace(0.1, 5.0, 36).view(3, 12)
+    statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
+    groups = {"sums": torch.zeros(6, 12).double(), "n_cells": torch.zeros(2, 3).double()}
+    made.set_statistics(**statistics, **groups, dispersion=given)
+    log_theta = -given.log()
+    expected = log_theta.mean(0).expand(3, -1)
+    if dispersion == "gene-condition":
+        rest = log_theta - expected
+        expected = expected + design @ torch.linalg.lstsq(design, rest).solution
+        if design.shape[1] == 3:
+            assert torch.allclose(expected, log_theta, atol=1e-6)
+    assert torch.allclose(made.log_theta(design).expand(3, -1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", [{"n_labels": 0}, {"gene_likelihood": "poisson"}])
+def test_theta_does_not_start_at_a_dispersion_that_means_nothing(kwargs):
+    made = TRVAEModule(12, torch.eye(2), **{"n_labels": 2, **kwargs})
+    statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
+    n_labels = max(made.n_labels, 1)
+    groups = {
+        "sums": torch.zeros(2 * n_labels, 12).double(),
+        "n_cells": torch.zeros(n_labels, 2).double(),
+    }
+    made.set_statistics(**statistics, **groups, dispersion=torch.full((2, 12), 0.3))
+    if made.gene_likelihood != "poisson":
+        assert not made.log_theta(torch.eye(2)).any()
+
+
 def test_second_statistics_keep_the_units_the_weights_were_learned_in():
     made, tensors = module(), minibatch()
     with_profiles(made, tensors)

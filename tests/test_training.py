@@ -17,12 +17,13 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from anndata import AnnData
 
 import trvae_sc
 from trvae_sc import TRVAE
 from trvae_sc.training import DataSplitter
 from trvae_sc.training._data import Batches
-from trvae_sc.training._plan import transfer_factor
+from trvae_sc.training._plan import training_statistics, transfer_factor
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 TERMS = ("reconstruction", "kl", "mmd", "transfer")
@@ -682,6 +683,27 @@ def test_statistics_of_counts_equal_numpy_on_the_training_cells(fit, make_adata,
     assert found["output.bias"][:30] == pytest.approx(bias, abs=1e-4)
     assert model.n_cells.loc["NK", "stimulated"] == n_cells[1, 1]
     assert abs(kappa - np.median(total)) > 0.1  # all cells would give another
+
+
+def test_dispersion_of_counts_is_that_they_were_drawn_with():
+    """Labels and totals differ; the dispersion is a gene's and condition's own."""
+    rng = np.random.default_rng(0)
+    n, n_genes = 16_000, 6
+    theta = np.array([[0.5, 2.0, 5.0, 1.0, 1.0, 1.0], [2.0, 0.5, 5.0, 4.0, 1.0, 1.0]])
+    label, condition = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    share = 0.05 * rng.dirichlet(np.full(n_genes, 3.0), size=(3, 2))
+    share[..., 5] = 0.0  # a gene without counts: nothing is known
+    total = rng.uniform(400.0, 1600.0, n)
+    mean, shape = share[label, condition] * total[:, None], theta[condition]
+    x = rng.negative_binomial(shape, shape / (shape + mean)).astype(np.float32)
+    obs = {"condition": condition.astype(str), "label": label.astype(str), "total": total}
+    adata = AnnData(x, obs=pd.DataFrame(obs, index=np.arange(n).astype(str)))
+    TRVAE.setup_anndata(adata, "condition", labels_key="label", total_counts_key="total")
+    model = TRVAE(adata)
+    found = training_statistics(model._make_data_loader(adata), model.module)["dispersion"]
+    assert found[:, :5].numpy() == pytest.approx(1.0 / theta[:, :5], rel=0.15)
+    median = found[:, :5].median().item()
+    assert found[:, 5].tolist() == pytest.approx([median, median], rel=0.01)
 
 
 def test_statistics_of_values_equal_numpy_on_the_training_cells(fit, make_adata):

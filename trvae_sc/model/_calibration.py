@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BATCH = 512  # cells decoded at a time
 _MIDDLE = 2 / 3  # of the smaller weight of network and ridge: share of the median of three
-_CALIBRATION_CELLS = 512  # of a group, whose decoded means are compared with the observed
+_CALIBRATION_CELLS = 256  # of a group, whose decoded means are compared with the observed
 
 # -- decoding -------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class StatisticsMixin(nn.Module):
         scale: Tensor,
         sums: Tensor,
         n_cells: Tensor,
+        dispersion: Tensor | None = None,
         states: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Store what training needs to know of the training cells.
@@ -60,6 +61,8 @@ class StatisticsMixin(nn.Module):
             of the same quantity.
         n_cells
             Number of those cells, shape (n_labels, n_conditions).
+        dispersion
+            Of the genes in each condition, within labels, shape (n_conditions, n_genes); of counts.
         states
             Number of cells, shape (n_labels, n_states, n_conditions), and mean, with one more axis, of
             states within labels (:mod:`trvae_sc.states`).
@@ -72,6 +75,8 @@ class StatisticsMixin(nn.Module):
                 self.gene_scale.copy_(torch.where(scale > 0, scale, 1.0))
             elif self.is_count:
                 self._start_at_proportions(mean.to(device))
+                if dispersion is not None and self.n_labels and self.gene_likelihood != "poisson":
+                    self._start_at_dispersion(dispersion.float().to(device))
             self.has_statistics.fill_(True)
         n_cells = n_cells.to(device)
         profiles = (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float()
@@ -99,6 +104,14 @@ class StatisticsMixin(nn.Module):
             rest = (1.0 - proportions.sum()).clamp_min(_EPS)
             proportions = torch.cat([proportions, rest[None]])
         self.output.bias.copy_(torch.log(proportions + _EPS))
+
+    def _start_at_dispersion(self, dispersion: Tensor) -> None:
+        """Make the conditions' log theta what moments say: it takes long to learn."""
+        log_theta = -dispersion.log()
+        self.log_dispersion.copy_(log_theta.mean(0))
+        if self.log_dispersion_condition is not None:
+            rest = log_theta - self.log_dispersion
+            self.log_dispersion_condition.copy_(torch.linalg.pinv(self.condition_design) @ rest)
 
     def transfer_scale(self, profile: Tensor) -> Tensor:
         """Return f of the transfer loss."""

@@ -20,6 +20,7 @@ from trvae_sc.training._data import Batches
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
 #: over few cells of each label anyway, and costs a seventh of a step.
 TRANSFER_STEPS = 2
+_ENOUGH_COUNTS = 10  # sum of squared means above which a gene's dispersion is known
 
 
 def transfer_factor(step: int) -> float:
@@ -32,7 +33,9 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     n_groups, n_genes = module.n_cells.numel(), len(module.gene_mean)
     n_cells = torch.zeros(n_groups, dtype=torch.float64)
     sums = torch.zeros(n_groups, n_genes, dtype=torch.float64)
-    squares = torch.zeros(n_genes, dtype=torch.float64)
+    n_conditions = module.n_cells.shape[1]
+    squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
+    inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
     totals = []
     sample = CellSample(n_groups) if module.state_profiles is not None else None
     for tensors in loader:
@@ -40,28 +43,72 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
         if module.is_count:
             total = tensors[TOTAL_KEY].cpu() if module.has_total else x.sum(1, keepdim=True)
             totals.append(total.ravel())
-            x = x / total.clamp_min(1.0)
-        group = tensors[CONDITION_KEY].cpu().long().ravel()
+            total = total.clamp_min(1.0)
+            x = x / total
+        condition = group = tensors[CONDITION_KEY].cpu().long().ravel()
         if module.n_labels:
             label = tensors[REGISTRY_KEYS.LABELS_KEY].cpu().long().ravel()
-            group = group + label * module.n_cells.shape[1]
+            group = group + label * n_conditions
         n_cells += torch.bincount(group, minlength=n_groups)
         if sample is not None:
             sample.add(group.numpy(), x.numpy())
         x = x.double()
         sums.index_add_(0, group, x)
-        squares += x.square_().sum(0)
+        squares.index_add_(0, condition, x.square_())
+        if module.is_count:
+            inverse_totals.index_add_(0, group, total.ravel().double().reciprocal())
     mean = sums.sum(0) / n_cells.sum()
-    variance = squares / n_cells.sum() - mean.square()
+    variance = squares.sum(0) / n_cells.sum() - mean.square()
     kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
+    moments = sums, squares, inverse_totals, n_cells
     return {
         "kappa": kappa,
         "mean": mean.float(),
         "scale": variance.clamp_min(0.0).sqrt().float(),
         "sums": sums,
         "n_cells": n_cells.view(module.n_cells.shape),
+        "dispersion": None if not totals else _dispersion(*moments, kappa),
         "states": None if sample is None else _state_means(sample, kappa, module),
     }
+
+
+def _dispersion(
+    sums: Tensor, squares: Tensor, inverse_totals: Tensor, n_cells: Tensor, kappa: float
+) -> Tensor:
+    r"""Return the dispersion :math:`1 / \theta` of genes within labels, by moments.
+
+    In a group of n cells with totals T the shares p of a gene have the variance
+    :math:`\bar p\,\overline{1/T} + \bar p^2 / \theta`; both sides are summed over the labels of a
+    condition. Where the counts are too few to tell, the median gene's is more likely.
+
+    Parameters
+    ----------
+    sums
+        Of the shares in each (label, condition), shape (n_labels * n_conditions, n_genes).
+    squares
+        Sums of squared shares in each condition, shape (n_conditions, n_genes).
+    inverse_totals, n_cells
+        Sum of 1 / T, and number of cells, of each (label, condition).
+    kappa
+        Median total.
+
+    Returns
+    -------
+    Shape (n_conditions, n_genes), 0.01 to 100.
+    """
+
+    def over_labels(x: Tensor) -> Tensor:
+        return x.view(-1, len(squares), x.shape[1]).sum(0)
+
+    n = n_cells[:, None]
+    mean = sums / n.clamp_min(1)
+    level, poisson = over_labels(n * mean.square()), over_labels(mean * inverse_totals[:, None])
+    unbiased = over_labels(n) / over_labels((n - 1).clamp_min(0)).clamp_min(1)
+    excess = (squares - level) * unbiased - poisson
+    level, excess = kappa**2 * level, kappa**2 * excess  # in counts of a cell of median total
+    known = level > _ENOUGH_COUNTS
+    middle = (excess / level)[known].median() if known.any() else torch.ones(())
+    return ((excess + 2 * middle) / (level + 2)).clamp(0.01, 100.0)
 
 
 def _state_means(
