@@ -39,21 +39,20 @@ def test_half_width_equals_a_hand_computation():
 
 
 def test_half_width_with_weights_equals_a_hand_computation():
-    """Labels count 1, 1 and 1/4; the residuals have no profiles to learn from but weighted means."""
-    n_cells = np.array([[60, 60], [60, 60], [6, 6]])  # 60/90, 60/90, 6/36
+    """Labels predict by 1, 1 and 1/4 (weighted means: profiles do not differ), and count 1, 1 and 2/17."""
+    n_cells = np.array([[60, 60], [60, 60], [6, 6]])  # 60/90 and 6/36; 60/360 and 6/306
     shifts = np.array([[0.0], [1.0], [3.0]])
     residuals = np.array([0 - (1 + 0.75) / 1.25, 1 - (0 + 0.75) / 1.25, 3 - 0.5])
-    squares, weight = residuals**2, np.array([1.0, 1.0, 0.25])
-    mean = squares @ weight / 2.25
+    squares, weight = residuals**2, np.array([1.0, 1.0, 2 / 17])
+    mean = squares @ weight / weight.sum()
     scores = []
     for i in range(3):
         w, s = np.delete(weight, i), np.delete(squares, i)
         scores.append(np.abs(residuals[i]) / np.sqrt((w @ s + w @ s / w.sum()) / (w.sum() + 1)))
     order = np.argsort(scores)
     at = np.cumsum(weight[order]) - weight[order] / 2
-    expected = np.interp(0.6 * 2.25, at, np.sort(scores)) * np.sqrt(
-        (squares @ weight + mean) / 3.25
-    )
+    scale = np.sqrt((squares @ weight + mean) / (weight.sum() + 1))
+    expected = np.interp(0.6 * weight.sum(), at, np.sort(scores)) * scale
     found = half_width(Pairs(np.zeros((3, 1)), shifts, n_cells), level=0.6)
     assert found == pytest.approx([expected])
 

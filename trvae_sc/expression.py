@@ -218,14 +218,15 @@ def ridge_shift(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
     return mean_shift + weights @ (shifts - mean_shift)
 
 
-def label_weights(n_cells: np.ndarray) -> np.ndarray:
+def label_weights(n_cells: np.ndarray, half: float = _HALF_CELLS) -> np.ndarray:
     r"""Return how much the labels count, from 0 to 1 for the one with most cells.
 
-    .. math:: w_l \propto \frac{n_l}{n_l + 30}
+    .. math:: w_l \propto \frac{n_l}{n_l + n_{1/2}}
 
     with the harmonic mean :math:`n_l` of a label's cells under source and target, shape (n_labels, 2):
-    the error of its shift is some variance times :math:`1/n_l`.
+    the error of its shift is some variance times :math:`1/n_l`. A label of `half` cells,
+    :math:`n_{1/2}`, counts half of one with very many.
     """
     harmonic = 2.0 / (1.0 / n_cells).sum(1)
-    weight = harmonic / (harmonic + _HALF_CELLS)
+    weight = harmonic / (harmonic + half)
     return weight / weight.max()

@@ -7,9 +7,8 @@ import numpy as np
 from trvae_sc.expression import Pairs, label_weights, ridge_shift
 
 LEVEL = 0.9  # share of genes that intervals are to cover
-_PRIOR_LABELS = (
-    1.0  # weight, in labels, of the mean over genes in a gene's own mean squared residual
-)
+_PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
+_HALF_CELLS = 300  # of a label whose residual says half as much as one of very many cells
 
 
 def left_out_residuals(pairs: Pairs) -> np.ndarray:
@@ -40,7 +39,8 @@ def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:
     over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
     genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
     with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile
-    are weighted, :func:`trvae_sc.expression.label_weights`: what a label of a few cells lacks is noise.
+    are weighted, :func:`trvae_sc.expression.label_weights` with half at 300 cells: up to there much of
+    what a label lacks is noise.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def half_width(pairs: Pairs, *, level: float = 0.9) -> np.ndarray | None:
     """
     if len(pairs.profiles) < 3:
         return None
-    squares, weight = left_out_residuals(pairs) ** 2, label_weights(pairs.n_cells)
+    squares, weight = left_out_residuals(pairs) ** 2, label_weights(pairs.n_cells, _HALF_CELLS)
     scores = [
         np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i))
         for i in range(len(squares))
