@@ -134,7 +134,7 @@ def part_a(args: argparse.Namespace) -> list[Row]:
             {
                 "bare": lambda b=batches: bare_loop(model.module, b),
                 "train": lambda b=batches, n=batch_size: (
-                    per_epoch(lambda e: model.train(e, batch_size=n, **CPU), 1) / len(b)
+                    per_epoch(lambda e: model.train(e, batch_size=n, **CPU), 3) / len(b)
                 ),
             },
             args.repeats,
