@@ -18,6 +18,18 @@ class Gaussian(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray
 
+    @classmethod
+    def of(cls, cells: np.ndarray) -> Gaussian:
+        """Return mean and variance of cells, shape (n_cells, n_dimensions)."""
+        return cls(cells.mean(0), cells.var(0))
+
+
+def moved(cells: np.ndarray, start: Gaussian, end: Gaussian, n_scaled: int) -> np.ndarray:
+    """Return cells at their own place in another Gaussian; only the first dimensions change width."""
+    at = cells - start.mean
+    at[:, :n_scaled] *= np.sqrt(end.variance / np.maximum(start.variance, 1e-12))[:n_scaled]
+    return end.mean + at
+
 
 def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) -> Gaussian:
     r"""Return mean and variance between a prior and n cells, dimension by dimension.
@@ -45,7 +57,7 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
     n = len(cells)
     if n == 0 or np.isinf(strength).all():
         return prior
-    mean, spread = cells.mean(0), cells.var(0)
+    mean, spread = Gaussian.of(cells)
     total = strength + n
     between = strength * n / total * np.square(mean - prior.mean)
     return Gaussian(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc.expression import evenly_spaced, groups
-from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
+from trvae_sc.family._flow import FlowModule, Gaussian, moved, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
 
 _ALL = 1e12  # cells that leave exemplars no weight
@@ -88,14 +88,10 @@ class FlowTransfer(Translator):
         for (label, condition), rows in groups(self.adata.obs, self.keys):
             self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
 
-    def _own_values(self, cells: AnnData) -> np.ndarray:
-        """Return the values of cells, on the scale of the model."""
-        return self._values(cells, float(self.module.kappa))
-
     @torch.no_grad()
     def _places(self, cells: AnnData) -> np.ndarray:
         """Return the places of cells; see :meth:`FlowModule.places`."""
-        parts = torch.as_tensor(self._own_values(cells)).split(1024)
+        parts = torch.as_tensor(self._values(cells)).split(1024)
         found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
         return found.cpu().numpy().astype(np.float64)
 
@@ -151,7 +147,7 @@ class FlowTransfer(Translator):
             others = [other for name, other in shifts.items() if name != label]
             moved = self._places(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
             expected.append(self._values_at(moved).mean(0))
-            cells.append(self._own_values(end))
+            cells.append(self._values(end))
         axes = self.module.components.cpu().numpy()
         inside = worth_of_prior([e @ axes for e in expected], [x @ axes for x in cells])
         expected, cells = ([x - x @ axes @ axes.T for x in of] for of in (expected, cells))
@@ -206,8 +202,12 @@ class FlowTransfer(Translator):
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
-        _check_choice("prior", prior, ("shift", "source"))
-        _check_choice("output", output, ("moved", "sample"))
+        for name, given, known in (
+            ("prior", prior, ("shift", "source")),
+            ("output", output, ("moved", "sample")),
+        ):
+            if given not in known:
+                raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
         if strength is not None and not strength >= 0:
             raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
@@ -215,24 +215,20 @@ class FlowTransfer(Translator):
         places = self._places(cells)
         n_pcs = len(self.module.spread)
         noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))
-        strengths = functools.cache(
-            functools.partial(self.prior_strength, target=target, prior=prior)
-        )
+        strengths = cache(partial(self.prior_strength, target=target, prior=prior))
         used: dict[tuple[str, str], tuple[int, float, float]] = {}
         for (label, condition), rows in groups(cells.obs, self.keys):
-            known, own = shown.get(label, places[:0]), places[rows]
-            start = Gaussian(own.mean(0), own.var(0))
+            known, start = shown.get(label, places[:0]), Gaussian.of(places[rows])
             before = self._prior(start, condition, target, prior)
             worth = (np.inf, np.inf) if strength is None else (strength, strength)
             if strength is None and len(known):
                 worth = strengths(condition)
             weight = np.repeat(np.minimum(worth, _ALL), [n_pcs, cells.n_vars])
             after = posterior(before, known, weight)
-            at = own - start.mean
             if output == "sample":
-                at[:, :n_pcs] = noise[rows] * np.sqrt(start.variance[:n_pcs])
-            at[:, :n_pcs] *= np.sqrt(after.variance / np.maximum(start.variance, 1e-12))[:n_pcs]
-            places[rows] = after.mean + at
+                drawn = start.mean[:n_pcs] + noise[rows] * np.sqrt(start.variance[:n_pcs])
+                places[rows, :n_pcs] = drawn
+            places[rows] = moved(places[rows], start, after, n_pcs)
             used[label, condition] = (len(known), *map(float, worth))
         result = self._as_prediction(self._values_at(places), cells, target, seed)
         table = result.uns["trvae_sc"]["combinations"]
@@ -262,9 +258,3 @@ class FlowTransfer(Translator):
             raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
         places = self._places(cells)
         return {label: places[rows] for (label, _), rows in groups(cells.obs, self.keys)}
-
-
-def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise where an argument is none of those known."""
-    if given not in known:
-        raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")

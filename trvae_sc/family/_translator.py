@@ -153,8 +153,9 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """Return the order in which training cells are drawn: all of them, shuffled."""
         return Batches(np.arange(self.adata.n_obs), batch_size, shuffle=True, drop_last=True)
 
-    def _values(self, adata: AnnData, kappa: float) -> np.ndarray:
-        """Return log values, shape (n_cells, n_genes)."""
+    def _values(self, adata: AnnData, kappa: float | None = None) -> np.ndarray:
+        """Return log values (with the model's kappa if None), shape (n_cells, n_genes)."""
+        kappa = float(self.module.kappa) if kappa is None else kappa
         if adata.isbacked:
             raise ValueError("adata is on disk: read it into memory first (adata.to_memory()).")
         return dense(log_values(adata, self.keys, kappa)).astype(np.float32, copy=False)
@@ -204,7 +205,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         generator = torch.Generator().manual_seed(seed)
-        x = self._translate(cells, self._values(cells, float(self.module.kappa)), target, generator)
+        x = self._translate(cells, self._values(cells), target, generator)
         return self._as_prediction(x, cells, target, seed)
 
     def _translate(
