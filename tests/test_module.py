@@ -405,8 +405,10 @@ def test_theta_starts_at_that_of_each_condition(dispersion, design):
     assert torch.allclose(made.log_theta(design).expand(3, -1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{"n_labels": 0}, {"gene_likelihood": "poisson"}])
-def test_theta_does_not_start_at_a_dispersion_that_means_nothing(kwargs):
+@pytest.mark.parametrize(
+    "kwargs", [{"n_labels": 0}, {"transfer_weight": 0.0}, {"gene_likelihood": "poisson"}]
+)
+def test_theta_starts_at_one_without_the_transfer_loss_and_is_not_needed_by_poisson(kwargs):
     made = TRVAEModule(12, torch.eye(2), **{"n_labels": 2, **kwargs})
     statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
     n_labels = max(made.n_labels, 1)

@@ -75,7 +75,11 @@ class StatisticsMixin(nn.Module):
                 self.gene_scale.copy_(torch.where(scale > 0, scale, 1.0))
             elif self.is_count:
                 self._start_at_proportions(mean.to(device))
-                if dispersion is not None and self.n_labels and self.gene_likelihood != "poisson":
+                if (
+                    dispersion is not None
+                    and self.transfer_weight
+                    and self.gene_likelihood != "poisson"
+                ):
                     self._start_at_dispersion(dispersion.float().to(device))
             self.has_statistics.fill_(True)
         n_cells = n_cells.to(device)
@@ -106,7 +110,11 @@ class StatisticsMixin(nn.Module):
         self.output.bias.copy_(torch.log(proportions + _EPS))
 
     def _start_at_dispersion(self, dispersion: Tensor) -> None:
-        """Make the conditions' log theta what moments say: it takes long to learn."""
+        """Make the conditions' log theta what moments say: it takes long to learn.
+
+        Only where the transfer loss trains the prediction: a higher theta lets reconstruction weigh more,
+        and without that loss the effect of a condition then stays in the codes.
+        """
         log_theta = -dispersion.log()
         self.log_dispersion.copy_(log_theta.mean(0))
         if self.log_dispersion_condition is not None:
