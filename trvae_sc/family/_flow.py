@@ -24,13 +24,6 @@ class Gaussian(NamedTuple):
         return cls(cells.mean(0), cells.var(0))
 
 
-def moved(cells: np.ndarray, start: Gaussian, end: Gaussian, n_scaled: int) -> np.ndarray:
-    """Return cells at their own place in another Gaussian; only the first dimensions change width."""
-    at = cells - start.mean
-    at[:, :n_scaled] *= np.sqrt(end.variance / np.maximum(start.variance, 1e-12))[:n_scaled]
-    return end.mean + at
-
-
 def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) -> Gaussian:
     r"""Return mean and variance between a prior and n cells, dimension by dimension.
 

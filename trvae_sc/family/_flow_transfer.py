@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc.expression import evenly_spaced, groups
-from trvae_sc.family._flow import FlowModule, Gaussian, moved, posterior, worth_of_prior
+from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
 
 _ALL = 1e12  # cells that leave exemplars no weight
@@ -202,12 +202,8 @@ class FlowTransfer(Translator):
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
-        for name, given, known in (
-            ("prior", prior, ("shift", "source")),
-            ("output", output, ("moved", "sample")),
-        ):
-            if given not in known:
-                raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
+        _check_choice("prior", prior, ("shift", "source"))
+        _check_choice("output", output, ("moved", "sample"))
         if strength is not None and not strength >= 0:
             raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
@@ -218,17 +214,19 @@ class FlowTransfer(Translator):
         strengths = cache(partial(self.prior_strength, target=target, prior=prior))
         used: dict[tuple[str, str], tuple[int, float, float]] = {}
         for (label, condition), rows in groups(cells.obs, self.keys):
-            known, start = shown.get(label, places[:0]), Gaussian.of(places[rows])
+            known, own = shown.get(label, places[:0]), places[rows]
+            start = Gaussian.of(own)
             before = self._prior(start, condition, target, prior)
             worth = (np.inf, np.inf) if strength is None else (strength, strength)
             if strength is None and len(known):
                 worth = strengths(condition)
             weight = np.repeat(np.minimum(worth, _ALL), [n_pcs, cells.n_vars])
             after = posterior(before, known, weight)
+            at = own - start.mean
             if output == "sample":
-                drawn = start.mean[:n_pcs] + noise[rows] * np.sqrt(start.variance[:n_pcs])
-                places[rows, :n_pcs] = drawn
-            places[rows] = moved(places[rows], start, after, n_pcs)
+                at[:, :n_pcs] = noise[rows] * np.sqrt(start.variance[:n_pcs])
+            at[:, :n_pcs] *= np.sqrt(after.variance / np.maximum(start.variance, 1e-12))[:n_pcs]
+            places[rows] = after.mean + at
             used[label, condition] = (len(known), *map(float, worth))
         result = self._as_prediction(self._values_at(places), cells, target, seed)
         table = result.uns["trvae_sc"]["combinations"]
@@ -258,3 +256,9 @@ class FlowTransfer(Translator):
             raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
         places = self._places(cells)
         return {label: places[rows] for (label, _), rows in groups(cells.obs, self.keys)}
+
+
+def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise where an argument is none of those known."""
+    if given not in known:
+        raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
