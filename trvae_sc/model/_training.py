@@ -85,8 +85,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``,
             ``datamodule`` and arguments of :class:`scvi.train.Trainer`, as
             ``precision="bf16-mixed"`` (layers in half precision, the terms of the loss in full) or
-            ``strategy="ddp"`` (`batch_size` is that of each process; MMD and transfer loss are those
-            of a process's own cells, their gradients are averaged).
+            ``strategy="ddp"`` (`batch_size` is that of each process; MMD and transfer loss compare
+            the cells of all of them).
 
         Raises
         ------

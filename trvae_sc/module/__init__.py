@@ -9,6 +9,7 @@ from trvae_sc.module._module import (
     Likelihood,
     TRVAEModule,
 )
+from trvae_sc.module._peers import Peers
 
 __all__ = [
     "CONDITION_KEY",
@@ -16,6 +17,7 @@ __all__ = [
     "TARGET_KEY",
     "TOTAL_KEY",
     "Likelihood",
+    "Peers",
     "TRVAEModule",
     "gaussian_kl",
     "negative_binomial_nll",

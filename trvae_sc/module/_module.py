@@ -349,15 +349,17 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         reconstruction = self.reconstruction_loss(tensors, generative_outputs)
         kl = gaussian_kl(qz.loc, qz.scale) if self.variational else torch.zeros_like(qz.loc[:, 0])
         terms = {"mmd": self._mmd(tensors, inference_outputs, generative_outputs)}
-        terms["transfer"] = self._transfer(generative_outputs, len(reconstruction))
+        terms["transfer"] = self._transfer(generative_outputs)
         weighted = {
             "reconstruction_weighted": self.recon_weight * reconstruction.mean(),
             "kl_weighted": kl_weight * kl.mean(),
             "mmd_weighted": self.mmd_weight * terms["mmd"],
             "transfer_weighted": self.transfer_weight * terms["transfer"],
         }
+        own = weighted["reconstruction_weighted"] + weighted["kl_weighted"]
+        own = self.peers.by_rows(own, len(reconstruction))
         return LossOutput(
-            loss=sum(weighted.values()),
+            loss=own + weighted["mmd_weighted"] + weighted["transfer_weighted"],
             reconstruction_loss=reconstruction,
             kl_local={"kl_local": kl},
             extra_metrics={k: v.detach() for k, v in (terms | weighted).items()},

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from trvae_sc.mmd import mmd
 from trvae_sc.module._layers import CONDITION_KEY, Context
+from trvae_sc.module._peers import Peers
 
 _CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
 _HALF_CELLS = 10  # of a label and two conditions that count half of very many
@@ -25,12 +26,14 @@ class Transfer(NamedTuple):
     target: Tensor  #: condition they are decoded under
     weight: Tensor  #: number of cells each stands for
     onto: Tensor  #: features of the target of each cell, (n_cells, n_features)
-    half: Tensor  #: half of a group that each cell is in, (n_cells,); the last two: of no group
+    half: Tensor  #: half of a group that each cell is in, of this process, (n_cells,); the last two: of no group
     n_half: Tensor  #: cells of each half, (2 n_groups + 2,)
 
 
 class TermsMixin(nn.Module):
-    """Terms that compare conditions."""
+    """Terms that compare conditions, in the minibatches of all processes that train."""
+
+    peers = Peers()
 
     def _mmd(
         self,
@@ -44,8 +47,8 @@ class TermsMixin(nn.Module):
             return aligned.new_zeros(())
         published = self.mmd_kernel == "paper"
         return mmd(
-            aligned,
-            tensors[CONDITION_KEY].long().flatten(),
+            self.peers.rows(aligned),
+            self.peers.rows(tensors[CONDITION_KEY].long().flatten()),
             n_groups=self.condition_design.shape[0],
             kernel=self.mmd_kernel,
             unbiased=not published,
@@ -57,14 +60,15 @@ class TermsMixin(nn.Module):
         n_conditions = self.n_cells.shape[1]
         code = tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten() * n_conditions
         code = code + tensors[CONDITION_KEY].long().flatten()
-        chosen, group, weight = self._draw_groups(code)
+        own = self.peers.own(code)
+        chosen, group, weight = self._draw_groups(self.peers.rows(code))
         label, source = chosen // n_conditions, chosen % n_conditions
         target = self._draw_targets(label, source)
         weight = factor * weight * self._pair_weights(label, source, target)
         half, n_half = _halves(group, len(chosen) + 1)
-        onto = torch.cat([target, target[:1]])[group]  # of cells in no group: does not matter
+        onto = torch.cat([target, target[:1]])[group[own]]  # of cells in no group: does not matter
         onto = self.condition_design[onto]
-        return Transfer(label, source, target, weight, onto, half, n_half)
+        return Transfer(label, source, target, weight, onto, half[own], n_half)
 
     def _pair_weights(self, label: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Return how much the change of labels counts: profiles of a few cells say little.
@@ -82,11 +86,13 @@ class TermsMixin(nn.Module):
         """Return mean last hidden layers of the halves, under the cells' own condition and the target."""
         moved = self.hidden_layers(z, context._replace(condition=transfer.onto))[1]
         return [
-            _group_means(rows.float(), transfer.half, transfer.n_half)[:-2].to(rows.dtype)
+            self.peers.sum(_group_means(rows.float(), transfer.half, transfer.n_half))[:-2].to(
+                rows.dtype
+            )
             for rows in (hidden, moved)
         ]
 
-    def _transfer(self, generative_outputs: dict[str, Any], n_cells: int) -> Tensor:
+    def _transfer(self, generative_outputs: dict[str, Any]) -> Tensor:
         """Return the transfer loss T from the profiles of :meth:`_central`."""
         transfer, central = (generative_outputs[name] for name in ("transfer", "central"))
         if transfer is None:
@@ -98,7 +104,7 @@ class TermsMixin(nn.Module):
         size = transfer.n_half[:-2].view(-1, 2, 1)
         error = torch.where(size > 0, error, error.flip(1))  # of a single cell
         product = 0.5 * (error[:, 0] * error[:, 1]).sum(1)
-        return (product * transfer.weight).sum() / n_cells
+        return (product * transfer.weight).sum() / transfer.n_half.sum()
 
     def _draw_groups(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw some of the (label, condition) of a minibatch whose label was seen under several.
@@ -112,7 +118,8 @@ class TermsMixin(nn.Module):
         several = (self.n_cells > 0).sum(1) > 1
         found = found * (n_cells > 0) * several.repeat_interleave(self.n_cells.shape[1])
         n_drawn = min(len(n_cells), max(len(code) // _CELLS_A_GROUP, 1))
-        chosen = (torch.rand_like(found) + (found > 0)).topk(n_drawn).indices
+        score = self.peers.rand(len(found), device=code.device)
+        chosen = (score + (found > 0)).topk(n_drawn).indices
         place = torch.full_like(n_cells, n_drawn, dtype=torch.long)
         place = place.scatter(0, chosen, torch.arange(n_drawn, device=code.device))
         weight = found[chosen]
@@ -121,7 +128,8 @@ class TermsMixin(nn.Module):
 
     def _draw_targets(self, label: Tensor, source: Tensor) -> Tensor:
         """Draw for each label and condition another condition seen with that label."""
-        score = torch.rand(len(label), self.n_cells.shape[1], device=label.device) + 1.0
+        n_conditions = self.n_cells.shape[1]
+        score = 1.0 + self.peers.rand(len(label), n_conditions, device=label.device)
         score = torch.where(self.n_cells[label] > 0, score, 0.0)
         return score.scatter(1, source[:, None], 0.0).argmax(1)
 

@@ -41,9 +41,9 @@ class Batches(torch.utils.data.Sampler):
         Of rows in a file: how many are in memory together. A shuffled pass then draws contiguous
         blocks of rows, 32 to a window, and permutes the rows of each window.
     share
-        With several processes: number of this one, and of all. A batch is divided among them.
+        In distributed training: number of this process, and of all. A batch is divided among them.
     seed
-        Of the permutation, with several processes, who must agree on it.
+        Of the permutation in distributed training, where processes must agree on it.
     """
 
     def __init__(
@@ -55,13 +55,14 @@ class Batches(torch.utils.data.Sampler):
         drop_last: bool = False,
         weights: np.ndarray | None = None,
         window: int | None = None,
-        share: tuple[int, int] = (0, 1),
+        share: tuple[int, int] | None = None,
         seed: int = 0,
     ) -> None:
         self.indices = indices
         self.shuffle = shuffle
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self.rank, self.n_processes = share
+        self.rank, self.n_processes = share or (0, 1)
+        self.is_shared = share is not None
         self.batch_size = batch_size * self.n_processes
         self.drop_last = drop_last and len(indices) >= self.batch_size
         self.window = window
@@ -96,7 +97,7 @@ class Batches(torch.utils.data.Sampler):
     def groups(self) -> Iterator[list[np.ndarray]]:
         """Yield the batches of a pass, those of one window at a time."""
         generator = None
-        if self.n_processes > 1:
+        if self.is_shared:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = self._order(generator)
         edges = self._edges(len(order))
@@ -129,7 +130,7 @@ class Batches(torch.utils.data.Sampler):
 
     def _edges(self, n: int) -> np.ndarray:
         """Return where batches begin, and the end of the last one."""
-        if self.shuffle or self.n_processes > 1:  # sizes as numpy.array_split has them
+        if self.shuffle or self.is_shared:  # sizes as numpy.array_split has them
             small, n_larger = divmod(n, max(self.n_batches, 1))
             edges = np.arange(self.n_batches + 1)
             return edges * small + np.minimum(edges, n_larger)
@@ -171,7 +172,7 @@ class DataLoader(torch.utils.data.DataLoader):
                 data_and_attributes=data_and_attributes, load_sparse_tensor=load_sparse_tensor
             )
         self.file = getattr(dataset, "file", None)
-        share = (0, 1)
+        share = None
         if distributed_sampler:
             share = distributed.get_rank(), distributed.get_world_size()
             if drop_dataset_tail:

@@ -11,11 +11,11 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan as ScviTrainingPlan
-from torch import Tensor
+from torch import Tensor, distributed
 
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, TRVAEModule
 from trvae_sc.states import CellSample, matched_states
-from trvae_sc.training._data import Batches
+from trvae_sc.training._data import Batches, default_seed
 
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
 #: over few cells of each label anyway, and costs a seventh of a step.
@@ -184,7 +184,7 @@ class TrainingPlan(ScviTrainingPlan):
         self._sums: dict[str, dict[str, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
-        """Collect the statistics of the training cells."""
+        """Collect the statistics of the training cells; meet the other processes."""
         datamodule = self.trainer.datamodule
         if hasattr(datamodule, "statistics_dataloader"):
             loader = datamodule.statistics_dataloader()
@@ -192,6 +192,16 @@ class TrainingPlan(ScviTrainingPlan):
             loader = datamodule.train_dataloader()
         module = getattr(self.module, "_orig_mod", self.module)
         module.set_statistics(**training_statistics(loader, module))
+        if distributed.is_available() and distributed.is_initialized():
+            module.peers = Peers(self.trainer.world_size)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what the processes draw, alike or each for itself, also where a run is resumed."""
+        peers = getattr(self.module, "_orig_mod", self.module).peers
+        if distributed.is_available() and distributed.is_initialized():
+            seed = 10_000 * default_seed() + self.current_epoch
+            peers.generator = torch.Generator().manual_seed(seed)
+            torch.manual_seed(seed + 10_000_019 * (1 + peers.rank))
 
     def on_train_start(self) -> None:
         """Refuse batches of one cell where batch norm would fail on them."""

@@ -20,6 +20,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from scvi.train import TrainRunner as ScviTrainRunner
 from torch import Tensor
 
+from trvae_sc.module import Peers
+
 
 class BestWeights(Callback):
     """Keeps the weights of the best validation epoch and puts them back when training ends.
@@ -259,6 +261,8 @@ class TrainRunner(ScviTrainRunner):
                     f"memory_budget (in GB) or batch_size. {error}"
                 ) from error
             raise
+        finally:  # what follows may be for one process alone
+            self.model.module.peers = Peers()
         self._finish()
 
     def _weights_epoch(self) -> str:
