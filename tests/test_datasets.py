@@ -94,6 +94,34 @@ def test_digits_name_the_styles_there_are(styles):
         datasets.digits(styles)
 
 
+# -- simulated cells ------------------------------------------------------------------------------
+
+
+def test_simulated_pairs_are_one_cell_under_every_condition():
+    conditions = ["control", "a", "b"]
+    adata = datasets.simulate(
+        302, 40, n_labels=4, conditions=conditions, specificity=0.0, heterogeneity=1.0, depth=1e8,
+        dispersion=1e8, paired=True,
+    )  # fmt: skip
+    of_pair = adata.obs.groupby("pair")
+    assert adata.n_obs == 300
+    assert of_pair.size().tolist() == [3] * 100
+    assert of_pair["cell_type"].nunique().eq(1).all()
+    assert (
+        of_pair["condition"].agg(list).map(sorted).map(list).tolist() == [sorted(conditions)] * 100
+    )
+    assert adata.obs["cell_type"].nunique() == 4
+    assert "pair" not in datasets.simulate(100, 40).obs
+    # without specificity a cell changes by its condition's response, whatever its state
+    logs = np.log(adata.X.toarray() + 0.5).reshape(100, 3, 40)
+    logs = logs[..., (logs > 8).all((0, 1))]
+    assert logs.shape[2] > 15
+    response = logs[:, 1:] - logs[:, :1]
+    response -= response.mean(2, keepdims=True)
+    assert response.std(0).max() < 0.03
+    assert logs.std(0).max() > 1.0
+
+
 # -- load -----------------------------------------------------------------------------------------
 
 

@@ -376,10 +376,13 @@ def test_paired_translator_has_one_direction_and_is_saved(shifted):
 
 
 def test_family_takes_part_in_a_benchmark(make_adata):
-    names = ["no_change", "cgan", "cyclegan", "flow_matching"]
-    assert list(resolve(names)) == names
+    pytest.importorskip("zuko")
+    names = ["no_change", *family.METHODS]
+    assert names[1:] == ["cgan", "cyclegan", "flow_matching", "flow_transfer", "paired"]
+    adata = make_adata()
+    adata.obs["pair"] = adata.obs.groupby("condition", observed=True).cumcount()
     results = benchmark(
-        make_adata(),
+        adata,
         names,
         [Holdout("B", "stimulated", "control")],
         keys=Keys("condition", **KEYS),
@@ -408,3 +411,30 @@ def test_methods_take_targets_as_text(make_adata):
     assert predicted.n_obs == source.n_obs
     with pytest.raises(ValueError, match="No training cell has target '2'"):
         family.METHODS["cyclegan"](adata, source, target="2", keys=keys)
+
+
+def test_arguments_of_a_method_reach_registration_and_prediction(shifted):
+    """A paired translator and a flow that is shown exemplars, beside the models themselves."""
+    pytest.importorskip("zuko")
+    adata = shifted[0].copy()
+    adata.obs = adata.obs.rename(columns={"pair": "image"})
+    train, keys = hide(adata), Keys("condition", "cell_type", is_count=False)
+    start = train[(train.obs["cell_type"] == "A")].copy()
+    shown = adata[~adata.obs_names.isin(train.obs_names)][:9].copy()
+    given = {"target": "stimulated", "keys": keys, "train_kwargs": QUICK}
+    with pytest.raises(KeyError, match="No column 'pair'"):
+        family.METHODS["paired"](train, start, **given)
+    for model_cls, setup, predict in [
+        (PairedTranslator, {"pair_key": "image"}, {}),
+        (family.FlowTransfer, {}, {"exemplars": shown, "strength": 2.0}),
+    ]:
+        found = family.translate(
+            train, start, model_cls=model_cls, setup_kwargs=setup, predict_kwargs=predict, **given
+        )
+        own = train.copy()
+        model_cls.setup_anndata(own, "condition", labels_key="cell_type", is_count=False, **setup)
+        ends = {"source": "control", "target": "stimulated"} if setup else {}
+        model = model_cls(own, seed=0, **ends)
+        model.train(**QUICK)
+        expected = model.predict(start, target="stimulated", **predict)
+        np.testing.assert_array_equal(found.X, expected.X)

@@ -25,6 +25,7 @@ def simulate(
     depth_sd: float = 0.35,
     dispersion: float = 4.0,
     heterogeneity: float = 0.3,
+    paired: bool = False,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate counts of cells of several labels under several conditions, with known truth.
@@ -60,13 +61,16 @@ def simulate(
         :math:`\mu + \mu^2/\theta`.
     heterogeneity
         Standard deviation of a cell's state along the programs.
+    paired
+        Measure every cell under every condition, with one state and a total of each: what no
+        experiment can, and a paired translator needs. The number of cells is rounded down to sets.
     seed
         Seed of everything.
 
     Returns
     -------
     AnnData with counts in ``X`` (CSR), ``obs["condition"]``, ``obs["cell_type"]``,
-    ``obs["total_counts"]``. ``varm["true_share"]`` holds the expected share of every gene by
+    ``obs["total_counts"]`` and, if `paired`, the number of the cell, ``obs["pair"]``. ``varm["true_share"]`` holds the expected share of every gene by
     "label|condition", over the states of all cells of the label: the truth also of combinations
     that are then held out.
 
@@ -91,11 +95,18 @@ def simulate(
     base = rng.normal(0.0, 1.5, n_genes)
     common, specific = _responses(rng, len(conditions), n_genes, effect_size)
 
-    label = rng.choice(n_labels, n_cells, p=_uneven(n_labels))
-    condition = rng.permutation(np.arange(n_cells) % len(conditions))
-    first = n_labels * len(conditions)  # every combination has a cell
-    label[:first], condition[:first] = np.divmod(np.arange(first), len(conditions))
-    state = position[label] + heterogeneity * rng.normal(size=(n_cells, _N_PROGRAMS))
+    n_each = len(conditions) if paired else 1
+    n_cells -= n_cells % n_each
+    label = rng.choice(n_labels, n_cells // n_each, p=_uneven(n_labels))
+    if paired:
+        label[:n_labels] = np.arange(n_labels)
+        condition = np.arange(n_cells) % n_each
+    else:
+        condition = rng.permutation(np.arange(n_cells) % len(conditions))
+        first = n_labels * len(conditions)  # every combination has a cell
+        label[:first], condition[:first] = np.divmod(np.arange(first), len(conditions))
+    state = position[label] + heterogeneity * rng.normal(size=(len(label), _N_PROGRAMS))
+    label, state = label.repeat(n_each), state.repeat(n_each, 0)
 
     def shares(cells: np.ndarray, c: int) -> np.ndarray:
         logits = base + state[cells] @ programs
@@ -124,6 +135,8 @@ def simulate(
     adata = AnnData(
         sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=pd.DataFrame(index=genes)
     )
+    if paired:
+        adata.obs["pair"] = np.arange(n_cells) // n_each
     adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
     return adata[adata.obs["total_counts"] > 0].copy()
 

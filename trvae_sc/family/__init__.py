@@ -8,7 +8,7 @@ from trvae_sc.family._flow_matching import FlowMatching, coupling
 from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._generate import copy_check, generate
 from trvae_sc.family._latent import interpolate, shift_attribute, traverse
-from trvae_sc.family._methods import METHODS
+from trvae_sc.family._methods import METHODS, translate
 from trvae_sc.family._networks import critic_loss, gradient_penalty
 from trvae_sc.family._outliers import outlier_score
 from trvae_sc.family._paired import PairedTranslator
@@ -33,6 +33,7 @@ __all__ = [
     "outlier_score",
     "posterior",
     "shift_attribute",
+    "translate",
     "traverse",
     "worth_of_prior",
 ]

@@ -13,6 +13,8 @@ from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
 from trvae_sc.family._cyclegan import CycleGAN
 from trvae_sc.family._flow_matching import FlowMatching
+from trvae_sc.family._flow_transfer import FlowTransfer
+from trvae_sc.family._paired import PairedTranslator
 from trvae_sc.family._translator import Translator
 
 
@@ -24,13 +26,15 @@ def translate(
     keys: Keys,
     seed: int = 0,
     model_cls: type[Translator],
+    setup_kwargs: dict[str, Any] | None = None,
     train_kwargs: dict[str, Any] | None = None,
+    predict_kwargs: dict[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> AnnData:
     """Train a model of the family and predict; the contract of :mod:`trvae_sc.baselines`.
 
-    ``PairedTranslator`` and ``FlowTransfer`` are not methods: one needs pairs, the other cells of the
-    hidden combination, neither of which a method is given.
+    ``FlowTransfer`` predicts its prior: a method is given no cell of the hidden combination. To hand
+    it exemplars (``predict_kwargs={"exemplars": cells}``), take them out of the data first.
 
     Parameters
     ----------
@@ -46,8 +50,8 @@ def translate(
         Seed of the model.
     model_cls
         Class of the model.
-    train_kwargs
-        Arguments of its ``train``.
+    setup_kwargs, train_kwargs, predict_kwargs
+        Arguments of its ``setup_anndata``, ``train`` and ``predict``.
     **model_kwargs
         Arguments of the model.
 
@@ -70,18 +74,21 @@ def translate(
         model_kwargs = {"source": starts[0], "target": level, **model_kwargs}
     train = beside(train)
     given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
-    model_cls.setup_anndata(train, keys.condition_key, **given)
+    model_cls.setup_anndata(train, keys.condition_key, **given, **(setup_kwargs or {}))
     model = model_cls(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
-    predicted = model.predict(source, target=level)
+    predicted = model.predict(source, target=level, **(predict_kwargs or {}))
     history = {name: v[name].astype(float).tolist() for name, v in model.history.items()}
     predicted.uns["trvae_sc"]["history"] = history
     return predicted
 
 
-#: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
+#: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line. ``paired`` needs
+#: a column "pair" in ``obs``; ``setup_kwargs={"pair_key": ...}`` of :func:`translate` names another.
 METHODS: dict[str, Method] = {
     "cgan": partial(translate, model_cls=ConditionalGAN),
     "cyclegan": partial(translate, model_cls=CycleGAN),
     "flow_matching": partial(translate, model_cls=FlowMatching),
+    "flow_transfer": partial(translate, model_cls=FlowTransfer),
+    "paired": partial(translate, model_cls=PairedTranslator, setup_kwargs={"pair_key": "pair"}),
 }
