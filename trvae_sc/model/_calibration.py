@@ -138,19 +138,21 @@ class Calibration:
         pairs = seen_pairs(model, source, target)
         if target in model.conditions:
             added = [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
-        else:
+        elif near := model._conditions_around(target):
             added = np.zeros_like(change)
-            for near, share in model._conditions_around(target, source).items():
-                there = profile_scale(model, _group_means(model, adata, rows, near)[2])
+            for between, share in near.items():
+                there = profile_scale(model, _group_means(model, adata, rows, between)[2])
                 there -= decoded_source
-                near_pairs = seen_pairs(model, source, near)
+                near_pairs = seen_pairs(model, source, between)
                 for i, name in enumerate(names):
-                    own = _own_change(model, name, source, near)
+                    own = _own_change(model, name, source, between)
                     if own is None:
                         rest = _from_labels(model, observed[i], there[i], near_pairs)
                     else:
                         rest = own - there[i]
                     added[i] += share * rest
+        else:
+            added = _from_parts(model, observed, change, additive_pairs(model, source, target))
         for i, name in enumerate(names):
             self.novelty[name, str(source)] = novelty(observed[i], pairs.profiles)
             self.corrections.append(
@@ -243,6 +245,18 @@ def _from_labels(
     return (1.0 - of_middle) * share * ridge + of_middle * middle
 
 
+def _from_parts(
+    model: TRVAE, observed: np.ndarray, change: np.ndarray, pairs: Pairs
+) -> np.ndarray | list[np.ndarray]:
+    """Return what :func:`additive_pairs` add to the changes that were decoded.
+
+    Labels share them as they do measured changes. Without labels all cells are one: it has its own.
+    """
+    if model.labels or not len(pairs.profiles):
+        return [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
+    return pairs.shifts - change
+
+
 def _nearest(observed: np.ndarray, pairs: Pairs) -> int:
     """Return the label whose profile is most similar; one of few cells is not, by chance."""
     distance = np.square(pairs.profiles - observed).sum(1) / label_weights(pairs.n_cells)
@@ -282,6 +296,27 @@ def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
         return np.log1p(module.kappa.item() * profile)
     mean, scale = module.gene_mean.cpu().numpy(), module.gene_scale.cpu().numpy()
     return (profile - mean) / scale
+
+
+def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
+    """Return the changes to a condition that was not measured, were those of its parts additive.
+
+    Of the labels with cells under the source, and under conditions that tell
+    (:func:`trvae_sc.model._conditions.contrast`).
+    """
+    n_cells = model.module.n_cells.cpu().numpy()
+    profiles = model.module.profiles.cpu().numpy().astype(float)
+    start = model.conditions.index(source)
+    pairs = []
+    for own, known in zip(profiles, n_cells, strict=True):
+        weights = model._condition_contrast(target, source, known) if known[start] else None
+        if weights is not None:
+            others = np.delete(weights**2 / np.maximum(known, 1), start)
+            pairs.append((own[start], weights @ own, (known[start], 1.0 / others.sum())))
+    if not pairs:
+        none = np.empty((0, profiles.shape[2]))
+        return Pairs(none, none, np.empty((0, 2)))
+    return Pairs(*map(np.array, zip(*pairs, strict=True)))
 
 
 def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:

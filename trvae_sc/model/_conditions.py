@@ -175,23 +175,46 @@ def around(parts: dict[str, Any], values: Sequence[Any], names: Sequence[Any]) -
     return total
 
 
-def single_steps(
-    parts: dict[str, Any], values: Sequence[Any], source: Sequence[Any], names: Sequence[Any]
-) -> dict[Any, float]:
-    """Return the measured conditions that differ from the source in one part of a condition each.
+def contrast(
+    parts: dict[str, Any], values: Sequence[Any], source: Sequence[Any], n_cells: np.ndarray
+) -> np.ndarray | None:
+    r"""Return weights of the measured conditions whose sum is the change, were parts additive.
 
-    Their changes, added up, are that of the condition where parts act independently. Empty if one of
-    them was not measured.
+    With :math:`A_{vc} = 1` where value v of a column is part of condition c, :math:`w` has
+    :math:`A w = a_t - a_s` for the parts of target and source, and of all such weights the least
+    variance :math:`\sum_c w_c^2 / n_c`. So a drug and a cytokine that were measured alone give their
+    combination. None where the measured conditions do not tell.
+
+    Parameters
+    ----------
+    parts
+        How conditions are coded.
+    values, source
+        Parts of target and source.
+    n_cells
+        Cells under each condition, shape (n_conditions,).
+
+    Returns
+    -------
+    Shape (n_conditions,).
     """
-    steps = {}
-    for k, (value, start) in enumerate(zip(values, source, strict=True)):
-        if value == start:
-            continue
-        row = [*source[:k], value, *source[k + 1 :]]
-        if row not in parts["values"]:
-            return {}
-        steps[names[parts["values"].index(row)]] = 1.0
-    return steps
+    seen = np.flatnonzero(n_cells)
+    known = [
+        (k, v) for k, column in enumerate(zip(*parts["values"], strict=True)) for v in {*column}
+    ]
+
+    def coded(rows: Sequence[Sequence[Any]]) -> np.ndarray:
+        return np.array([[row[k] == v for row in rows] for k, v in known], dtype=np.float64)
+
+    change = np.subtract(*coded([values, source]).T)
+    root = np.sqrt(n_cells[seen])
+    measured = coded([parts["values"][c] for c in seen])
+    own = root * (np.linalg.pinv(measured * root) @ change)
+    if not np.allclose(measured @ own, change, atol=1e-6) or [*values] == [*source]:
+        return None
+    weights = np.zeros(len(n_cells))
+    weights[seen] = own
+    return weights
 
 
 class ConditionsMixin(BaseModelClass):
@@ -257,11 +280,16 @@ class ConditionsMixin(BaseModelClass):
             for key, value in own.items()
         }
 
-    def _conditions_around(self, level: Any, source: Any) -> dict[Any, float]:
+    def _conditions_around(self, level: Any) -> dict[Any, float]:
         """Return measured conditions that tell of one that was not, and their weights."""
-        parts, values, names = self._condition_parts, self._values_of(level), self.conditions
-        near = around(parts, values, names)
-        return near or single_steps(parts, values, list(self._values_of(source)), names)
+        return around(self._condition_parts, self._values_of(level), self.conditions)
+
+    def _condition_contrast(
+        self, level: Any, source: Any, n_cells: np.ndarray
+    ) -> np.ndarray | None:
+        """Return :func:`contrast` of a condition that was not measured."""
+        ends = (list(self._values_of(c)) for c in (level, source))
+        return contrast(self._condition_parts, *ends, n_cells)
 
     def _condition_remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""

@@ -54,12 +54,15 @@ class PredictionMixin(BaseModelClass):
         The median over the two and the shift of that label, gene by gene, guards against one of them
         that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
 
-        A combination of several condition columns that was not measured has no such :math:`\hat d`. In
-        its place the network's change is corrected by what it lacks, on the scale of f, at measured
-        conditions (against the label's own change there where it is known, else against the mixture
-        above): interpolated between the two nearest numbers (beyond all: at the nearest), or, for a
-        new combination of levels, summed over the conditions that share one part with the target and
-        the others with the source. Its intervals are not known (NaN).
+        A combination of several condition columns that was not measured has no such :math:`\hat d`. A
+        new number with measured ones around it: the network's change is corrected by what it lacks, on
+        the scale of f, at those (against the label's own change there where it is known, else against
+        the mixture above), interpolated between the two nearest, beyond all at the nearest. A new
+        combination of parts: the changes of labels, its own among them, are the sums of those of its
+        parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured conditions c with :math:`A w = a_t - a_s`
+        for the indicators A of parts, of least :math:`\sum_c w_c^2 / n_{lc}`, and enter the mixture in
+        place of measured ones (without labels: the prediction is the sum). Its intervals are not known
+        (NaN).
 
         A network that does not see the condition (``condition_in="none"``: presets ``"vae"``,
         ``"beta_vae"``, ``"autoencoder"``) decodes :math:`r_t` from a code that is moved instead, by
