@@ -145,14 +145,12 @@ class Calibration:
                 there -= decoded_source
                 near_pairs = seen_pairs(model, source, between)
                 for i, name in enumerate(names):
-                    own = _own_change(model, name, source, between)
-                    if own is None:
+                    rest = _own_rest(model, name, there[i], {source: -1.0, between: 1.0})
+                    if rest is None:
                         rest = _from_labels(model, observed[i], there[i], near_pairs)
-                    else:
-                        rest = own - there[i]
                     added[i] += share * rest
         else:
-            added = _from_parts(model, observed, change, additive_pairs(model, source, target))
+            added = _from_parts(model, observed, change, source, target)
         for i, name in enumerate(names):
             self.novelty[name, str(source)] = novelty(observed[i], pairs.profiles)
             self.corrections.append(
@@ -246,15 +244,18 @@ def _from_labels(
 
 
 def _from_parts(
-    model: TRVAE, observed: np.ndarray, change: np.ndarray, pairs: Pairs
+    model: TRVAE, observed: np.ndarray, change: np.ndarray, source: Any, target: Any
 ) -> np.ndarray | list[np.ndarray]:
     """Return what :func:`additive_pairs` add to the changes that were decoded.
 
     Labels share them as they do measured changes. Without labels all cells are one: it has its own.
     """
+    pairs = additive_pairs(model, source, target)
     if model.labels or not len(pairs.profiles):
         return [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
-    return pairs.shifts - change
+    weights = model._condition_contrast(target, source, model.module.n_cells[0].cpu().numpy())
+    of_conditions = dict(zip(model.conditions, weights, strict=True))
+    return [_own_rest(model, "all", own, of_conditions) for own in change]
 
 
 def _nearest(observed: np.ndarray, pairs: Pairs) -> int:
@@ -277,16 +278,43 @@ def _share_of_ridge(ridge: np.ndarray, pairs: Pairs, near: int) -> float:
     return 1.0 - (missed @ missed) / (ridge @ ridge)
 
 
-def _own_change(model: TRVAE, label: str, source: Any, target: Any) -> np.ndarray | None:
-    """Return the change of a label that training saw under both conditions (f-scale), if it did."""
+def _own_rest(
+    model: TRVAE, label: str, change: np.ndarray, weights: dict[Any, float]
+) -> np.ndarray | None:
+    r"""Return what a change that training saw in a label adds to that decoded; None if it did not.
+
+    The change is :math:`\sum_c w_c f(p_c)` over conditions c. Of its difference d from what was
+    decoded the share :math:`\max(0, 1 - \sum_c w_c^2 v_c / \lVert d \rVert^2)` is no sampling noise
+    (James and Stein 1961), with the variance :math:`v_c` of :math:`f(p_c)`, summed over genes.
+    """
     names = [str(name) for name in model.labels or ["all"]]
+    weights = {model.conditions.index(c): w for c, w in weights.items() if w}
     if label not in names:
         return None
     code = names.index(label)
-    s, t = model.conditions.index(source), model.conditions.index(target)
-    if not model.module.n_cells[code, [s, t]].all():
+    if not model.module.n_cells[code, list(weights)].all():
         return None
-    return (model.module.profiles[code, t] - model.module.profiles[code, s]).cpu().numpy()
+    profiles = model.module.profiles[code].cpu().numpy()
+    rest = sum(w * profiles[c] for c, w in weights.items()) - change
+    noise = sum(w**2 * _sampling_variance(model, code, c) for c, w in weights.items())
+    return max(0.0, 1.0 - noise / max(rest @ rest, 1e-12)) * rest
+
+
+def _sampling_variance(model: TRVAE, label: int, condition: int) -> float:
+    """Return the variance of a mean training profile (f-scale), summed over genes."""
+    module = model.module
+    n_cells = module.n_cells[label, condition].item()
+    if module.gene_likelihood == "mse":
+        return len(module.gene_mean) / n_cells
+    spread = 0.0
+    if module.gene_likelihood != "poisson":
+        features = module.condition_design[condition : condition + 1]
+        spread = module.log_theta(features).exp().detach().cpu().numpy().ravel()
+    if not module.is_count:  # standard deviations
+        return float(np.square(spread).sum()) / n_cells
+    mean = np.expm1(module.profiles[label, condition].cpu().numpy())  # of a cell of median total
+    inverse = 1.0 / spread if module.gene_likelihood != "poisson" else 0.0
+    return float(((mean + mean**2 * inverse) / (1.0 + mean) ** 2).sum()) / n_cells
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:

@@ -56,13 +56,13 @@ class PredictionMixin(BaseModelClass):
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. A
         new number with measured ones around it: the network's change is corrected by what it lacks, on
-        the scale of f, at those (against the label's own change there where it is known, else against
-        the mixture above), interpolated between the two nearest, beyond all at the nearest. A new
-        combination of parts: the changes of labels, its own among them, are the sums of those of its
-        parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured conditions c with :math:`A w = a_t - a_s`
-        for the indicators A of parts, of least :math:`\sum_c w_c^2 / n_{lc}`, and enter the mixture in
-        place of measured ones (without labels: the prediction is the sum). Its intervals are not known
-        (NaN).
+        the scale of f, at those (against the label's own change there where it is known, as far as the
+        difference is no sampling noise, else against the mixture above), interpolated between the two
+        nearest, beyond all at the nearest. A new combination of parts: the changes of labels, its own
+        among them, are the sums of those of its parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured
+        conditions c with :math:`A w = a_t - a_s` for the indicators A of parts, of least
+        :math:`\sum_c w_c^2 / n_{lc}`, and enter the mixture in place of measured ones (without labels:
+        the sum alone, as far as it is no noise). Its intervals are not known (NaN).
 
         A network that does not see the condition (``condition_in="none"``: presets ``"vae"``,
         ``"beta_vae"``, ``"autoencoder"``) decodes :math:`r_t` from a code that is moved instead, by
