@@ -306,15 +306,14 @@ def _sampling_variance(model: TRVAE, label: int, condition: int) -> float:
     n_cells = module.n_cells[label, condition].item()
     if module.gene_likelihood == "mse":
         return len(module.gene_mean) / n_cells
-    spread = 0.0
+    spread = np.inf  # inverse dispersion, or standard deviation
     if module.gene_likelihood != "poisson":
         features = module.condition_design[condition : condition + 1]
         spread = module.log_theta(features).exp().detach().cpu().numpy().ravel()
-    if not module.is_count:  # standard deviations
+    if not module.is_count:
         return float(np.square(spread).sum()) / n_cells
     mean = np.expm1(module.profiles[label, condition].cpu().numpy())  # of a cell of median total
-    inverse = 1.0 / spread if module.gene_likelihood != "poisson" else 0.0
-    return float(((mean + mean**2 * inverse) / (1.0 + mean) ** 2).sum()) / n_cells
+    return float(((mean + mean**2 / spread) / (1.0 + mean) ** 2).sum()) / n_cells
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
