@@ -223,6 +223,15 @@ def test_prediction_at_a_measured_dose_joins_those_beside_it(dosed):
     assert np.square(missed).sum() < 0.02 * np.square(own).sum()
 
 
+def test_nothing_changes_to_a_dose_beside_the_source(dosed):
+    far, near = (
+        dosed.predict(target=("A", dose), source=("A", 10), labels="x", output="delta")
+        for dose in (1.001, 9.999)
+    )
+    assert np.abs(near.var["predicted_change"]).max() < 0.02
+    assert np.abs(far.var["predicted_change"]).max() > 0.3
+
+
 def stub(likelihood, mean, spread, n_cells):
     """Return what is asked of a model of one label: log profiles of conditions a and b, in that order."""
     profiles = torch.as_tensor(np.log1p(mean))[None]

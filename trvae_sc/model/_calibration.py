@@ -140,6 +140,7 @@ class Calibration:
             added = [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
         elif near := model._conditions_around(target):
             added = np.zeros_like(change)
+            near.pop(source, None)  # nothing changes there
             for between, share in near.items():
                 there = profile_scale(model, _group_means(model, adata, rows, between)[2])
                 there -= decoded_source
