@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE
-from trvae_sc.model._calibration import _own_rest, _sampling_variance
+from trvae_sc.model._calibration import _own_rest, _sampling_variance, additive_pairs
 from trvae_sc.model._conditions import (
     around,
     contrast,
@@ -117,6 +117,24 @@ def test_contrast_of_two_that_were_measured_alone_is_their_sum():
 def test_no_contrast_where_a_part_was_not_measured_or_nothing_changes(target, n_cells):
     values = [["none", "c0"], ["a", "c0"], ["none", "c1"], ["b", "c1"]]
     assert contrast({"values": values}, target, ["none", "c0"], np.array(n_cells)) is None
+
+
+def test_no_contrast_of_numbers_that_were_never_measured():
+    values = [[dose, hours] for dose in (0.0, 10.0) for hours in (0.0, 24.0)]
+    n_cells = np.array([9, 9, 9, 9])
+    assert contrast({"values": values}, [5.0, 12.0], [0.0, 0.0], n_cells) is None
+    assert contrast({"values": values[:3]}, [10.0, 24.0], [0.0, 0.0], n_cells[:3]) is not None
+
+
+@pytest.mark.parametrize("value", [1 / 3, np.log10(300), np.float32(0.1)])
+def test_a_number_is_the_measured_one_with_its_name(value):
+    obs = pd.DataFrame({"drug": ["a", "b"], "dose": np.array([value, 2.0])})
+    parts = new_parts(obs, ["drug", "dose"])
+    measured = parts["values"][0][1]
+    assert measured == value
+    for given in (f"{float(value):.12g}", float(f"{value:.7g}"), value):
+        assert parse(parts, ("b", given))[1] == measured
+    assert parse(parts, ("b", 1.001 * float(value)))[1] != measured
 
 
 def test_contrast_has_the_least_variance_of_all_that_are_right():
@@ -333,6 +351,50 @@ def test_unseen_combination_of_levels_is_nearer_than_either_part(seed):
             shares.append(np.square(level - truth).mean() / nearest)
     assert np.mean(shares) < 0.2
     assert np.max(shares) < 0.5
+
+
+def test_a_level_measured_at_one_dose_takes_the_others_from_other_levels():
+    """A knock-out at dose 0 only; truth: both change logs."""
+    rng = np.random.default_rng(0)
+    n, n_genes = 600, 40
+    base, effects = rng.gamma(2.0, 3.0, n_genes), rng.normal(0, 0.8, (2, n_genes))
+    label, knocked, dose = rng.integers(2, size=n), rng.integers(2, size=n), rng.choice([0, 10], n)
+    keep = ~((knocked == 1) & (dose == 10))
+    label, knocked, dose = label[keep], knocked[keep], dose[keep]
+    rate = base * np.exp(knocked[:, None] * effects[0] + dose[:, None] / 10 * effects[1])
+    obs = pd.DataFrame(
+        {
+            "gene": np.array(["wild", "out"])[knocked],
+            "dose": dose.astype(float),
+            "cell_type": np.array(list("xy"))[label],
+        },
+        index=[f"cell_{i}" for i in range(len(label))],
+    )
+    adata = AnnData(rng.poisson(rate).astype(np.float32), obs=obs)
+    TRVAE.setup_anndata(adata, ["gene", "dose"], labels_key="cell_type")
+    model = TRVAE(adata, n_hidden=(32, 16), n_latent=4)
+    model.train(max_epochs=20, batch_size=128, **CPU)
+    predicted = model.predict(target=("out", 10), source=("out", 0), output="delta")
+    found = profile(np.expm1(predicted.var["predicted_mean"].to_numpy()))
+    start, truth = (profile(base * np.exp(effects[0] + d * effects[1])) for d in (0, 1))
+    assert np.square(found - truth).mean() < 0.25 * np.square(start - truth).mean()
+
+
+def test_pairs_of_sums_count_as_means_of_so_many_cells(dosed):
+    """Variances of sums by hand: the source counts more than once."""
+    n_cells = dosed.module.n_cells.clone()
+    dosed.module.n_cells[:, dosed.conditions.index("B + 10")] = 0
+    without = dosed.module.n_cells.numpy().copy()
+    try:
+        pairs = additive_pairs(dosed, "A + 0", "B + 10")
+    finally:
+        dosed.module.n_cells.copy_(n_cells)
+    for label, known in enumerate(without):
+        weights = dosed._condition_contrast("B + 10", "A + 0", known)
+        variance = (weights[known > 0] ** 2 / known[known > 0]).sum()
+        assert pairs.n_cells[label] == pytest.approx([2 / variance] * 2)
+        change = weights @ dosed.module.profiles[label].numpy()
+        assert pairs.shifts[label] == pytest.approx(change, abs=1e-5)
 
 
 def test_without_labels_a_new_combination_is_the_sum_of_its_parts():

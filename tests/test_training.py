@@ -879,14 +879,14 @@ SHARED = """
 
     if __name__ == "__main__":
         n = int(sys.argv[2])
-        quiet = {"dropout_rate": 0.0, "variational": False, "kl_weight": 0.0}
         model = _fit(
             train={
-                "max_epochs": 8, "batch_size": 46 // n, "devices": n, "train_size": 0.9,
+                "max_epochs": 8, "batch_size": 46 // n, "devices": n, "train_size": 0.875,
                 "strategy": "ddp_find_unused_parameters_true", "check_val_every_n_epoch": 1,
             },
-            **(quiet if sys.argv[3] == "quiet" else {}),
+            dropout_rate=0.0, variational=False, kl_weight=0.0,
         )
+        np.save(f"seed_{model.trainer.global_rank}_of_{n}.npy", torch.initial_seed())
         if model.trainer.is_global_zero:
             assert np.isfinite(model.get_elbo())  # waits for nobody
             model.history["weights"] = np.concatenate(
@@ -896,12 +896,12 @@ SHARED = """
 """
 
 
-def distributed(n_processes, noise):
-    """Return the history of the default model in so many processes, and its weights."""
+def distributed(n_processes):
+    """Return the history of a model without noise in so many processes, and its weights."""
     Path("shared.py").write_text(textwrap.dedent(SHARED))
     path = Path(trvae_sc.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "shared.py", str(path / "tests"), str(n_processes), noise],
+        [sys.executable, "shared.py", str(path / "tests"), str(n_processes)],
         env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -911,7 +911,7 @@ def distributed(n_processes, noise):
 
 def test_two_processes_have_the_loss_curves_of_one_with_the_same_global_batch():
     """All terms, MMD and transfer among them; batches of odd size are divided unevenly."""
-    one, two = distributed(1, "quiet"), distributed(2, "quiet")
+    one, two = distributed(1), distributed(2)
     assert one.keys() == two.keys()
     weights = [found.pop("weights") for found in (one, two)]
     assert weights[1] == pytest.approx(weights[0], abs=1e-3)
@@ -920,3 +920,52 @@ def test_two_processes_have_the_loss_curves_of_one_with_the_same_global_batch():
     assert (one["mmd_train"] != 0).all()
     assert (one["transfer_train"] != 0).any()
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
+    assert np.load("seed_0_of_2.npy") != np.load("seed_1_of_2.npy")  # noise of their own
+
+
+RESUMED = """
+    import sys, warnings
+    warnings.filterwarnings("ignore")
+    import numpy as np, torch
+    sys.path.insert(0, sys.argv[1])
+    torch.set_num_threads(1)
+    from conftest import _fit
+
+    class Stop(Exception):
+        pass
+
+    def fit(folder, stop=None):
+        from lightning.pytorch.callbacks import LambdaCallback
+        def end(trainer, plan):
+            if trainer.current_epoch == stop:
+                raise Stop
+        return _fit(
+            train={
+                "max_epochs": 4, "batch_size": 30, "devices": 2, "checkpoint_dir": folder,
+                "strategy": "ddp_find_unused_parameters_true",
+                "callbacks": [LambdaCallback(on_train_epoch_start=end)],
+            },
+        )
+
+    if __name__ == "__main__":
+        if sys.argv[2] == "stop":
+            fit("stopped", stop=2)
+        model = fit(sys.argv[2])
+        if model.trainer.is_global_zero:
+            np.save(sys.argv[2] + ".npy", model.history["train_loss"].to_numpy(float))
+"""
+
+
+def test_two_processes_that_were_killed_and_resumed_end_like_others():
+    Path("resumed.py").write_text(textwrap.dedent(RESUMED))
+    path = Path(trvae_sc.__file__).parents[1]
+    for what, code in (("stop", 1), ("stopped", 0), ("whole", 0)):
+        done = subprocess.run(
+            [sys.executable, "resumed.py", str(path / "tests"), what],
+            env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+    found, expected = np.load("stopped.npy"), np.load("whole.npy")
+    assert found.shape == (4, 1)
+    assert found == pytest.approx(expected, rel=1e-5)

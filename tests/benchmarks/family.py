@@ -128,6 +128,6 @@ if __name__ == "__main__":
             shown = [*methods, *(["ceiling"] if folder == name else [])]  # the folder may hold more
             records = [r for r in results.records if r["method"] in shown]
             tables.append(table(Results(results.run, records), name))
-    found = pd.concat(tables).drop_duplicates()  # the ceiling
+    found = pd.concat(tables).drop_duplicates(["data", "method", "output"])  # the ceiling
     found = found.sort_values("effect_r2", ascending=False).sort_values("data", kind="stable")
     print(found.round(3).to_string(index=False))

@@ -62,17 +62,17 @@ def simulate(
     heterogeneity
         Standard deviation of a cell's state along the programs.
     paired
-        Measure every cell under every condition, with one state and a total of each: what no
-        experiment can, and a paired translator needs. The number of cells is rounded down to sets.
+        Measure every cell under every condition, in one state, with a total of its own under each:
+        what no experiment can, and a paired translator needs. `n_cells` is rounded down to whole sets.
     seed
         Seed of everything.
 
     Returns
     -------
     AnnData with counts in ``X`` (CSR), ``obs["condition"]``, ``obs["cell_type"]``,
-    ``obs["total_counts"]`` and, if `paired`, the number of the cell, ``obs["pair"]``. ``varm["true_share"]`` holds the expected share of every gene by
-    "label|condition", over the states of all cells of the label: the truth also of combinations
-    that are then held out.
+    ``obs["total_counts"]`` and, if `paired`, the number of the cell, ``obs["pair"]``.
+    ``varm["true_share"]`` holds the expected share of every gene by "label|condition", over the
+    states of all cells of the label: the truth also of combinations that are then held out.
 
     Raises
     ------

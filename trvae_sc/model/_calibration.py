@@ -138,9 +138,8 @@ class Calibration:
         pairs = seen_pairs(model, source, target)
         if target in model.conditions:
             added = [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
-        elif near := model._conditions_around(target):
+        elif near := model._conditions_around(target, source):
             added = np.zeros_like(change)
-            near.pop(source, None)  # nothing changes there
             for between, share in near.items():
                 there = profile_scale(model, _group_means(model, adata, rows, between)[2])
                 there -= decoded_source
@@ -302,7 +301,10 @@ def _own_rest(
 
 
 def _sampling_variance(model: TRVAE, label: int, condition: int) -> float:
-    """Return the variance of a mean training profile (f-scale), summed over genes."""
+    """Return the variance of a mean training profile (f-scale), summed over genes.
+
+    By the dispersion that was learned; with ``mse``, which has none, as if no group differed.
+    """
     module = model.module
     n_cells = module.n_cells[label, condition].item()
     if module.gene_likelihood == "mse":
@@ -332,15 +334,15 @@ def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
     Of the labels with cells under the source, and under conditions that tell
     (:func:`trvae_sc.model._conditions.contrast`).
     """
-    n_cells = model.module.n_cells.cpu().numpy()
-    profiles = model.module.profiles.cpu().numpy().astype(float)
-    start = model.conditions.index(source)
+    profiles, start = model.module.profiles.cpu().numpy(), model.conditions.index(source)
     pairs = []
-    for own, known in zip(profiles, n_cells, strict=True):
+    for own, known in zip(profiles, model.module.n_cells.cpu().numpy(), strict=True):
         weights = model._condition_contrast(target, source, known) if known[start] else None
         if weights is not None:
-            others = np.delete(weights**2 / np.maximum(known, 1), start)
-            pairs.append((own[start], weights @ own, (known[start], 1.0 / others.sum())))
+            n_cells = (
+                2.0 / (weights**2 / np.maximum(known, 1)).sum()
+            )  # two means of so many: as noisy
+            pairs.append((own[start].astype(float), weights @ own, (n_cells, n_cells)))
     if not pairs:
         none = np.empty((0, profiles.shape[2]))
         return Pairs(none, none, np.empty((0, 2)))

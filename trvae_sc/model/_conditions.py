@@ -122,7 +122,9 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
             raise ValueError(f"'{key}' is a number; {value!r} is none.") from None
         if not np.isfinite(number):
             raise ValueError(f"'{key}' is {number}; it must be finite.")
-        return number
+        known = [row[parts["keys"].index(key)] for row in parts["values"]]
+        same = [v for v in known if np.isclose(v, number, rtol=1e-6, atol=0.0)]
+        return same[0] if same else number  # names, and float32, have fewer digits
     known = [level for name, level in parts["features"] if name == key]
     match = [level for level in known if level == value] or [
         level for level in known if str(level) == str(value)
@@ -206,11 +208,13 @@ def contrast(
     def coded(rows: Sequence[Sequence[Any]]) -> np.ndarray:
         return np.array([[row[k] == v for row in rows] for k, v in known], dtype=np.float64)
 
-    change = np.subtract(*coded([values, source]).T)
+    target, start = coded([values, source]).T
+    if target.sum() < len(values):  # a part of it is none of those measured
+        return None
     root = np.sqrt(n_cells[seen])
     measured = coded([parts["values"][c] for c in seen])
-    own = root * (np.linalg.pinv(measured * root) @ change)
-    if not np.allclose(measured @ own, change, atol=1e-6) or [*values] == [*source]:
+    own = root * (np.linalg.pinv(measured * root) @ (target - start))
+    if not np.allclose(measured @ own, target - start, atol=1e-6) or [*values] == [*source]:
         return None
     weights = np.zeros(len(n_cells))
     weights[seen] = own
@@ -280,9 +284,11 @@ class ConditionsMixin(BaseModelClass):
             for key, value in own.items()
         }
 
-    def _conditions_around(self, level: Any) -> dict[Any, float]:
-        """Return measured conditions that tell of one that was not, and their weights."""
-        return around(self._condition_parts, self._values_of(level), self.conditions)
+    def _conditions_around(self, level: Any, source: Any) -> dict[Any, float]:
+        """Return measured conditions other than the source that tell of one that was not."""
+        found = around(self._condition_parts, self._values_of(level), self.conditions)
+        found.pop(source, None)  # nothing changes there
+        return found
 
     def _condition_contrast(
         self, level: Any, source: Any, n_cells: np.ndarray

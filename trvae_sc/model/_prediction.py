@@ -55,8 +55,8 @@ class PredictionMixin(BaseModelClass):
         that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. A
-        new number with measured ones around it: the network's change is corrected by what it lacks, on
-        the scale of f, at those (against the label's own change there where it is known, as far as the
+        number beside others that were measured with the same other parts (and are not the source): the
+        network's change is corrected by what it lacks, on the scale of f, at those (against the label's own change there where it is known, as far as the
         difference is no sampling noise, else against the mixture above), interpolated between the two
         nearest, beyond all at the nearest. A new combination of parts: the changes of labels, its own
         among them, are the sums of those of its parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured

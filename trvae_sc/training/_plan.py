@@ -199,13 +199,19 @@ class TrainingPlan(ScviTrainingPlan):
         """Seed what the processes draw, alike or each for itself, also where a run is resumed."""
         peers = getattr(self.module, "_orig_mod", self.module).peers
         if distributed.is_available() and distributed.is_initialized():
-            seed = 10_000 * default_seed() + self.current_epoch
+            seed = getattr(self.trainer.datamodule, "seed", default_seed())
+            seed = 10_000 * seed + self.current_epoch
             peers.generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed + 10_000_019 * (1 + peers.rank))
 
     def on_train_start(self) -> None:
-        """Refuse batches of one cell where batch norm would fail on them."""
+        """Refuse processes without cells, and batches of one cell where batch norm would fail on them."""
         sampler = self.trainer.train_dataloader.sampler
+        if isinstance(sampler, Batches) and sampler.smallest < 1:
+            raise ValueError(
+                f"A minibatch has fewer cells than there are processes ({sampler.n_processes}), of "
+                f"{len(sampler.indices)} training cells. Use a larger batch_size, or fewer devices."
+            )
         has_batch_norm = any(isinstance(m, torch.nn.BatchNorm1d) for m in self.module.modules())
         if has_batch_norm and isinstance(sampler, Batches) and sampler.smallest < 2:
             raise ValueError(

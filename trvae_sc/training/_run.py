@@ -176,6 +176,8 @@ class EpochCheckpoint(Checkpoint):
 
 def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
     """Return the frames of scvi-tools' logger; none of another one."""
+    if not trainer.is_global_zero:  # where Lightning's logger is a dummy
+        return {}
     return getattr(getattr(trainer.logger, "experiment", None), "data", {})
 
 
