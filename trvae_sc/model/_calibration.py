@@ -339,10 +339,8 @@ def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
     for own, known in zip(profiles, model.module.n_cells.cpu().numpy(), strict=True):
         weights = model._condition_contrast(target, source, known) if known[start] else None
         if weights is not None:
-            n_cells = (
-                2.0 / (weights**2 / np.maximum(known, 1)).sum()
-            )  # two means of so many: as noisy
-            pairs.append((own[start].astype(float), weights @ own, (n_cells, n_cells)))
+            variance = (weights**2 / np.maximum(known, 1)).sum()  # as of two means of 2 / variance
+            pairs.append((own[start].astype(float), weights @ own, [2.0 / variance] * 2))
     if not pairs:
         none = np.empty((0, profiles.shape[2]))
         return Pairs(none, none, np.empty((0, 2)))
