@@ -312,9 +312,10 @@ def test_names_of_conditions_and_saved_models(dosed, tmp_path):
         loaded.predict(other, target=("B", 5))
 
 
-def combined(seed, n=900, n_genes=40):
+def combined(seed):
     """Return cells of a drug, a cytokine or neither, but not of both, and the rates of all."""
     rng = np.random.default_rng(seed)
+    n, n_genes = 900, 40
     base, by_label = rng.gamma(2.0, 3.0, n_genes), rng.lognormal(0, 0.5, (3, n_genes))
     effects = rng.normal(0, 0.9, (2, n_genes)) * (rng.random((2, n_genes)) < 0.5)
     label, drug, cytokine = (rng.integers(k, size=n) for k in (3, 2, 2))

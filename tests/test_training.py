@@ -896,15 +896,20 @@ SHARED = """
 """
 
 
-def distributed(n_processes):
-    """Return the history of a model without noise in so many processes, and its weights."""
-    Path("shared.py").write_text(textwrap.dedent(SHARED))
+def run_script(text, *args):
+    """Run a script, which processes of its own can import, with the folder of the tests before `args`."""
+    Path("script.py").write_text(textwrap.dedent(text))
     path = Path(trvae_sc.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "shared.py", str(path / "tests"), str(n_processes)],
+    return subprocess.run(
+        [sys.executable, "script.py", str(path / "tests"), *args],
         env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def distributed(n_processes):
+    """Return the history of a model without noise in so many processes, and its weights."""
+    done = run_script(SHARED, str(n_processes))
     assert done.returncode == 0, done.stderr
     return dict(np.load(f"{n_processes}.npz"))
 
@@ -957,14 +962,8 @@ RESUMED = """
 
 
 def test_two_processes_that_were_killed_and_resumed_end_like_others():
-    Path("resumed.py").write_text(textwrap.dedent(RESUMED))
-    path = Path(trvae_sc.__file__).parents[1]
     for what, code in (("stop", 1), ("stopped", 0), ("whole", 0)):
-        done = subprocess.run(
-            [sys.executable, "resumed.py", str(path / "tests"), what],
-            env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = run_script(RESUMED, what)
         assert done.returncode == code, done.stderr
     found, expected = np.load("stopped.npy"), np.load("whole.npy")
     assert found.shape == (4, 1)

@@ -129,5 +129,5 @@ if __name__ == "__main__":
             records = [r for r in results.records if r["method"] in shown]
             tables.append(table(Results(results.run, records), name))
     found = pd.concat(tables).drop_duplicates(["data", "method", "output"])  # the ceiling
-    found = found.sort_values("effect_r2", ascending=False).sort_values("data", kind="stable")
+    found = found.sort_values(["data", "effect_r2"], ascending=[True, False])
     print(found.round(3).to_string(index=False))

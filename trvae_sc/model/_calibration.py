@@ -250,10 +250,12 @@ def _from_parts(
 
     Labels share them as they do measured changes. Without labels all cells are one: it has its own.
     """
-    pairs = additive_pairs(model, source, target)
-    if model.labels or not len(pairs.profiles):
+    if model.labels:
+        pairs = additive_pairs(model, source, target)
         return [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
     weights = model._condition_contrast(target, source, model.module.n_cells[0].cpu().numpy())
+    if weights is None:
+        return np.zeros_like(change)
     of_conditions = dict(zip(model.conditions, weights, strict=True))
     return [_own_rest(model, "all", own, of_conditions) for own in change]
 
@@ -341,18 +343,19 @@ def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
         if weights is not None:
             variance = (weights**2 / np.maximum(known, 1)).sum()  # as of two means of 2 / variance
             pairs.append((own[start].astype(float), weights @ own, [2.0 / variance] * 2))
-    if not pairs:
-        none = np.empty((0, profiles.shape[2]))
-        return Pairs(none, none, np.empty((0, 2)))
-    return Pairs(*map(np.array, zip(*pairs, strict=True)))
+    return Pairs(*map(np.array, zip(*pairs, strict=True))) if pairs else _no_pairs(model)
+
+
+def _no_pairs(model: TRVAE) -> Pairs:
+    none = np.empty((0, len(model.module.gene_mean)))
+    return Pairs(none, none, np.empty((0, 2)))
 
 
 def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
     """Return what the labels seen under both conditions show, on the scale of f."""
     n_cells = model.module.n_cells.cpu().numpy()
     if target not in model.conditions:
-        none = np.empty((0, len(model.module.gene_mean)))
-        return Pairs(none, none, np.empty((0, 2)))
+        return _no_pairs(model)
     s, t = model.conditions.index(source), model.conditions.index(target)
     seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
     # the two conditions first: copies of all of them would cost the square of their number

@@ -56,11 +56,12 @@ class PredictionMixin(BaseModelClass):
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. A
         number beside others that were measured with the same other parts (and are not the source): the
-        network's change is corrected by what it lacks, on the scale of f, at those (against the label's own change there where it is known, as far as the
-        difference is no sampling noise, else against the mixture above), interpolated between the two
-        nearest, beyond all at the nearest. A new combination of parts: the changes of labels, its own
-        among them, are the sums of those of its parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured
-        conditions c with :math:`A w = a_t - a_s` for the indicators A of parts, of least
+        network's change is corrected by what it lacks, on the scale of f, at those (against the label's
+        own change there where it is known, as far as the difference is no sampling noise, else against
+        the mixture above), interpolated between the two nearest, beyond all at the nearest. A new
+        combination of parts: the changes of labels, its own among them, are the sums of those of its
+        parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured conditions c with
+        :math:`A w = a_t - a_s` for the indicators A of parts, of least
         :math:`\sum_c w_c^2 / n_{lc}`, and enter the mixture in place of measured ones (without labels:
         the sum alone, as far as it is no noise). Its intervals are not known (NaN).
 

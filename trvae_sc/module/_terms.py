@@ -26,7 +26,7 @@ class Transfer(NamedTuple):
     target: Tensor  #: condition they are decoded under
     weight: Tensor  #: number of cells each stands for
     onto: Tensor  #: features of the target of each cell, (n_cells, n_features)
-    half: Tensor  #: half of a group that each cell is in, of this process, (n_cells,); the last two: of no group
+    half: Tensor  #: half of a group that each own cell is in, (n_cells,); the last two: of no group
     n_half: Tensor  #: cells of each half, (2 n_groups + 2,)
 
 
@@ -85,12 +85,12 @@ class TermsMixin(nn.Module):
     ) -> list[Tensor]:
         """Return mean last hidden layers of the halves, under the cells' own condition and the target."""
         moved = self.hidden_layers(z, context._replace(condition=transfer.onto))[1]
-        return [
-            self.peers.sum(_group_means(rows.float(), transfer.half, transfer.n_half))[:-2].to(
-                rows.dtype
-            )
-            for rows in (hidden, moved)
-        ]
+
+        def means(rows: Tensor) -> Tensor:
+            own = _group_means(rows.float(), transfer.half, transfer.n_half)
+            return self.peers.sum(own)[:-2].to(rows.dtype)
+
+        return [means(hidden), means(moved)]
 
     def _transfer(self, generative_outputs: dict[str, Any]) -> Tensor:
         """Return the transfer loss T from the profiles of :meth:`_central`."""

@@ -28,6 +28,16 @@ def transfer_factor(step: int) -> float:
     return 0.0 if step % TRANSFER_STEPS else float(TRANSFER_STEPS)
 
 
+def _is_distributed() -> bool:
+    """Return whether this is one of the processes that train a model together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _own_module(plan: ScviTrainingPlan) -> TRVAEModule:
+    """Return the module, not as it was compiled."""
+    return getattr(plan.module, "_orig_mod", plan.module)
+
+
 def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
     """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells."""
     n_groups, n_genes = module.n_cells.numel(), len(module.gene_mean)
@@ -190,19 +200,20 @@ class TrainingPlan(ScviTrainingPlan):
             loader = datamodule.statistics_dataloader()
         else:
             loader = datamodule.train_dataloader()
-        module = getattr(self.module, "_orig_mod", self.module)
+        module = _own_module(self)
         module.set_statistics(**training_statistics(loader, module))
-        if distributed.is_available() and distributed.is_initialized():
+        if _is_distributed():
             module.peers = Peers(self.trainer.world_size)
 
     def on_train_epoch_start(self) -> None:
         """Seed what the processes draw, alike or each for itself, also where a run is resumed."""
-        peers = getattr(self.module, "_orig_mod", self.module).peers
-        if distributed.is_available() and distributed.is_initialized():
-            seed = getattr(self.trainer.datamodule, "seed", default_seed())
-            seed = 10_000 * seed + self.current_epoch
-            peers.generator = torch.Generator().manual_seed(seed)
-            torch.manual_seed(seed + 10_000_019 * (1 + peers.rank))
+        if not _is_distributed():
+            return
+        peers = _own_module(self).peers
+        seed = 10_000 * getattr(self.trainer.datamodule, "seed", default_seed())
+        seed += self.current_epoch
+        peers.generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed + 10_000_019 * (1 + peers.rank))
 
     def on_train_start(self) -> None:
         """Refuse processes without cells, and batches of one cell where batch norm would fail on them."""
@@ -253,7 +264,7 @@ class TrainingPlan(ScviTrainingPlan):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Put frozen rows back after query surgery."""
-        getattr(self.module, "_orig_mod", self.module).restore_frozen()
+        _own_module(self).restore_frozen()
 
     @torch.no_grad()
     def _accumulate(self, loss: LossOutput, mode: str) -> None:
