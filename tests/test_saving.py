@@ -15,6 +15,7 @@ from scipy import sparse
 
 import trvae_sc
 from trvae_sc import TRVAE
+from trvae_sc.model._io import FROZEN_WITHOUT_LABELS
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 COVARIATES = {
@@ -577,6 +578,23 @@ def test_labels_of_the_query(trained, make_adata):
     assert set(predicted.obs["cell_type"]) == {"new"}
     with pytest.raises(KeyError, match="No column 'cell_type'"):
         TRVAE.load_query_data(without(query, "cell_type"), trained)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("columns", [["condition"], ["batch"]])
+def test_a_new_condition_that_cannot_be_learned_is_warned_of(
+    fit, make_adata, caplog, freeze, columns
+):
+    """Without labels, behind frozen weights; a batch, or a condition known before, can."""
+    reference = fit(make_adata(), setup={"labels_key": None, "batch_key": "batch"})
+    model = TRVAE.load_query_data(query_cells(make_adata, columns), reference, freeze=freeze)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    hopeless = freeze and columns == ["condition"]
+    assert [t for t in warned if "freeze=False" in t] == [FROZEN_WITHOUT_LABELS] * hopeless
+    model.train(max_epochs=1, **CPU)
+    for target in model.conditions:
+        notes = model.predict(target=target).uns["trvae_sc"]["notes"]
+        assert (FROZEN_WITHOUT_LABELS in notes) == (hopeless and target == "new")
 
 
 def test_what_a_query_lacks_is_named(trained, fit, make_adata):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
 import zipfile
@@ -22,8 +23,17 @@ from trvae_sc.model import _setup
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 _FRAME = "__frame__"
+#: What is to be said of a new condition of such a model.
+FROZEN_WITHOUT_LABELS = (
+    "The reference was set up without labels_key and its weights are frozen: its encoder takes a new "
+    "condition for a difference between cells, so predictions hardly change. Set the reference up with "
+    "labels, or pass freeze=False to load_query_data with cells of a known condition in the query."
+)
+
 #: The only functions besides torch's own that loading may call: they build arrays.
 _ARRAY_FUNCTIONS = [
     bytes,
@@ -207,6 +217,8 @@ def query_model(cls: type[TRVAE], adata: AnnData, reference: TRVAE, *, freeze: b
         model.frozen_rows_ = rows
         model.frozen_conditions_ = len(reference.conditions)
         model.module.freeze(rows, model.frozen_conditions_)
+        if labels_key is None and len(model.conditions) > model.frozen_conditions_:
+            logger.warning("%s", FROZEN_WITHOUT_LABELS)
     return model
 
 

@@ -292,7 +292,8 @@ class TRVAE(
         reference
             Trained model, or the folder of one.
         freeze
-            Train the new levels' parameters only.
+            Train the new levels' parameters only. A new condition needs labels then: without them
+            the frozen encoder takes it for a difference between cells (a warning says so).
 
         Returns
         -------

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.model._calibration import seen_pairs
+from trvae_sc.model._io import FROZEN_WITHOUT_LABELS
 from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def provenance(
             "to learn from how another changes: there are no intervals, and with labels a "
             "prediction is usually better."
         )
+        known = model.frozen_conditions_
+        if known and target in model.conditions[known:]:
+            notes.append(FROZEN_WITHOUT_LABELS)
     return {
         "method": "TRVAE",
         "preset": model.preset_,
