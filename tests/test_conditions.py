@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE
-from trvae_sc.model._calibration import _own_rest, _sampling_variance, additive_pairs
+from trvae_sc.model._calibration import _own_rest, _sampling_variance
 from trvae_sc.model._conditions import (
     around,
     contrast,
@@ -20,6 +20,7 @@ from trvae_sc.model._conditions import (
     parse,
     remarks,
 )
+from trvae_sc.model._pairs import additive_pairs
 from trvae_sc.module import COUNT_LIKELIHOODS
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trvae_sc import TRVAE
 from trvae_sc.datasets import simulate
-from trvae_sc.model._calibration import seen_pairs
+from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.module import TRVAEModule
 from trvae_sc.states import N_STATES
 

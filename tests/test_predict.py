@@ -17,9 +17,9 @@ from trvae_sc.model._calibration import (
     _share_of_ridge,
     decoded_batches,
     profile_scale,
-    seen_pairs,
 )
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
+from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.uncertainty import half_width
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from trvae_sc.expression import Pairs, States, label_weights, ridge_shift
-from trvae_sc.model._calibration import seen_pairs
+from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.states import CellSample, matched_states
 from trvae_sc.uncertainty import left_out_residuals
 

@@ -227,6 +227,7 @@ def label_weights(n_cells: np.ndarray, half: float = _HALF_CELLS) -> np.ndarray:
     the error of its shift is some variance times :math:`1/n_l`. A label of `half` cells,
     :math:`n_{1/2}`, counts half of one with very many.
     """
-    harmonic = 2.0 / (1.0 / n_cells).sum(1)
+    with np.errstate(divide="ignore"):  # without cells: 0
+        harmonic = 2.0 / (1.0 / n_cells).sum(1)
     weight = harmonic / (harmonic + half)
     return weight / weight.max()

@@ -11,10 +11,10 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import Pairs, States, evenly_spaced, label_weights, ridge_shift
+from trvae_sc.expression import Pairs, evenly_spaced, label_weights, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
+from trvae_sc.model._pairs import Responses, additive_pairs, seen_pairs
 from trvae_sc.module import CONDITION_KEY
-from trvae_sc.states import MIN_CELLS
 from trvae_sc.uncertainty import left_out_residual, novelty
 
 if TYPE_CHECKING:
@@ -137,17 +137,23 @@ class Calibration:
         change = decoded_target - decoded_source
         pairs = seen_pairs(model, source, target)
         if target in model.conditions:
-            added = [_from_labels(model, *of, pairs) for of in zip(observed, change, strict=True)]
+            responses = Responses(model, source, target)
+            added = [
+                _from_labels(model, own, decoded, pairs, responses.beside(name, own, pairs))
+                for name, own, decoded in zip(names, observed, change, strict=True)
+            ]
         elif near := model._conditions_around(target, source):
             added = np.zeros_like(change)
             for between, share in near.items():
                 there = profile_scale(model, _group_means(model, adata, rows, between)[2])
                 there -= decoded_source
                 near_pairs = seen_pairs(model, source, between)
+                responses = Responses(model, source, between)
                 for i, name in enumerate(names):
                     rest = _own_rest(model, name, there[i], {source: -1.0, between: 1.0})
                     if rest is None:
-                        rest = _from_labels(model, observed[i], there[i], near_pairs)
+                        alike = responses.beside(name, observed[i], near_pairs)
+                        rest = _from_labels(model, observed[i], there[i], near_pairs, alike)
                     added[i] += share * rest
         else:
             added = _from_parts(model, observed, change, source, target)
@@ -229,15 +235,22 @@ def _correction(model: TRVAE, means: np.ndarray, expected: np.ndarray) -> Correc
 
 
 def _from_labels(
-    model: TRVAE, observed: np.ndarray, change: np.ndarray, pairs: Pairs
+    model: TRVAE,
+    observed: np.ndarray,
+    change: np.ndarray,
+    pairs: Pairs,
+    alike: tuple[np.ndarray, Pairs] | None = None,
 ) -> np.ndarray:
-    """Return what the labels add to the change that was decoded; see :meth:`TRVAE.predict`."""
+    """Return what the labels add to the change that was decoded; see :meth:`TRVAE.predict`.
+
+    `alike` are the profiles that the ridge compares labels by (:class:`Responses`), if others.
+    """
     weight = model.module.context_weight
     if not weight or not len(pairs.profiles):
         return np.zeros_like(change)
-    near = _nearest(observed, pairs)
-    ridge, single = ridge_shift(observed, pairs) - change, pairs.shifts[near] - change
-    share = max(weight, _share_of_ridge(ridge, pairs, near))
+    near, alike = _nearest(observed, pairs), alike or (observed, pairs)
+    ridge, single = ridge_shift(*alike) - change, pairs.shifts[near] - change
+    share = max(weight, _share_of_ridge(ridge, alike[1], near))
     middle = np.median([np.zeros_like(ridge), ridge, single], axis=0)
     of_middle = _MIDDLE * min(weight, 1.0 - weight)
     return (1.0 - of_middle) * share * ridge + of_middle * middle
@@ -328,46 +341,3 @@ def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:
         return np.log1p(module.kappa.item() * profile)
     mean, scale = module.gene_mean.cpu().numpy(), module.gene_scale.cpu().numpy()
     return (profile - mean) / scale
-
-
-def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
-    """Return the changes to a condition that was not measured, were those of its parts additive.
-
-    Of the labels with cells under the source, and under conditions that tell
-    (:func:`trvae_sc.model._conditions.contrast`).
-    """
-    profiles, start = model.module.profiles.cpu().numpy(), model.conditions.index(source)
-    pairs = []
-    for own, known in zip(profiles, model.module.n_cells.cpu().numpy(), strict=True):
-        weights = model._condition_contrast(target, source, known) if known[start] else None
-        if weights is not None:
-            variance = (weights**2 / np.maximum(known, 1)).sum()  # as of two means of 2 / variance
-            pairs.append((own[start].astype(float), weights @ own, [2.0 / variance] * 2))
-    return Pairs(*map(np.array, zip(*pairs, strict=True))) if pairs else _no_pairs(model)
-
-
-def _no_pairs(model: TRVAE) -> Pairs:
-    none = np.empty((0, len(model.module.gene_mean)))
-    return Pairs(none, none, np.empty((0, 2)))
-
-
-def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
-    """Return what the labels seen under both conditions show, on the scale of f."""
-    n_cells = model.module.n_cells.cpu().numpy()
-    if target not in model.conditions:
-        return _no_pairs(model)
-    s, t = model.conditions.index(source), model.conditions.index(target)
-    seen = (n_cells[:, s] > 0) & (n_cells[:, t] > 0)
-    # the two conditions first: copies of all of them would cost the square of their number
-    start, end = (model.module.profiles[:, c].cpu().numpy()[seen].astype(float) for c in (s, t))
-    pairs = Pairs(start, end - start, n_cells[seen][:, [s, t]])
-    if model.module.state_profiles is None:
-        return pairs
-    known = model.module.state_n_cells.cpu().numpy()[seen]
-    known = np.minimum(known[..., s], known[..., t]) >= MIN_CELLS
-    known &= known.sum(1, keepdims=True) > 1  # a single one is the label again
-    start, end = (
-        model.module.state_profiles[:, :, c].cpu().numpy()[seen][known].astype(float)
-        for c in (s, t)
-    )
-    return pairs._replace(states=States(start, end - start, np.nonzero(known)[0]))

@@ -53,6 +53,9 @@ class PredictionMixin(BaseModelClass):
         D and the squared error :math:`s^2` of the ridge for the most similar label l, left out in turn.
         The median over the two and the shift of that label, gene by gene, guards against one of them
         that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
+        A label that was measured under further conditions is compared with the others by its changes to
+        these, too: in the ridge, the inner products of such changes (less their mean over labels, times
+        the labels' weights), three times their mean over the conditions, add to those of profiles.
 
         A combination of several condition columns that was not measured has no such :math:`\hat d`. A
         number beside others that were measured with the same other parts (and are not the source): the

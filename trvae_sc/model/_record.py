@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.model._calibration import seen_pairs
 from trvae_sc.model._io import FROZEN_WITHOUT_LABELS
+from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
