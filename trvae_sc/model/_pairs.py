@@ -68,7 +68,8 @@ class Responses:
 
     .. math:: \langle z_l, z_k \rangle + \frac{3}{C} \sum_c \langle e_{lc}, e_{kc} \rangle
 
-    over the C conditions that were measured in m and in at least two of the labels seen.
+    over the C conditions that were measured in m and in at least two of the labels seen (between
+    conditions of a frozen reference, those of the reference).
 
     Parameters
     ----------
@@ -86,7 +87,9 @@ class Responses:
         self.names = [str(name) for name in model.labels]
         self.seen = _seen(n_cells, s, t)
         self.known = (n_cells > 0) & (n_cells[:, [s]] > 0)  # by label and condition
-        self.known[:, (self.known[self.seen].sum(0) < 2)] = False
+        self.known[:, self.known[self.seen].sum(0) < 2] = False
+        if max(s, t) < model.frozen_conditions_:  # a query leaves such predictions as they were
+            self.known[:, model.frozen_conditions_ :] = False
         self.known[:, [s, t]] = False
         self.products = np.zeros((n_cells.shape[1], len(n_cells), len(n_cells)))
         start = profiles[:, s].astype(float)
