@@ -119,6 +119,15 @@ def test_every_architecture_comes_back(fit, make_adata, arguments):
     assert latent[0].tobytes() == latent[1].tobytes()
 
 
+def test_what_a_preset_chose_comes_back_after_it_chooses_otherwise(fit, monkeypatch):
+    fit(train=False, preset="paper", gene_likelihood="mse").save("model")
+    chosen = trvae_sc.PRESETS["paper"]["model"]
+    monkeypatch.setitem(chosen, "mmd_weight", 7.0)
+    monkeypatch.setitem(chosen, "recon_weight", 5.0)  # no argument of TRVAE by name
+    module = TRVAE.load("model", adata=False).module
+    assert (module.mmd_weight, module.recon_weight) == (500.0, 100.0)
+
+
 def test_history_split_and_facts_survive(fit, make_adata):
     train = {"train_size": 0.75, "check_val_every_n_epoch": 1, "plan_kwargs": {"on_step": True}}
     model = fit(make_adata(), seed=5, train={**train, "batch_size": 40})

@@ -163,7 +163,10 @@ class TRVAE(
             torch.manual_seed(self.seed_)
             self.module = self._module_cls(**self._data_sizes(), **settings)
         self._model_summary_string = self._summary()
-        self.init_params_ = self._get_init_params(locals())
+        # what the preset chose is saved, too: it may choose otherwise in a later version
+        named = {k: v for k, v in settings.items() if k in _MODULE_ARGUMENTS}
+        module_kwargs = {k: v for k, v in settings.items() if k not in named}
+        self.init_params_ = self._get_init_params({**locals(), **named})
         if adata is not None and self.module.is_count and not self.module.has_total:
             level = logging.WARNING if adata.n_vars < _FEW_GENES else logging.INFO
             logger.log(
