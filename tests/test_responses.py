@@ -16,7 +16,7 @@ CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 def two_classes(missing=(), n=40, seed=0):
     """Six labels of two classes that answer x, y and z each in its way, and whose control hardly tells.
 
-    A label that is 0 for (label, condition) in `missing` has no cells there.
+    (label, condition) in `missing` have no cells.
     """
     rng = np.random.default_rng(seed)
     profiles = rng.normal(0, 1, (6, 12))

@@ -28,10 +28,10 @@ def additive_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
         if weights is not None:
             variance = (weights**2 / np.maximum(known, 1)).sum()  # as of two means of 2 / variance
             pairs.append((own[start].astype(float), weights @ own, [2.0 / variance] * 2))
-    return Pairs(*map(np.array, zip(*pairs, strict=True))) if pairs else no_pairs(model)
+    return Pairs(*map(np.array, zip(*pairs, strict=True))) if pairs else _no_pairs(model)
 
 
-def no_pairs(model: TRVAE) -> Pairs:
+def _no_pairs(model: TRVAE) -> Pairs:
     none = np.empty((0, len(model.module.gene_mean)))
     return Pairs(none, none, np.empty((0, 2)))
 
@@ -40,7 +40,7 @@ def seen_pairs(model: TRVAE, source: Any, target: Any) -> Pairs:
     """Return what the labels seen under both conditions show, on the scale of f."""
     n_cells = model.module.n_cells.cpu().numpy()
     if target not in model.conditions:
-        return no_pairs(model)
+        return _no_pairs(model)
     s, t = model.conditions.index(source), model.conditions.index(target)
     seen = _seen(n_cells, s, t)
     # the two conditions first: copies of all of them would cost the square of their number
