@@ -102,9 +102,35 @@ def mmd_given_bandwidth(x, groups, m):
     d2 = squared_distances(x)
     kernels = torch.stack([torch.exp(-d2 / (f * m)) for f in (0.25, 0.5, 1, 2, 4)]).mean(0)
     a, b = groups == 0, groups == 1
-    n = 10
-    within = sum((kernels[g][:, g].sum() - n) / (n * (n - 1)) for g in (a, b))
+    within = sum(
+        (kernels[g][:, g].sum() - n) / (n * (n - 1)) for g in (a, b) for n in [int(g.sum())]
+    )
     return (within - 2 * kernels[a][:, b].mean()).item()
+
+
+def test_a_stratum_counts_by_how_well_its_groups_can_be_compared():
+    """6 and 12 rows count 4, 15 and 5 count 3.75; 4 of one group, and 1 beside 9, count nothing."""
+    sizes = [(6, 12), (15, 5), (4, 0), (1, 9)]
+    groups = torch.cat([torch.tensor([0] * a + [1] * b) for a, b in sizes])
+    strata = torch.cat([torch.full((a + b,), 7 * i) for i, (a, b) in enumerate(sizes)])
+    x = points(len(groups))
+    m = median_distance(squared_distances(x))
+    first, second = (mmd_given_bandwidth(x[strata == s], groups[strata == s], m) for s in (0, 7))
+    expected = (4 * first + 3.75 * second) / 7.75
+    assert mmd(x, groups, strata=strata).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_other_shares_of_the_strata_are_no_difference_inside_them():
+    """Two strata far apart, of which one group has 3 : 1 and the other 1 : 3."""
+    inside, pooled = [], []
+    for seed in range(50):
+        strata = torch.tensor([0] * 15 + [1] * 5 + [0] * 5 + [1] * 15)
+        groups = torch.tensor([0] * 20 + [1] * 20)
+        x = points(40, seed=seed) + 5.0 * strata[:, None]
+        inside.append(mmd(x, groups, strata=strata).item())
+        pooled.append(mmd(x, groups).item())
+    assert abs(np.mean(inside)) < 3 * np.std(inside) / math.sqrt(50)
+    assert min(pooled) > 0.1
 
 
 def test_invariant_to_order_rotation_and_scale():
@@ -127,12 +153,13 @@ def test_shrinking_the_points_earns_no_gradient():
 
 
 @pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 1, 1, 1], [2, 2, 2, 2]])
-def test_no_pair_of_groups_gives_zero_and_a_finite_gradient(groups):
-    x = points(4).requires_grad_()
-    value = mmd(x, torch.tensor(groups), n_groups=3)
-    value.backward()
-    assert value.item() == 0.0
-    assert torch.isfinite(x.grad).all()
+def test_no_pair_of_groups_gives_zero_and_no_gradient(groups):
+    for strata in (None, torch.tensor([0, 1, 1, 2])):
+        x = points(4).float().requires_grad_()
+        value = mmd(x, torch.tensor(groups), n_groups=3, strata=strata)
+        (100 * value).backward()
+        assert value.item() == 0.0
+        assert (x.grad == 0).all()
 
 
 def test_equal_points_and_one_point():

@@ -167,6 +167,7 @@ def _settings(model: TRVAE) -> pd.DataFrame:
         "n_latent": module.z_mean.out_features,
         "kl_weight": module.kl_weight,
         "mmd_weight": f"{module.mmd_weight:g} on {module.mmd_on}",
+        "mmd_within_labels": module.mmd_within_labels,
         "transfer_weight": module.transfer_weight,
         "context_weight": module.context_weight,
         "seed": model.seed_,

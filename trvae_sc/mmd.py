@@ -144,7 +144,9 @@ def mmd(
     n_groups
         Number of codes. Give it on a GPU, where reading it off `groups` would wait for the device.
     strata
-        Optional second code of each row (cell type): only groups inside one stratum are compared.
+        Optional second code of each row (cell type). Groups are then compared inside each stratum, so
+        that it does not matter which strata a group has rows of; a pair of groups in a stratum counts
+        by :math:`n_s n_t / (n_s + n_t)`, the inverse of the variance of a difference of two means.
     kernel
         See :func:`rbf_kernel`.
     unbiased
@@ -175,12 +177,12 @@ def mmd(
         within = sums.diagonal() / n.square().clamp_min(1)
         usable = n >= 1
     between = sums / (n[:, None] * n[None, :]).clamp_min(1)
-    pairs = torch.triu(usable[:, None] & usable[None, :], diagonal=1)
+    pairs = torch.triu(usable[:, None] & usable[None, :], diagonal=1).to(n.dtype)
     if strata is not None:
-        pairs = pairs & (strata[:, None] == strata[None, :])
-    values = torch.where(pairs, within[:, None] + within[None, :] - 2.0 * between, 0.0)
-    total = values.sum()
-    return total if reduction == "sum" else total / pairs.sum().clamp_min(1)
+        pairs = pairs * (strata[:, None] == strata) * (n[:, None] * n) / (n[:, None] + n)
+    total = (pairs * (within[:, None] + within - 2.0 * between)).sum()
+    weight = pairs.sum()
+    return total if reduction == "sum" else total / torch.where(weight > 0, weight, 1.0)
 
 
 def _joint_codes(groups: Tensor, strata: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -86,6 +86,10 @@ class TRVAE(
         Weights of the loss terms; `kl_weight` is the beta of a beta-VAE.
     mmd_on
         Layer that the MMD compares: ``"decoder"`` (y) or ``"latent"`` (z).
+    mmd_within_labels
+        Whether the MMD compares conditions inside each label, or all cells as published. Pooled,
+        conditions with other shares of the labels differ by these alone, and aligning them moves
+        cells of one label to those of another. Without labels it is pooled.
     mmd_kernel
         ``"median"`` (unbiased estimate, median bandwidths) or ``"paper"`` (as published).
     calibrate
@@ -136,6 +140,7 @@ class TRVAE(
         kl_weight: float | None = None,
         mmd_weight: float | None = None,
         mmd_on: Literal["decoder", "latent"] | None = None,
+        mmd_within_labels: bool | None = None,
         mmd_kernel: Kernel | None = None,
         transfer_weight: float | None = None,
         calibrate: bool | None = None,
@@ -326,6 +331,7 @@ _MODULE_ARGUMENTS = (
     "kl_weight",
     "mmd_weight",
     "mmd_on",
+    "mmd_within_labels",
     "mmd_kernel",
     "transfer_weight",
     "calibrate",

@@ -46,7 +46,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
        + w_{mmd}\,\mathrm{MMD}^2(y) + w_t\,T
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
-    between conditions. T is the transfer loss: for every label seen in two conditions s and t, the
+    between conditions, inside each label: of the pooled cells it would also be lowered by moving cells
+    of a label that one condition lacks to those of others. T is the transfer loss: for every label seen in two conditions s and t, the
     cells of (label, s) are decoded under both up to the last hidden layer. The change from s to t of
     the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is compared with that of the
     training profiles of the label, :math:`D = f(p_t) - f(p_s)`:
@@ -63,7 +64,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     it enters.
 
     Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
-    median bandwidths, the count likelihoods and T are ours.
+    median bandwidths, inside labels, the count likelihoods and T are ours.
 
     Parameters
     ----------
@@ -111,6 +112,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         kl_weight: float = 1.0,
         mmd_weight: float = 100.0,
         mmd_on: Literal["decoder", "latent"] = "decoder",
+        mmd_within_labels: bool = True,
         mmd_kernel: Kernel = "median",
         transfer_weight: float = 1.0,
         calibrate: bool = True,
@@ -126,6 +128,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self.kl_weight = kl_weight
         self.mmd_weight = mmd_weight if condition_in != "none" else 0.0
         self.mmd_on = mmd_on
+        self.mmd_within_labels = mmd_within_labels and n_labels > 0
         self.mmd_kernel = mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
         self.calibrate = calibrate and condition_in != "none"

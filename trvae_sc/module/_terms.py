@@ -46,10 +46,14 @@ class TermsMixin(nn.Module):
         if not self.mmd_weight or aligned.dim() > 2:
             return aligned.new_zeros(())
         published = self.mmd_kernel == "paper"
+        labels = None
+        if self.mmd_within_labels:
+            labels = self.peers.rows(tensors[REGISTRY_KEYS.LABELS_KEY].long().flatten())
         return mmd(
             self.peers.rows(aligned),
             self.peers.rows(tensors[CONDITION_KEY].long().flatten()),
             n_groups=self.condition_design.shape[0],
+            strata=labels,
             kernel=self.mmd_kernel,
             unbiased=not published,
             reduction="sum" if published else "mean",
