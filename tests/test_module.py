@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS as KEYS
 
-from trvae_sc.mmd import PAPER_BANDWIDTHS
+from trvae_sc.mmd import PAPER_BANDWIDTHS, mmd
 from trvae_sc.model import PRESETS
 from trvae_sc.module import TRVAEModule, gaussian_kl, negative_binomial_nll, normal_nll
 from trvae_sc.module._layers import Context
@@ -465,11 +465,30 @@ def test_presets_without_mmd_or_condition_lack_just_that():
     assert run(autoencoder, tensors)[2].kl_local["kl_local"].abs().max() == 0.0
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"mmd_within_labels": False}, {"n_labels": 0}])
+def test_default_compares_y_inside_labels_where_there_are_any(kwargs):
+    made, tensors = module(**kwargs), minibatch()
+    _, generated, loss = run(made, tensors)
+    strata = None if kwargs else tensors[KEYS.LABELS_KEY].ravel()
+    expected = mmd(generated["y"], tensors["condition"].ravel(), strata=strata).item()
+    assert loss.extra_metrics["mmd"].item() == pytest.approx(expected, rel=1e-5)
+    assert loss.extra_metrics["mmd_weighted"].item() == pytest.approx(100 * expected, rel=1e-5)
+
+
+def test_cells_of_a_label_that_one_condition_lacks_have_no_part_in_the_mmd():
+    made, tensors = module(), minibatch()
+    tensors["condition"][tensors[KEYS.LABELS_KEY] == 2] = 0
+    made.mmd_kernel = "paper"  # its bandwidths do not depend on the cells
+    before = run(made, tensors)[2].extra_metrics["mmd"].item()
+    tensors[KEYS.X_KEY][tensors[KEYS.LABELS_KEY].ravel() == 2] = 5.0
+    assert run(made, tensors)[2].extra_metrics["mmd"].item() == pytest.approx(before, rel=1e-5)
+    made.mmd_within_labels = False
+    assert run(made, tensors)[2].extra_metrics["mmd"].item() != pytest.approx(before, rel=0.1)
+
+
 def test_mmd_cvae_compares_z():
     made, tensors = module(**PRESETS["mmd_cvae"]["model"]), minibatch()
     inferred, _, loss = run(made, tensors)
-    from trvae_sc.mmd import mmd
-
     expected = mmd(inferred["z"], tensors["condition"].ravel()).item()
     assert loss.extra_metrics["mmd"].item() == pytest.approx(expected, rel=1e-5)
 

@@ -23,6 +23,7 @@ VARIANTS = {
     "MMD 300": {"mmd_weight": 300.0},
     "MMD 1000": {"mmd_weight": 1000.0},
     "MMD on latent": {"mmd_on": "latent"},
+    "MMD of pooled cells": {"mmd_within_labels": False},
     "KL 0.3": {"kl_weight": 0.3},
     "KL 2": {"kl_weight": 2.0},
     "KL 4": {"kl_weight": 4.0},
