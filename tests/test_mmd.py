@@ -109,15 +109,31 @@ def mmd_given_bandwidth(x, groups, m):
 
 
 def test_a_stratum_counts_by_how_well_its_groups_can_be_compared():
-    """6 and 12 rows count 4, 15 and 5 count 3.75; 4 of one group, and 1 beside 9, count nothing."""
+    """6 and 12 rows count 4, 15 and 5 count 3.75; 4 of one group, and 1 beside 9, count nothing.
+
+    52 rows in two groups would count 13.
+    """
     sizes = [(6, 12), (15, 5), (4, 0), (1, 9)]
     groups = torch.cat([torch.tensor([0] * a + [1] * b) for a, b in sizes])
     strata = torch.cat([torch.full((a + b,), 7 * i) for i, (a, b) in enumerate(sizes)])
     x = points(len(groups))
     m = median_distance(squared_distances(x))
     first, second = (mmd_given_bandwidth(x[strata == s], groups[strata == s], m) for s in (0, 7))
-    expected = (4 * first + 3.75 * second) / 7.75
+    expected = (4 * first + 3.75 * second) / 13
     assert mmd(x, groups, strata=strata).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_mean_over_strata_of_several_groups_is_one_of_weights():
+    """Three groups of 8 rows have three pairs of 4 in either stratum: 24, more than 48 / 4."""
+    x, groups, strata = points(48), torch.arange(48) % 3, torch.arange(48) // 24
+    m = median_distance(squared_distances(x))
+    each = [
+        mmd_given_bandwidth(x[chosen], groups[chosen] == s, m)
+        for k in (0, 1)
+        for s, t in ((0, 1), (0, 2), (1, 2))
+        for chosen in [(strata == k) & ((groups == s) | (groups == t))]
+    ]
+    assert mmd(x, groups, strata=strata).item() == pytest.approx(np.mean(each), rel=1e-9)
 
 
 def test_other_shares_of_the_strata_are_no_difference_inside_them():

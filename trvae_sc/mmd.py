@@ -146,7 +146,9 @@ def mmd(
     strata
         Optional second code of each row (cell type). Groups are then compared inside each stratum, so
         that it does not matter which strata a group has rows of; a pair of groups in a stratum counts
-        by :math:`n_s n_t / (n_s + n_t)`, the inverse of the variance of a difference of two means.
+        by :math:`w = n_s n_t / (n_s + n_t)`, the inverse of the variance of a difference of two means.
+        Their mean is :math:`\sum w\,\mathrm{MMD}^2 / \max(\sum w, n / 4)`: where the weights add up to
+        less than those of two groups of n / 2 rows, it is smaller, since it is mostly noise.
     kernel
         See :func:`rbf_kernel`.
     unbiased
@@ -181,8 +183,8 @@ def mmd(
     if strata is not None:
         pairs = pairs * (strata[:, None] == strata) * (n[:, None] * n) / (n[:, None] + n)
     total = (pairs * (within[:, None] + within - 2.0 * between)).sum()
-    weight = pairs.sum()
-    return total if reduction == "sum" else total / torch.where(weight > 0, weight, 1.0)
+    least = 1.0 if strata is None else len(x) / 4.0
+    return total if reduction == "sum" else total / pairs.sum().clamp_min(least)
 
 
 def _joint_codes(groups: Tensor, strata: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
