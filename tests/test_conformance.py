@@ -922,7 +922,7 @@ def test_c26_configs_precede_the_preset_and_arguments_the_config(fit):
     (group,) = model.trainer.optimizers[0].param_groups
     assert (group["lr"], group["eps"]) == (5e-4, 0.1)
     plain = fit(train={"plan_kwargs": {"lr_schedule": None}})
-    assert plain.trainer.optimizers[0].param_groups[0]["lr"] == 3e-3
+    assert plain.trainer.optimizers[0].param_groups[0]["lr"] == 1e-2
     assert plain.trainer.gradient_clip_val == 50.0
 
 

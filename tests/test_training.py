@@ -215,7 +215,7 @@ def test_learning_rate_goes_through_one_cycle(fit):
 def test_learning_rate_is_constant_without_schedule_and_as_published(fit):
     rates = Rates()
     fit(train={**STEPS, "plan_kwargs": {"lr_schedule": None}, "callbacks": [rates]})
-    assert set(rates.rates) == {3e-3}
+    assert set(rates.rates) == {1e-2}
     rates = Rates()
     fit(train={**STEPS, "callbacks": [rates]}, preset="paper", gene_likelihood="mse")
     assert set(rates.rates) == {1e-3}
@@ -840,7 +840,8 @@ def test_mixed_precision_predicts_the_same_change(fit, make_adata, accelerator, 
     if accelerator == "gpu" and not torch.cuda.is_available():
         pytest.skip("no CUDA GPU")
     values = "counts" if likelihood == "nb" else "log"
-    train = {"max_epochs": 60, "batch_size": 60, "accelerator": accelerator}
+    # at a higher rate the curves of two roundings part more
+    train = {"max_epochs": 60, "batch_size": 60, "accelerator": accelerator, "lr": 3e-3}
     models = [
         fit(
             make_adata(360, values=values),

@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "calibrate": True,
             "context_weight": 0.5,
         },
-        "train": {"batch_size": 256, "lr": 3e-3, "gradient_clip_val": 50.0, "kl_warmup": 0.3},
+        "train": {"batch_size": 256, "lr": 1e-2, "gradient_clip_val": 50.0, "kl_warmup": 0.3},
     },
     # Lotfollahi et al. 2020, as in the authors' Kang notebook; log-normalised values. The KL is
     # averaged over the 20 latent dimensions there and summed here.
@@ -50,25 +50,26 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # what the literature aligns and decodes
 _PLAIN = {"mmd_within_labels": False, "transfer_weight": 0.0, "calibrate": False}
+_TRAIN = {**PRESETS["default"]["train"], "lr": 3e-3}
 PRESETS["cvae"] = {
     "model": {**PRESETS["default"]["model"], "mmd_weight": 0.0, **_PLAIN},
-    "train": PRESETS["default"]["train"],
+    "train": _TRAIN,
 }
 PRESETS["mmd_cvae"] = {
     "model": {**PRESETS["default"]["model"], "mmd_on": "latent", **_PLAIN},
-    "train": PRESETS["default"]["train"],
+    "train": _TRAIN,
 }
 PRESETS["vae"] = {
     "model": {**PRESETS["cvae"]["model"], "condition_in": "none"},
-    "train": PRESETS["default"]["train"],
+    "train": _TRAIN,
 }
 # Higgins et al. 2017 (openreview.net/forum?id=Sy2fzU9gl): a VAE whose KL weighs beta > 1, 4 for their
 # 2D shapes. beta is `kl_weight`; the likelihood is summed over genes, as in the ELBO.
 PRESETS["beta_vae"] = {
     "model": {**PRESETS["vae"]["model"], "kl_weight": 4.0},
-    "train": PRESETS["default"]["train"],
+    "train": _TRAIN,
 }
 PRESETS["autoencoder"] = {
     "model": {**PRESETS["vae"]["model"], "variational": False, "kl_weight": 0.0},
-    "train": PRESETS["default"]["train"],
+    "train": _TRAIN,
 }

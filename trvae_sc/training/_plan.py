@@ -172,7 +172,7 @@ class TrainingPlan(ScviTrainingPlan):
         module: TRVAEModule,
         *,
         optimizer: Literal["Adam", "AdamW", "Custom"] = "AdamW",
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         lr_schedule: Literal["onecycle"] | None = "onecycle",
