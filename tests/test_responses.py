@@ -8,6 +8,7 @@ from anndata import AnnData
 from trvae_sc import TRVAE
 from trvae_sc.expression import States, label_weights, ridge_shift
 from trvae_sc.model._pairs import Responses, seen_pairs
+from trvae_sc.uncertainty import half_width
 
 CONDITIONS = ("control", "x", "y", "z")
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -132,3 +133,26 @@ def test_prediction_follows_the_labels_that_responded_alike(seed):
 def test_label_without_cells_weighs_nothing():
     weights = label_weights(np.array([[30.0, 30.0], [30.0, 0.0], [10.0, 30.0]]))
     np.testing.assert_allclose(weights, [1.0, 0.0, (15 / 45) / (30 / 60)])
+
+
+def test_intervals_are_of_labels_compared_by_their_responses():
+    """Of two labels that were measured under other conditions, the mean of two widths by their cells."""
+    adata, effects = two_classes(missing=[(0, "y"), (1, "y"), (1, "z")])
+    adata = adata[
+        np.delete(np.arange(adata.n_obs), np.arange(10))
+    ].copy()  # 30 cells of l0's control
+    model = fitted(adata, context_weight=1.0)
+    pairs, responses = seen_pairs(model, "control", "y"), Responses(model, "control", "y")
+    scale = model.module.gene_scale.numpy()
+    observed = np.zeros(12)
+    widths = [
+        half_width(responses.beside(label, observed, pairs)[1]) * scale for label in ("l0", "l1")
+    ]
+    assert not np.allclose(widths[0], widths[1])
+    predicted = model.predict(target="y", labels=["l0", "l1"], source="control").var
+    found = (predicted["change_upper"] - predicted["change_lower"]).to_numpy() / 2
+    np.testing.assert_allclose(found, (30 * widths[0] + 40 * widths[1]) / 70, rtol=1e-4)
+    assert widths[0].mean() < 0.7 * (half_width(pairs) * scale).mean()
+    one = model.predict(target="y", labels="l0", source="control").var
+    truth = effects[0, 2]
+    assert ((one["change_lower"] <= truth) & (truth <= one["change_upper"])).mean() >= 0.75

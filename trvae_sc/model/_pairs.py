@@ -100,6 +100,11 @@ class Responses:
             change *= weight[:, None]
             self.products[c] = change @ change.T
 
+    def conditions(self, label: str) -> tuple[int, ...]:
+        """Return the codes of the conditions that tell how like others a label is."""
+        code = self.names.index(label) if label in self.names else None
+        return () if code is None else tuple(np.flatnonzero(self.known[code]).tolist())
+
     def beside(self, label: str, observed: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, Pairs]:
         """Return the profiles of a label and of those it is compared with, and responses beside them.
 
@@ -118,11 +123,11 @@ class Responses:
         the products of the responses. States have those of their label. Both are returned as they
         are for a label without cells of the source or of any condition that tells.
         """
-        code = self.names.index(label) if label in self.names else None
-        if code is None or not self.known[code].any():
+        known = list(self.conditions(label))
+        if not known:
             return observed, pairs
-        rows = np.append(np.flatnonzero(self.seen), code)
-        products = self.products[self.known[code]].mean(0)[np.ix_(rows, rows)]
+        rows = np.append(np.flatnonzero(self.seen), self.names.index(label))
+        products = self.products[known].mean(0)[np.ix_(rows, rows)]
         size, axes = np.linalg.eigh(_RESPONSES * products)
         responses = axes * np.sqrt(np.maximum(size, 0.0))  # a row a label
         profiles, states = np.concatenate([pairs.profiles, responses[:-1]], 1), pairs.states

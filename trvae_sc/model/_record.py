@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.model._io import FROZEN_WITHOUT_LABELS
-from trvae_sc.model._pairs import seen_pairs
+from trvae_sc.model._pairs import Responses, seen_pairs
 from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
@@ -21,14 +21,25 @@ _NOVEL = 1.5  # distance from the training labels above which a note says so
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
     """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
-    condition = model._condition_column(adata.obs.iloc[rows])
+    obs, labels_key = adata.obs.iloc[rows], model.registry_["setup_args"]["labels_key"]
+    unknown = np.full(adata.n_vars, np.nan)
+    if labels_key is None:
+        return unknown
     scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
-    total = np.zeros(adata.n_vars)
-    for source, n_cells in condition.value_counts().items():
-        if not n_cells or source == target:
+    total, source = np.zeros(adata.n_vars), np.asarray(model._condition_column(obs))
+    every = obs.get(labels_key, pd.Series("", index=obs.index)).astype(str)
+    for of, labels in every.groupby(source):
+        if of == target:
             continue
-        half = half_width(seen_pairs(model, source, target)) if model.labels else None
-        total += n_cells * (np.full(adata.n_vars, np.nan) if half is None else half * scale)
+        pairs, found = seen_pairs(model, of, target), {}
+        responses = Responses(model, of, target) if len(pairs.profiles) else None
+        for label, n_cells in labels.value_counts().items():
+            known = responses and responses.conditions(label)
+            if known not in found:  # the same for labels that were measured alike
+                compared = responses.beside(label, unknown, pairs)[1] if known else pairs
+                found[known] = half_width(compared)
+            half = found[known]
+            total += n_cells * (unknown if half is None else half * scale)
     return total / len(rows)
 
 
