@@ -102,10 +102,12 @@ def mmd_given_bandwidth(x, groups, m):
     d2 = squared_distances(x)
     kernels = torch.stack([torch.exp(-d2 / (f * m)) for f in (0.25, 0.5, 1, 2, 4)]).mean(0)
     a, b = groups == 0, groups == 1
-    within = sum(
-        (kernels[g][:, g].sum() - n) / (n * (n - 1)) for g in (a, b) for n in [int(g.sum())]
-    )
-    return (within - 2 * kernels[a][:, b].mean()).item()
+
+    def within(g):
+        n = g.sum()
+        return (kernels[g][:, g].sum() - n) / (n * (n - 1))
+
+    return (within(a) + within(b) - 2 * kernels[a][:, b].mean()).item()
 
 
 def test_a_stratum_counts_by_how_well_its_groups_can_be_compared():

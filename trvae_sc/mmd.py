@@ -154,7 +154,7 @@ def mmd(
     unbiased
         U-statistic (groups of at least two rows) or V-statistic (at least one).
     reduction
-        Mean (default) or sum over pairs; the published loss sums.
+        Mean (default) or sum over pairs (with `strata` weighted); the published loss sums.
 
     Returns
     -------

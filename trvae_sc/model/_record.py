@@ -21,26 +21,25 @@ _NOVEL = 1.5  # distance from the training labels above which a note says so
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
     """Return half the width of each gene's interval, the mean over the source cells; NaN if unknown."""
-    obs, labels_key = adata.obs.iloc[rows], model.registry_["setup_args"]["labels_key"]
     unknown = np.full(adata.n_vars, np.nan)
-    if labels_key is None:
+    if not model.labels or target not in model.conditions:
         return unknown
-    scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
-    total, source = np.zeros(adata.n_vars), np.asarray(model._condition_column(obs))
-    every = obs.get(labels_key, pd.Series("", index=obs.index)).astype(str)
-    for of, labels in every.groupby(source):
-        if of == target:
+    obs, labels_key = adata.obs.iloc[rows], model.registry_["setup_args"]["labels_key"]
+    label = obs.get(labels_key, pd.Series("", index=obs.index)).astype(str)
+    total = np.zeros(adata.n_vars)
+    for source, labels in label.groupby(np.asarray(model._condition_column(obs))):
+        if source == target:
             continue
-        pairs, found = seen_pairs(model, of, target), {}
-        responses = Responses(model, of, target) if len(pairs.profiles) else None
-        for label, n_cells in labels.value_counts().items():
-            known = responses and responses.conditions(label)
-            if known not in found:  # the same for labels that were measured alike
-                compared = responses.beside(label, unknown, pairs)[1] if known else pairs
-                found[known] = half_width(compared)
-            half = found[known]
-            total += n_cells * (unknown if half is None else half * scale)
-    return total / len(rows)
+        pairs, responses = seen_pairs(model, source, target), Responses(model, source, target)
+        widths: dict[tuple[int, ...], np.ndarray] = {}  # one for labels that were measured alike
+        for name, n_cells in labels.value_counts().items():
+            known = responses.conditions(name)
+            if known not in widths:
+                half = half_width(responses.beside(name, unknown, pairs)[1])
+                widths[known] = unknown if half is None else half
+            total += n_cells * widths[known]
+    scale = 1.0 if model.module.is_count else model.module.gene_scale.cpu().numpy()
+    return total / len(rows) * scale
 
 
 def provenance(

@@ -47,10 +47,10 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
     between conditions, inside each label: of the pooled cells it would also be lowered by moving cells
-    of a label that one condition lacks to those of others. T is the transfer loss: for every label seen in two conditions s and t, the
-    cells of (label, s) are decoded under both up to the last hidden layer. The change from s to t of
-    the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is compared with that of the
-    training profiles of the label, :math:`D = f(p_t) - f(p_s)`:
+    of a label that one condition lacks to those of others. T is the transfer loss: for every label
+    seen in two conditions s and t, the cells of (label, s) are decoded under both up to the last hidden
+    layer. The change from s to t of the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is
+    compared with that of the training profiles of the label, :math:`D = f(p_t) - f(p_s)`:
 
     .. math:: T = \tfrac12 \sum_g (d_g - D_g)(d'_g - D_g)
 
