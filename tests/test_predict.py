@@ -220,20 +220,25 @@ def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
 
 
 def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
-    """Of the labels seen under both conditions; not known where these are fewer than three."""
+    """Of the labels seen under both conditions; not known where these are fewer than three.
+
+    A tenth less than of the ridge, whose residuals they rest on, where the network shares the change.
+    """
     adata = make_adata(n_cells=480)
     adata.obs["cell_type"] = [f"t{i // 2 % 5}" for i in range(480)]
     hidden = (adata.obs["cell_type"] == "t0") & (adata.obs["condition"] == "stimulated")
     model = fit(adata[~hidden].copy())
-    predicted = model.predict(target="stimulated", labels="t0")
     profiles = model.module.profiles.numpy().astype(float)[1:]
     states = seen_pairs(model, "control", "stimulated").states
     assert set(states.label) == {0, 1, 2, 3}
     n_cells = model.module.n_cells.numpy()[1:]
     half = half_width(Pairs(profiles[:, 0], profiles[:, 1] - profiles[:, 0], n_cells, states))
-    change = predicted.var["predicted_change"]
-    assert (change - predicted.var["change_lower"]).to_numpy() == pytest.approx(half)
-    assert (predicted.var["change_upper"] - change).to_numpy() == pytest.approx(half)
+    for weight, factor in ((0.5, 0.9), (1.0, 1.0), (0.0, 1.0)):
+        model.module.context_weight = weight
+        var = model.predict(target="stimulated", labels="t0").var
+        change = var["predicted_change"]
+        assert (change - var["change_lower"]).to_numpy() == pytest.approx(factor * half)
+        assert (var["change_upper"] - change).to_numpy() == pytest.approx(factor * half)
     few = fit(train={"max_epochs": 1}).predict(target="stimulated", labels="NK")
     assert few.var["change_lower"].notna().all()
     two = make_adata()

@@ -114,12 +114,14 @@ class PredictionMixin(BaseModelClass):
         Returns
         -------
         AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample.
-        ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's columns with the target condition, and
-        ``source_condition``, ``source_cell`` (``sample``). ``var``: ``source_mean``,
-        ``predicted_mean`` and ``predicted_change``, log(1 + kappa share) of the mean share over the
-        cells (mean values for ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval
-        of the change (:func:`trvae_sc.uncertainty.half_width`; NaN with fewer than three labels to
-        learn from). ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
+        ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's
+        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``).
+        ``var``: ``source_mean``, ``predicted_mean`` and ``predicted_change``, log(1 + kappa share) of
+        the mean share over the cells (mean values for ``normal``), and ``change_lower``,
+        ``change_upper``, the 90 % interval of the change (:func:`trvae_sc.uncertainty.half_width`,
+        times 0.9 where network and ridge share the change: together they lack about a tenth less than
+        the ridge, whose residuals these are; NaN with fewer than three labels to learn from).
+        ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
         what, by which model, and notes on how far to trust it.
 
         Raises
