@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -19,6 +20,7 @@ from trvae_sc.model._calibration import (
     profile_scale,
 )
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
+from trvae_sc.model._decode import expected_log
 from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.uncertainty import half_width
 
@@ -189,6 +191,51 @@ def test_delta_adds_the_change_and_mean_returns_the_level(trained):
         assert predicted == pytest.approx(mean.var["predicted_mean"].to_numpy(), abs=1e-5)
     change = (delta.X - np.log1p(kappa * shares)).mean(0)
     assert np.corrcoef(change, delta.var["predicted_change"])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(("theta", "kappa", "total"), [(0.5, 300.0, 1000.0), (None, 2000.0, 500.0)])
+def test_expected_log_of_a_gene_that_few_cells_show(theta, kappa, total):
+    """Against the sum over counts: the same where no cell has two, else nearer than the mean's."""
+    share = np.array([[1e-6, 1e-5, 1e-3, 1e-2]])
+    model = SimpleNamespace(module=SimpleNamespace(kappa=torch.tensor(kappa)))
+    found = expected_log(model, share, np.array([[total]]), theta and np.array([[theta]]))[0]
+    mean, n = share[0] * total, np.arange(2000)[:, None]
+    p = stats.poisson.pmf(n, mean)
+    if theta:
+        p = stats.nbinom.pmf(n, theta, theta / (theta + mean))
+    exact = (p * np.log1p(kappa * n / total)).sum(0)
+    np.testing.assert_allclose(found[:2], exact[:2], rtol=5e-3)
+    assert (exact < found).all()  # of several counts the logarithm of the mean is above the mean
+    assert (found < np.log1p(kappa * share[0])).all()
+    none = expected_log(model, np.zeros((1, 2)), np.array([[total]]), theta and np.array([[theta]]))
+    assert (none == 0).all()
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_delta_is_the_change_of_the_expected_log_value(fit, make_adata, likelihood):
+    """By the dispersions of each cell's own condition and of the target."""
+    adata = make_adata()
+    adata.obs["condition"] = np.array(["a", "b", "c"])[np.arange(adata.n_obs) // 5 % 3]
+    model = fit(adata, gene_likelihood=likelihood, dispersion="gene-condition", calibrate=False)
+    predicted = model.predict(target="c", labels="B", output="delta")
+    assert set(predicted.obs["source_condition"]) == {"a", "b"}
+    rows = adata.obs_names.get_indexer(predicted.obs["source_cell"])
+    (batch,) = decoded_batches(model, adata, rows, model._condition_features("c"))
+    kappa = model.module.kappa.item()
+
+    def expected(shares, condition):
+        mean = shares * batch.total
+        some = 1 - stats.poisson.pmf(0, mean)
+        if likelihood == "nb":
+            theta = model.module.log_theta(model._condition_features(condition)).exp()
+            theta = theta.detach().numpy()
+            some = 1 - stats.nbinom.pmf(0, theta, theta / (theta + mean))
+        return some * np.log1p(kappa * shares / some)
+
+    source = predicted.obs["source_condition"].to_numpy()[:, None]
+    own = np.where(source == "a", *(expected(batch.source, c) for c in "ab"))
+    change = predicted.X - np.log1p(kappa * batch.observed / batch.total)
+    np.testing.assert_allclose(change, expected(batch.target, "c") - own, atol=1e-4)
 
 
 def test_expected_counts_agree_with_the_predicted_share(trained):

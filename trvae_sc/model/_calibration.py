@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     source: np.ndarray | None  #: expected shares (values) under the cell's own condition
     target: np.ndarray  #: the same under the target
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
+    condition: torch.Tensor | None = None  #: code of each cell's own condition, (n_cells,)
     gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
 
     def observed_sum(self) -> np.ndarray:
@@ -71,7 +72,8 @@ def decoded_batches(
         if draws is not None:
             noise = draws.latent.standard_normal(tuple(z.shape), dtype=np.float32)
             z = z + qz.scale * torch.as_tensor(noise, device=z.device)
-        moved = z if shifts is None else z + shifts[tensors[CONDITION_KEY].long().flatten()]
+        condition = tensors[CONDITION_KEY].long().flatten()
+        moved = z if shifts is None else z + shifts[condition]
         total = module._total(tensors)
         yield Batch(
             observed=tensors[REGISTRY_KEYS.X_KEY].numpy(),
@@ -79,6 +81,7 @@ def decoded_batches(
             source=module.expected(tensors, z).cpu().numpy() if decode_source else None,
             target=module.expected(tensors, moved, target).cpu().numpy(),
             latent=qz.loc.cpu().numpy(),
+            condition=condition,
         )
 
 

@@ -107,7 +107,7 @@ def predicted_values(
     """Return the predicted values of a batch."""
     module = model.module
     if output == "delta":
-        return scaled(model, batch.observed, batch.total) + log_change(model, batch)
+        return scaled(model, batch.observed, batch.total) + mean_change(model, batch, target)
     if output == "mean":
         return scaled(model, batch.target, None)
     if not module.is_count:
@@ -116,9 +116,7 @@ def predicted_values(
             scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
         noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
         return batch.target + scale * noise
-    theta = None
-    if module.gene_likelihood != "poisson":
-        theta = module.log_theta(target).exp().detach().cpu().numpy()
+    theta = dispersion(model, target)
     if output == "sample":
         return draw_counts(batch.target * batch.total, theta, draws.add)
     counts = by_row(batch.observed)
@@ -127,6 +125,54 @@ def predicted_values(
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
 
 
-def log_change(model: TRVAE, batch: Batch) -> np.ndarray:
-    """Return the change from source to target on the scale of ``output="mean"``."""
-    return scaled(model, batch.target, None) - scaled(model, batch.source, None)
+def dispersion(model: TRVAE, features: torch.Tensor) -> np.ndarray | None:
+    """Return the inverse dispersion by condition (or one row for all); None for Poisson."""
+    if model.module.gene_likelihood == "poisson":
+        return None
+    return model.module.log_theta(features).exp().detach().cpu().numpy()
+
+
+def mean_change(model: TRVAE, batch: Batch, target: torch.Tensor) -> np.ndarray:
+    """Return the change from source to target of each cell's expected value, logarithmic of counts."""
+    if not model.module.is_count:
+        return batch.target - batch.source
+    present, codes = batch.condition.unique(return_inverse=True)
+    own = dispersion(model, model.module.condition_design[present])
+    if own is not None and len(own) > 1:
+        own = own[codes.cpu().numpy()]
+    change = expected_log(model, batch.target, batch.total, dispersion(model, target))
+    change -= expected_log(model, batch.source, batch.total, own)
+    return change
+
+
+def expected_log(
+    model: TRVAE, shares: np.ndarray, total: np.ndarray, theta: np.ndarray | None
+) -> np.ndarray:
+    r"""Return what log(1 + kappa share) of a cell is on average, given its expected shares.
+
+    .. math:: q \log(1 + \kappa r / q), \qquad q = 1 - (1 + t r / \theta)^{-\theta}
+
+    with the probability q that a cell with t counts has any of the gene, as if all that do had the same
+    number. The logarithm of the mean, log(1 + kappa r), is far above it for a gene that few cells show.
+
+    Parameters
+    ----------
+    model
+        Trained model, of counts.
+    shares
+        Expected shares r, shape (n_cells, n_genes).
+    total
+        Total counts t, shape (n_cells, 1).
+    theta
+        Inverse dispersion, broadcastable to `shares`; None for Poisson.
+
+    Returns
+    -------
+    Shape (n_cells, n_genes).
+    """
+    mean = shares * total
+    if theta is not None:
+        mean = theta * np.log1p(mean / theta)
+    q = -np.expm1(-mean)
+    np.maximum(q, np.finfo(q.dtype).tiny, out=q)
+    return q * np.log1p(model.module.kappa.item() * (shares / q))

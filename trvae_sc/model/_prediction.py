@@ -93,9 +93,11 @@ class PredictionMixin(BaseModelClass):
             is kept with probability :math:`\min(1, r_t / r_s)`, and counts of mean
             :math:`t \max(0, r_t - r_s)` are added, t being the cell's total (calibrated, with
             labels: the mean of a cell's own gain :math:`r_t - r_s` and its label's). Integer.
-            ``"delta"`` (default otherwise): observed value plus the change, on the scale
-            log(1 + kappa share) for counts (kappa: median total of the training cells). Values
-            slightly below 0 occur.
+            ``"delta"`` (default otherwise): observed value plus the change of its expectation. Of
+            counts on the scale log(1 + kappa share) (kappa: median total of the training cells), with
+            the expectation :math:`q\log(1 + \kappa r / q)` of a gene that the cell shows with
+            probability :math:`q = 1 - (1 + t r / \theta)^{-\theta}`: the logarithm of the mean would
+            overstate the change of genes that few cells show. Values slightly below 0 occur.
             ``"mean"``: the expected value under the target, on the same scale; without noise.
             ``"sample"``: draws from the likelihood under the target.
         n_samples
