@@ -106,7 +106,7 @@ def test_added_counts_are_half_a_cells_own_gain_and_half_its_groups():
 
 
 def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change(trained):
-    """Means over a group: source = observed, f(target) = f(observed) + (f change + ridge) / 2."""
+    """Means over a group: source = observed, f(target) = f(observed) + the change that is shared."""
     model, adata = trained
     registered = model._validate_anndata(adata)
     nk = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")
@@ -123,7 +123,9 @@ def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change
     ridge = ridge_shift(f[0], Pairs(start, end - start, model.module.n_cells.numpy()[others]))
     change, near = f[2] - f[1], np.square(start - f[0]).sum(1).argmin()  # labels of as many cells
     middle = np.median([change, ridge, (end - start)[near]], axis=0)
-    expected = np.maximum(f[0] + (change + ridge + middle) / 3, 0)
+    of_middle = 2 / 3 * 0.4
+    mixed = (1 - of_middle) * (0.6 * change + 0.4 * ridge) + of_middle * middle
+    expected = np.maximum(f[0] + mixed, 0)
     assert profile_scale(model, batch.target.mean(0)) == pytest.approx(expected, abs=1e-4)
 
 
@@ -152,10 +154,11 @@ def test_change_is_shared_by_how_far_network_and_ridge_are_apart(fit, distance):
     ridge = ridge_shift(observed, pairs)
     change = ridge - distance
     near = np.square(profiles - observed).sum(1).argmin()
-    weight = max(0.5, _share_of_ridge(ridge - change, pairs, near))
-    assert weight == 0.5 if distance < 1 else 0.9 < weight < 1
+    weight = max(0.4, _share_of_ridge(ridge - change, pairs, near))
+    assert weight == 0.4 if distance < 1 else 0.9 < weight < 1
     middle = np.median([change, ridge, shifts[near]], axis=0)
-    expected = 2 / 3 * (weight * ridge + (1 - weight) * change) + middle / 3
+    of_middle = 2 / 3 * 0.4
+    expected = (1 - of_middle) * (weight * ridge + (1 - weight) * change) + of_middle * middle
     assert change + _from_labels(model, observed, change, pairs) == pytest.approx(expected)
     for weight, expected in ((0.0, change), (1.0, ridge)):
         model.module.context_weight = weight

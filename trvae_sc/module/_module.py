@@ -116,7 +116,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         mmd_kernel: Kernel = "median",
         transfer_weight: float = 1.0,
         calibrate: bool = True,
-        context_weight: float = 0.5,
+        context_weight: float = 0.4,
     ) -> None:
         super().__init__()
         self._frozen: dict[str, Tensor] = {}
