@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     source: np.ndarray | None  #: expected shares (values) under the cell's own condition
     target: np.ndarray  #: the same under the target
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
-    condition: torch.Tensor | None = None  #: code of each cell's own condition, (n_cells,)
+    condition: np.ndarray | None = None  #: code of each cell's own condition, (n_cells,)
     gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
 
     def observed_sum(self) -> np.ndarray:
@@ -81,7 +81,7 @@ def decoded_batches(
             source=module.expected(tensors, z).cpu().numpy() if decode_source else None,
             target=module.expected(tensors, moved, target).cpu().numpy(),
             latent=qz.loc.cpu().numpy(),
-            condition=condition,
+            condition=condition.cpu().numpy(),
         )
 
 
@@ -327,14 +327,22 @@ def _sampling_variance(model: TRVAE, label: int, condition: int) -> float:
     n_cells = module.n_cells[label, condition].item()
     if module.gene_likelihood == "mse":
         return len(module.gene_mean) / n_cells
-    spread = np.inf  # inverse dispersion, or standard deviation
-    if module.gene_likelihood != "poisson":
-        features = module.condition_design[condition : condition + 1]
-        spread = module.log_theta(features).exp().detach().cpu().numpy().ravel()
+    spread = dispersion(model, module.condition_design[condition : condition + 1])
     if not module.is_count:
         return float(np.square(spread).sum()) / n_cells
     mean = np.expm1(module.profiles[label, condition].cpu().numpy())  # of a cell of median total
-    return float(((mean + mean**2 / spread) / (1.0 + mean) ** 2).sum()) / n_cells
+    beyond_poisson = 0.0 if spread is None else mean**2 / spread
+    return float(((mean + beyond_poisson) / (1.0 + mean) ** 2).sum()) / n_cells
+
+
+def dispersion(model: TRVAE, features: torch.Tensor) -> np.ndarray | None:
+    """Return the inverse dispersion of counts (of other values the standard deviation, scaled).
+
+    By condition, or one row for all; None for Poisson, which has none.
+    """
+    if model.module.gene_likelihood == "poisson":
+        return None
+    return model.module.log_theta(features).exp().detach().cpu().numpy()
 
 
 def profile_scale(model: TRVAE, profile: np.ndarray) -> np.ndarray:

@@ -86,16 +86,19 @@ def draw_counts(
     Counts, sparse float32, shape of `mean`.
     """
     u = rng.random(mean.shape)
-    if theta is None:
-        p_zero = np.exp(-mean)
-    else:
+    if theta is not None:
         theta = np.broadcast_to(theta, mean.shape)
-        p_zero = np.exp(-theta * np.log1p(mean / theta))
+    p_zero = np.exp(-minus_log_p_zero(mean, theta))
     where = np.flatnonzero(u > p_zero)
     u, p, m = u.ravel()[where], p_zero.ravel()[where], mean.ravel()[where]
     t = None if theta is None else theta[np.divmod(where, mean.shape[1])]
     values = _invert(u, p, m, t).astype(np.float32)
     return _csr(values, where, mean.shape)
+
+
+def minus_log_p_zero(mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
+    """Return -log P(count = 0) of negative binomial (Poisson if `theta` is None) counts."""
+    return mean if theta is None else theta * np.log1p(mean / theta)
 
 
 def by_row(dense: np.ndarray) -> sparse.csr_matrix:

@@ -10,8 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.expression import Profiles
-from trvae_sc.model._calibration import Batch
-from trvae_sc.model._counts import Draws, by_row, draw_counts, transport_counts
+from trvae_sc.model._calibration import Batch, dispersion
+from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 
 if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
@@ -113,7 +113,7 @@ def predicted_values(
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
-            scale = (module.gene_scale * module.log_theta(target).exp()).detach().cpu().numpy()
+            scale = module.gene_scale.cpu().numpy() * dispersion(model, target)
         noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
         return batch.target + scale * noise
     theta = dispersion(model, target)
@@ -125,21 +125,14 @@ def predicted_values(
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
 
 
-def dispersion(model: TRVAE, features: torch.Tensor) -> np.ndarray | None:
-    """Return the inverse dispersion by condition (or one row for all); None for Poisson."""
-    if model.module.gene_likelihood == "poisson":
-        return None
-    return model.module.log_theta(features).exp().detach().cpu().numpy()
-
-
 def mean_change(model: TRVAE, batch: Batch, target: torch.Tensor) -> np.ndarray:
     """Return the change from source to target of each cell's expected value, logarithmic of counts."""
     if not model.module.is_count:
         return batch.target - batch.source
-    present, codes = batch.condition.unique(return_inverse=True)
+    present, codes = np.unique(batch.condition, return_inverse=True)
     own = dispersion(model, model.module.condition_design[present])
     if own is not None and len(own) > 1:
-        own = own[codes.cpu().numpy()]
+        own = own[codes]
     change = expected_log(model, batch.target, batch.total, dispersion(model, target))
     change -= expected_log(model, batch.source, batch.total, own)
     return change
@@ -170,9 +163,6 @@ def expected_log(
     -------
     Shape (n_cells, n_genes).
     """
-    mean = shares * total
-    if theta is not None:
-        mean = theta * np.log1p(mean / theta)
-    q = -np.expm1(-mean)
+    q = -np.expm1(-minus_log_p_zero(shares * total, theta))
     np.maximum(q, np.finfo(q.dtype).tiny, out=q)
     return q * np.log1p(model.module.kappa.item() * (shares / q))

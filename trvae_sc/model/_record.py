@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from trvae_sc.model._model import TRVAE
 
 _NOVEL = 1.5  # distance from the training labels above which a note says so
-_MIXED = (
-    0.9  # error of network and ridge together, in units of the ridge's: 0.88 to 0.94 on inner tasks
-)
+_MIXED = 0.9  # error of network and ridge together, over the ridge's (inner tasks: 0.88 to 0.94)
 
 
 def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> np.ndarray:
