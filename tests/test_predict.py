@@ -16,6 +16,7 @@ from trvae_sc.model._calibration import (
     _from_labels,
     _nearest,
     _share_of_ridge,
+    _share_of_size,
     decoded_batches,
     profile_scale,
 )
@@ -159,11 +160,50 @@ def test_change_is_shared_by_how_far_network_and_ridge_are_apart(fit, distance):
     middle = np.median([change, ridge, shifts[near]], axis=0)
     of_middle = 2 / 3 * 0.4
     expected = (1 - of_middle) * (weight * ridge + (1 - weight) * change) + of_middle * middle
-    assert change + _from_labels(model, observed, change, pairs) == pytest.approx(expected)
+    found, mean = change + _from_labels(model, observed, change, pairs), shifts.mean(0)
+    lacking = found - expected  # of the size, which the next test is about
+    assert lacking - lacking @ mean / (mean @ mean) * mean == pytest.approx(0.0, abs=1e-6)
+    assert distance > 1 or found == pytest.approx(expected)
     for weight, expected in ((0.0, change), (1.0, ridge)):
         model.module.context_weight = weight
         found = change + _from_labels(model, observed, change, pairs)
         assert found == pytest.approx(expected)
+
+
+def test_the_size_of_the_change_is_the_ridges_where_the_network_is_further_off_than_the_ridge_ever(
+    fit,
+):
+    """Sizes of labels grow with their profiles, from 1 to 2; the network has a tenth of the last one's."""
+    model = fit(train={"max_epochs": 1})
+    common, rng = np.linspace(-1.0, 2.0, 30), np.random.default_rng(0)
+    sizes = np.linspace(1.0, 2.0, 6)
+    profiles = 5.0 * sizes[:, None] * np.cos(np.arange(30.0)) + rng.normal(size=(6, 30)) / 20
+    shifts = sizes[:, None] * common + rng.normal(size=(6, 30)) / 20
+    pairs, observed = Pairs(profiles[:5], shifts[:5], np.full((5, 2), 40)), profiles[5]
+    ridge, mean = ridge_shift(observed, pairs), shifts[:5].mean(0)
+    errors = []
+    for label in range(5):
+        others = np.delete(np.arange(5), label)
+        rest = Pairs(profiles[others], shifts[others], np.full((4, 2), 40))
+        missed = ridge_shift(profiles[label], rest) - shifts[label]
+        errors.append(missed @ (own := shifts[others].mean(0)) / (own @ own))
+    for factor in (0.1, 0.98):
+        change = factor * ridge
+        distance = (ridge - change) @ mean / (mean @ mean)
+        share = 1 - np.max(np.square(errors)) / distance**2
+        assert (share > 0.4) == (factor == 0.1)
+        found = change + _from_labels(model, observed, change, pairs)
+        near = np.square(profiles[:5] - observed).sum(1).argmin()
+        weight = max(0.4, _share_of_ridge(ridge - change, pairs, near))
+        of_middle, middle = 2 / 3 * 0.4, np.median([change, ridge, shifts[near]], axis=0)
+        mixed = (1 - of_middle) * (weight * ridge + (1 - weight) * change) + of_middle * middle
+        if factor == 0.1:
+            size = (share * ridge + (1 - share) * change) @ mean / (mean @ mean)
+            assert found @ mean / (mean @ mean) == pytest.approx(size)
+            mixed += (size - mixed @ mean / (mean @ mean)) * mean
+        assert found == pytest.approx(mixed)
+    assert _share_of_size(ridge, Pairs(*(x[:2] for x in pairs[:3])), 0.4) == 0.0  # too few labels
+    assert _share_of_size(ridge, pairs._replace(shifts=0.0 * pairs.shifts), 0.4) == 0.0
 
 
 def test_profiles_are_the_mean_shares_of_training_cells(trained):

@@ -176,6 +176,11 @@ def gene_means(x: Any) -> np.ndarray:
     return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
 
 
+def mean_shift(pairs: Pairs) -> np.ndarray:
+    """Return the mean shift of labels, with weights :func:`label_weights`, shape (n_genes,)."""
+    return np.average(pairs.shifts, 0, label_weights(pairs.n_cells))
+
+
 def ridge_shift(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
     r"""Predict a label's shift from the shifts of other labels and how alike the profiles are.
 
@@ -204,18 +209,18 @@ def ridge_shift(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
     Shape (n_genes,). The mean shift where there is one label, or labels that do not differ.
     """
     weight, shifts, states = label_weights(pairs.n_cells), pairs.shifts, pairs.states
-    mean_shift, centre = (np.average(x, 0, weight) for x in (shifts, pairs.profiles))
+    mean, centre = mean_shift(pairs), np.average(pairs.profiles, 0, weight)
     z_others, z = pairs.profiles - centre, profile - centre
     ridge = _RIDGE * np.average(np.square(z_others).sum(1), weights=weight) / weight
     if not ridge.all():
-        return mean_shift
+        return mean
     if states is not None and len(states.label):
         n_states = np.bincount(states.label)[states.label]
         z_others = np.concatenate([z_others, states.profiles - centre])
         shifts = np.concatenate([shifts, states.shifts])
         ridge = np.concatenate([ridge, ridge[states.label] * n_states]) * (_STATE_RIDGE / _RIDGE)
     weights = np.linalg.solve(z_others @ z_others.T + np.diag(ridge), z_others @ z)
-    return mean_shift + weights @ (shifts - mean_shift)
+    return mean + weights @ (shifts - mean)
 
 
 def label_weights(n_cells: np.ndarray, half: float = _HALF_CELLS) -> np.ndarray:

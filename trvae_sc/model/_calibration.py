@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import Pairs, evenly_spaced, label_weights, ridge_shift
+from trvae_sc.expression import Pairs, evenly_spaced, label_weights, mean_shift, ridge_shift
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.model._pairs import Responses, additive_pairs, seen_pairs
 from trvae_sc.module import CONDITION_KEY
@@ -256,7 +256,11 @@ def _from_labels(
     share = max(weight, _share_of_ridge(ridge, alike[1], near))
     middle = np.median([np.zeros_like(ridge), ridge, single], axis=0)
     of_middle = _MIDDLE * min(weight, 1.0 - weight)
-    return (1.0 - of_middle) * share * ridge + of_middle * middle
+    added = (1.0 - of_middle) * share * ridge + of_middle * middle
+    if of_size := _share_of_size(ridge, alike[1], weight):
+        common = mean_shift(pairs)
+        added += (of_size * _size(ridge, common) - _size(added, common)) * common
+    return added
 
 
 def _from_parts(
@@ -294,6 +298,29 @@ def _share_of_ridge(ridge: np.ndarray, pairs: Pairs, near: int) -> float:
         return 0.0
     missed = left_out_residual(pairs, near)
     return 1.0 - (missed @ missed) / (ridge @ ridge)
+
+
+def _share_of_size(ridge: np.ndarray, pairs: Pairs, least: float) -> float:
+    r"""Return :math:`1 - e^2 / \delta^2`: what the ridge should count in the size of the change.
+
+    :math:`\delta` is the size of what the ridge adds to the network's change, e the largest error of the
+    ridge in the sizes of labels left out in turn, each along the mean shift of the others. 0 where that
+    is no more than the `least` that the ridge counts anyway, and with fewer than three labels.
+    """
+    if len(pairs.profiles) < 3:
+        return 0.0
+    squared, worst = _size(ridge, mean_shift(pairs)) ** 2, 0.0
+    for label in range(len(pairs.profiles)):
+        missed = _size(left_out_residual(pairs, label), mean_shift(pairs.without(label)))
+        worst = max(worst, missed**2)
+        if worst >= (1.0 - least) * squared:  # mostly after a label or two
+            return 0.0
+    return 1.0 - worst / squared
+
+
+def _size(shift: np.ndarray, common: np.ndarray) -> float:
+    """Return the component of a shift along another one, in units of it; 0 if that is 0."""
+    return float(shift @ common / max(common @ common, np.finfo(float).tiny))
 
 
 def _own_rest(

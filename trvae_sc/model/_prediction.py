@@ -53,6 +53,11 @@ class PredictionMixin(BaseModelClass):
         D and the squared error :math:`s^2` of the ridge for the most similar label l, left out in turn.
         The median over the two and the shift of that label, gene by gene, guards against one of them
         that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
+        Cells of a lineage that was never seen under the target change too little in the network. The
+        size of a change, its component along the labels' mean shift :math:`\bar d`, is therefore that of
+        :math:`\hat d` to a share of :math:`1 - e^2 / \delta^2`, where this is more than
+        ``context_weight``: :math:`\delta` is by how much network and ridge differ in size, and e the
+        largest error of the ridge in the sizes of the training labels, left out in turn.
         A label that was measured under further conditions is compared with the others by its changes to
         these, too: in the ridge, the inner products of such changes (less their mean over labels, times
         the labels' weights), three times their mean over the conditions, add to those of profiles.
