@@ -303,16 +303,16 @@ def _share_of_ridge(ridge: np.ndarray, pairs: Pairs, near: int) -> float:
 def _share_of_size(ridge: np.ndarray, pairs: Pairs, least: float) -> float:
     r"""Return :math:`1 - e^2 / \delta^2`: what the ridge should count in the size of the change.
 
-    :math:`\delta` is the size of what the ridge adds to the network's change, e the largest error of the
-    ridge in the sizes of labels left out in turn, each along the mean shift of the others. 0 where that
-    is no more than the `least` that the ridge counts anyway, and with fewer than three labels.
+    :math:`\delta` is the size of what the ridge adds to the network's change, e twice the largest error
+    of the ridge in the sizes of labels left out in turn, each along the mean shift of the others. 0 where
+    that is no more than the `least` that the ridge counts anyway, and with fewer than three labels.
     """
     if len(pairs.profiles) < 3:
         return 0.0
     squared, worst = _size(ridge, mean_shift(pairs)) ** 2, 0.0
     for label in range(len(pairs.profiles)):
         missed = _size(left_out_residual(pairs, label), mean_shift(pairs.without(label)))
-        worst = max(worst, missed**2)
+        worst = max(worst, (2.0 * missed) ** 2)
         if worst >= (1.0 - least) * squared:  # mostly after a label or two
             return 0.0
     return 1.0 - worst / squared

@@ -56,8 +56,8 @@ class PredictionMixin(BaseModelClass):
         Cells of a lineage that was never seen under the target change too little in the network. The
         size of a change, its component along the labels' mean shift :math:`\bar d`, is therefore that of
         :math:`\hat d` to a share of :math:`1 - e^2 / \delta^2`, where this is more than
-        ``context_weight``: :math:`\delta` is by how much network and ridge differ in size, and e the
-        largest error of the ridge in the sizes of the training labels, left out in turn.
+        ``context_weight``: :math:`\delta` is by how much network and ridge differ in size, and e twice
+        the largest error of the ridge in the sizes of the training labels, left out in turn.
         A label that was measured under further conditions is compared with the others by its changes to
         these, too: in the ridge, the inner products of such changes (less their mean over labels, times
         the labels' weights), three times their mean over the conditions, add to those of profiles.
