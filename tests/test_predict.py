@@ -170,9 +170,7 @@ def test_change_is_shared_by_how_far_network_and_ridge_are_apart(fit, distance):
         assert found == pytest.approx(expected)
 
 
-def test_the_size_of_the_change_is_the_ridges_where_the_network_is_far_off(
-    fit,
-):
+def test_the_size_of_the_change_is_the_ridges_where_the_network_is_far_off(fit):
     """Sizes of labels grow with their profiles, from 1 to 2; the network has a tenth of the last one's."""
     model = fit(train={"max_epochs": 1})
     common, rng = np.linspace(-1.0, 2.0, 30), np.random.default_rng(0)
