@@ -17,7 +17,9 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE, demo
+from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.model._write import PieceWriter
+from trvae_sc.model_file import read_model
 from trvae_sc.training import BestWeights, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -90,8 +92,13 @@ def test_train_and_predict_equal_python(run, make_adata, suffix):
         "n_cells": 100,
         "n_genes": 30,
         "total_counts_key": "n_counts",
+        "epochs": 2,
+        "planned": 2,
+        "default": 300,  # of one step each: 300 steps at least
+        "interrupted": False,
     }
-    assert json.loads(Path("new/model/trvae_sc.json").read_text()) | {"model": record["model"]} == (
+    attributes = read_model(Path("new/model"), None).attributes
+    assert {"model": record["model"], **attributes["trained_on_"], **attributes["training_"]} == (
         record
     )
     predicted = Path(f"new/folder/predicted.{suffix}")
@@ -168,7 +175,6 @@ def test_levels_that_are_numbers_are_named_as_text(run, make_adata):
     assert model.n_cells.loc[1].tolist() == [20, 0]
     options = ["--target", "1", "--source", "0", "--labels", "1"]
     assert run("predict", "model", file, *options, "-o", "p.h5ad")[0] == 0
-    adata.obs["total_counts"] = np.asarray(adata.X.sum(1)).ravel()
     assert_same(read(Path("p.h5ad")), model.predict(adata, target=1, source=0, labels=1))
 
 
@@ -176,16 +182,37 @@ def test_totals_that_training_summed_are_summed_again(run, make_adata):
     """A column total_counts in the file, of other values, was used by predict but not by train."""
     adata = make_adata()
     options = ["--target", "stimulated", "--labels", "NK"]
-    assert run("train", write(adata), *SETUP, *QUICK, "--n-top-genes", "9", "-o", "model")[0] == 0
+    train = ["--max-epochs", "2", "--accelerator", "cpu", "--n-top-genes", "9"]
+    assert run("train", write(adata), *SETUP, *train, "-o", "model")[0] == 0
+    model = TRVAE.load("model", adata=False)
+    assert model.registry["setup_args"]["total_counts_key"] == TOTAL_COLUMN
     assert run("predict", "model", "cells.h5ad", *options, "-o", "p.h5ad")[0] == 0
-    adata.obs["total_counts"] = 1e6
-    file = write(adata, "other.h5ad")
-    assert run("predict", "model", file, *options, "-o", "q.h5ad")[0] == 0
+    named = adata.copy()
+    named.obs["total_counts"] = 1e6
+    assert run("predict", "model", write(named, "n.h5ad"), *options, "-o", "q.h5ad")[0] == 0
     p, q = read(Path("p.h5ad")), read(Path("q.h5ad"))
     assert_same(p, q)
-    sums = np.asarray(adata[p.obs["source_cell"].tolist()].X.sum(1)).ravel()
-    assert p.obs["total_counts"].to_numpy() == pytest.approx(sums)
-    assert q.obs["total_counts"].to_numpy() == pytest.approx(sums)
+    assert (q.obs["total_counts"] == 1e6).all()
+    # the column of our own is taken where it is, and then the genes of the model suffice
+    adata.obs[TOTAL_COLUMN] = np.asarray(adata.X.sum(1)).ravel()
+    for name, genes in (("all.h5ad", adata.var_names), ("few.h5ad", model.get_var_names())):
+        file = write(adata[:, genes].copy(), name)
+        assert run("predict", "model", file, *options, "-o", "r.h5ad", "--force")[0] == 0
+        assert_same(read(Path("r.h5ad")), p)
+
+
+def test_cells_without_their_totals_need_all_genes(run, make_adata):
+    adata = make_adata()
+    train = ["--max-epochs", "2", "--accelerator", "cpu", "--n-top-genes", "9"]
+    assert run("train", write(adata), *SETUP, *train, "-o", "model")[0] == 0
+    genes = TRVAE.load("model", adata=False).get_var_names()
+    file = write(adata[:, genes].copy(), "few.h5ad")
+    before = tree()
+    result = run("predict", "model", file, "--target", "stimulated", "-o", "p.h5ad")
+    message = (
+        f"more genes than its own {len(genes)}, which is all that adata has. Pass cells with all"
+    )
+    assert_refused(result, message, before)
 
 
 def test_text_written_by_newer_versions_can_be_written_again(run, folder):
@@ -395,7 +422,7 @@ def other_genes(adata):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (None, ["--target", "x"], "Unknown condition 'x'; the model was trained on ['control', "),
+        (None, ["--target", "x"], "Unknown condition 'x'; there are ['control', 'stimulated']"),
         (None, ["--source", "x"], "Unknown condition 'x'"),
         (None, ["--source", "stimulated"], "Source and target are both 'stimulated'"),
         (None, ["--labels", "NK", "x"], "Unknown labels ['x']"),
@@ -403,7 +430,11 @@ def other_genes(adata):
         (None, ["--accelerator", "x"], "--accelerator x cannot be used"),
         (None, ["-o", "new/p.csv"], "is neither .h5ad nor .zarr"),
         (without_condition, [], "No column 'condition' in adata.obs; there are ['cell_type', "),
-        (without_labels, ["--labels", "NK"], "No column 'cell_type' in obs"),
+        (
+            without_labels,
+            ["--labels", "NK"],
+            "No column 'cell_type' in adata.obs; there are ['condition', ",
+        ),
         (other_genes, [], "lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1'"),
         (with_value(-1), [], "adata.X holds negative values"),
         (log_values, [], "as log-normalised data do"),
@@ -457,6 +488,11 @@ def test_incomplete_commands_show_the_usage(run, arguments):
     assert tree() == {}
 
 
+@pytest.mark.parametrize("name", ["train", "predict"])
+def test_seeds_are_not_negative(run, folder, name):
+    assert run(*command(folder, name, "p.h5ad"), "--seed", "-1")[0] == 2
+
+
 # -- output ---------------------------------------------------------------------------------------------
 
 
@@ -478,12 +514,23 @@ def test_a_model_is_replaced_with_force_only(run, folder, monkeypatch):
         assert_refused(result, "out exists. Pass --force to replace it.", before)
     assert run(*command(folder, "train", "out"), "--force")[0] == 0
     assert TRVAE.load("out", adata=False).n_cells.to_numpy().tolist() == [[20, 20]] * 3
-    assert sorted(p.name for p in Path("out").iterdir()) == [
-        "mine.txt",
-        "model.pt",
-        "trvae_sc.json",
-    ]
+    assert sorted(p.name for p in Path("out").iterdir()) == ["mine.txt", "model.pt"]
     assert Path("out/mine.txt").read_text() == "mine"
+
+
+def test_checkpoints_may_be_in_the_folder_of_the_model(run, folder):
+    """After all epochs the model was refused, and lost."""
+    assert run(*command(folder, "train", "model"), "--checkpoint-dir", "model/checkpoints")[0] == 0
+    assert sorted(p.name for p in Path("model").iterdir()) == ["checkpoints", "model.pt"]
+
+
+@pytest.mark.parametrize("name", [".", "../here"])
+def test_the_current_folder_is_not_replaced(run, folder, monkeypatch, name):
+    """A folder is replaced by another, which would leave the process in one that is removed."""
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    result = run(*command(folder, "train", name), "--force")
+    assert_refused(result, f"{name} is the current folder, which cannot be replaced.", {})
 
 
 @pytest.mark.parametrize("out", ["p.h5ad", "p.zarr"])
@@ -511,27 +558,27 @@ def test_a_demo_replaces_its_own_files_only(run, monkeypatch):
     Path("out/report.html").write_text("old")
     before = tree()
     assert_refused(run("demo", "-o", "out"), "out exists. Pass --force", before)
+    result = run("demo", "-o", "out", "--force")
+    assert_refused(result, "out is a folder, but no demo: it is not replaced.", before)
+    Path("out/mine.txt").rename("mine.txt")
     code, out, _ = run("demo", "-o", "out", "--seed", "4", "--force")
     assert code == 0
     assert "TRVAE    0.5" in out
     assert Path("out/report.html").read_text() == "seed 4"
-    assert Path("out/mine.txt").read_text() == "mine"
-    monkeypatch.chdir("out")
-    assert run("demo", "-o", ".", "--force")[0] == 0
-    assert sorted(p.name for p in Path().iterdir()) == ["mine.txt", "report.html"]
-    assert sorted(p.name for p in Path("..").iterdir()) == ["out"]
+    assert sorted(str(p) for p in Path().rglob("*")) == ["mine.txt", "out", "out/report.html"]
 
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
     ("name", "out", "message"),
     [
-        ("train", "file", "file is a file; --out needs a folder"),
+        ("train", "file", "file is a file, and cannot be replaced by a model"),
         ("train", "file/model", "file is a file, so file/model cannot be written"),
         ("train", "file/deeper/model", "file is a file, so file/deeper/model cannot be written"),
         ("predict", "file/p.h5ad", "file is a file, so file/p.h5ad cannot be written"),
-        ("predict", "folder.h5ad", "folder.h5ad is a folder; --out needs a file"),
-        ("predict", "file.zarr", "file.zarr is a file; --out needs a folder"),
+        ("predict", "folder.h5ad", "folder.h5ad is a folder, and cannot be replaced by a file"),
+        ("predict", "file.zarr", "file.zarr is a file, and cannot be replaced by a zarr store"),
+        ("predict", "link.h5ad", "link.h5ad is a link to nothing. Remove it, or choose another"),
     ],
 )
 @pytest.mark.parametrize("force", [[], ["--force"]])
@@ -540,9 +587,34 @@ def test_outputs_that_cannot_be_written(run, folder, name, out, message, force):
     Path("file.zarr").write_text("mine")
     Path("folder.h5ad").mkdir()
     Path("folder.h5ad/mine.txt").write_text("mine")
+    Path("link.h5ad").symlink_to("nowhere")
     before = tree()
     result = run(*command(folder, name, out), *force)
     assert_refused(result, message, before)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_only_results_of_the_same_kind_are_replaced(run, folder, make_adata):
+    """With --force any folder named like a zarr store was, and a file by its own prediction."""
+    Path("mine.zarr").mkdir()
+    Path("mine.zarr/mine.txt").write_text("mine")
+    for name in ("cells.h5ad", "cells.zarr"):
+        write(make_adata(12), name)
+    Path("link.h5ad").symlink_to("cells.h5ad")
+    before = tree()
+    result = run(*command(folder, "predict", "mine.zarr"), "--force")
+    message = "mine.zarr is a folder, but no zarr store: it is not replaced"
+    assert_refused(result, message, before)
+    predict = ["predict", folder / "model"]
+    for file, out in (
+        ("cells.h5ad", "cells.h5ad"),
+        ("cells.zarr", "cells.zarr"),
+        ("cells.h5ad", "link.h5ad"),
+    ):
+        result = run(*predict, file, "--target", "stimulated", "-o", out, "--force")
+        assert_refused(result, f"{out} is an input, and would be replaced", before)
+    result = run("train", "cells.zarr", *SETUP, *QUICK, "-o", "cells.zarr", "--force")
+    assert_refused(result, "cells.zarr is an input, and would be replaced", before)
 
 
 def test_a_folder_without_permission_is_named(run, folder, monkeypatch):
@@ -557,7 +629,7 @@ def fill_disk(monkeypatch):
     """Make every writer stop half way through, as where the disk is full."""
 
     def write_h5ad(self, path, **kwargs):
-        Path(path).write_bytes(b"half")
+        Path(path).write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def write_zarr(self, path, **kwargs):
@@ -571,7 +643,13 @@ def fill_disk(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PieceWriter, "finish", finish)
-    monkeypatch.setattr(torch, "save", lambda content, path: write_h5ad(None, path))
+
+    def write_bytes(self, content):
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
 
 @pytest.mark.parametrize(
@@ -615,13 +693,37 @@ def test_ctrl_c_leaves_a_usable_model(run, folder, monkeypatch):
     arguments = [*command(folder, "train", "model"), "--max-epochs", "50"]
     code, out, err = run(*arguments)
     assert code == 130
-    assert "trvae-sc: Training stopped in epoch 2; the model has the weights of the latest" in err
+    assert (
+        "trvae-sc: Training stopped in epoch 2 of 50; the model has the weights of the lat" in err
+    )
     assert json.loads(out)["model"] == "model"
-    assert sorted(p.name for p in Path("model").iterdir()) == ["model.pt", "trvae_sc.json"]
+    assert json.loads(out)["interrupted"] is True
+    assert [p.name for p in Path("model").iterdir()] == ["model.pt"]
     options = ["--target", "stimulated", "-o", "p.h5ad"]
     assert run("predict", "model", folder / "cells.h5ad", *options)[0] == 0
     assert read(Path("p.h5ad")).n_obs == 60
     assert [p.name for p in Path().iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_unfinished_model_is_replaced_by_the_same_command(run, folder, monkeypatch):
+    """A finished one is not, and the checkpoints make the rerun go on."""
+    command_ = [*command(folder, "train", "model"), "--max-epochs", "5", "--checkpoint-dir", "c"]
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, "on_train_epoch_end", 2)
+        assert run(*command_)[0] == 130
+    predict = ["predict", "model", folder / "cells.h5ad", "--target", "stimulated"]
+    _, _, err = run(*predict, "-o", "p.h5ad")
+    assert "Note: Training was interrupted after 2 of 5 epochs: the model is unfinished." in err
+    code, out, _ = run(*command_)
+    assert code == 0
+    record = json.loads(out)
+    assert [record[k] for k in ("epochs", "planned", "interrupted")] == [5, 5, False]
+    assert "unfinished" not in run(*predict, "-o", "q.h5ad")[2]
+    other = [*command(folder, "train", "other"), "--max-epochs", "5"]
+    assert run(*other)[0] == 0
+    assert_same_weights(weights("model"), weights("other"))
+    before = tree()
+    assert_refused(run(*command_), "model exists. Pass --force to replace it.", before)
 
 
 def test_ctrl_c_with_early_stopping_keeps_the_best_epoch(run, folder, monkeypatch):
@@ -671,6 +773,52 @@ def test_ctrl_c_while_writing_leaves_nothing(run, folder, monkeypatch):
     assert (code, out) == (130, "")
     assert err.endswith("trvae-sc: interrupted\n")
     assert tree() == {}
+
+
+def test_sigterm_ends_training_as_ctrl_c_does(run, folder, monkeypatch):
+    """A queue that ends a job sends it; the model is saved, and the handler is as before."""
+    end = TrainingPlan.on_train_epoch_end
+
+    def terminated(self):
+        end(self)
+        if self.current_epoch == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingPlan, "on_train_epoch_end", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, err = run(*command(folder, "train", "model"), "--max-epochs", "50")
+    assert code == 143
+    assert "trvae-sc: Training stopped in epoch 2 of 50" in err
+    assert json.loads(out)["interrupted"] is True
+    assert TRVAE.load("model", adata=False).is_trained
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -- errors that are not of the input -------------------------------------------------------------------
+
+
+def test_an_error_of_ours_is_one_line_and_a_file(run, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyError("x")
+
+    monkeypatch.setattr(TRVAE, "predict", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(Path.cwd()))
+    code, out, err = run(*command(folder, "predict", "p.h5ad"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("trvae-sc: KeyError: 'x'. This is a bug of trvae_sc, not of your input.")
+    (file,) = Path().iterdir()
+    assert str(file.resolve()) in err
+    assert "Traceback (most recent call last)" in file.read_text()
+
+
+def test_too_little_memory_is_said_in_one_line(run, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError("Unable to allocate 1 TiB")
+
+    monkeypatch.setattr(TRVAE, "predict", fail)
+    code, out, err = run(*command(folder, "predict", "p.h5ad"))
+    assert (code, out) == (1, "")
+    assert err == "trvae-sc: out of memory. Unable to allocate 1 TiB\n"
 
 
 # -- a process of its own -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from scvi.train import SaveCheckpoint, TrainingPlanConfig
 from scvi.train import TrainingPlan as ScviTrainingPlan
 
 from trvae_sc import TRVAE
+from trvae_sc.errors import InputError
 from trvae_sc.training import DataLoader, DataSplitter, TrainingPlan, _plan
 
 torch.set_num_threads(1)
@@ -87,7 +88,7 @@ def close(values, **tolerance):
 def test_c01_save_and_load_keep_everything(fit_model, make_adata, prefix):
     model = fit_model(make_adata(), train={"train_size": 0.5, "check_val_every_n_epoch": 1})
     model.save("saved", prefix=prefix, save_anndata=True)
-    with pytest.raises((ValueError, FileExistsError), match="exists"):
+    with pytest.raises(ValueError, match="exists"):
         model.save("saved", prefix=prefix)
     model.save("saved", prefix=prefix, save_anndata=True, overwrite=True)
     loaded = type(model).load("saved", prefix=prefix, accelerator="cpu")
@@ -113,7 +114,7 @@ def test_c02_load_with_other_data_or_none(fit, make_adata):
     alone = TRVAE.load("saved", adata=False)
     assert latent(alone, other) == close(expected)
     assert alone.registry_["setup_args"]["batch_key"] == "batch"
-    with pytest.raises(ValueError, match="pass adata"):
+    with pytest.raises(InputError, match="pass adata"):
         latent(alone)
 
 
@@ -124,13 +125,13 @@ def test_c03_load_refuses_another_class_and_matches_genes_by_name(trained):
         pass
 
     trained.save("saved")
-    with pytest.raises(ValueError, match="different class"):
+    with pytest.raises(InputError, match="holds a model of class TRVAE, not Other"):
         Other.load("saved", trained.adata.copy())
     reordered = TRVAE.load("saved", trained.adata[:, ::-1].copy())
     assert latent(reordered) == close(latent(trained))
     renamed = trained.adata.copy()
     renamed.var_names = ["other", *renamed.var_names[1:]]
-    with pytest.raises(ValueError, match="lacks 1 of the 30 genes of the model: 'gene_0'"):
+    with pytest.raises(InputError, match="lacks 1 of the 30 genes of the model: 'gene_0'"):
         TRVAE.load("saved", renamed)
 
 
@@ -200,7 +201,7 @@ def test_c05_genes_are_matched_by_name(fit_model, make_adata):
     wider = anndata.AnnData(x, obs=adata.obs, var=pd.DataFrame(index=names))
     assert latent(model, wider) == close(expected)
     wider.var_names = [f"other_{i}" for i in range(60)]
-    with pytest.raises(ValueError, match="lacks 30 of the 30 genes"):
+    with pytest.raises(InputError, match="lacks 30 of the 30 genes"):
         latent(model, wider)
 
 
@@ -340,7 +341,7 @@ def test_c12_no_minibatch_is_too_small(fit, norm, batch_size, train_size, steps)
     """Sizes of batches differ by one at most, so 103 = 6 x 17 + 1 leaves no single cell."""
     settings = {"max_epochs": 1, "batch_size": batch_size, "train_size": train_size}
     if norm == "batch" and batch_size == 1:
-        with pytest.raises(ValueError, match="batch"):
+        with pytest.raises(InputError, match="batch"):
             fit(norm=norm, train=settings)
         return
     model = fit(norm=norm, train=settings)
@@ -391,7 +392,7 @@ def test_c14_unknown_falsy_categories_raise(fit_model, make_adata, known, unknow
     adata.obs["condition"] = pd.Categorical([known[c] for c in code])
     query.obs["condition"] = pd.Categorical([(known[0], unknown)[c] for c in code])
     model = fit_model(adata)
-    with pytest.raises(ValueError, match=r"ategor|nknown") as error:
+    with pytest.raises(InputError, match=r"ategor|nknown") as error:
         latent(model, query)
     if isinstance(model, TRVAE):
         assert repr(unknown) in str(error.value)
@@ -416,12 +417,12 @@ def test_c15_unknown_and_missing_categories_raise(fit, make_adata):
         query = make_adata()
         query.obs[key] = query.obs[key].astype(object)
         query.obs.iloc[0, query.obs.columns.get_loc(key)] = "surprise"
-        with pytest.raises(ValueError, match=f"Unknown {name} 'surprise'.*the model knows"):
+        with pytest.raises(InputError, match=f"Unknown {name} 'surprise'.*the model knows"):
             latent(model, query)
         query.obs.iloc[0, query.obs.columns.get_loc(key)] = np.nan
-        with pytest.raises(ValueError, match=r"missing|nan"):
+        with pytest.raises(InputError, match=r"missing|nan"):
             latent(model, query)
-        with pytest.raises(ValueError, match=rf"'{key}'\] is missing \(NaN\) in 1 cells"):
+        with pytest.raises(InputError, match=rf"'{key}'\] is missing \(NaN\) in 1 cells"):
             TRVAE.setup_anndata(query, "condition", batch_key="batch")
 
 
@@ -433,7 +434,7 @@ def test_c15_extension_takes_new_levels_and_no_missing_ones(trained, make_adata)
     query = make_adata()
     query.obs["condition"] = query.obs["condition"].astype(object)
     query.obs.iloc[0, query.obs.columns.get_loc("condition")] = np.nan
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(InputError, match="missing"):
         TRVAE.load_query_data(query, trained)
 
 
@@ -874,7 +875,9 @@ def test_c25_early_stopping_returns_the_best_weights(fit, capsys):
 
 
 def test_c25_early_stopping_needs_validation(fit):
-    with pytest.raises(ValueError, match="no validation set"):
+    with pytest.raises(
+        InputError, match=r"train_size of 1 of 120 cells leaves none\. Lower train_size"
+    ):
         fit(train={"early_stopping": True, "train_size": 1.0})
 
 
@@ -954,14 +957,13 @@ def test_c27_checkpointing_is_one_argument(fit):
     assert callback.best_model_score.item() == close(expected)
 
 
-def test_c27_a_loss_that_is_no_number_leaves_the_best_weights(fit, make_adata, capsys):
+def test_c27_a_loss_that_is_no_number_leaves_the_best_weights(fit, make_adata):
     best = SaveCheckpoint(
         dirpath="checkpoints", monitor="elbo_validation", check_nan_gradients=True
     )
     model = fit(make_adata(), train=False)
     with pytest.raises(FloatingPointError, match="became nan in epoch 1"):
         model.train(max_epochs=3, callbacks=[best, Spoil(1)], **CPU)
-    assert "NaN detected in the loss" in capsys.readouterr().out
     saved = TRVAE.load(best.best_model_path, make_adata())
     for name, weights in model.module.state_dict().items():
         assert torch.isfinite(weights).all()
@@ -1302,7 +1304,7 @@ def test_c34_query_cells_are_matched_by_gene_and_old_predictions_kept(
     model = TRVAE.load_query_data(query[:, ::-1].copy(), reference)
     assert model.conditions == ["control", "stimulated", "new"]
     assert model.get_var_names().tolist() == trained.get_var_names().tolist()
-    with pytest.raises(ValueError, match="lacks 1 of the 30 genes of the model: 'gene_4'"):
+    with pytest.raises(InputError, match="lacks 1 of the 30 genes of the model: 'gene_4'"):
         TRVAE.load_query_data(query[:, query.var_names != "gene_4"].copy(), reference)
     cells = make_adata(60, seed=9)
     model.is_trained_ = True  # it is as trained as the reference
@@ -1425,7 +1427,7 @@ def test_c36_only_the_new_row_of_the_condition_learns(fit, make_adata):
 
 
 def test_c36_without_a_new_level_there_is_nothing_to_train(fit, make_adata):
-    with pytest.raises(ValueError, match="no condition, batch or covariate level"):
+    with pytest.raises(InputError, match="no condition, batch or covariate level"):
         TRVAE.load_query_data(make_adata(40, seed=2), fit(make_adata()))
 
 
@@ -1438,7 +1440,7 @@ def test_c37_minified_mode_is_not_offered(trained):
     minified = trained.adata.copy()
     minified.X = sparse.csr_matrix(minified.shape, dtype=np.float32)
     minified.obs["n_counts"] = 0.0
-    with pytest.raises(ValueError, match="have no counts"):
+    with pytest.raises(InputError, match="have no counts"):
         latent(trained, minified)
 
 
@@ -1523,19 +1525,22 @@ def test_c39_saving_evaluates_no_property(fit, make_adata):
 def test_c39_no_data_is_saved(fit, make_adata):
     model = fit(make_adata(), setup=COVARIATES)
     model.save("saved")
-    content = torch.load("saved/model.pt", weights_only=False)
-    pending, sizes = [content["attr_dict"]], []
+    assert [p.name for p in Path("saved").iterdir()] == ["model.pt"]
+    content = Path("saved/model.pt").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    text = header.pop("__metadata__")["trvae_sc"]
+    assert "gene_0" in text
+    assert "cell_0" not in text
+    shapes = {name: array["shape"] for name, array in header.items()}
+    assert not any(120 in shape for name, shape in shapes.items() if name.startswith("weights."))
+    others = [shape for name, shape in shapes.items() if not name.startswith("weights.")]
+    sizes, pending = [np.prod(shape) for shape in others], [json.loads(text)]
     while pending:
         value = pending.pop()
-        if isinstance(value, dict):
-            pending += list(value.values())
-        elif isinstance(value, list | tuple):
-            pending += list(value)
+        if isinstance(value, dict | list):
+            pending += value.values() if isinstance(value, dict) else value
             sizes.append(len(value))
-        else:
-            assert not isinstance(value, anndata.AnnData | pd.DataFrame)
-            sizes.append(np.size(value))
-    assert max(sizes) == 120  # the rows trained on
+    assert max(sizes) == 120  # the rows trained on, and a mark of each cell
 
 
 def test_c40_devices(fit, make_adata):
@@ -1565,15 +1570,17 @@ def test_c40_models_of_a_gpu_load_on_a_cpu(fit, make_adata):
 
 
 def test_c41_hub(trained):
-    """scvi-tools writes cards for its own models only, so ours is written by hand."""
+    """scvi-tools writes cards and metadata for its own models only, so ours are written by hand."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     from scvi import hub
 
     trained.save("saved", save_anndata=True)
-    metadata = hub.HubMetadata.from_dir(
-        "saved", anndata_version=version("anndata"), model_parent_module="trvae_sc"
+    metadata = hub.HubMetadata(
+        version("scvi-tools"),
+        version("anndata"),
+        model_cls_name="TRVAE",
+        model_parent_module="trvae_sc",
     )
-    assert metadata.model_cls_name == "TRVAE"
     card = huggingface_hub.ModelCard("---\nlicense: bsd-3-clause\n---\n# TRVAE")
     hub.HubModel("saved", metadata=metadata, model_card=card).save()
     found = hub.HubModel("saved")
@@ -1638,9 +1645,9 @@ def test_c43_mudata_is_not_offered(make_adata):
         warnings.simplefilter("ignore")  # mudata's, of its next version
         data = mudata.MuData({"rna": make_adata()})
     assert not hasattr(TRVAE, "setup_mudata")
-    with pytest.raises(TypeError, match=r"Expected an AnnData, got MuData.*mdata\['rna'\]"):
+    with pytest.raises(InputError, match=r"Expected an AnnData, got MuData.*mdata\['rna'\]"):
         TRVAE.setup_anndata(data, "condition")
-    with pytest.raises(TypeError, match="got MuData"):
+    with pytest.raises(InputError, match="got MuData"):
         TRVAE(data)
 
 

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from trvae_sc import datasets
 from trvae_sc.datasets import _download, _public
+from trvae_sc.errors import InputError
 
 # -- digits ---------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ def test_digits_split_between_styles_share_no_image():
 
 @pytest.mark.parametrize("styles", [["bold"], [], ["thick", "thick"]])
 def test_digits_name_the_styles_there_are(styles):
-    with pytest.raises(ValueError, match=r"styles are \[.*name one or more of \['normal', 'thick'"):
+    with pytest.raises(InputError, match=r"styles are \[.*name one or more of \['normal', 'thick'"):
         datasets.digits(styles)
 
 
@@ -152,20 +153,16 @@ def test_load_says_what_is_there(make_adata, tmp_path, monkeypatch):
     for name in ("b", "a"):
         make_adata().write_h5ad(tmp_path / f"{name}.h5ad")
     monkeypatch.delenv("TRVAE_SC_DATA", raising=False)
-    with pytest.raises(
-        FileNotFoundError, match=r"No file 'c\.h5ad'\. .* variable TRVAE_SC_DATA to"
-    ):
+    with pytest.raises(InputError, match=r"No file 'c\.h5ad'\. .* variable TRVAE_SC_DATA to"):
         datasets.load("c")
     monkeypatch.setenv("TRVAE_SC_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"No 'c\.h5ad' in .* \['a\.h5ad', 'b\.h5ad'\]\."):
+    with pytest.raises(InputError, match=r"No 'c\.h5ad' in .* \['a\.h5ad', 'b\.h5ad'\]\."):
         datasets.load("c")
     monkeypatch.setenv("TRVAE_SC_DATA", str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match=r"TRVAE_SC_DATA is '.*none', which does not exist"):
+    with pytest.raises(InputError, match=r"TRVAE_SC_DATA is '.*none', which does not exist"):
         datasets.load("c")
     monkeypatch.setenv("TRVAE_SC_DATA", str(tmp_path / "a.h5ad"))
-    with pytest.raises(
-        NotADirectoryError, match=r"'.*a\.h5ad', which is no folder\. Name a folder"
-    ):
+    with pytest.raises(InputError, match=r"'.*a\.h5ad', which is no folder\. Name a folder"):
         datasets.load("c")
 
 
@@ -348,7 +345,7 @@ def test_offline_names_address_and_place_and_takes_the_file_put_there(serve, cac
 )
 def test_a_damaged_download_is_refused(serve, cache, body, message):
     server = serve({"a.gz": body})
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         _download.fetch(server.url("a.gz"), progress=False)
     assert f"put the file at {cache / 'a.gz'}." in str(caught.value)
     assert names(cache) == []
@@ -357,7 +354,7 @@ def test_a_damaged_download_is_refused(serve, cache, body, message):
 def test_a_damaged_file_put_by_hand_is_refused(cache):
     cache.mkdir()
     (cache / "a.gz").write_bytes(BODY[:-1000])
-    with pytest.raises(ValueError, match=r"no intact gzip file .* Remove .*a\.gz and get it again"):
+    with pytest.raises(InputError, match=r"no intact gzip file .* Remove .*a\.gz and get it again"):
         _download.fetch("http://127.0.0.1:9/a.gz")
     assert names(cache) == ["a.gz"]
 
@@ -367,7 +364,7 @@ def test_later_corruption_is_noticed(serve, cache):
     path = _download.fetch(server.url("a.gz"), progress=False)
     path.write_bytes(gzip.compress(b"another"))
     with pytest.raises(
-        ValueError, match=r"has sha256 .* should have .* and a\.gz\.sha256 to get it"
+        InputError, match=r"has sha256 .* should have .* and a\.gz\.sha256 to get it"
     ):
         _download.fetch(server.url("a.gz"), progress=False)
     assert len(server.requests) == 1
@@ -378,7 +375,7 @@ def test_later_corruption_is_noticed(serve, cache):
 
 def test_a_known_checksum_is_compared(serve, cache):
     server = serve({"a.gz": BODY})
-    with pytest.raises(ValueError, match="does not match the known hash"):
+    with pytest.raises(InputError, match="does not match the known hash"):
         _download.fetch(server.url("a.gz"), known_hash="0" * 64, progress=False)
     assert names(cache) == []
     known = hashlib.sha256(BODY).hexdigest()
@@ -386,7 +383,7 @@ def test_a_known_checksum_is_compared(serve, cache):
     assert path.read_bytes() == BODY
     assert names(cache) == ["a.gz"]
     with pytest.raises(
-        ValueError, match=rf"a\.gz has sha256 {known}, .* 0{{64}}\. Remove it to get"
+        InputError, match=rf"a\.gz has sha256 {known}, .* 0{{64}}\. Remove it to get"
     ):
         _download.fetch(server.url("a.gz"), known_hash="0" * 64, progress=False)
 
@@ -530,13 +527,13 @@ def test_kang18_keeps_what_is_asked_for(kang, tmp_path):
 def test_kang18_refuses_files_that_disagree(kang, cache, tmp_path):
     kang(**{"GSM2560249_2.2.mtx.gz": market(COUNTS["ctrl"], tmp_path)})
     with pytest.raises(
-        ValueError, match=r"2\.2\.mtx\.gz has 4 cells x 5 genes, but .* has 3 cells and .* 5 genes"
+        InputError, match=r"2\.2\.mtx\.gz has 4 cells x 5 genes, but .* has 3 cells and .* 5 genes"
     ):
         datasets.kang18(progress=False)
     for path in cache.iterdir():
         path.unlink()
     kang(**{"GSM2560249_barcodes.tsv.gz": b"TTT-1\nACG-1\nCCC-1"})
-    with pytest.raises(ValueError, match="3 cells with stim 'stim', 2 of which are among the 3 of"):
+    with pytest.raises(InputError, match="3 cells with stim 'stim', 2 of which are among the 3 of"):
         datasets.kang18(progress=False)
 
 
@@ -602,5 +599,5 @@ def test_haber17(serve, cache, monkeypatch, header, at_once):
 @pytest.mark.parametrize("strange", ["B1_AAAC_Control", "B1_AAAC_Toxoplasma_Stem"])
 def test_haber17_refuses_columns_of_another_kind(serve, cache, monkeypatch, strange):
     gut(serve, monkeypatch, header="\t".join([strange, *GUT[1:]]))
-    with pytest.raises(ValueError, match=rf"columns \['{strange}'\]; expected unique ones as 'B1_"):
+    with pytest.raises(InputError, match=rf"columns \['{strange}'\]; expected unique ones as 'B1_"):
         datasets.haber17(progress=False)

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from trvae_sc.errors import InputError
 from trvae_sc.family import (
     FlowMatching,
     FlowTransfer,
@@ -306,7 +307,7 @@ def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
     table = predicted.uns["trvae_sc"]["combinations"]
     assert table[["strength", "strength_outside"]].to_numpy().tolist() == [[inside, outside]]
     monkeypatch.setattr(model, "_adata", None)
-    with pytest.raises(ValueError, match="none are attached"):
+    with pytest.raises(InputError, match="none are attached"):
         model.prior_strength("control", "stimulated")
 
 
@@ -323,19 +324,19 @@ def test_flow_transfer_is_saved(transfer, tmp_path):
 def test_bad_requests_of_flow_transfer(transfer):
     model, adata = transfer
     kwargs = {"target": "stimulated", "labels": "A"}
-    with pytest.raises(ValueError, match=r"some are under \{.control.\}"):
+    with pytest.raises(InputError, match=r"some are under \{.control.\}"):
         model.predict(exemplars=where(adata, "A", "control"), **kwargs)
-    with pytest.raises(ValueError, match=r"strength is -1"):
+    with pytest.raises(InputError, match=r"strength is -1"):
         model.predict(strength=-1, **kwargs)
-    with pytest.raises(ValueError, match="strength is nan"):
+    with pytest.raises(InputError, match="strength is nan"):
         model.predict(strength=np.nan, **kwargs)
-    with pytest.raises(ValueError, match="Unknown prior 'flat'"):
+    with pytest.raises(InputError, match="Unknown prior 'flat'"):
         model.predict(prior="flat", **kwargs)
-    with pytest.raises(ValueError, match="Unknown output 'counts'"):
+    with pytest.raises(InputError, match="Unknown output 'counts'"):
         model.predict(output="counts", **kwargs)
-    with pytest.raises(ValueError, match="Unknown condition 'heat'"):
+    with pytest.raises(InputError, match="Unknown condition 'heat'"):
         model.predict(target="heat")
-    with pytest.raises(ValueError, match="both 'control'"):
+    with pytest.raises(InputError, match="both 'control'"):
         model.predict(target="control", source="control")
 
 
@@ -347,7 +348,7 @@ def test_one_label_with_both_conditions_cannot_tell_the_strength():
     model = FlowTransfer(train, n_hidden=(8,))
     model.train(**QUICK)
     shown = where(adata, "A", "stimulated")[:5].copy()
-    with pytest.raises(ValueError, match=r"1 labels were measured under both.*Give strength"):
+    with pytest.raises(InputError, match=r"1 labels were measured under both.*Give strength"):
         model.predict(target="stimulated", labels="A", exemplars=shown)
     model.predict(target="stimulated", labels="A", exemplars=shown, strength=3.0)
 

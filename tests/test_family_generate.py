@@ -7,6 +7,7 @@ from scipy import sparse
 
 from trvae_sc import TRVAE, family
 from trvae_sc.datasets import simulate
+from trvae_sc.errors import InputError
 from trvae_sc.family import copy_check
 
 
@@ -87,7 +88,7 @@ def test_copies_of_cells_that_training_has_twice_are_caught():
     ],
 )
 def test_copy_check_refuses(generated, train, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InputError, match=match):
         copy_check(generated, train)
 
 
@@ -158,17 +159,17 @@ def test_distances_are_of_log_shares_and_held_back_cells_are_used(model):
 
 def test_generate_of_presets_without_prior_or_condition(fit):
     autoencoder = fit(preset="autoencoder")
-    with pytest.raises(ValueError, match="'autoencoder' has no prior to draw from"):
+    with pytest.raises(InputError, match="'autoencoder' has no prior to draw from"):
         family.generate(autoencoder, None, 5)
     assert family.generate(autoencoder, None, 5, label="NK").n_obs == 5
     vae = fit(preset="vae")
-    with pytest.raises(ValueError, match=r"'vae' does not see it: give None"):
+    with pytest.raises(InputError, match=r"'vae' does not see it: give None"):
         family.generate(vae, "control", 5)
     found = family.generate(vae, None, 5)
     assert "condition" not in found.obs
-    with pytest.raises(ValueError, match=r"None, but .* needs one of \['control', 'stimulated'\]"):
+    with pytest.raises(InputError, match=r"None, but .* needs one of \['control', 'stimulated'\]"):
         family.generate(fit(), None, 5)
-    with pytest.raises(ValueError, match="n_obs is 0"):
+    with pytest.raises(InputError, match="n_obs is 0"):
         family.generate(vae, None, 0)
     with pytest.raises(RuntimeError, match="not trained"):
         family.generate(fit(train=False), "control", 5)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from trvae_sc import PRESETS, TRVAE
 from trvae_sc.datasets import simulate
+from trvae_sc.errors import InputError
 from trvae_sc.family import outlier_score
 
 TRAIN = {"max_epochs": 20, "accelerator": "cpu", "enable_progress_bar": False}
@@ -173,5 +174,5 @@ def test_outlier_score_refuses(fit):
     with pytest.raises(RuntimeError, match="not trained"):
         outlier_score(made)
     made.is_trained_ = True
-    with pytest.raises(ValueError, match="n_samples is 0"):
+    with pytest.raises(InputError, match="n_samples is 0"):
         outlier_score(made, n_samples=0)

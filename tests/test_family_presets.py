@@ -9,6 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from trvae_sc import PRESETS, TRVAE
 from trvae_sc.baselines import METHODS
+from trvae_sc.errors import InputError
 from trvae_sc.mmd import mmd
 from trvae_sc.module import TRVAEModule
 
@@ -205,12 +206,12 @@ def test_presets_without_condition_say_what_they_cannot_predict_from(fit, make_a
     adata = make_adata()
     one_sided = adata[(adata.obs["cell_type"] == "B") == (adata.obs["condition"] == "control")]
     model = fit(one_sided.copy(), preset="vae")
-    with pytest.raises(ValueError, match="No label was measured under both 'control' and 'stim"):
+    with pytest.raises(InputError, match="No label was measured under both 'control' and 'stim"):
         model.predict(target="stimulated")
     model = fit(preset="autoencoder")
     model.save(tmp_path / "m")
     alone = TRVAE.load(tmp_path / "m", adata=False, accelerator="cpu")
-    with pytest.raises(ValueError, match="there are no training cells"):
+    with pytest.raises(InputError, match="there are no training cells"):
         alone.predict(adata, target="stimulated")
     alone.adata = adata
     np.testing.assert_allclose(
@@ -226,7 +227,7 @@ def test_a_combination_never_measured_has_no_codes_to_move_to(make_adata):
     TRVAE.setup_anndata(train, ["condition", "sex"], labels_key="cell_type")
     model = TRVAE(train, preset="vae", n_latent=4, n_hidden=(16, 8))
     model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
-    with pytest.raises(ValueError, match=r"no training cells under 'stimulated \+ m'"):
+    with pytest.raises(InputError, match=r"no training cells under 'stimulated \+ m'"):
         model.predict(target=("stimulated", "m"), source=("control", "m"))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trvae_sc import hub
+from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Keys, benchmark, holdouts
 
 WHAT = {"license_info": "cc-by-4.0", "description": "Three labels, two conditions."}
@@ -54,13 +55,13 @@ def test_hub_model_comes_back_with_the_same_weights(trained, tmp_path, make_adat
     found.load_model(accelerator="cpu")
     expected = trained.get_latent_representation()
     assert np.array_equal(found.model.get_latent_representation(), expected)
-    with pytest.raises(FileExistsError, match="overwrite=True"):
+    with pytest.raises(InputError, match="overwrite=True"):
         hub.hub_model(trained, tmp_path / "shared", **WHAT)
     hub.hub_model(trained, tmp_path / "shared", **WHAT, overwrite=True)
 
 
 def test_untrained_models_are_not_shared(fit, tmp_path):
-    with pytest.raises(ValueError, match="not trained"):
+    with pytest.raises(InputError, match="not trained"):
         hub.model_card(fit(train=False), **WHAT)
 
 

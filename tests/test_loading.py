@@ -7,6 +7,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import anndata
 import lightning.pytorch as lightning
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from scipy import sparse
 
 from trvae_sc import TRVAE
+from trvae_sc.errors import InputError
 from trvae_sc.files import read
 from trvae_sc.training import DataLoader, DataSplitter, _files
 from trvae_sc.training._data import Batches
@@ -112,15 +114,20 @@ def test_shuffled_windows_have_every_row_once_in_blocks(make_adata, windows_of, 
     )
 
 
-def test_a_file_by_column_is_refused_where_it_does_not_fit(fit, make_adata):
+def test_a_file_by_column_is_refused(fit, trained, make_adata):
+    """Cells cannot be read from it; :func:`trvae_sc.files.read` reads it to memory."""
     adata = make_adata()
     adata.X = sparse.csc_matrix(adata.X)
     adata.write_h5ad("cells.h5ad")
-    backed = read(Path("cells.h5ad"), backed=True)
-    model = fit(backed, train={"max_epochs": 1})  # read as a whole
-    assert model.is_trained
-    with pytest.raises(ValueError, match=r"stored by column .* adata.X.tocsr\(\)"):
-        model.train(max_epochs=1, memory_budget=0, **CPU)
+    message = r"adata\.X is stored by column .* Read the data into memory: adata = adata\.to_memory"
+    for call in (fit, lambda cells: trained.predict(cells, target="stimulated")):
+        with pytest.raises(InputError, match=message):
+            call(anndata.read_h5ad("cells.h5ad", backed="r"))
+    expected = trained.predict(adata, target="stimulated").X
+    for is_backed in (True, False):
+        cells = read(Path("cells.h5ad"), backed=is_backed)
+        assert abs(trained.predict(cells, target="stimulated").X - expected).max() == 0
+    assert fit(anndata.read_h5ad("cells.h5ad", backed="r").to_memory()).is_trained
 
 
 # -- training from files ----------------------------------------------------------------------------
@@ -203,14 +210,14 @@ def test_budgets_decide_where_data_are(make_adata):
 @pytest.mark.parametrize("budget", [-1, float("nan")])
 def test_a_budget_is_a_number_of_gigabytes(fit, budget):
     model = fit(train=False)
-    with pytest.raises(ValueError, match="a number of GB, 0 or more"):
+    with pytest.raises(InputError, match="a finite number is needed, 0 or more"):
         model.train(max_epochs=1, memory_budget=budget, **CPU)
 
 
 def test_balanced_conditions_are_refused_where_data_are_streamed(fit, make_adata):
     model = fit(in_file(make_adata()), train=False)
     with pytest.raises(
-        ValueError, match="balance_conditions cannot be combined with data that are"
+        InputError, match="balance_conditions cannot be combined with data that are"
     ):
         model.train(max_epochs=1, memory_budget=0, balance_conditions=True, **CPU)
     model.train(max_epochs=1, balance_conditions=True, **CPU)
@@ -350,7 +357,7 @@ def test_other_errors_are_left_as_they_are(fit):
 def test_ctrl_c_while_streaming_leaves_no_thread_and_a_usable_model(fit, make_adata, windows_of):
     windows_of(20)
     model = fit(in_file(make_adata()), train=False)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped in epoch 0; .* can be used"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped in epoch 0 of 2; .* can be used"):
         model.train(
             max_epochs=2,
             batch_size=10,
@@ -368,7 +375,7 @@ def test_a_truncated_file_is_named_before_training(fit, make_adata):
     make_adata(2000).write_h5ad("cells.h5ad")
     content = Path("cells.h5ad").read_bytes()
     Path("cells.h5ad").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"cells.h5ad cannot be read as h5ad \(damaged or inc"):
+    with pytest.raises(InputError, match=r"cells.h5ad cannot be read as h5ad \(damaged or inc"):
         read(Path("cells.h5ad"), backed=True)
 
 

@@ -6,6 +6,7 @@ from scipy.spatial.distance import cdist, pdist
 
 import trvae_sc.mmd
 from trvae_sc import metrics
+from trvae_sc.errors import InputError
 from trvae_sc.metrics import METRICS
 
 N_GENES = 30
@@ -152,7 +153,7 @@ def test_distances_are_unbiased_and_subsample_by_seed(name):
     assert function(x, y, max_cells=90, seed=1) == function(x, y, seed=2)
     without_one = [function(x, np.delete(y, i, 0)) for i in range(90)]
     assert np.isclose(function(x, y, max_cells=89), without_one, rtol=1e-9).any()
-    with pytest.raises(ValueError, match="`max_cells` is 1"):
+    with pytest.raises(InputError, match="`max_cells` is 1"):
         function(x, y, max_cells=1)
 
 
@@ -213,11 +214,11 @@ def test_every_metric_in_any_format_and_order(name):
 def test_every_metric_names_what_it_cannot_use(name):
     x, argument = cells(), "y" if "y" in METRICS[name].needs else "predicted"
     for broken in (x[:, :9], x[0], x[:0], x.astype(str)):
-        with pytest.raises(ValueError, match=f"`{argument}` has (9 genes|shape)"):
+        with pytest.raises(InputError, match=f"`{argument}` has (9 genes|shape)"):
             score(name, data(predicted=broken))
     for convert, bad in ((np.asarray, np.nan), (sparse.csr_matrix, np.nan), (np.asarray, np.inf)):
         x[3, 4] = bad
-        with pytest.raises(ValueError, match=f"`{argument}` has 1 NaN or infinite"):
+        with pytest.raises(InputError, match=f"`{argument}` has 1 NaN or infinite"):
             score(name, data(predicted=convert(x)))
 
 
@@ -245,5 +246,5 @@ ERRORS = [
 
 @pytest.mark.parametrize(("name", "changes", "message"), ERRORS)
 def test_what_is_not_defined_is_an_error(name, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         score(name, data(**changes))

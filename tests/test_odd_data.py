@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trvae_sc import TRVAE
 from trvae_sc.datasets import simulate
+from trvae_sc.errors import InputError
 from trvae_sc.model._pairs import seen_pairs
 from trvae_sc.module import TRVAEModule
 from trvae_sc.states import N_STATES
@@ -149,7 +150,7 @@ def test_without_labels_there_is_no_transfer_and_little_of_the_change(simulated)
     lost = error(model, predicted, simulated, None)
     assert "without labels_key, so there was no transfer loss" in notes(predicted)
     assert "label(s) were seen" not in notes(predicted)  # "all" is no label
-    with pytest.raises(ValueError, match="without labels_key"):
+    with pytest.raises(InputError, match="without labels_key"):
         model.predict_missing()
     model = trained(simulated.copy())
     predicted = model.predict(target="stimulated")

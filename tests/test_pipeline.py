@@ -169,8 +169,8 @@ def test_predictions_report_and_json(out, adata):
         assert found["predictions"][name]["target"] == "stimulated"
     means = results.task_means().query("metric == 'effect_r2' and genes == 'top100'")
     for row in found["verdicts"]:
-        ours = means.query("method == 'trvae' and label == @row['label']")["value"].max()
-        assert row["model"] == pytest.approx(ours, abs=1e-9)
+        ours = means.query("method == 'trvae' and output == 'delta' and label == @row['label']")
+        assert row["model"] == pytest.approx(ours["value"].item(), abs=1e-9)
     assert [row["label"] for row in found["verdicts"]] == ["type_0", "type_1"]
     page = (out / "report.html").read_text()
     assert all(text in page for text in ("type_0", "type_1", "mean_shift"))

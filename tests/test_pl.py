@@ -5,10 +5,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
+from matplotlib.cbook import is_math_text
+from matplotlib.text import Text
 from scipy import stats
 
-from trvae_sc import pl
+from trvae_sc import baselines, pl
+from trvae_sc.errors import InputError
 from trvae_sc.pl import COLORS
+from trvae_sc.pl._style import method_colors
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +148,36 @@ def test_design_of_names_that_are_not_text_and_many_conditions():
     assert {t.get_rotation() for t in ax.get_xticklabels()} == {40.0}
 
 
+def test_design_of_cells():
+    obs = pd.DataFrame({"cell type": ["B", "B", "T", "T", "T"], "drug": ["a", "b", "a", "a", "a"]})
+    obs.index = obs.index.astype(str)
+    adata = AnnData(np.ones((5, 2)), obs=obs)
+    ax = pl.design(adata, "drug", "cell type")
+    assert [t.get_text() for t in ax.texts] == ["1", "1", "3", "none"]
+    with pytest.raises(InputError, match=r"pl.design\(adata, condition_key, labels_key\)"):
+        pl.design(adata)
+    with pytest.raises(InputError, match=r"No column 'dose' in adata\.obs"):
+        pl.design(adata, "dose", "cell type")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"cell_type": ["B", "T"], "condition": ["a", "b"]}),  # obs
+        pd.DataFrame({"a": [1.0, np.nan]}),
+        pd.DataFrame({"a": [-1, 2]}),
+        pd.DataFrame({"a": [0, 0]}),
+        pd.DataFrame(np.ones((201, 2))),
+        pd.DataFrame(np.ones((2, 61))),
+        pd.DataFrame(),
+        [[1, 2]],
+    ],
+)
+def test_design_of_what_are_no_numbers_of_cells(table):
+    with pytest.raises(InputError, match=r"model\.n_cells|numbers of cells|cannot be read"):
+        pl.design(table)
+
+
 def test_design_of_a_model(trained):
     ax = pl.design(trained.n_cells)
     assert [t.get_text() for t in ax.texts] == ["20"] * 6
@@ -210,16 +245,16 @@ def drawn(ax):
 def test_benchmark_draws_means_over_seeds():
     ax = pl.benchmark(results())
     found = drawn(ax)
-    assert set(found) == {"net, delta", "net, counts", "flat, delta", "ceiling (real v real)"}
+    assert set(found) == {"net, delta", "net, counts", "flat, delta", "ceiling"}
     assert found["net, delta"] == {"B": pytest.approx(0.25), "NK": pytest.approx(0.65)}
     assert found["net, counts"] == {"B": pytest.approx(0.26), "NK": pytest.approx(0.66)}
     assert found["flat, delta"] == {"B": pytest.approx(0.1), "NK": pytest.approx(0.3)}
-    assert found["ceiling (real v real)"] == {"B": 0.9, "NK": 0.9}
+    assert found["ceiling"] == {"B": 0.9, "NK": 0.9}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["NK", "B"]  # B is on top
     assert ax.get_xlabel() == "effect r2 (top100)"
     # best first, after the ceiling
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
-        "ceiling (real v real)",
+        "ceiling",
         "net, counts",
         "net, delta",
         "flat, delta",
@@ -245,9 +280,28 @@ def test_benchmark_of_other_scores_and_outputs():
     assert found == {"flat, delta": {"B": -5.0, "NK": -5.0}}
     found = drawn(pl.benchmark(results(outputs=("mine",))))
     assert found["net, mine"] == {"B": pytest.approx(0.25), "NK": pytest.approx(0.65)}
-    with pytest.raises(ValueError, match=r"No score 'mmd' over genes 'all'; .*'effect_r2', 'all'"):
+    with pytest.raises(InputError, match=r"No score 'mmd' over genes 'all'; .*'effect_r2', 'all'"):
         pl.benchmark(results(), metric="mmd", genes="all")
     assert plt.get_fignums() == [1, 2]
+
+
+def test_a_method_has_its_colour_whatever_else_is_drawn():
+    """With eight methods two pairs looked alike, and colours changed between figures."""
+    ours = [*baselines.METHODS, "my method", "their method"]
+    together = method_colors(ours)
+    assert len(set(together.values())) == len(ours)
+    for name in ours[:-1]:
+        assert method_colors([name])[name] == together[name]
+    mine = [f"m{i}" for i in range(8)]
+    assert len(set(method_colors(mine).values())) == 8
+    table = results()
+    alone = pl.benchmark(table[table["method"] != "flat"])
+    both = pl.benchmark(table)
+    of_net = [
+        {p.get_label(): rgb(p.get_facecolor()[0]) for p in ax.collections}["net, delta"]
+        for ax in (alone, both)
+    ]
+    assert of_net[0] == of_net[1]
 
 
 def test_benchmark_that_is_not_finished():
@@ -257,6 +311,45 @@ def test_benchmark_that_is_not_finished():
     assert {k: v for k, v in found["net, delta"].items() if np.isfinite(v)} == {
         "B": pytest.approx(0.25)
     }
+
+
+# -- names as text ----------------------------------------------------------------------------------
+
+ODD = "$\\frac{$ a_b^c"
+
+
+def test_names_are_drawn_as_text():
+    """A label with a dollar sign was taken for a formula, and stopped the report."""
+    table = genes(12)
+    table.index = [f"{ODD}{i}" for i in range(12)]
+    n_cells = CELLS.rename(index={"B": ODD}, columns={"control": ODD})
+    scores = results().replace({"net": ODD, "B": ODD, "delta": ODD})
+    groups = pd.DataFrame({"x": [0.0, 1, 2], "y": [0.0, 1, 2], ODD: [ODD, "b", "b"]})
+    values = pd.DataFrame({"gene": ODD, "group": [ODD, "b"] * 5, "value": np.arange(10.0)})
+    doses = pd.DataFrame({"gene": ODD, "label": ODD, "dose": [0.0, 1], "mean": 1.0, "sem": 0.1})
+    way = pd.DataFrame({ODD: [0.0, 1], "b": [1.0, 2]}, index=[0.0, 1.0])
+    change = genes(12).set_axis([f"{ODD}{i}" for i in range(12)])
+    intervals = pd.DataFrame(
+        {"predicted_change": 2.0, "change_lower": 1.0, "change_upper": 3.0}, index=[ODD, "b"]
+    )
+    figures = [
+        pl.effect(table).figure,
+        pl.design(n_cells).figure,
+        pl.benchmark(scores).figure,
+        pl.latent(groups),
+        pl.gene_distribution(values),
+        pl.gene_distribution(values, kind="ecdf"),
+        pl.dose_response(doses, doses, dose_unit=ODD).figure,
+        pl.interpolation(way, source=ODD, target=ODD).figure,
+        pl.effect_heatmap({ODD: change}),
+        pl.volcano(intervals).figure,
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        shown = [text for text in figure.findobj(Text) if "frac" in text.get_text()]
+        assert shown
+        for text in shown:
+            assert not is_math_text(text.get_text())
 
 
 # -- all --------------------------------------------------------------------------------------------

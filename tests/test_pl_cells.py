@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import pl
+from trvae_sc.errors import InputError
 from trvae_sc.pl import COLORS
 
 
@@ -75,12 +76,12 @@ PAIR = {"x": cells([[1, 2, 3]]), "y": cells([[1, 2]], genes="ab")}
 @pytest.mark.parametrize(
     ("groups", "genes", "options", "error", "match"),
     [
-        (PAIR, ["a", "c"], {}, KeyError, r"Genes \['c'\] are not in var_names"),
+        (PAIR, ["a", "c"], {}, InputError, r"Genes \['c'\] are not in var_names"),
         (PAIR, [], {}, ValueError, "at least one of each"),
         ({}, ["a"], {}, ValueError, "at least one of each"),
-        (PAIR, "a", {"layer": "counts"}, KeyError, "No layer 'counts'; there are"),
+        (PAIR, "a", {"layer": "counts"}, InputError, "No layer 'counts'; there are"),
         (PAIR, "a", {"target_sum": 1e4}, ValueError, r"'x': 3, 'y': 2.*total_counts_key"),
-        (PAIR, "a", {"target_sum": 1, "total_counts_key": "n"}, KeyError, "No column 'n' in obs"),
+        (PAIR, "a", {"target_sum": 1, "total_counts_key": "n"}, InputError, "No column 'n' in obs"),
     ],
 )
 def test_expression_table_refuses(groups, genes, options, error, match):
@@ -90,7 +91,7 @@ def test_expression_table_refuses(groups, genes, options, error, match):
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_expression_table_of_genes_that_share_a_name():
-    with pytest.raises(ValueError, match="var_names_make_unique"):
+    with pytest.raises(InputError, match="var_names_make_unique"):
         pl.expression_table({"x": cells([[1, 2, 3]], genes="aab")}, "a")
 
 
@@ -103,6 +104,27 @@ def test_expression_table_of_a_prediction(trained):
     counts = predicted[:, "gene_3"].X.toarray().ravel()
     expected = np.log1p(kappa * counts / predicted.obs["n_counts"])
     np.testing.assert_allclose(found["value"], expected, rtol=1e-6)
+
+
+def test_axes_say_what_the_values_are():
+    """Counts were drawn on an axis named log(1 + normalised count)."""
+    adata = cells([[1, 2, 3], [4, 5, 6]])
+    adata.layers["counts"] = adata.X.copy()
+    unit = {
+        "value in X": {},
+        "value in layer 'counts'": {"layer": "counts"},
+        "log(1 + normalised count)": {"target_sum": 1e4},
+    }
+    for name, options in unit.items():
+        table = pl.expression_table({"x": adata}, "a", **options)
+        assert pl.gene_distribution(table).get_supylabel() == name
+    assert pl.gene_distribution(table, unit="au").get_supylabel() == "au"
+
+
+def test_figures_that_are_returned_are_not_open_too():
+    pl.gene_distribution(distribution())
+    pl.latent(pl.embedding(embedded(), "condition"))
+    assert plt.get_fignums() == []
 
 
 # -- gene_distribution --------------------------------------------------------------------------------
@@ -141,7 +163,7 @@ def test_violins_span_the_values_and_mark_the_mean():
             np.testing.assert_allclose(means.get_offsets()[x], [x, values.mean()])
         labels = [t.get_text() for t in ax.get_xticklabels()]
         assert labels == ["control\n(25)", "predicted\n(26)", "real\n(27)"]
-    assert figure.get_supylabel() == "log(1 + normalised count)"
+    assert figure.get_supylabel() == "value"
     assert figure.get_supxlabel() == "group (number of cells); point: mean"
 
 
@@ -168,7 +190,7 @@ def test_ecdf_is_the_share_of_cells_up_to_a_value():
 def test_distributions_have_a_panel_per_gene_and_nothing_is_cut_off(kind, n_genes):
     figure = pl.gene_distribution(distribution("abcde"[:n_genes]), kind=kind, ncols=3)
     assert [ax.get_title() for ax in figure.axes] == list("abcde"[:n_genes])
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert box.x0 >= -0.01
     assert box.y0 >= -0.01
@@ -189,18 +211,18 @@ def test_distribution_colours_of_other_groups():
     assert color_of(bodies[0].get_facecolor()) == "#000000"
     assert color_of(bodies[1].get_facecolor()) == COLORS["orange"]
     assert color_of(bodies[2].get_facecolor()) == COLORS["green"]
-    with pytest.raises(ValueError, match=r"palette names \['z'\]; the groups are \['x', 'real'"):
+    with pytest.raises(InputError, match=r"palette names \['z'\]; the groups are \['x', 'real'"):
         pl.gene_distribution(table, palette={"z": "k"})
 
 
 def test_distributions_refuse():
     table = distribution()
-    with pytest.raises(ValueError, match="Unknown kind 'box'; choose 'violin' or 'ecdf'"):
+    with pytest.raises(InputError, match="Unknown kind 'box'; choose 'violin' or 'ecdf'"):
         pl.gene_distribution(table, kind="box")
-    with pytest.raises(KeyError, match=r"no columns \['group'\].*expression_table"):
+    with pytest.raises(InputError, match=r"no columns \['group'\].*expression_table"):
         pl.gene_distribution(table.drop(columns="group"))
     table.loc[table["gene"] == "b", "value"] = np.nan
-    with pytest.raises(ValueError, match=r"\['b'\] have values that are not finite"):
+    with pytest.raises(InputError, match=r"\['b'\] have values that are not finite"):
         pl.gene_distribution(table)
     assert plt.get_fignums() == []
 
@@ -272,14 +294,14 @@ def test_embedding_by_umap_keeps_clusters_apart():
 
 def test_embedding_refuses(monkeypatch):
     adata = embedded()
-    with pytest.raises(KeyError, match=r"No columns \['label'\] in obs; there are \['condition'"):
+    with pytest.raises(InputError, match=r"No columns \['label'\] in obs; there are \['condition'"):
         pl.embedding(adata, ["condition", "label"])
-    with pytest.raises(KeyError, match=r"No 'z' in obsm.*get_latent_representation"):
+    with pytest.raises(InputError, match=r"No 'z' in obsm.*get_latent_representation"):
         pl.embedding(adata, "condition", basis="z")
-    with pytest.raises(ValueError, match="Unknown method 'tsne'; choose 'pca', 'umap' or None"):
+    with pytest.raises(InputError, match="Unknown method 'tsne'; choose 'pca', 'umap' or None"):
         pl.embedding(adata, "condition", method="tsne")
     adata.obsm["X_line"] = adata.obsm["X_flat"][:, :1]
-    with pytest.raises(ValueError, match=r"obsm\['X_line'\] has shape \(60, 1\)"):
+    with pytest.raises(InputError, match=r"obsm\['X_line'\] has shape \(60, 1\)"):
         pl.embedding(adata, "condition", basis="line")
     monkeypatch.setitem(sys.modules, "scanpy", None)
     with pytest.raises(ImportError, match="method='umap' needs scanpy"):
@@ -322,9 +344,16 @@ def test_latent_of_more_groups_than_colours_changes_the_marker():
     styles = {(h.get_marker(), h.get_color()) for h in ax.get_legend().legend_handles}
     assert len(styles) == 10
     many = pl.embedding(embedded(n_labels=30), "cell_type")
-    with pytest.raises(ValueError, match="'cell_type' has 30 groups; up to 28"):
+    with pytest.raises(InputError, match="'cell_type' has 30 groups; up to 28"):
         pl.latent(many)
-    assert plt.get_fignums() == [1]
+    assert plt.get_fignums() == []
+
+
+def test_latent_of_levels_of_several_types():
+    table = pl.embedding(embedded(), "condition")
+    table["condition"] = pd.Series([1, "1 mM", 2.5] * 20, index=table.index, dtype=object)
+    texts = pl.latent(table).axes[0].get_legend().get_texts()
+    assert sorted(t.get_text() for t in texts) == ["1 (20)", "1 mM (20)", "2.5 (20)"]
 
 
 def test_latent_of_cells_without_a_group():
@@ -332,7 +361,7 @@ def test_latent_of_cells_without_a_group():
     table.loc[table.index[:7], "condition"] = np.nan
     texts = pl.latent(table).axes[0].get_legend().get_texts()
     assert [t.get_text() for t in texts] == ["ctrl (27)", "stim (26)", "missing (7)"]
-    with pytest.raises(ValueError, match="at least one column to colour by"):
+    with pytest.raises(InputError, match="at least one column to colour by"):
         pl.latent(table[["PC1", "PC2"]])
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from trvae_sc import pl
+from trvae_sc.errors import InputError
 from trvae_sc.pl import COLORS
 
 
@@ -72,8 +73,8 @@ def test_mean_correlation_draws_the_means():
     assert mcolors.to_hex(after.get_facecolor()[0]) == COLORS["blue"].lower()
     scores = pl.mean_table(table, n_top=10)
     assert ax.get_title() == "\n".join(
-        f"{word}: R2 of means = {scores.loc[row, 'predicted']:.2f} "
-        f"(no change: {scores.loc[row, 'no_change']:.2f})"
+        f"{word}: squared correlation of means {scores.loc[row, 'predicted']:.2f} "
+        f"(no change {scores.loc[row, 'no_change']:.2f})"
         for word, row in (("all genes", "all"), ("top 10", "top"))
     )
     assert ax.get_xlabel() == "real mean log(1 + normalised count)"
@@ -107,9 +108,9 @@ def test_mean_correlation_of_fewer_genes_than_top_genes():
 
 
 def test_mean_correlation_needs_means():
-    with pytest.raises(KeyError, match=r"no columns \['control_mean'\].*evaluation.gene_table"):
+    with pytest.raises(InputError, match=r"no columns \['control_mean'\].*evaluation.gene_table"):
         pl.mean_correlation(means().drop(columns="control_mean"))
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(InputError, match="no rows"):
         pl.mean_correlation(means()[:0])
     assert plt.get_fignums() == []
 
@@ -152,8 +153,8 @@ def test_effect_table_has_changes_and_differences_side_by_side():
     ("tables", "options", "error", "match"),
     [
         ({}, {}, ValueError, "no labels to draw"),
-        (TABLES, {"var_names": ["up", "only_b"]}, KeyError, r"\['only_b'\].*'NK'"),
-        ({"B": TABLES["B"].drop(columns="real_change")}, {}, KeyError, "real_change"),
+        (TABLES, {"var_names": ["up", "only_b"]}, InputError, r"\['only_b'\].*'NK'"),
+        ({"B": TABLES["B"].drop(columns="real_change")}, {}, InputError, "real_change"),
         ({"B": TABLES["B"], "T": change([1.0], [1.0], ["x"])}, {}, ValueError, "no gene in common"),
         ({"B": change([1.0, 2.0], [1.0, 2.0], ["x", "x"])}, {}, ValueError, r"\['x'\].*not unique"),
     ],

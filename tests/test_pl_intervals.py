@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from trvae_sc import pl
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Pairs
 from trvae_sc.pl import COLORS
 from trvae_sc.uncertainty import half_width
@@ -100,11 +101,11 @@ def test_volcano_of_a_prediction(trained):
 
 
 def test_volcano_refuses():
-    with pytest.raises(KeyError, match=r"no columns \['change_upper'\].*TRVAE.predict"):
+    with pytest.raises(InputError, match=r"no columns \['change_upper'\].*TRVAE.predict"):
         pl.volcano(VAR.drop(columns="change_upper"))
-    with pytest.raises(ValueError, match=r"6 of 6 genes have no interval.*three labels"):
+    with pytest.raises(InputError, match=r"6 of 6 genes have no interval.*three labels"):
         pl.volcano(VAR.assign(change_upper=np.nan))
-    with pytest.raises(ValueError, match="above change_upper in 1 genes"):
+    with pytest.raises(InputError, match="above change_upper in 1 genes"):
         pl.volcano(VAR.assign(change_upper=[-9.0, 9, 9, 9, 9, 9]))
     assert plt.get_fignums() == []
 
@@ -173,14 +174,14 @@ GENES = intervals([0.0, 1.0], [1.0, 1.0], real=[0.5, 3.0])
     ],
 )
 def test_calibration_table_refuses(options, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InputError, match=match):
         pl.calibration_table(GENES, **options)
 
 
 def test_calibration_needs_its_columns():
-    with pytest.raises(KeyError, match=r"\['real_change'\].*interval_table"):
+    with pytest.raises(InputError, match=r"\['real_change'\].*interval_table"):
         pl.calibration_table(GENES.drop(columns="real_change"))
-    with pytest.raises(KeyError, match=r"\['scaled'\].*calibration_table"):
+    with pytest.raises(InputError, match=r"\['scaled'\].*calibration_table"):
         pl.calibration(pl.calibration_table(GENES).drop(columns="scaled"))
     assert plt.get_fignums() == []
 

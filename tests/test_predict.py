@@ -9,6 +9,7 @@ import torch
 from scipy import sparse, stats
 
 from trvae_sc import TRVAE
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Pairs, ridge_shift
 from trvae_sc.model import _write
 from trvae_sc.model._calibration import (
@@ -305,7 +306,7 @@ def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
         x = model.predict(target="stimulated", labels="B", output=output).X
         within = 1e-4 if output == "mean" else 5 * x.std(0) / np.sqrt(len(x))
         assert (np.abs(x.mean(0) - source.mean(0) - change) < within).all()
-    with pytest.raises(ValueError, match="'counts' is not available with gene_likelihood 'normal'"):
+    with pytest.raises(InputError, match="'counts' is not available with gene_likelihood 'normal'"):
         model.predict(target="stimulated", output="counts")
 
 
@@ -427,7 +428,7 @@ def test_genes_are_matched_by_name(trained):
     assert same(found, expected)
     assert found.var_names.equals(expected.var_names)
     with pytest.raises(
-        ValueError, match="lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1'"
+        InputError, match="lacks 2 of the 30 genes of the model: 'gene_0', 'gene_1'"
     ):
         model.predict(adata[:, 2:].copy(), target="stimulated")
 
@@ -442,7 +443,7 @@ def test_rows_are_the_callers_also_with_masks_duplicates_and_disorder(trained):
     mask[[4, 10, 40]] = True
     by_mask = model.predict(adata, target="stimulated", indices=mask)
     assert by_mask.obs["source_cell"].tolist() == adata.obs_names[[4, 10, 40]].tolist()
-    with pytest.raises(IndexError, match="mask has shape"):
+    with pytest.raises(InputError, match="mask has shape"):
         model.predict(adata, target="stimulated", indices=mask[:5])
 
 
@@ -495,7 +496,7 @@ def test_a_combination_seen_in_training_is_flagged(trained):
     ],
 )
 def test_bad_requests_name_what_is_allowed(trained, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         trained[0].predict(**kwargs)
 
 
@@ -503,10 +504,10 @@ def test_own_column_names_are_refused(trained):
     model, adata = trained
     taken = adata.copy()
     taken.obs["source_condition"] = "x"
-    with pytest.raises(ValueError, match=r"already has columns \['source_condition'\]"):
+    with pytest.raises(InputError, match=r"already has columns \['source_condition'\]"):
         model.predict(taken, target="stimulated")
     before = list(taken.obs)
-    with pytest.raises(ValueError, match="Rename or drop them"):  # not only after training
+    with pytest.raises(InputError, match="Rename or drop them"):  # not only after training
         TRVAE.setup_anndata(taken, "condition", labels_key="cell_type")
     assert list(taken.obs) == before
 
@@ -532,7 +533,7 @@ def test_generated_cells_have_the_mean_of_their_condition(fit, make_adata):
     labelled = model.generate("control", 50, labels="NK")
     assert set(labelled.obs["cell_type"]) == {"NK"}
     assert model.generate("control", 50, latent="prior").n_obs == 50
-    with pytest.raises(ValueError, match="prior knows no labels"):
+    with pytest.raises(InputError, match="prior knows no labels"):
         model.generate("control", 50, labels="NK", latent="prior")
 
 
@@ -561,7 +562,7 @@ def test_transform_condition_decodes_with_another_condition(trained):
     stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
     assert moved[stimulated] == pytest.approx(own[stimulated], rel=1e-5)
     assert abs(moved[~stimulated] - own[~stimulated]).max() > 1e-4
-    with pytest.raises(ValueError, match="Unknown condition"):
+    with pytest.raises(InputError, match="Unknown condition"):
         model.get_normalized_expression(adata, transform_condition="x")
 
 
@@ -623,12 +624,12 @@ def test_files_in_and_out_with_more_genes_than_the_model(fit, make_adata):
 
 def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monkeypatch):
     trained, _ = trained
-    with pytest.raises(ValueError, match=r"p.csv is neither .h5ad nor .zarr"):
+    with pytest.raises(InputError, match=r"p.csv is neither .h5ad nor .zarr"):
         trained.predict(target="stimulated", out="p.csv")
-    with pytest.raises(ValueError, match="predict each combination to a file of its own"):
+    with pytest.raises(InputError, match="predict each combination to a file of its own"):
         trained.predict_missing(out="p.h5ad")
     Path("p.h5ad").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"p.h5ad exists. Pass overwrite=True"):
+    with pytest.raises(InputError, match=r"p.h5ad exists. Pass overwrite=True"):
         trained.predict(target="stimulated", out="p.h5ad")
     assert Path("p.h5ad").read_text() == "mine"
 

@@ -15,9 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from anndata import AnnData
+from scipy import stats
 
 from trvae_sc import baselines
+from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Keys, Results
+from trvae_sc.evaluation._choose import Decision, decide
 from trvae_sc.report import report, verdict, verdicts, write_report
 
 EVIL = "<script>alert('&\"')</script>"
@@ -29,11 +32,11 @@ METRICS = {
     ("r2_var", "top100"): 0.8,
     ("variance_ratio", "top100"): 0.7,
 }
-#: effect R2 of each method by label
+#: effect R2 of each method by label; the model's leads deviate by 0.098
 SCORES = {
     "B": {"ceiling": 0.95, "no_change": 0.0, "mean_shift": 0.6, "trvae": 0.8},
     "NK": {"ceiling": 0.95, "no_change": 0.0, "mean_shift": 0.7, "trvae": 0.705},
-    EVIL: {"ceiling": 0.3, "no_change": 0.0, "mean_shift": 0.1, "trvae": 0.2},
+    EVIL: {"ceiling": 0.25, "no_change": 0.0, "mean_shift": 0.1, "trvae": 0.2},
 }
 HISTORY = {
     "reconstruction_weighted_train": [30.0, 20.0, 15.0],
@@ -48,8 +51,8 @@ def _no_figure_is_left():
 
 
 def record(method, label, r2, *, seed=0, history=None, notes=()):
-    """Return the record of a fit; the effect R2 of a second output is lower by 0.1."""
-    outputs = {"trvae": ["counts", "delta"], "ceiling": ["ceiling"]}.get(method, ["delta"])
+    """Return the record of a fit; the effect R2 of a second output, not to be judged, is higher by 0.1."""
+    outputs = {"trvae": ["delta", "counts"], "ceiling": ["ceiling"]}.get(method, ["delta"])
     rng = np.random.default_rng(len(label))
     real = np.sort(rng.normal(0, 1, 12))[::-1].round(4)
     genes = {
@@ -59,6 +62,7 @@ def record(method, label, r2, *, seed=0, history=None, notes=()):
     }
     return {
         "method": method,
+        "identity": method,
         "holdout": {
             "label": label,
             "source": "ctrl",
@@ -68,7 +72,7 @@ def record(method, label, r2, *, seed=0, history=None, notes=()):
         },
         "seed": seed,
         "scores": [
-            [output, metric, names, (r2 - 0.1 * k) * factor]
+            [output, metric, names, (r2 + 0.1 * k) * factor]
             for k, output in enumerate(outputs)
             for (metric, names), factor in METRICS.items()
         ],
@@ -79,11 +83,12 @@ def record(method, label, r2, *, seed=0, history=None, notes=()):
         "n_hidden_cells": 20,
         "notes": list(notes),
         "history": history,
+        "epochs": None,
         "seconds": 90.0,
     }
 
 
-def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",)):
+def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",), n_vars=12):
     records = [
         record(
             method,
@@ -96,10 +101,10 @@ def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",)):
         for method, r2 in methods.items()
     ]
     run = {
-        "format": 1,
+        "format": 2,
         "data": "0123456789abcdef" * 4,
         "n_obs": 1234,
-        "n_vars": 5678,
+        "n_vars": n_vars,
         "keys": Keys("condition", "cell_type")._asdict(),
         "n_top_genes": 2000,
         "design": {
@@ -148,106 +153,205 @@ class Page(HTMLParser):
 # -- verdicts ---------------------------------------------------------------------------------------
 
 
+def between(answer, ours, theirs, error=0.02, simple="context_shift"):
+    """Return a decision, and the scores it follows from."""
+    decision = Decision(answer, "trvae", simple, ours - theirs, error)
+    return decision, {"trvae": ours, simple: theirs, "no_change": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("scores", "ceiling", "advice", "reason"),
+    ("decided", "ceiling", "advice", "reason"),
     [
         (
-            {"trvae": 0.8, "mean_shift": 0.6, "context_shift": 0.7},
+            between("model", 0.8, 0.7),
             0.9,
             "use the model",
-            "effect R2 0.80 against 0.70 of context_shift",
+            "effect R2: the model 0.80, context_shift 0.70 (difference +0.10, standard error 0.02)",
         ),
         (
-            {"trvae": 0.71, "mean_shift": 0.6, "context_shift": 0.7},
+            between("close", 0.71, 0.7),
             0.9,
-            "use context_shift",
-            "it is as good: effect R2 0.70, the model 0.71",
+            "too close to call",
+            "effect R2: the model 0.71, context_shift 0.70 (difference +0.01, standard error 0.02)",
         ),
         (
-            {"trvae": 0.69, "latent_shift": 0.7, "nearest_shift": -3.0},
-            0.9,
-            "use latent_shift",
-            "it is as good: effect R2 0.70, the model 0.69",
-        ),
-        (
-            {"trvae": 0.5, "mean_shift": 0.7},
+            between("simple", 0.5, 0.7, simple="mean_shift"),
             0.9,
             "use mean_shift",
-            "it is better: effect R2 0.70, the model 0.50",
+            "effect R2: the model 0.50, mean_shift 0.70 (difference -0.20, standard error 0.02)",
         ),
         (
-            {"trvae": -0.4, "mean_shift": 0.29},
+            between("close", 0.5, 0.4, error=float("nan")),
+            0.9,
+            "too close to call",
+            "effect R2: the model 0.50, context_shift 0.40 (difference +0.10)",
+        ),
+        (
+            between("simple", -0.4, 0.26, simple="mean_shift"),
             0.9,
             "do not trust",
-            "no method explains a third of the change (model -0.40, mean_shift 0.29)",
+            "effect R2 the model -0.40, mean_shift 0.26, of 0.90 that a perfect prediction would have",
         ),
         (
-            {"trvae": 0.9, "mean_shift": 0.1},
-            0.49,
-            "do not trust",
-            "the hidden cells are too few or change too little to judge anything: one half of them "
-            "predicts the other with R2 0.49",
-        ),
-        ({"trvae": 0.4}, 0.9, "use the model", "effect R2 0.40 against 0.00 of no_change"),
-        (
-            {"trvae": 0.1, "mean_shift": 0.31},
-            0.5,
+            between("simple", -0.4, 0.28, simple="mean_shift"),  # 30 % of 0.9 is 0.27
+            0.9,
             "use mean_shift",
-            "it is better: effect R2 0.31, the model 0.10",
+            "effect R2: the model -0.40, mean_shift 0.28 (difference -0.68, standard error 0.02)",
         ),
         (
-            {"trvae": 0.5, "no_change": 0.9, "mean_shift": 0.2},  # no_change is no prediction
+            between("model", 0.11, 0.05),
+            0.35,
+            "use the model",
+            "effect R2: the model 0.11, context_shift 0.05 (difference +0.06, standard error 0.02)",
+        ),
+        (
+            between("model", 0.9, 0.1),
+            0.29,
+            "do not trust",
+            "the hidden cells are too few, or change too little, to judge anything: even a perfect "
+            "prediction would have effect R2 0.29 (the model 0.90, context_shift 0.10)",
+        ),
+        (
+            between("model", 0.31, 0.1),  # no ceiling: 0.3 as it is
             float("nan"),
             "use the model",
-            "effect R2 0.50 against 0.20 of mean_shift",
+            "effect R2: the model 0.31, context_shift 0.10 (difference +0.21, standard error 0.02)",
+        ),
+        (
+            (decide(np.nan, np.nan, model="trvae", simple=None), {"trvae": 0.4}),
+            0.9,
+            "use the model",
+            "effect R2 0.40; no simple method was run",
         ),
     ],
 )
-def test_verdict_follows_from_the_numbers(scores, ceiling, advice, reason):
-    assert verdict(scores, ceiling=ceiling) == (advice, reason)
+def test_verdict_follows_from_the_numbers(decided, ceiling, advice, reason):
+    assert verdict(*decided, ceiling=ceiling) == (advice, reason)
 
 
-def test_verdict_prefers_the_simple_up_to_a_margin():
-    simple = {"mean_shift": 0.5}
-    advice = {
-        ours: verdict({**simple, "trvae": ours}, ceiling=1.0).advice
-        for ours in (0.53, 0.521, 0.519, 0.47)
-    }
-    assert advice == {
-        0.53: "use the model",
-        0.521: "use the model",
-        0.519: "use mean_shift",
-        0.47: "use mean_shift",
-    }
+def test_nothing_is_trusted_that_explains_little_where_no_ceiling_is_known():
+    assert verdict(*between("model", 0.29, 0.1), ceiling=float("nan")).advice == "do not trust"
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "answer"),
+    [
+        (0.03, 0.02, "model"),
+        (-0.03, 0.02, "simple"),
+        (0.01, 0.02, "close"),
+        (-0.01, 0.02, "close"),
+        (0.02, 0.02, "close"),
+        (0.3 - 0.1, 0.2, "close"),  # rounding is no difference
+        (1e-12, 0.0, "close"),
+        (0.01, 0.0, "model"),
+        (5.0, float("nan"), "close"),
+    ],
+)
+def test_what_is_no_larger_than_its_standard_error_is_too_close_to_call(difference, error, answer):
+    found = decide(difference, error, model="trvae", simple="mean_shift")
+    assert found.answer == answer
+    assert found.method == ("trvae" if answer == "model" else "mean_shift")
+    assert (found.difference, found.error) == pytest.approx((difference, error), nan_ok=True)
+
+
+def test_what_there_is_none_of_is_not_better():
+    assert decide(np.nan, np.nan, model="trvae", simple=None).method == "trvae"
+    assert decide(np.nan, np.nan, model=None, simple="mean_shift").method == "mean_shift"
 
 
 def test_a_simple_method_is_not_judged_against_itself():
-    """A judged latent_shift was its own baseline: it could never be better than itself."""
-    scores = {"latent_shift": 0.8, "mean_shift": 0.5}
-    assert verdict(scores, ceiling=0.9, method="latent_shift") == (
-        "use the model",
-        "effect R2 0.80 against 0.50 of mean_shift",
-    )
+    """A judged mean_shift was its own baseline: it could never be better than itself."""
+    scores = {"ceiling": 0.9, "mean_shift": 0.8, "context_shift": 0.5, "latent_shift": 0.9}
     table = verdicts(
-        make_results({"B": {"ceiling": 0.9, **scores}}, history=None), method="latent_shift"
+        make_results({"B": scores, "NK": {**scores, "mean_shift": 0.82}}, history=None),
+        method="mean_shift",
     )
-    assert table.loc[0, ["model", "best simple"]].tolist() == pytest.approx([0.8, 0.5])
-    assert table.loc[0, "advice"] == "use the model"
+    assert table["model"].tolist() == pytest.approx([0.8, 0.82])
+    assert table["best simple"].tolist() == [0.5, 0.5]
+    assert table["simple"].tolist() == ["context_shift", "context_shift"]
+    assert table["advice"].tolist() == ["use the model", "use the model"]
 
 
-def test_verdicts_take_the_best_output_and_the_mean_over_seeds():
-    results = make_results({"B": SCORES["B"]})
-    results = Results(results.run, [*results.records, record("trvae", "B", 0.6, seed=1)])
-    table = verdicts(results)
+def test_no_change_is_compared_with_where_nothing_else_is():
+    scores = {"trvae": 0.5, "no_change": 0.6, "mean_shift": 0.2}
+    row = verdicts(make_results({"B": scores}, history=None)).iloc[0]
+    assert (row["simple"], row["best simple"]) == ("mean_shift", 0.2)
+    del scores["mean_shift"]
+    row = verdicts(make_results({"B": scores}, history=None)).iloc[0]
+    assert (row["simple"], row["best simple"]) == ("no_change", 0.6)
+
+
+def with_seeds(scores):
+    """Return results of several seeds: by label and method a list of effect R2, one per seed."""
+    results = make_results({label: {"ceiling": 0.95} for label in scores}, notes=())
+    records = [
+        record(method, label, r2, seed=seed)
+        for label, methods in scores.items()
+        for method, by_seed in methods.items()
+        for seed, r2 in enumerate(by_seed)
+    ]
+    return Results(results.run, [*results.records, *records])
+
+
+def test_verdicts_take_the_output_fixed_in_advance_and_the_mean_over_seeds():
+    table = verdicts(with_seeds({"B": {"mean_shift": [0.6], "trvae": [0.8, 0.62]}}))
     assert table[["label", "source", "target"]].values.tolist() == [["B", "ctrl", "stim & more"]]
     row = table.iloc[0]
-    assert row["model"] == pytest.approx(0.7)  # of counts, mean of 0.8 and 0.6; delta has 0.6
+    assert row["model"] == pytest.approx(0.71)  # of delta; counts has 0.81
+    assert row["sd_seeds"] == pytest.approx(0.09 * np.sqrt(2))
     assert row["best simple"] == pytest.approx(0.6)
     assert row["ceiling"] == pytest.approx(0.95)
     assert (row["advice"], row["reason"]) == (
-        "use the model",
-        "effect R2 0.70 against 0.60 of mean_shift",
+        "use the model",  # 0.2 and 0.02: mean 0.11, standard error 0.09
+        "effect R2: the model 0.71, mean_shift 0.60 (difference +0.11, standard error 0.09)",
     )
+
+
+def test_errors_of_several_tasks_are_pooled_and_no_less_than_that_over_tasks():
+    """Leads over context_shift, with an output that is judged: by task two seeds, in B three."""
+    leads = {"B": [0.3, 0.34, 0.38], "NK": [-0.05, 0.05], "T": [0.02, 0.04]}
+    scores = {
+        label: {"context_shift": [0.5], "mean_shift": [0.4], "trvae": [0.5 + lead for lead in own]}
+        for label, own in leads.items()
+    }
+    over_tasks = stats.sem([np.mean(own) for own in leads.values()])
+    pooled = np.sqrt(np.mean([np.var(own, ddof=1) for own in leads.values()]))
+    assert pooled / np.sqrt(2) < over_tasks
+    table = verdicts(with_seeds(scores)).set_index("label")
+    assert table["advice"].to_dict() == {
+        "B": "use the model",
+        "NK": "too close to call",
+        "T": "too close to call",
+    }
+    assert set(table["simple"]) == {"context_shift"}
+    for reason in table["reason"]:
+        assert f"standard error {over_tasks:.2f}" in reason
+
+    wild = {
+        label: {**own, "trvae": [0.5 + lead for lead in by_seed]}
+        for (label, own), by_seed in zip(
+            scores.items(), ([0.1, 0.5, 0.9], [0.8, 0.2], [0.3, 0.6]), strict=True
+        )
+    }
+    spread = [np.var(by_seed, ddof=1) for by_seed in ([0.1, 0.5, 0.9], [0.8, 0.2], [0.3, 0.6])]
+    reasons = verdicts(with_seeds(wild)).set_index("label")["reason"]
+    for label, n in (("B", 3), ("NK", 2), ("T", 2)):
+        assert f"standard error {np.sqrt(np.mean(spread) / n):.2f}" in reasons[label]
+
+
+def test_with_one_seed_the_error_is_the_deviation_over_tasks():
+    leads = {"B": 0.3, "NK": 0.02, "T": 0.1}
+    scores = {k: {"mean_shift": [0.5], "trvae": [0.5 + lead]} for k, lead in leads.items()}
+    table = verdicts(with_seeds(scores)).set_index("label")
+    deviation = np.std(list(leads.values()), ddof=1)
+    assert 0.1 < deviation < 0.3
+    assert table["advice"].tolist() == ["use the model", *["too close to call"] * 2]
+    assert all(f"standard error {deviation:.2f}" in reason for reason in table["reason"])
+    assert table["sd_seeds"].isna().all()
+
+    alone = verdicts(with_seeds({"B": scores["B"]})).iloc[0]
+    assert alone["advice"] == "too close to call"
+    assert alone["reason"] == "effect R2: the model 0.80, mean_shift 0.50 (difference +0.30)"
 
 
 def test_verdicts_of_a_benchmark_that_is_still_running():
@@ -257,6 +361,8 @@ def test_verdicts_of_a_benchmark_that_is_still_running():
     assert verdicts(results)["label"].tolist() == ["B"]
     page = Page(report(results))
     assert [row[0] for row in page.tables[0]] == ["prediction", "B ctrl \u2192 stim & more"]
+    apart = {"B": {"trvae": 0.8}, "NK": {"mean_shift": 0.7}, "T": {"context_shift": 0.7}}
+    assert verdicts(make_results(apart))["best simple"].isna().all()
     alone = make_results({"B": {"trvae": 0.5}})
     row = verdicts(alone).iloc[0]
     assert row["advice"] == "use the model"
@@ -271,7 +377,7 @@ def test_the_model_to_judge():
     assert verdicts(results, method="paper")["model"].tolist() == pytest.approx([0.7])
     both = make_results({"B": {**scores, "trvae": 0.4}})
     assert verdicts(both)["model"].tolist() == pytest.approx([0.4])
-    with pytest.raises(ValueError, match=r"No method 'best' in the results; there are \['ceiling'"):
+    with pytest.raises(InputError, match=r"No method 'best' in the results; there are \['ceiling'"):
         verdicts(results, method="best")
 
 
@@ -313,24 +419,26 @@ def test_page_escapes_what_comes_from_the_data():
 
 
 def test_page_has_every_label_verdict_and_number():
-    page = Page(report(make_results()))
+    page = Page(report(make_results(n_vars=5678)))
     table = {row[0]: row[1:] for row in page.tables[0][1:]}
     assert table == {
         f"{EVIL} ctrl \u2192 stim & more": [
-            "do not trust: the hidden cells are too few or change too little to judge anything: one "
-            "half of them predicts the other with R2 0.30",
+            "do not trust: the hidden cells are too few, or change too little, to judge anything: even "
+            "a perfect prediction would have effect R2 0.25 (the model 0.20, mean_shift 0.10)",
             "0.20",
             "0.10",
-            "0.30",
+            "0.25",
         ],
         "B ctrl \u2192 stim & more": [
-            "use the model: effect R2 0.80 against 0.60 of mean_shift",
+            "use the model: effect R2: the model 0.80, mean_shift 0.60 (difference +0.20, standard "
+            "error 0.10)",
             "0.80",
             "0.60",
             "0.95",
         ],
         "NK ctrl \u2192 stim & more": [
-            "use mean_shift: it is as good: effect R2 0.70, the model 0.70",
+            "too close to call: effect R2: the model 0.70, mean_shift 0.70 (difference +0.01, standard "
+            "error 0.10)",
             "0.70",
             "0.70",
             "0.95",
@@ -347,13 +455,13 @@ def test_page_has_every_label_verdict_and_number():
         "no_change, delta",
     ]
     mean = np.mean([0.8, 0.705, 0.2])
-    assert methods["trvae, counts"] == [f"{mean * factor:.2f}" for factor in METRICS.values()]
+    assert methods["trvae, delta"] == [f"{mean * factor:.2f}" for factor in METRICS.values()]
     assert page.tables[1][0][1:] == [f"{m.replace('_', ' ')} ({g})" for m, g in METRICS]
     genes = page.tables[2]
     assert genes[0][1:] == ["real", "predicted"]
     assert len(genes) == 11
     assert "1,234 cells, 5,678 genes" in page.text
-    assert "2000 variable genes" in page.text
+    assert "for every task 2000 genes, normalisation" in " ".join(page.text.split())
     assert "torch 9.8.7" in page.text
     assert "12 fits, 18 minutes" in page.text
     assert "0123456789ab." in page.text
@@ -369,16 +477,29 @@ def test_page_without_a_history_has_no_training():
 def test_page_of_one_task_with_a_simple_method_judged():
     """A judged method that changes nothing has no correlation; the page shows it all the same."""
     text = report(make_results({"B": SCORES["B"]}), method="no_change")
-    assert "effect R2 0.60, the model 0.00" in Page(text).text
+    assert "too close to call: effect R2: the model 0.00, mean_shift 0.60" in Page(text).text
+
+
+def test_a_quick_look_is_called_one_on_top_of_the_page():
+    results = make_results(n_vars=5678)
+    told = "quick look (12 of 5678 genes)"
+    assert set(verdicts(results)["note"]) == {told}
+    text = report(results)
+    assert text.index(told) < text.index("<h2>Verdicts</h2>")
+    whole = make_results()  # all of 12 genes
+    assert set(verdicts(whole)["note"]) == {""}
+    assert "quick look" not in report(whole).lower()
+    short = [{**r, "epochs": [3, 400] if r["method"] == "trvae" else None} for r in whole.records]
+    assert "quick look (3 epochs, fewer than by default)" in report(Results(whole.run, short))
 
 
 def test_nothing_to_report():
-    with pytest.raises(ValueError, match="There are no results to report yet"):
+    with pytest.raises(InputError, match="There are no results to report yet"):
         report(Results(make_results().run, []))
     only = {k: v for k, v in SCORES["B"].items() if k != "trvae"}
-    with pytest.raises(ValueError, match=r"Only simple methods were run.*no model to judge"):
+    with pytest.raises(InputError, match=r"Only simple methods were run.*no model to judge"):
         report(make_results({"B": only}))
-    with pytest.raises(ValueError, match="No method 'best' in the results"):
+    with pytest.raises(InputError, match="No method 'best' in the results"):
         report(make_results(), method="best")
 
 
@@ -399,7 +520,7 @@ def test_predictions_are_listed_with_what_training_saw(trained):
 
     predicted.write_h5ad("predicted.h5ad")
     assert report(make_results(), [anndata.read_h5ad("predicted.h5ad")]) == text
-    with pytest.raises(ValueError, match=r"Not a prediction: uns\['trvae_sc'\]"):
+    with pytest.raises(InputError, match=r"Not a prediction: uns\['trvae_sc'\]"):
         report(make_results(), [AnnData(np.ones((2, 2)))])
     assert "trvae_sc" not in cells.uns
 

@@ -8,6 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import baselines
+from trvae_sc.errors import InputError
 from trvae_sc.evaluation import (
     Holdout,
     Keys,
@@ -47,6 +48,37 @@ def test_coverage_is_the_share_of_real_changes_of_mean_shares_in_the_interval(ta
     assert "interval_coverage" not in score(task, predicted)["metric"].tolist()
 
 
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix])
+def test_log_values_of_another_kappa_are_put_on_the_scale_of_the_task(convert, task):
+    """A prediction with the totals of other genes has another kappa; it was compared as it was."""
+    share = np.random.default_rng(0).uniform(0.0, 0.1, (5, 30))
+    share[0, 0] = 0.0
+    x = np.log1p(3.0 * task.kappa * share)
+    uns = {"scale": "log(1 + kappa * share)", "kappa": 3.0 * task.kappa}
+    predicted = AnnData(convert(x), var=task.train.var[[]], uns={"trvae_sc": uns})
+    found = predicted_log_values(task, predicted)
+    np.testing.assert_allclose(found, np.log1p(task.kappa * share), rtol=1e-6)
+    predicted.X = convert(-x)  # a shift can take values below 0
+    np.testing.assert_allclose(predicted_log_values(task, predicted), -found, rtol=1e-6)
+    uns["kappa"] = task.kappa
+    same = AnnData(convert(x), var=task.train.var[[]], uns={"trvae_sc": uns})
+    assert predicted_log_values(task, same) is same.X
+
+
+def test_predicted_counts_need_their_totals(task):
+    predicted = task.source.copy()
+    predicted.uns["trvae_sc"] = {"scale": "counts"}
+    half = predicted.copy()
+    half.obs["n_counts"] *= 2
+    share = np.expm1(predicted_log_values(task, predicted).toarray())
+    np.testing.assert_allclose(
+        np.expm1(predicted_log_values(task, half).toarray()), share / 2, rtol=1e-6
+    )
+    del predicted.obs["n_counts"]
+    with pytest.raises(InputError, match=r"lack their totals, predicted\.obs\['n_counts'\]"):
+        score(task, predicted)
+
+
 def test_exported_cells_are_the_scored_ones_beside_the_same_controls(task, tmp_path):
     predicted = baselines.mean_shift(task.train, task.source, target="stimulated", keys=task.keys)
     predicted.X[0, 0] = -0.5
@@ -74,7 +106,7 @@ def test_benchmark_exports_every_prediction(make_adata, tmp_path):
     written = [p.name for p in (tmp_path / "predictions").iterdir()]
     assert sorted(written) == sorted(f"{fit}-delta" for fit in fits)
     assert len(written) == 2
-    with pytest.raises(ValueError, match="needs a folder"):
+    with pytest.raises(InputError, match="needs a folder"):
         benchmark(adata, methods, [NK], **kwargs)
 
 

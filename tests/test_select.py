@@ -15,8 +15,16 @@ from scipy import sparse, stats
 
 import trvae_sc
 from trvae_sc import baselines, datasets, metrics
-from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, select, training_data
-from trvae_sc.evaluation._results import SIMPLICITY
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation import (
+    TOTAL_COLUMN,
+    Holdout,
+    Keys,
+    Results,
+    benchmark,
+    select,
+    training_data,
+)
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 SIMPLE = ["no_change", "mean_shift", "context_shift"]
@@ -53,10 +61,6 @@ def made(scores, *, metric="effect_r2", genes="top100"):
     return Results({}, records)
 
 
-def test_simplicity_is_the_order_of_the_simple_methods():
-    assert baselines.SIMPLE == SIMPLICITY
-
-
 def test_best_equals_a_computation_by_hand():
     """Leads of trvae over context_shift: 0.1, 0.2, 0.3: mean 0.2, deviation 0.1."""
     results = made(
@@ -64,19 +68,20 @@ def test_best_equals_a_computation_by_hand():
             "ceiling": [1.0, 1.0, 1.0],
             "mean_shift": [0.4, 0.3, 0.5],
             "context_shift": [0.5, 0.5, 0.5],
-            "trvae counts": [[0.5, 0.7], [0.8, 0.6], 0.8],
-            "trvae delta": [0.6, 0.6, 0.7],
+            "other": [0.6, 0.6, 0.7],
+            "trvae counts": [9.0, 9.0, 9.0],
+            "trvae delta": [[0.5, 0.7], [0.8, 0.6], 0.8],
         }
     )
     best = results.best()
-    assert (best.method, best.output) == ("trvae", "counts")
+    assert (best.method, best.output) == ("trvae", "delta")
     table = best.table
     assert table.columns.tolist() == [
         *["method", "output", "mean", "difference", "se", "wins", "n_tasks"]
     ]
     assert list(zip(table["method"], table["output"], strict=True)) == [
-        ("trvae", "counts"),
         ("trvae", "delta"),
+        ("other", "delta"),
         ("context_shift", "delta"),
         ("mean_shift", "delta"),
     ]
@@ -85,10 +90,32 @@ def test_best_equals_a_computation_by_hand():
     se = [0, stats.sem([0.0, 0.1, 0.1]), 0.1 / np.sqrt(3), stats.sem([0.2, 0.4, 0.3])]
     np.testing.assert_allclose(table["se"], se, atol=1e-12)
     assert table["n_tasks"].tolist() == [3] * 4
-    assert table["wins"].tolist()[2:] == [3, 3]
+    assert table["wins"].tolist() == [0, 2, 3, 3]
+    decision = best.decision
+    assert (decision.answer, decision.model, decision.simple) == ("model", "trvae", "context_shift")
+    assert decision.method == best.method
+    assert decision.difference == pytest.approx(0.2)
+    assert decision.error == pytest.approx(0.1 / np.sqrt(3))
 
 
-def test_what_is_not_better_by_more_than_the_standard_error_goes_to_the_simpler():
+def test_methods_are_compared_by_one_output_fixed_in_advance():
+    """The best of several outputs was taken, which is best by chance more often than a single one."""
+    results = made(
+        {
+            "mean_shift": [0.5, 0.5, 0.5],
+            "trvae counts": [0.8, 0.9, 0.8],
+            "trvae delta": [0.4, 0.3, 0.4],
+            "mine latent": [0.1, 0.1, 0.1],
+            "mine mean": [0.9, 0.9, 0.9],
+        }
+    )
+    best = results.best()
+    assert (best.method, best.output) == ("mean_shift", "delta")
+    found = dict(zip(best.table["method"], best.table["output"], strict=True))
+    assert found == {"mean_shift": "delta", "trvae": "delta", "mine": "latent"}  # the first it gave
+
+
+def test_what_is_not_better_by_more_than_the_standard_error_is_too_close_to_call():
     """Leads of 0.3, 0.3 and -0.3 have mean 0.1 and standard error 0.2; with 0.1 it is 0.233 and 0.067."""
     context = np.array([0.5, 0.6, 0.7])
     for last, chosen in ((-0.3, "context_shift"), (0.1, "trvae")):
@@ -96,23 +123,41 @@ def test_what_is_not_better_by_more_than_the_standard_error_goes_to_the_simpler(
         assert (lead.mean() > stats.sem(lead)) == (chosen == "trvae")
         results = made({"trvae": list(context + lead), "context_shift": list(context)})
         best = results.best()
-        assert best.method == chosen
+        assert best.method == best.decision.method == chosen
+        assert best.decision.answer == ("model" if chosen == "trvae" else "close")
+        assert best.decision.error == pytest.approx(stats.sem(lead))
         assert best.table["method"].tolist() == ["trvae", "context_shift"]  # by the mean
         difference = dict(zip(best.table["method"], best.table["difference"], strict=True))
         other = {"trvae": "context_shift", "context_shift": "trvae"}[chosen]
         assert difference[other] == pytest.approx(lead.mean() if chosen == "trvae" else -0.1)
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations([*SIMPLICITY, "my model"], 2)))
+def test_what_is_worse_by_more_than_the_standard_error_is_no_close_call():
+    """Leads of -0.3, -0.3 and 0.1 have mean -0.167 and standard error 0.133; with 0.3, -0.1 and 0.2."""
+    context = np.array([0.5, 0.6, 0.7])
+    for last, answer in ((0.1, "simple"), (0.3, "close")):
+        lead = np.array([-0.3, -0.3, last])
+        assert (lead.mean() < -stats.sem(lead)) == (answer == "simple")
+        best = made({"trvae": list(context + lead), "context_shift": list(context)}).best()
+        assert (best.method, best.decision.answer) == ("context_shift", answer)
+        assert best.decision.difference == pytest.approx(lead.mean())
+
+
+@pytest.mark.parametrize(
+    "pair", list(itertools.combinations([*baselines.SIMPLE, "latent_shift"], 2))
+)
 def test_ties_go_to_the_simpler(pair):
+    assert [*baselines.SIMPLE[:2], baselines.SIMPLE[-1]] == SIMPLE
     for names in (pair, pair[::-1]):
-        assert made({name: [0.25, 0.5, 0.75] for name in names}).best().method == pair[0]
+        best = made({name: [0.25, 0.5, 0.75] for name in names}).best()
+        assert best.method == pair[0]
+        assert best.decision.answer == ("close" if "latent_shift" in pair else "simple")
 
 
 def test_a_lead_as_large_as_its_standard_error_is_none():
     """Better on one of two tasks and equal on the other: mean and standard error are the same."""
-    results = made({"mean_shift": [0.3, 0.4], "trvae": [0.3, 0.9]})
-    assert results.best().method == "mean_shift"
+    best = made({"mean_shift": [0.3, 0.4], "trvae": [0.3, 0.9]}).best()
+    assert (best.method, best.decision.answer) == ("mean_shift", "close")
 
 
 def test_among_simple_methods_the_mean_decides_however_noisy():
@@ -128,6 +173,7 @@ def test_among_simple_methods_the_mean_decides_however_noisy():
     assert best.table["method"].tolist() == ["trvae", "mean_shift", "no_change"]
     assert best.table["difference"][0] == pytest.approx(0.4 - 1.3 / 3)
     assert best.method == "mean_shift"
+    assert best.decision.simple == "mean_shift"
 
 
 def test_of_models_that_are_better_the_mean_decides():
@@ -139,17 +185,31 @@ def test_of_models_that_are_better_the_mean_decides():
 
 def test_of_equally_simple_ones_the_mean_decides():
     scores = {"a": [0.5, 0.6], "b": [0.61, 0.51], "latent_shift mean": [0.5, 0.5]}
-    assert made(scores).best().method == "b"
+    best = made(scores).best()
+    assert (best.method, best.decision.answer, best.decision.simple) == ("b", "model", None)
     assert made({**scores, "b": [0.5, 0.6]}).best().method == "a"
 
 
 def test_a_single_task_speaks_for_no_model():
     scores = {"no_change": [0.0], "mean_shift": [0.3], "context_shift": [0.3], "trvae": [0.9]}
     best = made(scores).best()
-    assert best.method == "mean_shift"
+    assert (best.method, best.decision.answer) == ("mean_shift", "close")
     assert best.table["method"][0] == "trvae"
     assert best.table["se"].isna().all()
+    assert np.isnan(best.decision.error)
     assert made({"trvae": [0.9], "cvae": [0.8]}).best().method == "trvae"
+
+
+def test_with_a_single_task_seeds_tell_how_large_a_difference_is():
+    """Leads of 0.1, 0.3 and 0.5 by seed: mean 0.3, standard error 0.2 / sqrt(3)."""
+    simple = {"mean_shift": [0.3]}
+    best = made({**simple, "trvae": [[0.4, 0.6, 0.8]]}).best()
+    assert (best.method, best.decision.answer) == ("trvae", "model")
+    assert best.decision.difference == pytest.approx(0.3)
+    assert best.decision.error == pytest.approx(0.2 / np.sqrt(3))
+    best = made({**simple, "trvae": [[0.1, 0.3, 0.8]]}).best()
+    assert (best.method, best.decision.answer) == ("mean_shift", "close")
+    assert best.decision.error == pytest.approx(stats.sem([-0.2, 0.0, 0.5]))
 
 
 def test_seeds_are_averaged_and_tasks_shared():
@@ -199,18 +259,18 @@ def test_direction_of_metrics(case):
 
 
 def test_best_refuses():
-    with pytest.raises(ValueError, match="no method has finished a task yet"):
+    with pytest.raises(InputError, match="no method has finished a task yet"):
         made({}).best()
-    with pytest.raises(ValueError, match="no method has finished a task yet"):
+    with pytest.raises(InputError, match="no method has finished a task yet"):
         made({"ceiling": [1.0]}).best()
     results = made({"mean_shift": [0.5, ...], "trvae": [..., 0.5]})
-    with pytest.raises(ValueError, match=r"'mean_shift, delta': 1, 'trvae, delta': 1"):
+    with pytest.raises(InputError, match=r"'mean_shift': 1, 'trvae': 1"):
         results.best()
-    with pytest.raises(ValueError, match=r"Unknown metric 'accuracy'; choose one of \['"):
+    with pytest.raises(InputError, match=r"Unknown metric 'accuracy'; choose one of \['"):
         results.best("accuracy")
-    with pytest.raises(ValueError, match=r"Nothing was scored by 'mmd'; there are \['effect_r2'\]"):
+    with pytest.raises(InputError, match=r"Nothing was scored by 'mmd'; there are \['effect_r2'\]"):
         results.best("mmd")
-    with pytest.raises(ValueError, match=r"over genes 'all', but over \['top100'\]"):
+    with pytest.raises(InputError, match=r"over genes 'all', but over \['top100'\]"):
         results.best(genes="all")
 
 
@@ -260,6 +320,7 @@ def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
     assert selection["metric"] == "effect_r2"
     assert selection["n_tasks"] == 4
     assert selection["tasks"].tolist() == [f"type_{k}" for k in range(4)]
+    assert selection["answer"] == "simple"
     assert_same(predicted, on_all(baselines.mean_shift, adata, "type_4"))
     assert set(predicted.obs["cell_type"]) == {"type_4"}
     assert set(predicted.obs["condition"]) == {"stimulated"}
@@ -272,7 +333,7 @@ def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
     options = {"keys": KEYS, "n_top_genes": 50, "seeds": [0], "progress": False}
     expected = benchmark(adata, methods, tasks, **options).best()
     pd.testing.assert_frame_equal(selection["scores"], expected.table)
-    assert len(selection["scores"]) == 5
+    assert len(selection["scores"]) == 4
 
 
 def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
@@ -284,23 +345,26 @@ def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
         seen.append((label, seed, train.n_obs))
         real = (full.obs["cell_type"] == label) & (full.obs["condition"] == target)
         cells = full[real.to_numpy(), train.var_names].copy()
+        cells.obs["source_condition"] = "control"
+        cells.obs["source_cell"] = np.resize(source.obs_names, cells.n_obs)
         cells.uns["trvae_sc"] = {"scale": "counts", "notes": np.array(["Made up"], dtype=object)}
         return {
             "wrong": baselines.no_change(train, source, target=target, keys=keys),
-            "real": cells,
+            "delta": cells,
         }
 
     methods = {"mean_shift": baselines.mean_shift, "oracle": oracle}
     predicted = select(adata, "stimulated", methods=methods, seeds=(7, 3), **QUIET)
     selection = predicted.uns["trvae_sc"]["selection"]
-    assert (selection["method"], selection["output"]) == ("oracle", "real")
+    assert (selection["method"], selection["output"]) == ("oracle", "delta")
+    assert selection["answer"] == "model"
     scores = selection["scores"].set_index(["method", "output"])
-    assert scores.loc[("oracle", "real"), "mean"] == pytest.approx(1.0, abs=0.02)
+    assert scores.loc[("oracle", "delta"), "mean"] == pytest.approx(1.0, abs=0.02)
     assert scores.loc[("mean_shift", "delta"), "wins"] == 4
     assert len(seen) == 4 * 2 + 1
     assert seen[-1] == ("type_4", 7, adata.n_obs)
     assert {n for *_, n in seen[:-1]}.isdisjoint({adata.n_obs})
-    expected = on_all(oracle, adata, "type_4", seed=7)["real"]
+    expected = on_all(oracle, adata, "type_4", seed=7)["delta"]
     assert_same(predicted, expected)
     notes = predicted.uns["trvae_sc"]["notes"]
     assert notes[0] == "Made up"
@@ -308,12 +372,12 @@ def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
 
 
 def test_a_trained_model_predicts_what_it_predicts_alone(adata):
-    """Also of several labels at once, in counts."""
+    """Also of several labels at once."""
     lacking = without(adata, "type_3")
     predicted = select(lacking, "stimulated", methods={"trvae": trvae}, seeds=(5,), **QUIET)
     record = predicted.uns["trvae_sc"]
     output = record["selection"]["output"]
-    assert output in ("counts", "delta")
+    assert output == "delta"
     assert record["output"] == output
     assert_same(predicted, on_all(trvae, lacking, "type_3", "type_4", seed=5)[output])
     assert record["model_seed"] == 5
@@ -401,10 +465,13 @@ def test_no_method_gets_cells_of_what_is_predicted(full):
 
 
 class Counted:
-    """A method that notes its calls, and raises at one of them."""
+    """A method that notes its calls, and raises at one of them.
+
+    The newest object's notes are kept by the class: what an object holds tells methods apart.
+    """
 
     def __init__(self, fail_at=None):
-        self.calls, self.fail_at = [], fail_at
+        type(self).calls, type(self).fail_at = [], fail_at
 
     def __call__(self, train, source, *, target, keys, seed):
         self.calls.append((source.obs["cell_type"].iloc[0], seed))
@@ -413,6 +480,36 @@ class Counted:
         found = baselines.mean_shift(train, source, target=target, keys=keys)
         found.X += np.float32(0.001 * seed)
         return found
+
+
+def test_predictions_have_all_columns_of_the_source_cells_and_totals_of_all_genes(adata):
+    cells = adata.copy()
+    cells.obs["batch"] = pd.Categorical(np.array(["x", "y", "z"])[np.arange(cells.n_obs) % 3])
+    cells.obs["score"] = np.arange(cells.n_obs) / 7
+    cells.var["length"] = np.arange(cells.n_vars)
+    keys = KEYS._replace(total_counts_key=None)
+    predicted = select(cells, "stimulated", methods=["no_change"], **{**QUIET, "keys": keys})
+    source = cells[predicted.obs["source_cell"].to_numpy()]
+    assert predicted.obs_names.tolist() == [f"{name}_stimulated" for name in source.obs_names]
+    for name in ("cell_type", "batch", "score", "total_counts"):
+        assert predicted.obs[name].tolist() == source.obs[name].tolist()
+    assert predicted.obs["source_condition"].tolist() == source.obs["condition"].tolist()
+    np.testing.assert_allclose(predicted.obs[TOTAL_COLUMN], dense(source.X).sum(1))
+    assert predicted.var["length"].tolist() == cells.var["length"][predicted.var_names].tolist()
+
+
+def test_few_genes_or_epochs_are_called_a_quick_look(adata):
+    """Of 80 genes 50 are few; of epochs what is fewer than by default."""
+    methods = {"mean_shift": baselines.mean_shift, "trvae": trvae}
+    for n_top_genes, told in (
+        (50, "This was a quick look (50 of 80 genes, 1 epochs, fewer than by default)."),
+        (None, "This was a quick look (1 epochs, fewer than by default)."),
+    ):
+        options = {**QUIET, "n_top_genes": n_top_genes}
+        note = select(adata, "stimulated", methods=methods, **options).uns["trvae_sc"]["notes"][-1]
+        assert note.endswith(told)
+    whole = select(adata, "stimulated", methods=SIMPLE, **{**QUIET, "n_top_genes": None})
+    assert "quick look" not in whole.uns["trvae_sc"]["notes"][-1]
 
 
 def test_a_selection_that_was_stopped_goes_on(adata, tmp_path):
@@ -520,7 +617,7 @@ def test_levels_that_are_no_text_and_more_conditions(full):
     rows = (cells.obs["cell_type"] == 4) & (cells.obs["condition"] == 2)
     cells = cells[~rows.to_numpy()].copy()
     run = partial(select, cells, methods=["mean_shift"], **QUIET)
-    with pytest.raises(ValueError, match=r"Source None: .*of \['0', '1'\]"):
+    with pytest.raises(InputError, match=r"Source None: .*of \['0', '1'\]"):
         run(2)
     predicted = run("2", source=0)
     assert predicted.obs["condition"].unique().tolist() == [2]
@@ -559,17 +656,17 @@ def test_select_is_where_it_is_looked_for():
 
 
 BAD = {
-    "target": ({"target": "heated"}, ValueError, r"Unknown target 'heated'; conditions are \['con"),
-    "source": ({"source": "heated"}, ValueError, r"Source 'heated': .*of \['control'\]"),
-    "source is target": ({"source": "stimulated"}, ValueError, r"of \['control'\]"),
-    "label": ({"labels": ["type_9"]}, ValueError, r"Unknown labels \['type_9'\]; there are \['ty"),
-    "no label": ({"labels": []}, ValueError, r"Unknown labels \[\]"),
-    "methods": ({"methods": ["magic"]}, ValueError, r"Unknown methods \['magic'\]"),
-    "metric": ({"metric": "accuracy"}, ValueError, "Unknown metric 'accuracy'"),
-    "tasks": ({"max_tasks": 2}, ValueError, "max_tasks is 2; methods are compared on 3 or more"),
-    "seeds": ({"seeds": []}, ValueError, "No seeds"),
-    "labels_key": ({"keys": KEYS._replace(labels_key=None)}, ValueError, "need a labels_key"),
-    "column": ({"keys": KEYS._replace(condition_key="state")}, KeyError, "No column 'state'"),
+    "target": ({"target": "heated"}, InputError, r"Unknown target 'heated'; conditions are \['con"),
+    "source": ({"source": "heated"}, InputError, r"Source 'heated': .*of \['control'\]"),
+    "source is target": ({"source": "stimulated"}, InputError, r"of \['control'\]"),
+    "label": ({"labels": ["type_9"]}, InputError, r"Unknown labels \['type_9'\]; there are \['ty"),
+    "no label": ({"labels": []}, InputError, r"Unknown labels \[\]"),
+    "methods": ({"methods": ["magic"]}, InputError, r"Unknown methods \['magic'\]"),
+    "metric": ({"metric": "accuracy"}, InputError, "cannot be chosen by 'accuracy'; choose one"),
+    "tasks": ({"max_tasks": 2}, InputError, "max_tasks is 2; methods are compared on 3 or more"),
+    "seeds": ({"seeds": []}, InputError, "No seeds"),
+    "labels_key": ({"keys": KEYS._replace(labels_key=None)}, InputError, "need a labels_key"),
+    "column": ({"keys": KEYS._replace(condition_key="state")}, InputError, "No column 'state'"),
     "option": ({"n_job": 2}, TypeError, "n_job"),
 }
 
@@ -583,21 +680,21 @@ def test_select_refuses(case, adata):
 
 def test_select_refuses_data(full, adata):
     run = partial(select, methods=SIMPLE, **QUIET)
-    with pytest.raises(ValueError, match=r"nothing is missing\. To hide"):
+    with pytest.raises(InputError, match=r"nothing is missing\. To hide"):
         run(full, "stimulated")
     lacks = without(full, "type_4", condition="control")
-    with pytest.raises(ValueError, match=r"No cells of \['type_4'\] under 'control'"):
+    with pytest.raises(InputError, match=r"No cells of \['type_4'\] under 'control'"):
         run(lacks, "stimulated", labels="type_4")
     only = without(full, "type_0", "type_1", "type_2", "type_3")
-    with pytest.raises(ValueError, match=r"No label but those to predict \(type_4\) has cells"):
+    with pytest.raises(InputError, match=r"No label but those to predict \(type_4\) has cells"):
         run(only, "stimulated", labels="type_4")
     unnamed = adata.copy()
     unnamed.obs.loc[unnamed.obs_names[:3], "cell_type"] = np.nan
-    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is missing for 3 cells"):
+    with pytest.raises(InputError, match=r"obs\['cell_type'\] is missing \(NaN\) in 3 cells"):
         run(unnamed, "stimulated")
     logs = adata.copy()
     logs.X = logs.X.log1p()
-    with pytest.raises(ValueError, match="not counts"):
+    with pytest.raises(InputError, match="not counts"):
         run(logs, "stimulated")
 
 
@@ -676,7 +773,10 @@ BAD_COMMANDS = {
     "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
     "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
     "methods": ([*SETUP, "--target", "stimulated", "--methods", "magic"], "Unknown methods"),
-    "metric": ([*SETUP, "--target", "stimulated", "--metric", "magic"], "Unknown metric 'magic'"),
+    "metric": (
+        [*SETUP, "--target", "stimulated", "--metric", "magic"],
+        "cannot be chosen by 'magic'; choose",
+    ),
     "likelihood": (
         [*SETUP, "--target", "stimulated", "--gene-likelihood", "zinb"],
         "select compares methods under gene likelihood nb (counts) or normal",

@@ -18,9 +18,11 @@ import pytest
 import scvi
 import torch
 from anndata import AnnData
+from filelock import FileLock
 
 import trvae_sc
 from trvae_sc import TRVAE
+from trvae_sc.errors import InputError
 from trvae_sc.training import DataSplitter
 from trvae_sc.training._data import Batches
 from trvae_sc.training._plan import training_statistics, transfer_factor
@@ -349,7 +351,7 @@ def test_data_are_needed(fit):
     model = fit()
     model.save("saved")
     loaded = TRVAE.load("saved", adata=False)
-    with pytest.raises(ValueError, match="loaded without data: attach some"):
+    with pytest.raises(InputError, match="loaded without data: attach some"):
         loaded.train(max_epochs=1, **CPU)
 
 
@@ -370,7 +372,7 @@ def test_ctrl_c_leaves_a_usable_model_with_the_best_weights(fit, make_adata, int
     keep = Keep()
     callbacks = [keep, Spoil(2, 20.0), At(3, interrupt, "on_train_batch_end")]
     model = fit(train=False)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped in epoch 3; .* best epoch, 1,"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped in epoch 3 of 5; .* best epoch, 1,"):
         model.train(**STOPPING, callbacks=callbacks, **CPU)
     assert signal.getsignal(signal.SIGINT) is handler
     assert int(np.argmin(keep.elbo)) == 1
@@ -394,7 +396,7 @@ def test_ctrl_c_without_validation_leaves_the_latest_weights(fit):
 
     model = fit(train=False)
     with pytest.raises(
-        KeyboardInterrupt, match=r"stopped in epoch 2; .* weights of the latest step"
+        KeyboardInterrupt, match=r"stopped in epoch 2 of 5; .* weights of the latest step"
     ):
         model.train(**STEPS, callbacks=[At(2, stop)], **CPU)
     assert same(weights_of(model), latest[0])
@@ -443,7 +445,7 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(fit, name, hook):
 def test_checkpoints_do_not_change_the_result(fit):
     expected = fit(train=STEPS)
     assert_same_run(fit(train={**STEPS, "checkpoint_dir": Path("some") / "run"}), expected)
-    assert [p.name for p in Path("some/run").iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in Path("some/run").iterdir()) == [".lock", "last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -518,7 +520,22 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(fit, monke
     assert Path("run/last.tmp").exists()
     resumed = fit(train={**STEPS, "checkpoint_dir": "run"})
     assert_same_run(resumed, fit(train=STEPS))
-    assert [p.name for p in Path("run").iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in Path("run").iterdir()) == [".lock", "last.ckpt"]
+
+
+def test_a_folder_is_for_one_training_at_a_time(fit):
+    with FileLock("run/.lock"), pytest.raises(InputError, match="Another training uses run"):
+        fit(train={**STEPS, "checkpoint_dir": "run"})
+    assert_same_run(fit(train={**STEPS, "checkpoint_dir": "run"}), fit(train=STEPS))
+
+
+def test_a_run_that_could_not_start_leaves_the_folder_free(fit):
+    model = fit(train=False)
+    with pytest.raises(ValueError, match="Precision 'x' is invalid") as kept:
+        model.train(**STEPS, **CPU, checkpoint_dir="run", precision="x")
+    model.train(**STEPS, **CPU, checkpoint_dir="run")  # as in a notebook, which keeps the error
+    assert kept is not None
+    assert model.is_trained
 
 
 def test_another_run_is_not_resumed(fit, make_adata):
@@ -551,7 +568,7 @@ def test_another_run_is_not_resumed(fit, make_adata):
     tries += [{"adata": a, "train": base} for a in (changed, relabelled, renamed)]
     tries += [{"adata": make_adata(), "train": base, "setup": {"batch_key": "batch"}}]
     for arguments in tries:
-        with pytest.raises(ValueError, match=r"is of a run with other data or arguments\. Choose"):
+        with pytest.raises(InputError, match=r"is of a run with other data or arguments\. Choose"):
             fit(**arguments)
     assert Path("run/last.ckpt").read_bytes() == written
     fit(make_adata(), train={**base, "log_every_n_steps": 1, "logger": False})  # may differ
@@ -567,7 +584,7 @@ def test_long_lists_of_rows_tell_runs_apart(fit, make_adata):
         test = np.arange(middle, middle + 50)
         splits.append([np.setdiff1d(rows, test), np.array([], int), test])
     fit(adata, train={**train, "datasplitter_kwargs": {"external_indexing": splits[0]}})
-    with pytest.raises(ValueError, match="other data or arguments"):
+    with pytest.raises(InputError, match="other data or arguments"):
         fit(adata, train={**train, "datasplitter_kwargs": {"external_indexing": splits[1]}})
 
 

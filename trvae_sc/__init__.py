@@ -10,6 +10,7 @@ __version__ = version("trvae_sc")
 __all__ = [
     "PRESETS",
     "TRVAE",
+    "InputError",
     "__version__",
     "baselines",
     "datasets",
@@ -22,7 +23,12 @@ __all__ = [
     "select",
 ]
 
-_HOMES = {"TRVAE": "trvae_sc.model", "PRESETS": "trvae_sc.model", "select": "trvae_sc.evaluation"}
+_HOMES = {
+    "InputError": "trvae_sc.errors",
+    "PRESETS": "trvae_sc.model",
+    "TRVAE": "trvae_sc.model",
+    "select": "trvae_sc.evaluation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.errors import InputError
+from trvae_sc.levels import as_text, level_name
+
 _RIDGE = 0.3  # in units of the mean squared distance of a label's profile from the mean profile
 _ROWS = 4096  # of a matrix that may be in a file, summed at a time
 _STATE_RIDGE = 0.2  # the same where states teach too
@@ -67,7 +70,8 @@ def totals(adata: AnnData, keys: Keys) -> np.ndarray:
         return adata.obs[keys.total_counts_key].to_numpy(dtype=np.float64)
     x = values(adata, keys)
     starts = range(0, adata.n_obs, _ROWS)  # X may be in a file
-    sums = [np.asarray(x[i : i + _ROWS].sum(axis=1), np.float64).ravel() for i in starts]
+    # in float64, whatever the type: sums of float16 overflow, those of int8 wrap around
+    sums = [np.asarray(x[i : i + _ROWS].sum(axis=1, dtype=np.float64)).ravel() for i in starts]
     return np.concatenate(sums) if sums else np.zeros(0)
 
 
@@ -133,12 +137,12 @@ class Profiles(NamedTuple):
 
         Raises
         ------
-        ValueError
+        InputError
             There are none.
         """
         found = self.pairs(source, target)
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f"No label was measured under both {source!r} and {target!r}, so there is no shift "
                 f"to learn for {of!r}."
             )
@@ -146,7 +150,7 @@ class Profiles(NamedTuple):
 
     def pairs(self, source: Any, target: Any) -> Pairs | None:
         """Return what the labels with cells under both show, if any have."""
-        source, target = str(source), str(target)
+        source, target = level_name(source), level_name(target)
         labels = [lab for lab, c in self.mean if c == source and (lab, target) in self.mean]
         if not labels:
             return None
@@ -166,8 +170,8 @@ def profiles(train: AnnData, keys: Keys) -> Profiles:
 
 def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield the rows of each (label, condition) present, named as text."""
-    label = obs[keys.labels_key].astype(str) if keys.labels_key is not None else "all"
-    frame = pd.DataFrame({"label": label, "condition": obs[keys.condition_key].astype(str)})
+    label = as_text(obs[keys.labels_key]) if keys.labels_key is not None else "all"
+    frame = pd.DataFrame({"label": label, "condition": as_text(obs[keys.condition_key])})
     yield from frame.groupby(["label", "condition"], sort=True).indices.items()
 
 
@@ -176,7 +180,7 @@ def gene_means(x: Any) -> np.ndarray:
     return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
 
 
-def mean_shift(pairs: Pairs) -> np.ndarray:
+def weighted_mean_shift(pairs: Pairs) -> np.ndarray:
     """Return the mean shift of labels, with weights :func:`label_weights`, shape (n_genes,)."""
     return np.average(pairs.shifts, 0, label_weights(pairs.n_cells))
 
@@ -209,7 +213,7 @@ def ridge_shift(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
     Shape (n_genes,). The mean shift where there is one label, or labels that do not differ.
     """
     weight, shifts, states = label_weights(pairs.n_cells), pairs.shifts, pairs.states
-    mean, centre = mean_shift(pairs), np.average(pairs.profiles, 0, weight)
+    mean, centre = weighted_mean_shift(pairs), np.average(pairs.profiles, 0, weight)
     z_others, z = pairs.profiles - centre, profile - centre
     ridge = _RIDGE * np.average(np.square(z_others).sum(1), weights=weight) / weight
     if not ridge.all():

@@ -1,38 +1,54 @@
-"""Reading data in files, and writing files so that they are there completely or not at all."""
+"""Reading data in files, and writing files and folders so that they are there completely or not at all.
+
+What is written goes to a hidden folder beside its place, is flushed to the disk, and is moved into place
+in one step. A hidden folder that a killed process left is removed by the next one that writes there.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trvae_sc.errors import InputError
+
 if TYPE_CHECKING:  # anndata takes a second to import
     from anndata import AnnData
+
+_PREFIX = ".trvae_sc-"
+_REPLACED = "replaced"  # in a hidden folder: what was in the place before
+
+
+# -- reading ------------------------------------------------------------------------------------------
 
 
 def check_suffix(path: Path) -> None:
     """Raise where a path ends neither in ``.h5ad`` nor in ``.zarr``."""
     if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+        raise InputError(f"{path} is neither .h5ad nor .zarr.")
 
 
 def read(path: Path, *, backed: bool = False) -> AnnData:
-    """Read an h5ad or zarr file; with `backed` its X stays in the file.
+    """Read an h5ad or zarr file; with `backed` its X stays in the file, unless it is by column.
 
     Raises
     ------
-    FileNotFoundError
-        No such file.
-    ValueError
-        It is neither, or cannot be read.
+    InputError
+        No such file, it is neither, or it cannot be read.
     """
     if not path.exists():
-        raise FileNotFoundError(f"No file {path}.")
+        raise InputError(f"No file {path}.")
     check_suffix(path)
     import anndata
+
+    from trvae_sc.stored import is_by_column
 
     try:
         if path.suffix == ".h5ad":
@@ -40,12 +56,14 @@ def read(path: Path, *, backed: bool = False) -> AnnData:
         else:
             adata = _read_zarr_backed(path) if backed else anndata.read_zarr(path)
         if backed and adata.X is not None and adata.n_obs:
+            if is_by_column(adata.X):
+                return adata.to_memory() if adata.isbacked else anndata.read_zarr(path)
             adata.X[:1]  # shows now what the file lacks
         return adata
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(
             f"{path} cannot be read as {path.suffix[1:]} (damaged or incomplete?): {error}"
         ) from error
 
@@ -64,39 +82,274 @@ def _read_zarr_backed(path: Path) -> AnnData:
     return adata
 
 
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, of the same name, in a folder beside `path` that is then removed.
+# -- what may be replaced -------------------------------------------------------------------------------
 
-    What was written is in place once it is moved to `path`; the folder is of this call alone.
+
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a zarr store."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
+def check_target(
+    path: Path,
+    *,
+    overwrite: bool,
+    replaces: Callable[[Path], bool] | None = None,
+    kind: str = "file",
+    option: str = "overwrite=True",
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Raise where a result cannot be written, before any work; writes nothing.
+
+    Parameters
+    ----------
+    path
+        Where the result goes; a link is followed.
+    overwrite
+        Whether something of the same kind may be replaced.
+    replaces
+        Tells whether a folder is of the kind that is written, where that is a folder.
+    kind
+        What is written, in words.
+    option
+        What to pass to replace something.
+    inputs
+        Files and folders that the result is made from.
+
+    Raises
+    ------
+    InputError
+        Something of another kind is there, one of the inputs, or anything without `overwrite`; or
+        nothing can be written there.
     """
+    for given in inputs:
+        if path.exists() and given.exists() and path.samefile(given):
+            raise InputError(f"{path} is an input, and would be replaced. Choose another place.")
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to nothing. Remove it, or choose another place.")
+    if path.exists():
+        found = "file" if path.is_file() else "folder" if path.is_dir() else "device"
+        if found != ("file" if replaces is None else "folder"):
+            raise InputError(f"{path} is a {found}, and cannot be replaced by a {kind}.")
+        if not overwrite:
+            raise InputError(f"{path} exists. Pass {option} to replace it.")
+        if replaces is not None and Path.cwd().is_relative_to(path.resolve()):
+            raise InputError(
+                f"{path} is the current folder, which cannot be replaced. Name another."
+            )
+        if replaces is not None and not replaces(path):
+            raise InputError(f"{path} is a folder, but no {kind}: it is not replaced.")
+    there = next(folder for folder in path.resolve().parents if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, so {path} cannot be written.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written to.")
+
+
+# -- writing --------------------------------------------------------------------------------------------
+
+
+def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> None:
+    """Write an h5ad or zarr file, completely or not at all."""
+    import anndata
+
+    # files of newer versions of anndata have strings that older ones read but do not write unasked
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        if path.suffix == ".zarr":
+            write_folder(path, adata.write_zarr, overwrite=overwrite)
+        else:
+            write_file(path, lambda p: adata.write_h5ad(p, compression="gzip"), overwrite=overwrite)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a text file, completely or not at all."""
+    write_file(path, lambda p: p.write_text(text, encoding="utf-8"), overwrite=overwrite)
+
+
+def write_file(path: Path, write: Callable[[Path], Any], *, overwrite: bool) -> None:
+    """Call `write` with a path beside `path`, and move the file into place if it succeeds.
+
+    Raises
+    ------
+    InputError
+        A file is there and `overwrite` is False, also if it came meanwhile.
+    """
+    path = path.resolve()
+    with _beside(path) as temporary:
+        write(temporary)
+        _flush(temporary)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _move_to_free_place(temporary, path)
+        _flush(path.parent)
+
+
+def write_folder(
+    path: Path,
+    write: Callable[[Path], Any],
+    *,
+    overwrite: bool,
+    keep: bool = False,
+    drop: Sequence[str] = (),
+) -> None:
+    """Call `write` with a path beside `path`, and move the folder into place if it succeeds.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    write
+        Makes the folder at a path.
+    overwrite
+        Replace the folder that is there; otherwise it must not exist, or be empty.
+    keep
+        Keep what else is in the folder that is replaced ...
+    drop
+        ... but entries of these names.
+
+    Raises
+    ------
+    InputError
+        A folder is there and `overwrite` is False, also if it came meanwhile.
+    """
+    path = path.resolve()
+    with _beside(path) as temporary:
+        write(temporary)
+        if keep and path.is_dir():
+            _add_rest(path, temporary, drop)
+        for file in temporary.rglob("*"):
+            _flush(file)
+        if overwrite and path.exists():
+            _exchange(temporary, path)
+        else:
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if not path.exists():
+                    raise
+                raise InputError(f"{path} exists; it was made meanwhile.") from error
+        _flush(path.parent)
+
+
+def _add_rest(old: Path, new: Path, drop: Sequence[str]) -> None:
+    """Add to a folder what is in another one under names it does not have; by links where it can be."""
+    for entry in old.iterdir():
+        if entry.name in drop or (new / entry.name).exists():
+            continue
+        if entry.is_dir():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(entry, new / entry.name)
+
+
+def _link_or_copy(source: Any, target: Any) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _move_to_free_place(temporary: Path, path: Path) -> None:
+    """Move a file to where none is, in one step."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise InputError(f"{path} exists; it was made meanwhile.") from error
+    except OSError:  # a file system without hard links
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError as error:
+            raise InputError(f"{path} exists; it was made meanwhile.") from error
+        temporary.replace(path)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two folders change places: in one step where the system can, else the old one is kept aside."""
+    if _rename_exchange(new, old):
+        return
+    aside = new.parent / _REPLACED
+    aside.mkdir()
+    old.rename(aside / old.name)
+    try:
+        new.rename(old)
+    except OSError:
+        (aside / old.name).rename(old)
+        raise
+
+
+def _rename_exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths with the system's own call; return whether it has one that works here."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and not rename(here, os.fsencode(a), here, os.fsencode(b), exchange)
+
+
+def _flush(path: Path) -> None:
+    """Write a file, or the entries of a folder, to the disk."""
+    if not path.is_dir() and not path.is_file():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # folders cannot be everywhere
+        if path.is_file():
+            raise
+    finally:
+        os.close(handle)
+
+
+# -- hidden folders -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, of the same name, in a folder beside `path` that is then removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".", dir=path.parent))
+    remove_left_over(path.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_host()}-{os.getpid()}-", dir=path.parent))
     try:
         yield folder / path.name
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a path beside `path`, and move the result into place if it succeeds."""
-    path = path.resolve()
-    with beside(path) as temporary:
-        write(temporary)
-        if path.is_dir():
-            path.rename(temporary.with_name("replaced"))
-        temporary.replace(path)
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a folder in the system's place for temporary files, which is then removed."""
+    with _beside(Path(tempfile.gettempdir()) / "scratch") as folder:
+        folder.mkdir()
+        yield folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, completely or not at all."""
-    with beside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+def _host() -> str:
+    """Return the name of this machine, as far as it can be part of a file name."""
+    return "".join(c for c in socket.gethostname() if c.isalnum())
 
 
-def move_files(source: Path, target: Path) -> None:
-    """Move the files of a folder into another, made if missing; whatever else is there stays."""
-    target.mkdir(exist_ok=True)
-    for written in source.iterdir():
-        written.replace(target / written.name)
+def remove_left_over(parent: Path) -> None:
+    """Remove hidden folders of processes of this machine that no longer run.
+
+    What they had moved aside and not replaced yet goes back to its place.
+    """
+    for folder in parent.glob(f"{_PREFIX}{_host()}-*"):
+        pid = folder.name.removeprefix(f"{_PREFIX}{_host()}-").split("-")[0]
+        if not pid.isdigit() or _runs(int(pid)):
+            continue
+        for old in (folder / _REPLACED).glob("*"):
+            if not (parent / old.name).exists():
+                old.rename(parent / old.name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.model import TRVAE
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ def model_card(
 
     Raises
     ------
-    ValueError
+    InputError
         The model is not trained.
     """
     if not model.is_trained:
-        raise ValueError("The model is not trained: there is nothing to share. Run model.train().")
+        raise InputError("The model is not trained: there is nothing to share. Run model.train().")
     cited = [f"- {text}" for text in references]
     parts = [
         _header(model, license_info),
@@ -108,18 +109,18 @@ def hub_model(
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         ``huggingface_hub`` is not installed.
-    FileExistsError
+    InputError
         The folder exists, without `overwrite`.
     """
     try:
         from huggingface_hub import ModelCard
         from scvi import hub
     except ImportError as error:
-        raise ImportError("Sharing models needs huggingface_hub: pip install trvae_sc[hub].") from (
-            error
-        )
+        raise MissingExtraError(
+            "Sharing models needs huggingface_hub: pip install trvae_sc[hub]."
+        ) from (error)
     card = model_card(
         model,
         results,
@@ -127,11 +128,12 @@ def hub_model(
         description=description,
         references=references,
     )
-    if Path(folder).exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists. Choose another, or pass overwrite=True.")
     model.save(folder, save_anndata=save_anndata, overwrite=overwrite)
-    metadata = hub.HubMetadata.from_dir(
-        str(folder), anndata_version=version("anndata"), model_parent_module="trvae_sc"
+    metadata = hub.HubMetadata(
+        scvi_version=version("scvi-tools"),
+        anndata_version=version("anndata"),
+        model_cls_name=type(model).__name__,
+        model_parent_module="trvae_sc",
     )
     shared = hub.HubModel(str(folder), metadata=metadata, model_card=ModelCard(card))
     shared.save(overwrite=True)

@@ -5,43 +5,93 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trvae_sc.cli._parser import make_parser
-
-_BAD_INPUT = (
-    ValueError,
-    KeyError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+from trvae_sc.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a subcommand and return its exit code.
+
+    0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143 terminated.
+    """
     args = make_parser().parse_args(argv, argparse.Namespace(stdout=sys.stdout))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("lightning", "scvi", "matplotlib", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    stops: list[int] = []
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # progress bars: stdout is for results
+        # progress bars go to stderr: stdout is for results
+        with _terminable(stops), contextlib.redirect_stdout(sys.stderr):
             args.run(args)
         return 0
-    except _BAD_INPUT as error:
-        _complain(error.args[0] if isinstance(error, KeyError) else error)
+    except InputError as error:
+        _complain(in_words_of_options(str(error), args))
         return 2
-    except (OSError, RuntimeError, FloatingPointError) as error:
-        _complain(error)
-        return 1
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "interrupted")
-        return 130
+        return 143 if stops else 130
+    except MemoryError as error:
+        _complain(f"out of memory. {error}")
+        return 1
+    except (OSError, FloatingPointError) as error:
+        _complain(error)
+        return 1
+    except Exception as error:  # noqa: BLE001  (the last resort: nothing raw is shown)
+        _complain(
+            f"{type(error).__name__}: {error}. This is a bug of trvae_sc, not of your input. Please "
+            f"report it with {_traceback_file()}."
+        )
+        return 1
+
+
+@contextlib.contextmanager
+def _terminable(stops: list[int]) -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_words_of_options(message: str, args: argparse.Namespace) -> str:
+    """Return a message with arguments of Python, ``name='value'``, written as options."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.group(1), (found.group(2) or "").strip("'\"")
+        if name == "overwrite":
+            return "--force"
+        if name not in vars(args):
+            return found.group(0)
+        return f"--{name.replace('_', '-')}{' ' if value else ''}{value}"
+
+    return re.sub(r"\b([a-z][a-z_]*)=('[^']*'|\"[^\"]*\"|[\w.]+)?", option, message)
+
+
+def _traceback_file() -> str:
+    """Return a file with the traceback of the error that is handled."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="trvae-sc-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def _complain(message: Any) -> None:

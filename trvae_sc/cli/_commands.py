@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.files import beside, check_suffix, move_files, read, write_atomically, write_text
+from trvae_sc.errors import InputError
+from trvae_sc.files import (
+    check_suffix,
+    check_target,
+    is_zarr,
+    read,
+    write_anndata,
+    write_folder,
+    write_text,
+)
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -19,7 +27,7 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
     from trvae_sc.expression import Keys
     from trvae_sc.model import TRVAE
 
-_SETUP = "trvae_sc.json"
+_DEMO = ("predicted.h5ad", "effect.png", "report.html")
 
 
 def _quiet() -> None:
@@ -32,26 +40,18 @@ def _quiet() -> None:
 # -- reading and writing ----------------------------------------------------------------------------
 
 
-def _check_output(path: Path, *, force: bool, is_folder: bool) -> None:
+def _check_output(
+    path: Path,
+    *,
+    force: bool,
+    kind: str = "file",
+    replaces: Callable[[Path], bool] | None = None,
+    inputs: Sequence[Path] = (),
+) -> None:
     """Raise if a result could not be written, before any work starts; writes nothing."""
-    if path.exists() and path.is_dir() != is_folder:
-        found, wanted = ("file", "folder") if is_folder else ("folder", "file")
-        raise FileExistsError(f"{path} is a {found}; --out needs a {wanted}.")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists. Pass --force to replace it.")
-    there = next(folder for folder in path.resolve().parents if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{there} is a file, so {path} cannot be written.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{there} cannot be written to.")
-
-
-def _fill_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a folder beside `path`, and move its files into `path` if it succeeds."""
-    path = path.resolve()
-    with beside(path) as temporary:
-        write(temporary)
-        move_files(temporary, path)
+    check_target(
+        path, overwrite=force, kind=kind, replaces=replaces, option="--force", inputs=inputs
+    )
 
 
 def _check_accelerator(name: str) -> None:
@@ -62,19 +62,7 @@ def _check_accelerator(name: str) -> None:
     try:
         parse_device_args(accelerator=name, return_device="torch")
     except (ValueError, ImportError, MisconfigurationException) as error:
-        raise ValueError(f"--accelerator {name} cannot be used: {error}") from error
-
-
-def _write(adata: AnnData, path: Path) -> None:
-    """Write an h5ad or zarr file, completely or not at all."""
-    import anndata
-
-    # files of newer versions of anndata have strings that older ones read but do not write unasked
-    with anndata.settings.override(allow_write_nullable_strings=True):
-        if path.suffix == ".zarr":
-            write_atomically(path, adata.write_zarr)
-        else:
-            write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))
+        raise InputError(f"--accelerator {name} cannot be used: {error}") from error
 
 
 # -- subcommands --------------------------------------------------------------------------------------
@@ -82,7 +70,7 @@ def _write(adata: AnnData, path: Path) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Simulate, train, predict a hidden combination and score it."""
-    _check_output(args.out, force=args.force, is_folder=True)
+    _check_output(args.out, force=args.force, kind="demo", replaces=_is_demo)
     from trvae_sc import demo
 
     def write(folder: Path) -> None:
@@ -90,21 +78,27 @@ def run_demo(args: argparse.Namespace) -> None:
         print(table.round(2).to_string(), file=args.stdout)
 
     _quiet()
-    _fill_atomically(args.out, write)
-    print(f"\nWrote predicted.h5ad, effect.png and report.html to {args.out}/", file=args.stdout)
+    write_folder(args.out, write, overwrite=args.force)
+    print(f"\nWrote {', '.join(_DEMO[:-1])} and {_DEMO[-1]} to {args.out}/", file=args.stdout)
+
+
+def _is_demo(folder: Path) -> bool:
+    """Return whether a folder holds nothing but files of a demo."""
+    return all(entry.name in _DEMO for entry in folder.iterdir())
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
-    _check_output(args.out, force=args.force, is_folder=True)
+    force = args.force or _is_unfinished(args.out)
+    _check_output(args.out, force=force, kind="model", replaces=lambda _: True, inputs=[args.file])
     if args.n_top_genes < 0:
-        raise ValueError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
+        raise InputError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
     adata = read(args.file)
     from trvae_sc import PRESETS, TRVAE
     from trvae_sc.evaluation import parse_holdouts, training_data
 
     if args.preset not in PRESETS:
-        raise ValueError(f"Unknown preset '{args.preset}'; there are {list(PRESETS)}.")
+        raise InputError(f"Unknown preset '{args.preset}'; there are {list(PRESETS)}.")
     likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
     keys = _keys(args, is_count=likelihood in ("nb", "zinb", "poisson"))
     _quiet()
@@ -126,11 +120,23 @@ def run_train(args: argparse.Namespace) -> None:
         )
     finally:
         if model.is_trained:  # also after Ctrl-C
-            _save_model(model, args)
+            _save_model(model, args, force=force)
 
 
-def _save_model(model: TRVAE, args: argparse.Namespace) -> None:
-    """Write a model and what it was trained on, and print the latter."""
+def _is_unfinished(folder: Path) -> bool:
+    """Return whether a folder holds a model whose training was interrupted: the same command goes on."""
+    if not (folder / "model.pt").is_file():
+        return False
+    from trvae_sc.model_file import read_model
+
+    try:
+        return bool(read_model(folder, None).attributes["training_"]["interrupted"])
+    except (InputError, LookupError, TypeError):  # no model of ours
+        return False
+
+
+def _save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
+    """Write a model with what it was trained on, and print the latter."""
     record = {
         "file": str(args.file),
         "holdouts": args.holdout,
@@ -138,13 +144,10 @@ def _save_model(model: TRVAE, args: argparse.Namespace) -> None:
         "n_genes": model.adata.n_vars,
         "total_counts_key": args.total_counts_key,
     }
-
-    def write(folder: Path) -> None:
-        model.save(folder)
-        (folder / _SETUP).write_text(json.dumps(record, indent=2))
-
-    _fill_atomically(args.out, write)
-    print(json.dumps({"model": str(args.out), **record}), file=args.stdout)
+    model.trained_on_ = record
+    # checkpoints may have made the folder meanwhile
+    model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
+    print(json.dumps({"model": str(args.out), **record, **model.training_}), file=args.stdout)
 
 
 def _keys(args: argparse.Namespace, *, is_count: bool) -> Keys:
@@ -163,12 +166,11 @@ def _keys(args: argparse.Namespace, *, is_count: bool) -> Keys:
 
 def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     """Raise where a file cannot be trained on, before genes are chosen."""
+    from trvae_sc.checks import check_columns, check_values
     from trvae_sc.expression import totals, values
-    from trvae_sc.model import check_columns
-    from trvae_sc.model._setup import check_values
 
     if getattr(args, "holdout", None) and args.labels_key is None:
-        raise ValueError("--holdout needs --labels-key.")
+        raise InputError("--holdout needs --labels-key.")
     check_columns(adata, keys.condition_key, **keys.further())
     check_values(
         values(adata, keys),
@@ -183,26 +185,20 @@ def run_predict(args: argparse.Namespace) -> None:
     _check_prediction_file(args)
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
-    from trvae_sc.evaluation import TOTAL_COLUMN, with_totals
-    from trvae_sc.expression import Keys
 
     _quiet()
     _check_accelerator(args.accelerator)
     model = TRVAE.load(args.model, adata=False, accelerator=args.accelerator)
     setup = model.registry["setup_args"]
     if setup["layer"] is not None and setup["layer"] not in adata.layers:
-        raise KeyError(
+        raise InputError(
             f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
         )
-    if setup["total_counts_key"] == TOTAL_COLUMN and _sums_totals(args.model, adata):
-        adata, _ = with_totals(adata, Keys(setup["condition_key"], layer=setup["layer"]))
-    names = {str(condition): condition for condition in model.conditions}
-    labels = None if args.labels is None else _as_labels(adata, setup["labels_key"], args.labels)
     predicted = model.predict(
         adata,
-        target=names.get(args.target, args.target),
-        source=None if args.source is None else names.get(args.source, args.source),
-        labels=labels,
+        target=args.target,
+        source=args.source,
+        labels=args.labels,
         output=args.output,
         n_samples=args.n_samples,
         seed=args.seed,
@@ -215,12 +211,19 @@ def run_predict(args: argparse.Namespace) -> None:
 def _check_prediction_file(args: argparse.Namespace) -> None:
     """Raise if a prediction could not be written."""
     check_suffix(args.out)
-    _check_output(args.out, force=args.force, is_folder=args.out.suffix == ".zarr")
+    zarr = args.out.suffix == ".zarr"
+    _check_output(
+        args.out,
+        force=args.force,
+        kind="zarr store" if zarr else "file",
+        replaces=is_zarr if zarr else None,
+        inputs=[args.file],
+    )
 
 
 def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
     """Write a prediction, and print its notes and a record of it."""
-    _write(predicted, args.out)
+    write_anndata(predicted, args.out, overwrite=args.force)
     _tell_prediction(predicted, args, **more)
 
 
@@ -232,31 +235,12 @@ def _tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) 
     print(json.dumps(record), file=args.stdout)
 
 
-def _sums_totals(folder: Path, adata: AnnData) -> bool:
-    """Return whether training summed the totals itself, so that a column of that name is not used."""
-    from trvae_sc.evaluation import TOTAL_COLUMN
-
-    file = folder / _SETUP
-    record = json.loads(file.read_text()) if file.exists() else {}
-    return record.get("total_counts_key", TOTAL_COLUMN) is None or TOTAL_COLUMN not in adata.obs
-
-
-def _as_labels(adata: AnnData, labels_key: str | None, texts: list[str]) -> list[Any]:
-    """Return labels as the values they have in the file."""
-    if labels_key is None:
-        return texts
-    if labels_key not in adata.obs:
-        raise KeyError(f"No column '{labels_key}' in obs, so --labels cannot be chosen.")
-    names = {str(label): label for label in adata.obs[labels_key].unique()}
-    return [names.get(text, text) for text in texts]
-
-
 def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
     """Return where a file holds what, for a command that compares methods."""
     if args.labels_key is None:
-        raise ValueError(f"{command} needs --labels-key.")
+        raise InputError(f"{command} needs --labels-key.")
     if args.gene_likelihood not in (None, "nb", "normal"):
-        raise ValueError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
+        raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
     return _keys(args, is_count=args.gene_likelihood != "normal")
 
 
@@ -264,7 +248,7 @@ def run_select(args: argparse.Namespace) -> None:
     """Choose a method, predict with it and write the cells."""
     _check_prediction_file(args)
     if args.folder is not None:
-        _check_output(args.folder, force=True, is_folder=True)
+        _check_output(args.folder, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import select
 
@@ -293,9 +277,14 @@ def run_select(args: argparse.Namespace) -> None:
     _write_prediction(predicted, args, **record)
 
 
+def _is_results(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds results of a benchmark."""
+    return (folder / "run.json").is_file() or not any(folder.iterdir())
+
+
 def run_benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
-    _check_output(args.out, force=True, is_folder=True)
+    _check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts, subsample
 
@@ -333,13 +322,13 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 def run_report(args: argparse.Namespace) -> None:
     """Write results as an HTML page."""
-    _check_output(args.out, force=args.force, is_folder=False)
+    _check_output(args.out, force=args.force, inputs=args.predictions)
     from trvae_sc.evaluation import Results
     from trvae_sc.report import report, verdicts, write_report
 
     results = Results.load(args.results)
     text = report(results, [read(path) for path in args.predictions], method=args.method)
-    write_report(args.out, text)
+    write_report(args.out, text, overwrite=args.force)
     table = verdicts(results, method=args.method)
     record = {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))}
     print(json.dumps(record), file=args.stdout)

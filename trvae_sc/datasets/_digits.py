@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
+
 _WHITE = 16.0  # largest value of a pixel
 
 
@@ -52,7 +54,7 @@ def digits(
 
     Raises
     ------
-    ValueError
+    InputError
         An unknown style, one named twice, or none.
 
     References
@@ -70,7 +72,7 @@ def digits(
     drawn_by = _drawings()
     unknown = [style for style in styles if style not in drawn_by]
     if unknown or not styles or len(set(styles)) < len(styles):
-        raise ValueError(
+        raise InputError(
             f"styles are {list(styles)}; name one or more of {list(drawn_by)}, each once."
         )
     source = load_digits()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trvae_sc.datasets._load import data_folder
+from trvae_sc.errors import InputError
 from trvae_sc.files import write_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
     ------
     ConnectionError
         The file could not be downloaded; the message says where to put it by hand.
-    ValueError
+    InputError
         The file is damaged.
     """
     import pooch
@@ -70,7 +71,7 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
         except requests.RequestException as error:
             raise ConnectionError(f"Cannot download {url}: {error}. {by_hand}.") from error
         except ValueError as error:
-            raise ValueError(f"The download of {url} is damaged: {error} {by_hand}.") from error
+            raise InputError(f"The download of {url} is damaged: {error} {by_hand}.") from error
         if known_hash is None:
             _record(path, pooch.file_hash(str(path)))
     return path
@@ -99,7 +100,7 @@ class _Resuming:
         damage = _damage(self.part)
         if damage is not None:
             self.part.unlink()
-            raise ValueError(f"{damage}.")
+            raise InputError(f"{damage}.")
         self.part.replace(output_file)
 
     def _receive(self, response: Response, done: int) -> None:
@@ -154,12 +155,12 @@ def _verify(path: Path, known_hash: str | None) -> None:
     if known_hash is None and not record.is_file():  # put there by hand
         damage = _damage(path)
         if damage is not None:
-            raise ValueError(f"{damage}. Remove {path} and get it again.")
+            raise InputError(f"{damage}. Remove {path} and get it again.")
         _record(path, found)
         return
     expected = known_hash or record.read_text(encoding="utf-8").split()[0]
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{path} has sha256 {found}, and should have {expected}. Remove it"
             + (f" and {record.name}" if known_hash is None else "")
             + " to get it again."

@@ -8,6 +8,8 @@ from pathlib import Path
 import anndata
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
+
 VARIABLE = "TRVAE_SC_DATA"
 _SUFFIX = ".h5ad"
 
@@ -27,7 +29,7 @@ def load(name: str | os.PathLike[str]) -> AnnData:
 
     Raises
     ------
-    FileNotFoundError
+    InputError
         No such file; the message lists the files that are there.
 
     Examples
@@ -46,14 +48,14 @@ def load(name: str | os.PathLike[str]) -> AnnData:
         if candidate.is_file():
             return anndata.read_h5ad(candidate)
     if folder is None:
-        raise FileNotFoundError(
+        raise InputError(
             f"No file '{with_suffix}'. Give the path of an h5ad file, or set the environment "
             f"variable {VARIABLE} to the folder that holds '{with_suffix.name}'."
         )
     if not folder.exists():
-        raise FileNotFoundError(f"{VARIABLE} is '{folder}', which does not exist.")
+        raise InputError(f"{VARIABLE} is '{folder}', which does not exist.")
     found = sorted(file.name for file in folder.glob(f"*{_SUFFIX}"))
-    raise FileNotFoundError(f"No '{with_suffix}' in {folder} ({VARIABLE}); there are {found}.")
+    raise InputError(f"No '{with_suffix}' in {folder} ({VARIABLE}); there are {found}.")
 
 
 def data_folder() -> Path | None:
@@ -63,5 +65,5 @@ def data_folder() -> Path | None:
         return None
     folder = Path(named).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{VARIABLE} is '{folder}', which is no folder. Name a folder.")
+        raise InputError(f"{VARIABLE} is '{folder}', which is no folder. Name a folder.")
     return folder

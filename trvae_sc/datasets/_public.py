@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.datasets._download import fetch
+from trvae_sc.errors import InputError
 
 _GEO = "https://ftp.ncbi.nlm.nih.gov/geo"
 _KANG_SERIES = f"{_GEO}/series/GSE96nnn/GSE96583/suppl"
@@ -64,7 +65,7 @@ def kang18(
     ------
     ConnectionError
         A file could not be downloaded; the message says where to put it by hand.
-    ValueError
+    InputError
         A file is damaged, or files disagree with each other.
 
     References
@@ -113,7 +114,7 @@ def _kang_arm(
     counts = sparse.csr_matrix(mmread(matrix, spmatrix=False).T, dtype=np.float32)
     barcodes = pd.read_csv(listed, sep="\t", header=None, dtype=str)[0]
     if counts.shape != (len(barcodes), n_genes):
-        raise ValueError(
+        raise InputError(
             f"{matrix.name} has {counts.shape[0]} cells x {counts.shape[1]} genes, but {listed.name} "
             f"has {len(barcodes)} cells and {files['genes'].name} {n_genes} genes."
         )
@@ -121,7 +122,7 @@ def _kang_arm(
     # R appended a digit to the second occurrence of barcodes that both conditions have
     barcode = cells.index.where(cells.index.isin(barcodes), cells.index.str[:-1])
     if not barcode.is_unique or set(barcode) != set(barcodes):
-        raise ValueError(
+        raise InputError(
             f"{files['annotation'].name} has {len(cells)} cells with stim '{arm}', "
             f"{barcode.isin(barcodes).sum()} of which are among the {len(barcodes)} of {listed.name}; "
             "each must be there once."
@@ -153,7 +154,7 @@ def haber17(*, progress: bool = True) -> AnnData:
     ------
     ConnectionError
         The file could not be downloaded; the message says where to put it by hand.
-    ValueError
+    InputError
         The file is damaged, or names a cell in another way than expected.
 
     References
@@ -176,7 +177,7 @@ def haber17(*, progress: bool = True) -> AnnData:
         if len(parts) < 4 or parts[2] not in _HABER_CONDITIONS
     ]
     if strange or not names.is_unique:
-        raise ValueError(
+        raise InputError(
             f"{path.name} has columns {strange[:3]}; expected unique ones as "
             f"'B1_AAACATACCACAAC_Control_Stem', with a condition of {list(_HABER_CONDITIONS)}."
         )

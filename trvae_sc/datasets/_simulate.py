@@ -9,6 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.errors import InputError
+
 _N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
 _SHARE_RESPONDING = 0.15
 
@@ -76,7 +78,7 @@ def simulate(
 
     Raises
     ------
-    ValueError
+    InputError
         Fewer cells than combinations, or a share outside 0 to 1.
 
     Examples
@@ -85,9 +87,9 @@ def simulate(
     >>> train = adata[~((adata.obs.cell_type == "type_0") & (adata.obs.condition == "stimulated"))]
     """
     if not 0 <= specificity <= 1:
-        raise ValueError(f"specificity is {specificity}; it is a share from 0 to 1.")
+        raise InputError(f"specificity is {specificity}; it is a share from 0 to 1.")
     if n_cells < n_labels * len(conditions):
-        raise ValueError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
+        raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
     rng = np.random.default_rng(seed)
     programs = rng.normal(0.0, 0.6, (_N_PROGRAMS, n_genes)) * (rng.random(n_genes) < 0.5)
     position = rng.normal(0.0, 1.0, (n_labels, _N_PROGRAMS))

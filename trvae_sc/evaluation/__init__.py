@@ -1,11 +1,14 @@
 """Held-out combinations: what a method would have scored on cells it never saw."""
 
+from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.evaluation._benchmark import benchmark
+from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
 from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import (
     N_TOP,
-    ceiling,
+    SCORED,
     export_cells,
     gene_table,
     interval_table,
@@ -14,23 +17,22 @@ from trvae_sc.evaluation._scores import (
 )
 from trvae_sc.evaluation._select import select
 from trvae_sc.evaluation._tasks import (
-    TOTAL_COLUMN,
     Task,
     check_counts,
     check_leaks,
-    looks_like_counts,
     prepare_task,
     subsample,
     training_data,
-    variable_genes,
-    with_totals,
 )
 from trvae_sc.expression import Keys
 
 __all__ = [
+    "CEILING",
     "N_TOP",
+    "SCORED",
     "TOTAL_COLUMN",
     "Best",
+    "GeneChoice",
     "Holdout",
     "Keys",
     "Results",
@@ -39,11 +41,11 @@ __all__ = [
     "ceiling",
     "check_counts",
     "check_leaks",
+    "choose_genes",
     "export_cells",
     "gene_table",
     "holdouts",
     "interval_table",
-    "looks_like_counts",
     "parse_holdouts",
     "predicted_log_values",
     "prepare_task",
@@ -52,5 +54,4 @@ __all__ = [
     "subsample",
     "training_data",
     "variable_genes",
-    "with_totals",
 ]

@@ -11,7 +11,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.arguments import check_whole
+from trvae_sc.checks import check_obs
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
+from trvae_sc.levels import as_text, default_source, level_name
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Holdout:
     """A combination of label and target condition that is hidden from training.
+
+    Levels are matched by how they read: 1 and "1" are the same.
 
     Parameters
     ----------
@@ -42,24 +48,28 @@ class Holdout:
 
     def __str__(self) -> str:
         """Return ``label:target``."""
-        return f"{self.label}:{self.target}"
+        return f"{level_name(self.label)}:{level_name(self.target)}"
 
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
-        condition = adata.obs[keys.condition_key].astype(str) == str(self.target)
-        return (condition & self._has_label(adata, keys)).to_numpy(copy=True)
+        condition = as_text(adata.obs[keys.condition_key]) == level_name(self.target)
+        return condition.to_numpy() & self.has_label(adata, keys)
 
     def sources(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells the prediction starts from, shape (n_cells,)."""
-        condition = adata.obs[keys.condition_key].astype(str)
-        start = (
-            condition != str(self.target) if self.source is None else condition == str(self.source)
-        )
-        return (start & self._has_label(adata, keys)).to_numpy(copy=True)
+        condition = as_text(adata.obs[keys.condition_key])
+        if self.source is None:
+            start = condition != level_name(self.target)
+        else:
+            start = condition == level_name(self.source)
+        return start.to_numpy() & self.has_label(adata, keys)
 
-    def _has_label(self, adata: AnnData, keys: Keys) -> Any:
+    def has_label(self, adata: AnnData, keys: Keys) -> np.ndarray:
+        """Return which cells have the label, shape (n_cells,)."""
         key = keys.labels_key if self.key is None else self.key
-        return adata.obs[key].astype(str) == str(self.label)
+        if key is None:
+            raise InputError(f"Hold-out {self} needs a column of labels: name it with labels_key=.")
+        return (as_text(adata.obs[key]) == level_name(self.label)).to_numpy()
 
 
 def holdouts(
@@ -80,8 +90,8 @@ def holdouts(
     keys
         Where the data are.
     source
-        Condition to predict from. May be None where there are two conditions: each is then
-        predicted from the other if it sorts last (``control`` before ``stimulated``).
+        Condition to predict from. If None, the first of ordered categories, or the only condition
+        with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
     by
         Column of ``obs`` whose levels are held out (batch, patient); the labels if None.
     min_cells
@@ -95,37 +105,43 @@ def holdouts(
 
     Raises
     ------
-    ValueError
-        `source` is missing or unknown, or nothing has enough cells.
+    InputError
+        `source` is not known, labels or conditions are missing, or nothing has enough cells.
     """
+    check_whole("min_cells", min_cells, 0)
+    check_whole("together", together)
     key = keys.labels_key if by is None else by
-    if key is None or key not in adata.obs:
-        raise ValueError(f"Hold-outs need a column of labels; adata.obs has no {key!r}.")
-    table = pd.crosstab(adata.obs[key].astype(str), adata.obs[keys.condition_key].astype(str))
-    conditions = list(table.columns)
-    if source is None and len(conditions) == 2:
-        source = conditions[0]
-    if source is None or str(source) not in conditions:
-        raise ValueError(f"Source {source!r}: name the condition to predict from, of {conditions}.")
+    if key is None:
+        raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
+    check_obs(adata, [keys.condition_key, key])
+    conditions = as_text(adata.obs[keys.condition_key])
+    table = pd.crosstab(as_text(adata.obs[key]), conditions)
+    if source is None:
+        source = default_source(adata.obs[keys.condition_key])
+    source = level_name(source)
+    if source not in table:
+        raise InputError(f"Unknown source {source!r}; conditions are {list(table)}.")
     found, small = [], []
-    for target in (c for c in conditions if c != str(source)):
-        enough = (table[[str(source), target]] >= min_cells).all(axis=1)
+    for target in (c for c in table if c != source):
+        enough = (table[[source, target]] >= min_cells).all(axis=1)
         small += [f"{label}:{target}" for label in table.index[~enough]]
-        some = [Holdout(label, target, str(source), by) for label in table.index[enough]]
+        some = [Holdout(label, target, source, by) for label in table.index[enough]]
         for start in range(0, len(some), together):
             group = some[start : start + together]
             found += [replace(h, also=tuple(o for o in group if o != h)) for h in group]
     if small:
         logger.info("Skipped, with fewer than %d cells: %s.", min_cells, ", ".join(small))
     if not found:
-        raise ValueError(f"No combination has {min_cells} cells under {source!r} and a target.")
+        raise InputError(f"No combination has {min_cells} cells under {source!r} and a target.")
     return found
 
 
 def parse_holdouts(
     texts: Sequence[str], adata: AnnData, keys: Keys, *, source: Any = None
 ) -> list[Holdout]:
-    """Return hold-outs written as ``label:target``, the target being the part after the last colon.
+    """Return hold-outs written as ``label:target``.
+
+    Labels and conditions may contain colons: of all ways to divide a text the one that cells have counts.
 
     Parameters
     ----------
@@ -140,24 +156,41 @@ def parse_holdouts(
 
     Raises
     ------
-    ValueError
-        The text has no colon, or no cell has that label and condition, or the source is unknown.
+    InputError
+        The text has no colon, no cell has such a label and condition, or several pairs of them read the
+        same; the source is unknown.
     """
-    conditions = sorted(adata.obs[keys.condition_key].astype(str).unique())
-    if source is not None and str(source) not in conditions:
-        raise ValueError(f"Unknown source {str(source)!r}; conditions are {conditions}.")
+    if not texts:
+        return []
+    if keys.labels_key is None:
+        raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
+    check_obs(adata, [keys.condition_key, keys.labels_key])
+    columns = (as_text(adata.obs[key]) for key in (keys.labels_key, keys.condition_key))
+    pairs = set(zip(*columns, strict=True))
+    labels, conditions = (sorted(set(names)) for names in zip(*pairs, strict=True))
+    if source is not None and level_name(source) not in conditions:
+        raise InputError(f"Unknown source {level_name(source)!r}; conditions are {conditions}.")
     found = []
     for text in texts:
-        label, colon, target = text.rpartition(":")
-        if not colon:
-            raise ValueError(f"Hold-out '{text}' is not of the form 'label:target'.")
+        label, target = _divide(text, pairs, labels, conditions)
         others = [c for c in conditions if c != target]
         start = others[0] if source is None and len(others) == 1 else source
-        holdout = Holdout(label, target, start)
-        if not holdout.hidden(adata, keys).any():
-            raise ValueError(
-                f"Hold-out '{text}' matches no cell: labels are "
-                f"{sorted(adata.obs[keys.labels_key].astype(str).unique())}, conditions {conditions}."
-            )
-        found.append(holdout)
+        found.append(Holdout(label, target, None if start is None else level_name(start)))
     return found
+
+
+def _divide(
+    text: str, pairs: set[tuple[str, str]], labels: list[str], conditions: list[str]
+) -> tuple[str, str]:
+    """Return the label and condition that a text names."""
+    if ":" not in text:
+        raise InputError(f"Hold-out '{text}' is not of the form 'label:target'.")
+    places = [i for i, character in enumerate(text) if character == ":"]
+    found = [(text[:i], text[i + 1 :]) for i in places if (text[:i], text[i + 1 :]) in pairs]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"Hold-out '{text}' can be read as {found}. Rename one of the levels.")
+    raise InputError(
+        f"Hold-out '{text}' matches no cell: labels are {labels}, conditions {conditions}."
+    )

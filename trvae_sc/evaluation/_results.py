@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +14,23 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._ceiling import CEILING
+from trvae_sc.evaluation._choose import Decision, choose
+from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.files import write_text
 from trvae_sc.metrics import METRICS
 from trvae_sc.uncertainty import LEVEL
 
-FORMAT = 1
-#: Methods that train nothing, simplest first; :meth:`Results.best` takes all others for less simple.
-SIMPLICITY = ("no_change", "mean_shift", "nearest_shift", "context_shift")
-CEILING = "ceiling"  #: name of the pseudo-method that compares real cells with real cells
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
 _RUN = "run.json"
 _TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
-
-_ROUNDING = 1e-9  # differences of losses that are no larger are none
+_RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
+_RECORD_ENTRIES = ("method", "identity", "holdout", "seed", "scores", "genes", "n_genes", "notes")
+_FEW_GENES = 1000  # below, where the data have more, a benchmark is a quick look
 
 
 class Best(NamedTuple):
@@ -31,10 +38,11 @@ class Best(NamedTuple):
 
     method: str
     output: str
-    #: One row per method and output, lowest mean loss first: ``mean`` score over the tasks; by how much
-    #: the chosen one is better (``difference``, negative where it is worse) with its standard error
-    #: ``se``; on how many (``wins``) of ``n_tasks``.
+    #: One row per method, lowest mean loss first: ``mean`` score over the tasks; by how much the chosen
+    #: one is better (``difference``, negative where it is worse) with its standard error ``se``; on how
+    #: many (``wins``) of ``n_tasks``.
     table: pd.DataFrame
+    decision: Decision  #: how the model compares with the best simple method
 
 
 class Results:
@@ -65,13 +73,13 @@ class Results:
 
         Raises
         ------
-        FileNotFoundError
+        InputError
             The folder holds no results.
         """
         store = Store(folder)
         if not store.run_file.exists():
-            raise FileNotFoundError(f"No results in {folder}: {_RUN} is missing.")
-        return cls(json.loads(store.run_file.read_text()), store.records())
+            raise InputError(f"No results in {folder}: {_RUN} is missing.")
+        return cls(store.run(), store.records())
 
     @property
     def design(self) -> pd.DataFrame:
@@ -98,12 +106,12 @@ class Results:
                 "n_seeds": groups["count"].max(),
             }
         ).reset_index()
-        loss = [
-            _loss(metric, mean)
+        losses = [
+            loss(metric, mean)
             for metric, mean in zip(result["metric"], result["mean"], strict=True)
         ]
         scored = result["method"] != CEILING
-        ranked = result.assign(loss=loss)[scored].groupby(["metric", "genes"])["loss"].rank("min")
+        ranked = result.assign(loss=losses)[scored].groupby(["metric", "genes"])["loss"].rank("min")
         return result.assign(rank=ranked)
 
     def wide(self, columns: list[tuple[str, str]] | None = None) -> pd.DataFrame:
@@ -116,9 +124,9 @@ class Results:
         """
         columns = main_columns(self.table) if columns is None else columns
         summary = self.summary().set_index(["metric", "genes", *_METHOD])["mean"]
-        wide = pd.DataFrame({column: summary.loc[column] for column in columns})
-        loss = [_loss(columns[0][0], value) for value in wide[columns[0]]]
-        return wide.iloc[np.argsort(loss, kind="stable")]
+        wide = pd.DataFrame({column: summary.loc[column] for column in columns}).dropna(how="all")
+        losses = [loss(columns[0][0], value) for value in wide[columns[0]]]
+        return wide.iloc[np.argsort(losses, kind="stable")]
 
     def paired(self, baseline: str = "mean_shift") -> pd.DataFrame:
         """Compare every method with a baseline, task by task.
@@ -137,11 +145,11 @@ class Results:
 
         Raises
         ------
-        ValueError
+        InputError
             The baseline was not run.
         """
         if baseline not in set(self.table["method"]):
-            raise ValueError(f"No method {baseline!r}; there are {self.methods}.")
+            raise InputError(f"No method {baseline!r}; there are {self.methods}.")
         means = self.task_means()
         reference = means[means["method"] == baseline].drop(columns="method")
         both = means[means["method"] != baseline].merge(
@@ -150,8 +158,8 @@ class Results:
         rows = []
         by = ["metric", "genes", *_METHOD, "output_baseline"]
         for key, group in both.groupby(by):
-            ours = np.array([_loss(key[0], v) for v in group["value"]])
-            theirs = np.array([_loss(key[0], v) for v in group["value_baseline"]])
+            ours = np.array([loss(key[0], v) for v in group["value"]])
+            theirs = np.array([loss(key[0], v) for v in group["value_baseline"]])
             difference = (group["value"] - group["value_baseline"]).mean()
             rows.append(
                 (*key, difference, int((ours < theirs).sum()), len(group), _p(ours - theirs))
@@ -159,19 +167,18 @@ class Results:
         return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
     def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
-        r"""Choose the best simple method, or a model that is really better.
+        r"""Choose between the best simple method and a model.
 
-        The best simple method (``no_change``, ``mean_shift``, ``nearest_shift``, ``context_shift``) is the
-        one with the lowest mean loss; of equal ones the first in this order. Any other name is a trained
-        model: of those that are better by more than the standard error the one with the lowest mean loss
-        is chosen. With the losses :math:`\ell` of two methods on the T tasks that all methods share
-        (means over seeds, paired by task), B is better than A by more than the standard error if
-
-        .. math:: \bar d > s_d / \sqrt T, \qquad d_t = \ell_{At} - \ell_{Bt}
+        Methods are compared by one output, fixed in advance: ``"delta"``, which all have (of a method that
+        lacks it, its first). The best simple method (``no_change``, ``mean_shift``, ``nearest_shift``,
+        ``context_shift``) is the one with the lowest mean loss. With the paired differences
+        :math:`d_t` of its loss and a model's, over the tasks that all methods share (means over seeds), the
+        model is chosen where :math:`\bar d > s_d / \sqrt T`, the simple method where
+        :math:`\bar d < -s_d / \sqrt T`; between them it is too close to call, and the simple method is
+        given. (With one task the standard error is that over its seeds.)
 
         The loss is a score with the sign that makes lower better, or its distance from the best value
-        (of a variance ratio: of its log). A single task has no standard error: there the best simple
-        method is chosen, and a model only if no simple one was run.
+        (of a variance ratio: of its log).
 
         Parameters
         ----------
@@ -183,59 +190,85 @@ class Results:
 
         Returns
         -------
-        Method, output, and how they compare with the others. The ceiling does not take part.
+        Method, output, how they compare with the others, and the decision with its difference and
+        standard error. The ceiling does not take part.
 
         Raises
         ------
-        ValueError
+        InputError
             There are no results, the metric or set of genes is unknown or was not scored, or no task
             was scored for every method.
         """
-        scores = self._shared_scores(metric, genes)
-        losses = scores.map(lambda value: _loss(metric, value))
-        chosen = _choice(losses)
-        behind = losses.sub(losses[chosen], axis=0)
-        table = pd.DataFrame(
-            {
-                "mean": scores.mean(),
-                "difference": behind.mean(),
-                "se": behind.sem(),
-                "wins": (behind > 0).sum(),
-                "n_tasks": len(behind),
-            }
-        )
-        order = losses.mean().sort_values(kind="stable").index
-        return Best(*chosen, table.loc[order].reset_index())
+        scores = self.by_method(metric, genes)
+        losses = {
+            name: table.map(lambda value: loss(metric, value)) for name, table in scores.items()
+        }
+        decision = choose(losses)
+        chosen = losses[decision.method].mean(axis=1)
+        rows = []
+        for name, table in losses.items():
+            behind = table.mean(axis=1) - chosen
+            mean, wins = scores[name].mean(axis=1).mean(), int((behind > 0).sum())
+            row = (name, self.output_of(name), mean, behind.mean(), behind.sem(), wins, len(behind))
+            rows.append((table.mean(axis=1).mean(), row))
+        rows.sort(key=lambda item: item[0])
+        columns = ["method", "output", "mean", "difference", "se", "wins", "n_tasks"]
+        table = pd.DataFrame([row for _, row in rows], columns=columns)
+        return Best(decision.method, self.output_of(decision.method), table, decision)
 
-    def _shared_scores(self, metric: str, genes: str | None) -> pd.DataFrame:
-        """Return scores of the tasks that all methods share, shape (n_tasks, n_methods_and_outputs)."""
+    def output_of(self, method: str) -> str:
+        """Return the output that a method is judged by."""
+        outputs = self.table.loc[self.table["method"] == method, "output"].unique().tolist()
+        return OUTPUT if OUTPUT in outputs else outputs[0]
+
+    def by_method(
+        self, metric: str = "effect_r2", genes: str | None = None
+    ) -> dict[str, pd.DataFrame]:
+        """Return the scores of every method in the output it is judged by, tasks x seeds.
+
+        Of the tasks that all methods share; see :meth:`best` for the arguments and errors.
+        """
         if metric not in METRICS:
-            raise ValueError(f"Unknown metric {metric!r}; choose one of {list(METRICS)}.")
+            raise InputError(f"Unknown metric {metric!r}; choose one of {list(METRICS)}.")
         table = self.table[self.table["method"] != CEILING]
         if table.empty:
-            raise ValueError(
+            raise InputError(
                 "There are no results to choose from: no method has finished a task yet."
             )
         sets = list(table.loc[table["metric"] == metric, "genes"].unique())
         if not sets:
             scored = list(table["metric"].unique())
-            raise ValueError(f"Nothing was scored by {metric!r}; there are {scored}.")
+            raise InputError(f"Nothing was scored by {metric!r}; there are {scored}.")
         if genes is None:
             genes = next((name for name in sets if name.startswith("top")), sets[0])
         if genes not in sets:
-            raise ValueError(f"{metric!r} was not scored over genes {genes!r}, but over {sets}.")
-        means = self.task_means().query("metric == @metric and genes == @genes")
-        wide = means.pivot(index=_TASK, columns=_METHOD, values="value")
-        every = table[_METHOD].drop_duplicates().sort_values(_METHOD)
-        wide = wide.reindex(columns=pd.MultiIndex.from_frame(every))
-        shared = wide.dropna()
-        if shared.empty:
-            found = {f"{m}, {o}": int(n) for (m, o), n in wide.count().items()}
-            raise ValueError(
-                f"No task was scored by {metric!r} for every method; tasks of each are {found}. Let the "
+            raise InputError(f"{metric!r} was not scored over genes {genes!r}, but over {sets}.")
+        part = table[(table["metric"] == metric) & (table["genes"] == genes)]
+        found = {}
+        for name in table["method"].drop_duplicates().sort_values():
+            own = part[(part["method"] == name) & (part["output"] == self.output_of(name))]
+            found[name] = own.pivot_table(index=_TASK, columns="seed", values="value")
+        shared = set.intersection(*(set(t.dropna(how="all").index) for t in found.values()))
+        if not shared:
+            counts = {name: len(t.dropna(how="all")) for name, t in found.items()}
+            raise InputError(
+                f"No task was scored by {metric!r} for every method; tasks of each are {counts}. Let the "
                 "benchmark finish, or choose another metric."
             )
-        return shared
+        return {name: t.loc[sorted(shared)] for name, t in found.items()}
+
+    @property
+    def quick_look(self) -> str:
+        """Why these results are a quick look only: few genes of many, or few epochs; else empty."""
+        reasons = []
+        n_genes = min((record["n_genes"] for record in self.records), default=self.run["n_vars"])
+        if n_genes < min(_FEW_GENES, self.run["n_vars"]):
+            reasons.append(f"{n_genes} of {self.run['n_vars']} genes")
+        epochs = [record["epochs"] for record in self.records if record.get("epochs")]
+        fewer = [done for done, default in epochs if done < default]
+        if fewer:
+            reasons.append(f"{min(fewer)} epochs, fewer than by default")
+        return f"quick look ({', '.join(reasons)})" if reasons else ""
 
     def task_means(self) -> pd.DataFrame:
         """Return the table with the mean over seeds in place of single seeds."""
@@ -260,7 +293,7 @@ def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [*shown, ("energy_distance", "pcs"), ("r2_var", top), ("variance_ratio", top)]
 
 
-def _loss(metric: str, value: float) -> float:
+def loss(metric: str, value: float) -> float:
     """Return how bad a score is."""
     info = METRICS[metric]
     if metric == "variance_ratio":
@@ -268,29 +301,6 @@ def _loss(metric: str, value: float) -> float:
     if info.better == "closer":
         return abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
-
-
-def _choice(losses: pd.DataFrame) -> tuple[str, str]:
-    """Return the best simple method and output (columns), or the best model that beats it."""
-    mean = losses.mean().round(12)
-    order = sorted(losses, key=lambda column: (mean[column], _complexity(column[0])))
-    simple = [column for column in order if column[0] in SIMPLICITY]
-    models = [column for column in order if column[0] not in SIMPLICITY]
-    if not simple:
-        return models[0]
-    better = [m for m in models if len(losses) > 1 and _beats(losses[m], losses[simple[0]])]
-    return (better or simple)[0]
-
-
-def _complexity(method: str) -> int:
-    """Return the place of a method in the order of simplicity."""
-    return SIMPLICITY.index(method) if method in SIMPLICITY else len(SIMPLICITY)
-
-
-def _beats(ours: pd.Series, theirs: pd.Series) -> bool:
-    """Return whether our mean loss is lower by more than the standard error of the difference."""
-    lead = theirs - ours
-    return bool(lead.mean() > (lead.sem() if len(lead) > 1 else 0.0) + _ROUNDING)
 
 
 def _p(differences: np.ndarray) -> float:
@@ -340,20 +350,36 @@ class Store:
 
         Raises
         ------
-        ValueError
+        InputError
             It holds results of other data or settings.
         """
         self.fits.mkdir(parents=True, exist_ok=True)
         if not self.run_file.exists():
             write_text(self.run_file, json.dumps(run, indent=1))
             return
-        found = json.loads(self.run_file.read_text())
+        found = self.run()
         compared = [k for k in run if k not in ("versions", "notes")]
         other = [k for k in compared if found.get(k) != json.loads(json.dumps(run[k]))]
         if other:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder} holds results of a run that differs in {other}. Choose another folder."
             )
+
+    def run(self) -> dict[str, Any]:
+        """Return what was run.
+
+        Raises
+        ------
+        InputError
+            The file is damaged, or no record of a run.
+        """
+        run = _read_json(self.run_file, _RUN_ENTRIES)
+        if run is None:
+            raise InputError(
+                f"{self.run_file} is damaged, so what the results in {self.folder} are of is not known. "
+                "Choose another folder, or delete this one."
+            )
+        return run
 
     def path(self, holdout: dict[str, Any], method: str, seed: int) -> Path:
         """Return the file of a fit."""
@@ -365,8 +391,27 @@ class Store:
         write_text(path, json.dumps(record))
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records of all finished fits."""
-        return [json.loads(path.read_text()) for path in sorted(self.fits.glob("*.json"))]
+        """Return the records of all finished fits; a damaged one is set aside, to be run again."""
+        found = []
+        for path in sorted(self.fits.glob("*.json")):
+            record = _read_json(path, _RECORD_ENTRIES)
+            if record is not None:
+                found.append(record)
+                continue
+            aside = path.with_suffix(".broken")
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.replace(aside)
+            logger.warning("%s is damaged. It was set aside as %s.", path, aside.name)
+        return found
+
+
+def _read_json(path: Path, entries: Sequence[str]) -> dict[str, Any] | None:
+    """Return a dictionary in a file; None if the file holds none, or one without these entries."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        return None
+    return found if isinstance(found, dict) and all(name in found for name in entries) else None
 
 
 def fit_name(holdout: dict[str, Any], method: str, seed: int) -> str:

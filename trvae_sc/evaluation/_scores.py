@@ -11,38 +11,77 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import metrics
+from trvae_sc.errors import InputError
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import dense, gene_means, log_values
-from trvae_sc.files import beside
+from trvae_sc.files import write_anndata
+from trvae_sc.levels import level_name
+from trvae_sc.metrics import METRICS
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
+
+_BY_GENE = (
+    *("effect_r2", "effect_pearson", "specific_pearson"),
+    *("r2_mean", "r2_var", "variance_ratio"),
+)
+_IN_PCS = ("energy_distance", "mmd")
+_OF_TOP = ("de_overlap", "direction_accuracy")
+#: Scores that every prediction of every task has.
+SCORED = (*_BY_GENE, *_IN_PCS, *_OF_TOP)
+
+
+# -- predicted values on the scale of a task ------------------------------------------------------------
 
 
 def predicted_log_values(task: Task, predicted: AnnData) -> Any:
     """Return predicted cells on the scale on which a task is scored.
 
+    Counts are normalised by the totals that came with them. Log values of another kappa than the task's,
+    as the prediction records it, are rescaled.
+
     Raises
     ------
-    ValueError
-        Other genes than those of the training cells, or in another order; no note of the scale.
+    InputError
+        Other genes than those of the training cells, or in another order; no note of the scale; counts
+        without totals.
     """
     _check_predicted(task, predicted)
-    if predicted.uns["trvae_sc"]["scale"] != "counts":
+    record = predicted.uns["trvae_sc"]
+    if record["scale"] == "counts":
+        key = task.keys.total_counts_key
+        if key is not None and key not in predicted.obs:
+            raise InputError(
+                f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
+                "compared with the task's, which are of whole cells."
+            )
+        return log_values(predicted, task.keys._replace(layer=None), task.kappa)
+    if not task.keys.is_count or record["scale"] == "values" or "kappa" not in record:
         return predicted.X
-    return log_values(predicted, task.keys._replace(layer=None), task.kappa)
+    return rescaled(predicted.X, float(record["kappa"]), task.kappa)
+
+
+def rescaled(x: Any, kappa: float, to: float) -> Any:
+    """Return values log(1 + kappa share) with another kappa; values below 0 as the negative of above."""
+    if np.isclose(kappa, to, rtol=1e-6):
+        return x
+    x = dense(x).astype(np.float64)
+    return np.sign(x) * np.log1p(to / kappa * np.expm1(np.abs(x)))
 
 
 def _check_predicted(task: Task, predicted: AnnData) -> None:
     """Raise where genes or the note of the scale are not as they must be."""
     if predicted.var_names.tolist() != task.train.var_names.tolist():
-        raise ValueError(
+        raise InputError(
             "The predicted cells do not have the genes of the training cells in order."
         )
     if "scale" not in predicted.uns.get("trvae_sc", {}):
-        raise ValueError(
+        raise InputError(
             "predicted.uns['trvae_sc']['scale'] is missing: 'counts', or any other word for values "
             "that are compared as they are (log values where the data are counts)."
         )
+
+
+# -- scores ---------------------------------------------------------------------------------------------
 
 
 def score(task: Task, predicted: AnnData) -> pd.DataFrame:
@@ -62,7 +101,7 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
     scoring only) or ``pcs``, the principal components of the training cells. Predictions with
     intervals also get ``interval_coverage``.
     """
-    table = _score(task, predicted_log_values(task, predicted), task.real)
+    table = score_values(task, predicted_log_values(task, predicted), task.real)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
     genes = interval_table(task, predicted)
@@ -73,6 +112,36 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
         [table, pd.DataFrame([("interval_coverage", "all", covered)], columns=table.columns)],
         ignore_index=True,
     )
+
+
+def score_values(task: Task, predicted: Any, real: Any) -> pd.DataFrame:
+    """Return the scores of log values against others; columns as of :func:`score`."""
+    top, everything = metrics.top_genes(task.real, task.control, N_TOP), np.arange(real.shape[1])
+    rows = []
+    for genes, index in ((f"top{N_TOP}", top), ("all", everything)):
+        data = {"real": real[:, index], "predicted": predicted[:, index]}
+        data |= {"control": task.control[:, index], "shift": task.shift[index]}
+        rows += [(name, genes, _value(name, data)) for name in _BY_GENE]
+    data = {"real": task.project(real), "predicted": task.project(predicted)}
+    rows += [(name, "pcs", _value(name, data)) for name in _IN_PCS]
+    data = {"real": real, "predicted": predicted, "control": task.control}
+    n = min(N_TOP, real.shape[1])
+    rows += [(name, f"top{N_TOP}", _value(name, data, n=n)) for name in _OF_TOP]
+    if len(task.by_target) > 2:
+        data = {"real_by_target": task.by_target, "predicted": gene_means(predicted)[None]}
+        data["target"] = level_name(task.holdout.target)
+        rows.append(("target_rank", "all", _value("target_rank", data)))
+    return pd.DataFrame(rows, columns=["metric", "genes", "value"])
+
+
+def _value(name: str, data: dict[str, Any], **options: Any) -> float:
+    """Return a score of :data:`trvae_sc.metrics.METRICS`."""
+    metric = METRICS[name]
+    needed = {argument: data[key] for argument, key in metric.needs.items()}
+    return metric.function(**needed, **options)
+
+
+# -- genes ------------------------------------------------------------------------------------------------
 
 
 def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
@@ -94,14 +163,13 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
 
     Raises
     ------
-    KeyError
-        The prediction has no intervals.
-    ValueError
-        Other genes than those of the training cells, or no note of the scale.
+    InputError
+        The prediction has no intervals, other genes than those of the training cells, or no note of the
+        scale.
     """
     bounds = ["change_lower", "change_upper"]
     if not set(bounds) <= set(predicted.var):
-        raise KeyError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
+        raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
     real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
@@ -111,41 +179,6 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
 def _level(x: Any, *, as_shares: bool) -> np.ndarray:
     """Return log(1 + kappa share) of the mean share, from log values; else their mean."""
     return np.log1p(gene_means(np.expm1(x))) if as_shares else gene_means(x)
-
-
-def ceiling(task: Task, *, seed: int = 0) -> pd.DataFrame:
-    """Score one half of the hidden cells against the other: what sampling noise allows."""
-    order = np.random.default_rng(seed).permutation(task.real.shape[0])
-    half = len(order) // 2
-    return _score(task, task.real[order[:half]], task.real[order[half:]])
-
-
-def _score(task: Task, predicted: Any, real: Any) -> pd.DataFrame:
-    top = metrics.top_genes(task.real, task.control, N_TOP)
-    rows = []
-    for genes, index in ((f"top{N_TOP}", top), ("all", np.arange(real.shape[1]))):
-        r, p, c = (x[:, index] for x in (real, predicted, task.control))
-        found = {
-            "effect_r2": metrics.effect_r2(r, p, c),
-            "effect_pearson": metrics.effect_pearson(r, p, c),
-            "specific_pearson": metrics.specific_pearson(r, p, c, shift=task.shift[index]),
-            "r2_mean": metrics.r2_mean(r, p),
-            "r2_var": metrics.r2_var(r, p),
-            "variance_ratio": metrics.variance_ratio(r, p),
-        }
-        rows += [(name, genes, value) for name, value in found.items()]
-    p, r = task.project(predicted), task.project(real)
-    rows.append(("energy_distance", "pcs", metrics.energy_distance(p, r)))
-    rows.append(("mmd", "pcs", metrics.mmd(p, r)))
-    n = min(N_TOP, real.shape[1])
-    for name in ("de_overlap", "direction_accuracy"):
-        value = getattr(metrics, name)(real, predicted, task.control, n=n)
-        rows.append((name, f"top{N_TOP}", value))
-    if len(task.by_target) > 2:
-        target = str(task.holdout.target)
-        value = metrics.target_rank(task.by_target, gene_means(predicted)[None], target)
-        rows.append(("target_rank", "all", value))
-    return pd.DataFrame(rows, columns=["metric", "genes", "value"])
 
 
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
@@ -191,18 +224,17 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
     """
     folder = Path(folder)
     found = predicted_log_values(task, predicted)
+    holdout = task.holdout
     for name, x in (("real", task.real), ("predicted", found)):
         values = [dense(task.control), dense(x)]
         condition = np.repeat(
-            [str(task.holdout.source), str(task.holdout.target)], [len(v) for v in values]
+            [level_name(holdout.source), level_name(holdout.target)], [len(v) for v in values]
         )
-        obs = pd.DataFrame(
-            {
-                task.keys.condition_key: condition,
-                task.holdout.key or task.keys.labels_key: str(task.holdout.label),
-            },
-            index=[f"cell_{i}" for i in range(len(condition))],
-        )
+        columns = {
+            task.keys.condition_key: condition,
+            holdout.key or task.keys.labels_key: level_name(holdout.label),
+        }
+        obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(condition))])
         values = np.concatenate(values)
         cells = AnnData(
             sparse.csr_matrix(
@@ -211,7 +243,4 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
             obs=obs.astype("category"),
             var=pd.DataFrame(index=task.train.var_names),
         )
-        path = folder / f"{name}.h5ad"
-        with beside(path) as temporary:
-            cells.write_h5ad(temporary, compression="gzip")
-            temporary.replace(path)
+        write_anndata(cells, folder / f"{name}.h5ad", overwrite=True)

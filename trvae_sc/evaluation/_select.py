@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.evaluation._benchmark import Method, benchmark, predictions, resolve, takes_seed
+from trvae_sc.arguments import check_whole
+from trvae_sc.baselines import SIMPLE
+from trvae_sc.checks import check_free, check_obs, without_codes
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.evaluation._results import SIMPLICITY, Best, Results
+from trvae_sc.evaluation._methods import OUTPUT, Method, check_seeds, resolve
+from trvae_sc.evaluation._results import Best, Results
+from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import check_counts, training_data
 from trvae_sc.expression import Keys
-from trvae_sc.metrics import METRICS
+from trvae_sc.levels import as_text, level_name, match_level
 
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
 
@@ -32,19 +38,22 @@ class _Question(NamedTuple):
     notes: list[str]
 
 
-def select(
+def select(  # noqa: PLR0913
     adata: AnnData,
     target: Any,
     *,
     keys: Keys,
     source: Any = None,
-    methods: Mapping[str, Method] | Sequence[str] = ("mean_shift", "context_shift", "trvae"),
+    methods: Mapping[str, Callable[..., Any]] | Sequence[str] = (
+        *("mean_shift", "context_shift", "trvae"),
+    ),
     labels: Any = None,
     metric: str = "effect_r2",
     max_tasks: int | None = None,
     min_cells: int = 30,
     seeds: int | Sequence[int] = (0,),
     n_top_genes: int | None = 2000,
+    max_epochs: int | None = None,
     folder: str | Path | None = None,
     **kwargs: Any,
 ) -> AnnData:
@@ -52,7 +61,8 @@ def select(
 
     Labels with cells under both source and target are left out in turn and predicted by every method
     (:func:`trvae_sc.evaluation.benchmark`). :meth:`trvae_sc.evaluation.Results.best` chooses the best
-    simple method, or a model that is really better. That one is fitted anew on all cells.
+    simple method, or a model that is better by more than the standard error. That one is fitted anew on
+    all cells, with the same settings.
 
     Parameters
     ----------
@@ -71,7 +81,7 @@ def select(
         Label or labels to predict; those with source cells and no target cells if None. Target cells
         of labels that are named are hidden from everything.
     metric
-        Score to choose by, one of :data:`trvae_sc.metrics.METRICS`.
+        Score to choose by, one that every prediction has (:data:`trvae_sc.evaluation.SCORED`).
     max_tasks
         Number of labels to leave out, those with most cells; all if None.
     min_cells
@@ -79,7 +89,10 @@ def select(
     seeds
         Seeds, or how many; the final fit has the first.
     n_top_genes
-        Number of variable genes, chosen anew for each fit; all if None.
+        Number of genes, chosen anew for each hold-out and for the final fit; all if None.
+    max_epochs
+        Epochs of every method that trains a network, also of the final fit; the method's own number if
+        None.
     folder
         Folder that keeps the fits of the benchmark, so that a selection that was stopped goes on.
         The final fit is not kept.
@@ -88,20 +101,21 @@ def select(
 
     Returns
     -------
-    What the chosen method predicts from the source cells of the labels. ``uns["trvae_sc"]`` has, besides
-    the method's own record, ``"selection"``: ``method``, ``output``, ``metric``, ``n_tasks``, ``tasks``
-    (the labels left out) and ``scores`` (:attr:`trvae_sc.evaluation.Best.table`), and one more of
-    ``"notes"``. With fewer than three labels to leave out nothing can be compared: the prediction is
+    What the chosen method predicts from the source cells of the labels, with all their columns of ``obs``
+    and ``source_condition``, ``source_cell`` (``trvae_sc_total_counts``: totals over all genes). ``uns
+    ["trvae_sc"]`` has, besides the method's own record, ``"selection"``: ``method``, ``output``,
+    ``metric``, ``answer`` ("model", "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the
+    labels left out) and ``scores`` (:attr:`trvae_sc.evaluation.Best.table`), and one more of ``"notes"``.
+    With fewer than three labels to leave out nothing can be compared: the prediction is
     then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one label
     with both conditions; ``no_change`` from none), of `methods` if there is one; there are no
     ``scores``, and the note says so.
 
     Raises
     ------
-    ValueError
+    InputError
         Unknown source, target, labels, methods or metric; nothing to predict; values that are not
         counts.
-    KeyError
         A column is missing.
 
     Examples
@@ -119,29 +133,35 @@ def select(
     >>> predicted.uns["trvae_sc"]["selection"]["method"]
     'mean_shift'
     """
-    if metric not in METRICS:
-        raise ValueError(f"Unknown metric {metric!r}; choose one of {list(METRICS)}.")
-    if max_tasks is not None and max_tasks < _MIN_TASKS:
-        raise ValueError(f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more.")
-    seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not seeds:
-        raise ValueError("No seeds: name at least one.")
-    methods = resolve(methods)
+    if metric not in SCORED:
+        raise InputError(f"Methods cannot be chosen by {metric!r}; choose one of {list(SCORED)}.")
+    if max_tasks is not None:
+        check_whole("max_tasks", max_tasks)
+        if max_tasks < _MIN_TASKS:
+            raise InputError(
+                f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
+            )
+    check_whole("min_cells", min_cells, 0)
+    seeds = check_seeds(seeds)
+    known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
     question = _ask(adata, target, keys=keys, source=source, labels=labels)
     tasks = _inner_tasks(question, min_cells, max_tasks)
     best = None
     if len(tasks) < _MIN_TASKS:
-        name, method = _fallback(question, methods)
+        name, method = _fallback(question, known)
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
         settings = {"keys": keys, "seeds": seeds, "n_top_genes": n_top_genes, "folder": folder}
-        results = benchmark(question.known, methods, tasks, **settings, **kwargs)
-        best = _of_these(results, methods, tasks, seeds).best(metric)
-        name, method = best.method, methods[best.method]
-        question.notes.append(_note(best, metric))
+        settings |= {"max_epochs": max_epochs, **kwargs}
+        predictors = {name: method.predict for name, method in resolve(methods).items()}
+        results = benchmark(question.known, predictors, tasks, **settings)
+        results = _of_these(results, known, tasks, seeds)
+        best = results.best(metric)
+        name, method = best.method, known[best.method]
+        question.notes.append(_note(best, metric, results.quick_look))
     found = _fit_on_all(question, method, n_top_genes, seeds[0])
-    output = next(iter(found)) if best is None else best.output
-    predicted = found[output]
+    output = OUTPUT if OUTPUT in found else next(iter(found))
+    predicted = _with_columns(found[output], question.known)
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
     selection = {"method": name, "output": output, "metric": metric}
@@ -155,51 +175,43 @@ def select(
 
 def _ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) -> _Question:
     """Return what is to be predicted, and the data without the cells that must not be seen."""
-    _check_columns(adata, keys)
-    condition = adata.obs[keys.condition_key].astype(str)
-    label = adata.obs[keys.labels_key].astype(str)
-    source = _source(sorted(condition.unique()), source, str(target))
-    chosen = _labels(pd.crosstab(label, condition), source, str(target), labels)
-    hidden = (label.isin(chosen) & (condition == str(target))).to_numpy()
+    if keys.labels_key is None:
+        raise InputError(
+            "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=."
+        )
+    check_obs(adata, [keys.condition_key, keys.labels_key])
+    check_free(adata)
+    condition, label = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
+    name = level_name(target)
+    source = _source(sorted(condition.unique()), source, name)
+    chosen = _labels(pd.crosstab(label, condition), source, name, labels)
+    hidden = (label.isin(chosen) & (condition == name)).to_numpy()
     known, notes = adata, []
     if hidden.any():
         known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
-        notes = [
-            f"{hidden.sum()} measured cells of {', '.join(chosen)} under {target} were hidden."
-        ]
+        notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
     condition = condition[~hidden]
-    if not (condition == str(target)).any():
-        raise ValueError(
-            f"No label but those to predict ({', '.join(chosen)}) has cells under {str(target)!r}: "
+    if not (condition == name).any():
+        raise InputError(
+            f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
             "nothing is known about that condition."
         )
-    level = next(c for c in known.obs[keys.condition_key].unique() if str(c) == str(target))
+    level = match_level(target, known.obs[keys.condition_key].unique(), of="condition")
     cells = pd.crosstab(label[~hidden], condition)
     return _Question(known, keys, source, level, chosen, cells, notes)
-
-
-def _check_columns(adata: AnnData, keys: Keys) -> None:
-    """Raise where condition or label are missing."""
-    if keys.labels_key is None:
-        raise ValueError("Labels are left out to compare methods: keys need a labels_key.")
-    for key in (keys.condition_key, keys.labels_key):
-        if key not in adata.obs:
-            raise KeyError(f"No column {key!r} in adata.obs; there are {list(adata.obs.columns)}.")
-        if n_missing := int(adata.obs[key].isna().sum()):
-            raise ValueError(f"adata.obs[{key!r}] is missing for {n_missing} cells. Drop them.")
 
 
 def _source(conditions: list[str], source: Any, target: str) -> str:
     """Return the condition to start from."""
     if target not in conditions:
-        raise ValueError(f"Unknown target {target!r}; conditions are {conditions}.")
+        raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
     others = [c for c in conditions if c != target]
     if source is None and len(others) == 1:
         return others[0]
-    if source is None or str(source) not in others:
-        raise ValueError(f"Source {source!r}: name the condition to predict from, of {others}.")
-    return str(source)
+    if source is None or level_name(source) not in others:
+        raise InputError(f"Source {source!r}: name the condition to predict from, of {others}.")
+    return level_name(source)
 
 
 def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[str]:
@@ -207,19 +219,19 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
     if labels is None:
         missing = (cells[source] > 0) & (cells[target] == 0)
         if not missing.any():
-            raise ValueError(
+            raise InputError(
                 f"Every label with cells under {source!r} has some under {target!r}: nothing is missing. "
                 "To hide and predict labels all the same, name them."
             )
         return list(cells.index[missing])
     given = [labels] if isinstance(labels, str) or np.isscalar(labels) else labels
-    chosen = list(dict.fromkeys(map(str, given)))
+    chosen = list(dict.fromkeys(map(level_name, given)))
     unknown = [label for label in chosen if label not in cells.index]
     if unknown or not chosen:
-        raise ValueError(f"Unknown labels {unknown}; there are {list(cells.index)}.")
+        raise InputError(f"Unknown labels {unknown}; there are {list(cells.index)}.")
     empty = [label for label in chosen if not cells.loc[label, source]]
     if empty:
-        raise ValueError(f"No cells of {empty} under {source!r} to predict {target!r} from.")
+        raise InputError(f"No cells of {empty} under {source!r} to predict {target!r} from.")
     return chosen
 
 
@@ -228,18 +240,18 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
 
 def _inner_tasks(question: _Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
     """Return the known combinations to hide one at a time, those of most cells."""
-    target = str(question.target)
+    target = level_name(question.target)
     fewer = question.cells[[question.source, target]].min(axis=1)
     enough = fewer[fewer >= max(min_cells, 1)].sort_values(ascending=False, kind="stable")
     return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
 
 
 def _of_these(
-    results: Results, methods: Mapping[str, Method], tasks: Sequence[Holdout], seeds: Sequence[int]
+    results: Results, methods: dict[str, Method], tasks: Sequence[Holdout], seeds: Sequence[int]
 ) -> Results:
     """Return results without those of other runs that share the folder."""
     known = {(task.label, task.source, task.target) for task in tasks}
-    drawn = {name: seeds if takes_seed(method) else [0] for name, method in methods.items()}
+    drawn = {name: seeds if method.takes_seed else [0] for name, method in methods.items()}
     records = [
         record
         for record in results.records
@@ -249,12 +261,11 @@ def _of_these(
     return Results(results.run, records)
 
 
-def _fallback(question: _Question, methods: Mapping[str, Method]) -> tuple[str, Method]:
+def _fallback(question: _Question, methods: dict[str, Method]) -> tuple[str, Method]:
     """Return the strongest simple method that the known combinations define."""
-    n_pairs = int((question.cells[[question.source, str(question.target)]] > 0).all(axis=1).sum())
-    defined = SIMPLICITY[
-        : {0: 1, 1: 2}.get(n_pairs, len(SIMPLICITY))
-    ]  # with one label all are its shift
+    ends = [question.source, level_name(question.target)]
+    n_pairs = int((question.cells[ends] > 0).all(axis=1).sum())
+    defined = SIMPLE[: {0: 1, 1: 2}.get(n_pairs, len(SIMPLE))]  # with one label all are its shift
     name = next((name for name in reversed(defined) if name in methods), defined[-1])
     return name, methods[name] if name in methods else resolve([name])[name]
 
@@ -263,33 +274,59 @@ def _fit_on_all(
     question: _Question, method: Method, n_top_genes: int | None, seed: int
 ) -> dict[str, AnnData]:
     """Return what a method predicts from all cells that are known, by output."""
-    train, keys = training_data(question.known, [], keys=question.keys, n_top_genes=n_top_genes)
-    label = train.obs[keys.labels_key].astype(str)
-    start = label.isin(question.labels)
-    start &= train.obs[keys.condition_key].astype(str) == question.source
+    train, keys = training_data(
+        question.known,
+        [],
+        keys=question.keys,
+        n_top_genes=n_top_genes,
+        columns=method.columns,
+    )
+    start = as_text(train.obs[keys.labels_key]).isin(question.labels)
+    start &= as_text(train.obs[keys.condition_key]) == question.source
     source = train[start.to_numpy()].copy()
-    return predictions(method, train, source, target=question.target, keys=keys, seed=seed)
+    return method(train, source, target=question.target, keys=keys, seed=seed)
+
+
+def _with_columns(predicted: AnnData, adata: AnnData) -> AnnData:
+    """Return a prediction with the columns of obs and var that methods do not get."""
+    own = predicted.obs
+    if "source_cell" in own:  # of methods that move cells
+        whole = without_codes(adata.obs.loc[own["source_cell"].astype(str)].set_axis(own.index))
+        predicted.obs = whole.assign(**{name: own[name] for name in own})
+    var = adata.var.loc[predicted.var_names]
+    predicted.var = var.assign(**{name: predicted.var[name] for name in predicted.var})
+    for table in (predicted.obs, predicted.var):
+        table.index.name = None
+    return predicted
 
 
 def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
     """Return what the choice rests on, in types that h5ad and zarr can hold."""
     if best is None:
-        return {"n_tasks": 0, "tasks": np.array([], dtype=object)}
+        return {"n_tasks": 0, "tasks": np.array([], dtype=object), "answer": "simple"}
     left_out = np.array([task.label for task in tasks], dtype=object)
     return {
         "n_tasks": int(best.table["n_tasks"].iloc[0]),
         "tasks": left_out,
         "scores": best.table,
+        "answer": best.decision.answer,
     }
 
 
-def _note(best: Best, metric: str) -> str:
+_ANSWERS = {
+    "model": "is better than the best simple method by more than the standard error",
+    "simple": "no model is better",
+    "close": "is simpler, and the difference to the model is too close to call",
+}
+
+
+def _note(best: Best, metric: str, quick_look: str) -> str:
     """Return how the method was chosen, in words."""
     scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
-        f"labels in turn: the best simple method, or a model that is better by more than the standard "
-        f"error. Mean {metric}: {scores}."
+        f"labels in turn: {_ANSWERS[best.decision.answer]}. Mean {metric}: {scores}."
+        + (f" This was a {quick_look}." if quick_look else "")
     )
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scanpy as sc
+import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from sklearn.decomposition import PCA
 
+from trvae_sc.arguments import check_whole
+from trvae_sc.checks import (
+    TOTAL_COLUMN,
+    check_matrix,
+    check_names,
+    check_obs,
+    check_type,
+    check_values,
+    looks_like_counts,
+    say_totals,
+)
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._genes import choose_genes
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import (
     Keys,
@@ -26,11 +37,12 @@ from trvae_sc.expression import (
     totals,
     values,
 )
+from trvae_sc.identity import row_chunks
+from trvae_sc.levels import as_text, level_name
 
 logger = logging.getLogger(__name__)
 
-#: Column that :func:`training_data` writes the totals over all genes to.
-TOTAL_COLUMN = "total_counts"
+N_PCS = 50  # principal components of the training cells in which distributions are compared
 
 
 def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> AnnData:
@@ -49,14 +61,36 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
 
     Raises
     ------
-    ValueError
+    InputError
         `max_cells` is less than 1.
     """
-    if max_cells < 1:
-        raise ValueError(f"max_cells is {max_cells}; at least 1 is needed.")
+    check_whole("max_cells", max_cells)
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
     return adata[np.sort(np.concatenate(kept))].copy()
+
+
+# -- checks -------------------------------------------------------------------------------------------
+
+
+def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
+    """Raise on data that methods cannot be compared on, before any work.
+
+    Raises
+    ------
+    InputError
+        Columns or values are missing or of another kind, or were prepared with all cells.
+    """
+    columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
+    check_type(adata)
+    check_names(adata)
+    check_matrix(adata, keys.layer)
+    check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
+    check_leaks(adata, keys)
+    check_counts(adata, keys)
+    known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
+    name = "adata.X" if keys.layer is None else f"adata.layers['{keys.layer}']"
+    check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
 
 
 def check_leaks(adata: AnnData, keys: Keys) -> None:
@@ -64,24 +98,74 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         Only genes marked as highly variable are left, or every gene was scaled.
     """
     if "highly_variable" in adata.var and adata.var["highly_variable"].all():
-        raise ValueError(
+        raise InputError(
             "Every gene is in adata.var['highly_variable']: the genes were chosen on all cells, those "
             "to be hidden among them. Pass all genes; they are chosen anew for each hold-out. If the "
             "choice came from elsewhere, drop the column."
         )
-    if keys.is_count:
+    if keys.is_count or not adata.n_obs:
         return
-    x = dense(values(adata, keys)).astype(np.float64, copy=False)
-    scaled = (np.abs(x.mean(0)) < 1e-3) & (np.abs(x.std(0) - 1) < 1e-2)
+    sums = np.zeros((2, adata.n_vars))
+    for _, block in row_chunks(values(adata, keys), adata.n_obs):
+        x = block.astype(np.float64)
+        sums += [
+            np.asarray(part.sum(0)).ravel() for part in (x, x.multiply(x) if _sparse(x) else x * x)
+        ]
+    mean = sums[0] / adata.n_obs
+    deviation = np.sqrt(np.maximum(sums[1] / adata.n_obs - mean**2, 0.0))
+    scaled = (np.abs(mean) < 1e-3) & (np.abs(deviation - 1) < 1e-2)
     if scaled.mean() > 0.9:
-        raise ValueError(
+        raise InputError(
             f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
             "with all cells, those to be hidden among them. Pass the values before scaling."
         )
+
+
+def _sparse(x: Any) -> bool:
+    return hasattr(x, "multiply")
+
+
+def check_counts(adata: AnnData, keys: Keys) -> None:
+    """Raise on values that are to be counts and are not; all cells are looked at.
+
+    Raises
+    ------
+    InputError
+        Values are negative, fractional or no numbers.
+    """
+    if keys.is_count and not looks_like_counts(values(adata, keys), adata.n_obs):
+        raise InputError(
+            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
+            "is_count=False to compare values as they are."
+        )
+
+
+def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
+    """Raise on a hold-out that cannot be predicted and scored.
+
+    Raises
+    ------
+    InputError
+        Source and target are the same, or there are too few source cells (2) or hidden cells (4).
+    """
+    if holdout.source is None:
+        raise InputError(f"Hold-out {holdout} has no source: name the condition to predict from.")
+    if level_name(holdout.source) == level_name(holdout.target):
+        raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
+    check_obs(adata, [keys.condition_key, keys.labels_key, holdout.key])
+    hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
+    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
+        if rows.sum() < least:
+            raise InputError(
+                f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."
+            )
+
+
+# -- training data --------------------------------------------------------------------------------------
 
 
 def training_data(
@@ -90,11 +174,14 @@ def training_data(
     *,
     keys: Keys,
     n_top_genes: int | None = 2000,
+    columns: Sequence[str] = (),
 ) -> tuple[AnnData, Keys]:
-    """Return the cells that are not held out, with their variable genes and whole-cell totals.
+    """Return the cells that are not held out, with the genes chosen on them and whole-cell totals.
 
-    Genes are chosen on the returned cells alone (scanpy's ``seurat`` flavour on log values), so that
-    nothing about a held-out combination enters.
+    Genes are chosen on the returned cells alone: a quarter by their change between conditions within
+    labels, the rest by their variability (a log line says which were left out). Nothing else of `adata`
+    is taken over but the values and the columns of ``obs`` that are named: what was computed with all
+    cells knows the hidden ones.
 
     Parameters
     ----------
@@ -105,87 +192,61 @@ def training_data(
     keys
         Where the data are.
     n_top_genes
-        Number of variable genes; all genes if None or if there are no more.
+        Number of genes; all if None or if there are no more.
+    columns
+        Further columns of ``obs`` to take over.
 
     Returns
     -------
-    The training cells, and keys that name their totals.
+    The training cells, and keys that name their totals. Where genes were left out, the totals of counts
+    over all genes are in the column ``"trvae_sc_total_counts"`` of ``obs``, unless the keys name another.
+
+    Raises
+    ------
+    InputError
+        The hold-outs cover every cell.
     """
     hidden = np.zeros(adata.n_obs, dtype=bool)
     for holdout in holdouts:
         hidden |= holdout.hidden(adata, keys)
     if hidden.all():
-        raise ValueError("The hold-outs cover every cell: nothing is left to train on.")
-    train = adata[~hidden]
-    train = train.to_memory() if train.isbacked else train.copy()
-    if keys.is_count:
-        train, keys = with_totals(train, keys)
+        raise InputError("The hold-outs cover every cell: nothing is left to train on.")
+    train, with_totals = bare(adata, ~hidden, keys, columns)
     if n_top_genes is not None and n_top_genes < train.n_vars:
-        train = train[:, variable_genes(train, keys, n_top_genes)].copy()
+        choice = choose_genes(train, keys, n_top_genes)
+        logger.info("%s", choice)
+        if with_totals != keys:
+            say_totals(adata.n_vars)
+        return train[:, choice.chosen].copy(), with_totals
+    train.obs = train.obs.drop(columns=[] if with_totals == keys else TOTAL_COLUMN)
     return train, keys
 
 
-def with_totals(adata: AnnData, keys: Keys) -> tuple[AnnData, Keys]:
-    """Write the totals over all genes to ``obs``, unless the keys name a column that has them."""
-    if keys.total_counts_key is not None:
-        return adata, keys
-    adata.obs[TOTAL_COLUMN] = totals(adata, keys)
-    return adata, keys._replace(total_counts_key=TOTAL_COLUMN)
+def bare(
+    adata: AnnData, rows: np.ndarray, keys: Keys, columns: Sequence[str] = ()
+) -> tuple[AnnData, Keys]:
+    """Return some cells with their values, the columns that keys name and totals, and nothing else.
 
-
-def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
-    """Return which genes are most variable over the training cells, shape (n_genes,)."""
-    x = log_values(train, keys, median_total(train, keys))
-    x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
-    logs = AnnData(x, var=train.var[[]])
-    logs.uns["log1p"] = {"base": None}
-    with _same_threads():
-        table = sc.pp.highly_variable_genes(logs, n_top_genes=n_top_genes, inplace=False)
-    spread = table["dispersions_norm"].to_numpy(dtype=np.float64)
-    # scanpy's own choice has more genes where there are ties
-    chosen = np.zeros(train.n_vars, dtype=bool)
-    chosen[np.argsort(-np.nan_to_num(spread, nan=-np.inf), kind="stable")[:n_top_genes]] = True
-    return chosen
-
-
-@contextmanager
-def _same_threads() -> Iterator[None]:
-    """Give torch back its number of threads: numba sets all cores, whatever OMP_NUM_THREADS says.
-
-    Fits that run side by side would otherwise wait for each other's threads.
+    Totals over all genes are written to a column of their own, unless the keys name one.
     """
-    import torch
-
-    n_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def looks_like_counts(adata: AnnData, keys: Keys) -> bool:
-    """Return whether the first thousand cells hold nothing but counts."""
-    x = values(adata, keys)[:1000]
-    data = x.data if sparse.issparse(x) else np.asarray(x)
-    return bool(np.isfinite(data).all() and (data >= 0).all() and (data == np.floor(data)).all())
-
-
-def check_counts(adata: AnnData, keys: Keys) -> None:
-    """Raise on values that are to be counts and are not.
-
-    Raises
-    ------
-    ValueError
-        Values are negative, fractional or no numbers.
-    """
-    if keys.is_count and not looks_like_counts(adata, keys):
-        raise ValueError(
-            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
-            "is_count=False to compare values as they are."
-        )
+    at = np.flatnonzero(rows)
+    x = values(adata, keys)[at]
+    named = (keys.condition_key, keys.labels_key, keys.batch_key, keys.total_counts_key, *columns)
+    obs = adata.obs.iloc[at][list(dict.fromkeys(k for k in named if k))].copy()
+    var = pd.DataFrame(index=adata.var_names.copy())
+    found = AnnData(
+        x if keys.layer is None else None,
+        obs=obs,
+        var=var,
+        layers={} if keys.layer is None else {keys.layer: x},
+    )
+    if keys.is_count and keys.total_counts_key is None:
+        found.obs[TOTAL_COLUMN] = totals(found, keys)
+        keys = keys._replace(total_counts_key=TOTAL_COLUMN)
+    return found, keys
 
 
-N_PCS = 50  # principal components of the training cells in which distributions are compared
+# -- tasks ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,7 +260,7 @@ class Task:
     keys
         Where the data are.
     train
-        Training cells with their variable genes.
+        Training cells with their chosen genes.
     source
         Cells to start from; they are training cells, too.
     real
@@ -228,13 +289,26 @@ class Task:
     kappa: float
     pca: PCA
 
+    def __repr__(self) -> str:
+        """Return what is hidden, and how much there is."""
+        return (
+            f"Task({self.holdout} from {self.holdout.source}: {self.real.shape[0]} hidden cells, "
+            f"{self.source.n_obs} source cells, {self.train.n_obs} training cells x "
+            f"{self.train.n_vars} genes)"
+        )
+
     def project(self, x: Any) -> np.ndarray:
         """Return log values in the principal components of the training cells."""
-        return self.pca.transform(dense(x))
+        return self.pca.transform(dense(x).astype(np.float64, copy=False))
 
 
 def prepare_task(
-    adata: AnnData, holdout: Holdout, *, keys: Keys, n_top_genes: int | None = 2000
+    adata: AnnData,
+    holdout: Holdout,
+    *,
+    keys: Keys,
+    n_top_genes: int | None = 2000,
+    columns: Sequence[str] = (),
 ) -> Task:
     """Hide a combination and prepare everything else without it.
 
@@ -247,7 +321,9 @@ def prepare_task(
     keys
         Where the data are.
     n_top_genes
-        Number of variable genes, chosen on the training cells.
+        Number of genes, chosen on the training cells.
+    columns
+        Further columns of ``obs`` that methods need.
 
     Returns
     -------
@@ -255,36 +331,27 @@ def prepare_task(
 
     Raises
     ------
-    ValueError
-        Source and target are the same, or there are too few source cells (2) or hidden cells (4,
-        which the ceiling halves).
+    InputError
+        Values that are not counts where they are to be; source and target are the same; there are too few
+        source cells (2) or hidden cells (4, which the ceiling halves).
     """
-    if holdout.source is None:
-        raise ValueError(f"Hold-out {holdout} has no source: name the condition to predict from.")
-    hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
-    if str(holdout.source) == str(holdout.target):
-        raise ValueError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
-    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
-        if rows.sum() < least:
-            raise ValueError(
-                f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."
-            )
+    check_holdout(adata, holdout, keys)
+    check_counts(adata, keys)
+    start = holdout.sources(adata, keys)
     everything = keys
+    columns = [*columns, *([] if holdout.key is None else [holdout.key])]
     hide = [holdout, *holdout.also]
-    train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes)
+    train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
     kappa = median_total(train, keys)
-    own = holdout._has_label(adata, keys).to_numpy() & ~start
-    own = adata[own].to_memory() if adata.isbacked else adata[own].copy()
-    if keys.is_count:
-        own, _ = with_totals(own, everything)
+    own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
     own = own[:, train.var_names]
+    conditions = as_text(own.obs[keys.condition_key])
     real = {
-        str(condition): log_values(own[rows], keys, kappa)
-        for condition, rows in own.obs.groupby(keys.condition_key, observed=True).indices.items()
+        condition: log_values(own[(conditions == condition).to_numpy()], keys, kappa)
+        for condition in sorted(conditions.unique())
     }
     source = train[holdout.sources(train, keys)].copy()
-    known = profiles(train, keys)
-    pairs = known.pairs(holdout.source, holdout.target)
+    pairs = profiles(train, keys).pairs(holdout.source, holdout.target)
     shift = np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0)
     x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
     n_components = min(N_PCS, min(x.shape) - 1)
@@ -293,7 +360,7 @@ def prepare_task(
         keys=keys,
         train=train,
         source=source,
-        real=real[str(holdout.target)],
+        real=real[level_name(holdout.target)],
         control=log_values(source, keys, kappa),
         shift=shift,
         by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},

@@ -9,6 +9,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
+from trvae_sc.errors import InputError
 from trvae_sc.family._training import Matched
 from trvae_sc.family._translator import Translator
 from trvae_sc.module import CONDITION_KEY
@@ -38,20 +39,20 @@ class BetweenTranslator(Translator):
         if source is None and target is None and len(self.conditions) == 2:
             source, target = self.conditions
         if source is None or target is None:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} translates between two conditions; name source and target "
                 f"of {self.conditions}."
             )
         self.source_, self.target_ = (self._condition_level(c) for c in (source, target))
         if self.source_ == self.target_:
-            raise ValueError(f"Source and target are both {self.target_!r}.")
+            raise InputError(f"Source and target are both {self.target_!r}.")
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return rows under source and target, by label; those of labels that have both.
 
         Raises
         ------
-        ValueError
+        InputError
             There are none.
         """
         codes = [
@@ -65,7 +66,7 @@ class BetweenTranslator(Translator):
         ]
         found = [group for group in groups if all(len(rows) for rows in group)]
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"No label was measured under both {self.source_!r} and {self.target_!r}: there is "
                 "nothing to learn from."
             )
@@ -90,14 +91,14 @@ class BetweenTranslator(Translator):
 
         Raises
         ------
-        RuntimeError, ValueError
+        RuntimeError, InputError
             As :meth:`Translator.predict`; also a third condition.
         """
         self._condition_level(target)
         ends = [self.source_, self.target_]
         for condition in (target, *([] if source is None else [source])):
             if self._condition_level(condition) not in ends:
-                raise ValueError(
+                raise InputError(
                     f"The model translates between {ends[0]!r} and {ends[1]!r}, not {condition!r}."
                 )
         source = ends[ends[0] == target] if source is None else source

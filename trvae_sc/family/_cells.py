@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
 from trvae_sc.model import TRVAE
 from trvae_sc.training import row_numbers
 
@@ -22,24 +23,24 @@ def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
 
     Raises
     ------
-    KeyError, ValueError
+    InputError
         There is no such column, value or row, or no cell at all.
     """
     if isinstance(cells, Mapping):
         keep = np.ones(adata.n_obs, dtype=bool)
         for key, value in cells.items():
             if key not in adata.obs:
-                raise KeyError(f"No column {key!r} in adata.obs; there are {list(adata.obs)}.")
+                raise InputError(f"No column {key!r} in adata.obs; there are {list(adata.obs)}.")
             here = (adata.obs[key] == value).to_numpy()
             if not here.any():
                 found = adata.obs[key].unique().tolist()[:10]
-                raise ValueError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {found}.")
+                raise InputError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {found}.")
             keep &= here
         rows = np.flatnonzero(keep)
     else:
         rows = row_numbers(np.atleast_1d(cells), adata.n_obs)
     if not len(rows):
-        raise ValueError(f"No cell matches {cells!r}. Choose one at least.")
+        raise InputError(f"No cell matches {cells!r}. Choose one at least.")
     return rows
 
 
@@ -47,7 +48,7 @@ def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition
     """Return the condition to decode with; None where the network does not see it."""
     if model.module.decoder_in.condition is None:
         if condition is not None:
-            raise ValueError(
+            raise InputError(
                 f"The preset '{model.preset_}' does not see the condition and cannot decode with "
                 f"{condition!r}. Leave it out, or use a preset such as 'cvae'."
             )
@@ -56,7 +57,7 @@ def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition
         return model._condition_level(condition)
     found = model._condition_column(adata.obs.iloc[rows]).unique().tolist()
     if len(found) > 1:
-        raise ValueError(f"The cells are of conditions {found}. Choose one with condition=.")
+        raise InputError(f"The cells are of conditions {found}. Choose one with condition=.")
     return found[0]
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor
 
+from trvae_sc.errors import InputError
 from trvae_sc.family._networks import (
     GENERATOR_RATE,
     Adversarial,
@@ -21,7 +23,7 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.family._translator import Translator
-from trvae_sc.model import _setup
+from trvae_sc.levels import as_text, level_name
 
 _CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generated cells are alike
 
@@ -159,18 +161,21 @@ class ConditionalGAN(Translator):
 
         Raises
         ------
-        ValueError
+        InputError
             A label that training did not see.
         """
         key = self.keys.labels_key
         if key is None:
             return torch.zeros(cells.n_obs, dtype=torch.long)
         if key not in cells.obs:
-            raise KeyError(f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}.")
-        unknown = [level for level in _setup.levels(cells.obs[key]) if level not in self.labels]
+            raise InputError(
+                f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}."
+            )
+        names = [level_name(label) for label in self.labels]
+        own = as_text(cells.obs[key])
+        unknown = sorted(set(own) - set(names))
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
             )
-        codes = [self.labels.index(label) for label in cells.obs[key]]
-        return torch.as_tensor(codes, dtype=torch.long)
+        return torch.as_tensor(pd.Index(names).get_indexer(own), dtype=torch.long)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.family._networks import ExpressionModule, Player, Sizes, Terms
 
 
@@ -89,9 +90,11 @@ class FlowModule(ExpressionModule):
         try:
             import zuko
         except ImportError as error:
-            raise ImportError("FlowTransfer needs zuko: pip install 'trvae_sc[flows]'.") from error
+            raise MissingExtraError(
+                "FlowTransfer needs zuko: pip install 'trvae_sc[flows]'."
+            ) from error
         if sizes.n_pcs < 2:
-            raise ValueError(
+            raise InputError(
                 f"{sizes.n_pcs} principal components; the flow's layers need two or more."
             )
         super().__init__(sizes, whiten=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
@@ -53,7 +54,7 @@ class FlowTransfer(Translator):
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         zuko is not installed.
 
     Examples
@@ -124,17 +125,17 @@ class FlowTransfer(Translator):
 
         Raises
         ------
-        ValueError
+        InputError
             No training cells are attached, or fewer than two labels were measured under both.
         """
         if self.adata is None:
-            raise ValueError(
+            raise InputError(
                 "What the prior is worth follows from training cells, and none are attached. Attach "
                 "them (model.adata = adata), or give strength."
             )
         shifts = self._shifts(source, target)
         if len(shifts) < 2:
-            raise ValueError(
+            raise InputError(
                 f"{len(shifts)} labels were measured under both {source!r} and {target!r}; two are "
                 "needed to tell what the prior is worth. Give strength."
             )
@@ -198,14 +199,14 @@ class FlowTransfer(Translator):
 
         Raises
         ------
-        RuntimeError, KeyError, ValueError
+        RuntimeError, InputError
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
         _check_choice("prior", prior, ("shift", "source"))
         _check_choice("output", output, ("moved", "sample"))
         if strength is not None and not strength >= 0:
-            raise ValueError(f"strength is {strength}; it is a number of cells, 0 or more.")
+            raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)
         places = self._places(cells)
@@ -240,7 +241,7 @@ class FlowTransfer(Translator):
             return start
         shifts = self._shifts(source, target)
         if not len(shifts):
-            raise ValueError(
+            raise InputError(
                 f"No label was measured under both {source!r} and {target!r}, so there is no shift "
                 "to expect. Use prior='source'."
             )
@@ -253,7 +254,7 @@ class FlowTransfer(Translator):
         cells = self._validate_anndata(exemplars)
         other = set(cells.obs[self.keys.condition_key].astype(str)) - {str(target)}
         if other:
-            raise ValueError(f"Exemplars are cells under {target!r}; some are under {other}.")
+            raise InputError(f"Exemplars are cells under {target!r}; some are under {other}.")
         places = self._places(cells)
         return {label: places[rows] for (label, _), rows in groups(cells.obs, self.keys)}
 
@@ -261,4 +262,4 @@ class FlowTransfer(Translator):
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
     """Raise where an argument is none of those known."""
     if given not in known:
-        raise ValueError(f"Unknown {name} '{given}'; choose one of {known}.")
+        raise InputError(f"Unknown {name} '{given}'; choose one of {known}.")

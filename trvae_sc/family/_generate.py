@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, log_values
 from trvae_sc.model import TRVAE
 from trvae_sc.model._inference import NOT_TRAINED
@@ -58,9 +59,9 @@ def generate(
 
     Raises
     ------
-    RuntimeError
+    NotTrainedError
         The model is not trained.
-    ValueError
+    InputError
         Unknown condition or label; no label for an autoencoder, which has no prior.
 
     Examples
@@ -111,17 +112,17 @@ def copy_check(
 
     Raises
     ------
-    ValueError
+    InputError
         Fewer than three training cells, no cells, or other genes.
     """
     given = {"generated": generated, "train": train, "held_back": held_back}
     for name, x in given.items():
         if x is not None and (not x.shape[0] or x.shape[1] != train.shape[1]):
-            raise ValueError(
+            raise InputError(
                 f"`{name}` has shape {x.shape} and `train` {train.shape}: give cells, of the same genes."
             )
     if train.shape[0] < 3:
-        raise ValueError(f"`train` has {train.shape[0]} cells; at least 3 are needed.")
+        raise InputError(f"`train` has {train.shape[0]} cells; at least 3 are needed.")
     neighbors = NearestNeighbors(algorithm="brute").fit(train)
     if held_back is None:
         rng = np.random.default_rng(seed)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.checks import without_codes
+from trvae_sc.errors import InputError
 from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
 from trvae_sc.model import TRVAE
 from trvae_sc.model._decode import decoded
@@ -53,9 +55,9 @@ def interpolate(
 
     Raises
     ------
-    RuntimeError
+    NotTrainedError
         The model is not trained.
-    KeyError, ValueError
+    InputError
         No such cells, fewer than two steps, an unknown condition, or several and no choice.
 
     Examples
@@ -64,7 +66,7 @@ def interpolate(
     >>> trvae_sc.pl.interpolation(path, source="B", target="NK")
     """
     if steps < 2:
-        raise ValueError(f"steps is {steps}; start and end are 2.")
+        raise InputError(f"steps is {steps}; start and end are 2.")
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     adata = model._validate_anndata(adata)
     start, end = rows_of(adata, a), rows_of(adata, b)
@@ -124,20 +126,20 @@ def traverse(
 
     Raises
     ------
-    RuntimeError
+    NotTrainedError
         The model is not trained.
-    KeyError, ValueError
+    InputError
         No such dimension, limits that do not rise, no such cells, an unknown condition, or several
         and no choice.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     n_latent = model.module.z_mean.out_features
     if not 0 <= dimension < n_latent:
-        raise ValueError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
+        raise InputError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
     if steps < 2:
-        raise ValueError(f"steps is {steps}; at least 2 are needed for a slope.")
+        raise InputError(f"steps is {steps}; at least 2 are needed for a slope.")
     if limits is not None and not limits[0] < limits[1]:
-        raise ValueError(f"limits are {limits}; give a lowest and a higher value.")
+        raise InputError(f"limits are {limits}; give a lowest and a higher value.")
     adata = model._validate_anndata(adata)
     rows = np.arange(adata.n_obs) if at is None else rows_of(adata, at)
     condition = decoding_condition(model, adata, rows, condition)
@@ -196,14 +198,14 @@ def shift_attribute(
 
     Raises
     ------
-    RuntimeError
+    NotTrainedError
         The model is not trained.
-    KeyError, ValueError
+    InputError
         No training cell has the characteristic, alpha is not finite, the condition is unknown.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     if not np.isfinite(alpha):
-        raise ValueError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
+        raise InputError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
     known = model._validate_anndata(None)
     having = rows_of(known, attribute)
     adata = model._validate_anndata(adata)
@@ -213,8 +215,7 @@ def shift_attribute(
     z = model.get_latent_representation(adata)
     z = z + np.float32(alpha) * (mean - z)
     x = decoded(model, adata, np.arange(adata.n_obs), z, condition)
-    own = [name for name in adata.obs if str(name).startswith("_scvi_")]
-    obs = adata.obs.drop(columns=own)
+    obs = without_codes(adata.obs)
     result = as_anndata(model, x, z, obs, condition, adata, "shift_attribute")
     result.uns["trvae_sc"] |= {"alpha": float(alpha), "n_cells_with_attribute": len(having)}
     return result

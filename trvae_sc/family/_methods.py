@@ -7,7 +7,9 @@ from typing import Any
 
 from anndata import AnnData
 
-from trvae_sc.baselines import Method, beside, target_level
+from trvae_sc.baselines import Method, target_level
+from trvae_sc.baselines._simple import with_own_columns
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
@@ -61,18 +63,18 @@ def translate(
 
     Raises
     ------
-    ValueError
+    InputError
         No training cell has the target, or source cells are of several conditions.
     """
     starts = source.obs[keys.condition_key].unique().tolist()
     level = target_level(train, target, keys)
     if issubclass(model_cls, BetweenTranslator):
         if len(starts) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{model_cls.__name__} translates from one condition; source cells have {starts}."
             )
         model_kwargs = {"source": starts[0], "target": level, **model_kwargs}
-    train = beside(train)
+    train = with_own_columns(train)
     given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
     model_cls.setup_anndata(train, keys.condition_key, **given, **(setup_kwargs or {}))
     model = model_cls(train, seed=seed, **model_kwargs)

@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trvae_sc.errors import InputError
 from trvae_sc.module._layers import stack
 
 Adversarial = Literal["hinge", "wasserstein"]
@@ -217,7 +218,7 @@ class Critic(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in ("hinge", "wasserstein"):
-            raise ValueError(f"Unknown adversarial loss '{kind}'; choose 'hinge' or 'wasserstein'.")
+            raise InputError(f"Unknown adversarial loss '{kind}'; choose 'hinge' or 'wasserstein'.")
         self.network = Network(n_input + n_context, n_hidden, 1)
         self.kind, self.penalty_weight = kind, penalty_weight
 

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
 from trvae_sc.model import TRVAE
 from trvae_sc.model._inference import NOT_TRAINED
 
@@ -61,14 +62,14 @@ def outlier_score(
 
     Raises
     ------
-    RuntimeError
+    NotTrainedError
         The model is not trained.
-    ValueError
+    InputError
         `n_samples` is below 1, or there are no reference cells.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     if n_samples < 1:
-        raise ValueError(f"n_samples is {n_samples}; at least 1 is needed.")
+        raise InputError(f"n_samples is {n_samples}; at least 1 is needed.")
     known = model._validate_anndata(reference)
     scored = known if adata is None and reference is None else model._validate_anndata(adata)
     with torch.random.fork_rng():

@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from torch import Tensor
 
+from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
     GENERATOR_RATE,
@@ -21,7 +22,7 @@ from trvae_sc.family._networks import (
     Sizes,
     Terms,
 )
-from trvae_sc.model._setup import listing
+from trvae_sc.levels import listing
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class PairedModule(BetweenModule):
     def move(self, p: Tensor, *, backward: bool) -> Tensor:
         """Return components under the target; there is no way back."""
         if backward:
-            raise ValueError("A PairedTranslator has one direction; train one for the other.")
+            raise InputError("A PairedTranslator has one direction; train one for the other.")
         return p + self.generator(p)
 
     def critic_terms(self, batch: dict[str, Tensor]) -> Terms:
@@ -171,7 +172,7 @@ class PairedTranslator(BetweenTranslator):
 
         Raises
         ------
-        TypeError, KeyError, ValueError
+        InputError
             As there; also where pairs are not one to one.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
@@ -184,7 +185,7 @@ class PairedTranslator(BetweenTranslator):
 
         Raises
         ------
-        ValueError
+        InputError
             There are none.
         """
         given = self.registry_["setup_args"]
@@ -196,7 +197,7 @@ class PairedTranslator(BetweenTranslator):
         ]
         names = [name for name in sides[0] if name in sides[1]]
         if not names:
-            raise ValueError(
+            raise InputError(
                 f"No value of adata.obs['{given['pair_key']}'] occurs under both {self.source_!r} "
                 f"and {self.target_!r}: there are no pairs."
             )
@@ -209,13 +210,15 @@ def _check_pairs(adata: AnnData, condition_key: str, pair_key: str) -> None:
     """Raise where a pair has several cells of a condition."""
     for key in (condition_key, pair_key):
         if key not in adata.obs:
-            raise KeyError(f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}.")
+            raise InputError(
+                f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}."
+            )
     if adata.obs[pair_key].isna().any():
-        raise ValueError(f"adata.obs['{pair_key}'] is missing (NaN) in some cells. Drop them.")
+        raise InputError(f"adata.obs['{pair_key}'] is missing (NaN) in some cells. Drop them.")
     twice = adata.obs[[condition_key, pair_key]].duplicated()
     if twice.any():
         names = adata.obs.loc[twice, pair_key].unique().tolist()
-        raise ValueError(
+        raise InputError(
             f"Pairs are not one to one: {len(names)} values of adata.obs['{pair_key}'] occur in "
             f"several cells of one condition ({listing(names)}). Give each pair a name of its own; "
             "cells without partners are for CycleGAN."

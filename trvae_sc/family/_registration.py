@@ -6,8 +6,10 @@ from typing import Any
 
 from anndata import AnnData
 
+from trvae_sc import checks
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
-from trvae_sc.model import RegistrationMixin, _setup
+from trvae_sc.model import RegistrationMixin
 from trvae_sc.model._fields import fields
 from trvae_sc.training import DataManager
 
@@ -48,7 +50,7 @@ class TranslatorRegistration(RegistrationMixin):
 
         Raises
         ------
-        TypeError, KeyError, ValueError
+        InputError
             As :meth:`trvae_sc.TRVAE.setup_anndata`, before anything is written.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
@@ -62,7 +64,7 @@ class TranslatorRegistration(RegistrationMixin):
         given = setup_method_args["setup_args"]
         condition_key = given["condition_key"]
         if not isinstance(condition_key, str):
-            raise TypeError(
+            raise InputError(
                 f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
                 "into one, or use TRVAE."
             )
@@ -71,9 +73,9 @@ class TranslatorRegistration(RegistrationMixin):
         unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
         keys |= dict.fromkeys(unused)
         if kwargs.get("source_registry") is None:
-            _setup.check_columns(adata, condition_key, **keys)
+            checks.check_columns(adata, condition_key, **keys)
         else:
-            _setup.check_other(adata, {"condition_key": condition_key, **keys})
+            checks.check_other(adata, {"condition_key": condition_key, **keys})
         manager = DataManager(
             fields=fields(condition_key, **keys), setup_method_args=setup_method_args
         )

@@ -114,15 +114,23 @@ class PlayersPlan(lightning.LightningModule):
         Learning rate.
     betas
         Decay rates of Adam's averages.
+    marks
+        Of the training cells, see :func:`trvae_sc.identity.cell_marks`.
     """
 
     def __init__(
-        self, module: ExpressionModule, *, lr: float, betas: tuple[float, float] = (0.5, 0.9)
+        self,
+        module: ExpressionModule,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.5, 0.9),
+        marks: np.ndarray = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.module, self.lr, self.betas = module, lr, betas
         self.players = module.players()
+        self.marks = marks
         self._sums: dict[str, Tensor] = {}
         self._n_batches = 0
 

@@ -12,17 +12,23 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
+from trvae_sc import checks
+from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.baselines import as_prediction
-from trvae_sc.expression import dense, log_values, median_total
+from trvae_sc.errors import InputError
+from trvae_sc.expression import dense, log_values, median_total, values
 from trvae_sc.family._networks import ExpressionModule, Sizes
 from trvae_sc.family._registration import TranslatorRegistration
 from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
-from trvae_sc.model import ConditionsMixin, SavingMixin, _io, _setup
+from trvae_sc.identity import among, cell_marks
+from trvae_sc.model import ConditionsMixin, SavingMixin
+from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._inference import NOT_TRAINED
 from trvae_sc.model._predict import source_rows
 from trvae_sc.model._record import combination_notes, combination_table
 from trvae_sc.module import CONDITION_KEY
-from trvae_sc.training import TrainRunner, default_seed
+from trvae_sc.threads import suitable_threads
+from trvae_sc.training import NOT_STARTED, TrainRunner, seed_of
 from trvae_sc.training._data import Batches
 
 
@@ -52,11 +58,13 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         *,
         seed: int | None = None,
     ) -> None:
-        if adata is not None:
-            _setup.check_type(adata)
+        check_default_type()
+        self._check_registered(adata, registry)
         super().__init__(adata, registry)
-        self.format_, self.version_ = _io.FORMAT, version("trvae_sc")
-        self.seed_ = default_seed() if seed is None else seed
+        self.training_ = dict(NOT_STARTED)
+        self.training_marks_ = np.zeros(0)
+        self.version_ = version("trvae_sc")
+        self.seed_ = seed_of(seed)
         self._check_values("nb" if self.keys.is_count else "normal")
         self._model_summary_string = (
             f"{type(self).__name__}, conditions: {self.conditions}, labels: {len(self.labels)}, "
@@ -67,7 +75,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """Make the module with the model's own seed, with as many components as there can be."""
         n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
         if n_pcs < 1:
-            raise ValueError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
+            raise InputError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
         sizes = Sizes(
             self.summary_stats.n_vars,
             len(self.conditions),
@@ -78,6 +86,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
             self.module = module_cls(sizes, **arguments)
+        self.module.widest = max(arguments["n_hidden"])
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -111,24 +120,28 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         ------
         FloatingPointError
             A loss became NaN or infinite.
-        ValueError
+        InputError
             There is nothing to learn from.
         """
+        check_default_type()
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; at least 1 is needed.")
+            if number is not None:
+                check_whole(name, number)
         if self.adata is None:
-            raise ValueError(
+            raise InputError(
                 "The model was loaded without data: attach some to train on (model.adata = adata)."
             )
-        with torch.random.fork_rng():
+        self.adata_manager.validate()
+        with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
             cells = self._training_cells()
             sampler = self._sampler(math.ceil(len(cells) / batch_size), batch_size)
-            epochs = math.ceil(self._n_steps / len(sampler)) if max_epochs is None else max_epochs
+            default = math.ceil(self._n_steps / len(sampler))
+            self.training_ = {**self.training_, "default": default}
+            epochs = default if max_epochs is None else max_epochs
             TrainRunner(
                 self,
-                PlayersPlan(self.module, lr=lr),
+                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.marks),
                 Minibatches(cells, sampler),
                 epochs,
                 accelerator=accelerator,
@@ -157,7 +170,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """Return log values (with the model's kappa if None), shape (n_cells, n_genes)."""
         kappa = float(self.module.kappa) if kappa is None else kappa
         if adata.isbacked:
-            raise ValueError("adata is on disk: read it into memory first (adata.to_memory()).")
+            raise InputError("adata is on disk: read it into memory first (adata.to_memory()).")
         return dense(log_values(adata, self.keys, kappa)).astype(np.float32, copy=False)
 
     # -- prediction ---------------------------------------------------------------------------------
@@ -198,14 +211,16 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
 
         Raises
         ------
-        RuntimeError
+        NotTrainedError
             The model is not trained.
-        ValueError
+        InputError
             Unknown target, source or labels; target equal to source; no cell selected; genes missing.
         """
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
+        check_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        x = self._translate(cells, self._values(cells), target, generator)
+        with torch.random.fork_rng(), suitable_threads(self.module.widest):
+            x = self._translate(cells, self._values(cells), target, generator)
         return self._as_prediction(x, cells, target, seed)
 
     def _translate(
@@ -221,11 +236,10 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         original = self.adata if adata is None else adata
         registered = self._validate_anndata(adata)
         original = registered if original is None else original
-        _setup.check_free(original)
+        checks.check_free(original)
         rows = source_rows(self, original, target, **selection)
         cells = registered[rows].copy()
-        own = [name for name in cells.obs if str(name).startswith("_scvi_")]
-        cells.obs = cells.obs.drop(columns=own)
+        cells.obs = checks.without_codes(cells.obs)
         cells.var = original.var.loc[registered.var_names].copy()
         return cells
 
@@ -233,9 +247,11 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """Return predicted values as an AnnData with the record of the prediction."""
         name, kappa = type(self).__name__, float(self.module.kappa)
         result = as_prediction(x, cells, target, self.keys, kappa, name)
-        combinations = combination_table(self, cells.obs, target, {})
+        is_training = among(cell_marks(values(cells, self.keys)), self.training_marks_)
+        combinations = combination_table(self, cells.obs, target, {}, is_training)
         notes = combination_notes(combinations, labelled=bool(self.labels))
         result.uns["trvae_sc"] |= {
+            "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),
             "model_seed": int(self.seed_),
             "seed": int(seed),

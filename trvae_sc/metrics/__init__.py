@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from trvae_sc.errors import InputError
 from trvae_sc.metrics import _arrays
 from trvae_sc.metrics._arrays import Cells, Vector
 
@@ -80,7 +81,7 @@ def effect_r2(real: Cells, predicted: Cells, control: Cells) -> float:
     arrays = _arrays.validated(real=real, predicted=predicted, control=control)
     m_real, m_predicted, m_control = (_arrays.mean(a) for a in arrays)
     if not _arrays.difference(m_control, m_real).any():
-        raise ValueError("`real` and `control` have equal means; there is no change to explain")
+        raise InputError("`real` and `control` have equal means; there is no change to explain")
     return float(1.0 - ((m_predicted - m_real) ** 2).sum() / ((m_control - m_real) ** 2).sum())
 
 
@@ -141,7 +142,7 @@ def variance_ratio(real: Cells, predicted: Cells) -> float:
         _arrays.variance(a) for a in _arrays.validated(2, real=real, predicted=predicted)
     )
     if not (varies := v_real > 0).any():
-        raise ValueError("No gene of `real` varies; there is no variance to compare with")
+        raise InputError("No gene of `real` varies; there is no variance to compare with")
     return float(np.median(v_predicted[varies] / v_real[varies]))
 
 
@@ -237,9 +238,9 @@ def target_rank(real_by_target: Mapping[str, Cells], predicted: Cells, target: s
     Raises ValueError if cells are invalid (one suffices), n is below 3 or `target` is unknown.
     """
     if len(real_by_target) < 3:
-        raise ValueError(f"`real_by_target` has {len(real_by_target)} targets; ranking needs 3")
+        raise InputError(f"`real_by_target` has {len(real_by_target)} targets; ranking needs 3")
     if target not in real_by_target:
-        raise ValueError(
+        raise InputError(
             f"Unknown `target` {target!r}; `real_by_target` has {list(real_by_target)}"
         )
     named = {f"real_by_target[{key!r}]": cells for key, cells in real_by_target.items()}
@@ -263,7 +264,7 @@ def interval_coverage(real_change: ArrayLike, lower: ArrayLike, upper: ArrayLike
     given = {"real_change": real_change, "lower": lower, "upper": upper}
     change, low, high = (_arrays.vector(v, name, np.size(real_change)) for name, v in given.items())
     if (low > high).any():
-        raise ValueError(f"`lower` is above `upper` in {(low > high).sum()} genes; swap the bounds")
+        raise InputError(f"`lower` is above `upper` in {(low > high).sum()} genes; swap the bounds")
     return float(((low <= change) & (change <= high)).mean())
 
 

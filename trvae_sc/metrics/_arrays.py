@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from trvae_sc.errors import InputError
+
 Cells = np.ndarray | sparse.spmatrix | sparse.sparray
 Vector = NDArray[np.float64]
 
@@ -21,15 +23,15 @@ def validated(min_cells: int = 1, /, **arrays: Any) -> list[Cells]:
     for name, given in arrays.items():
         x = given.tocsr() if sparse.issparse(given) else np.asarray(given)
         if x.ndim != 2 or x.dtype.kind not in "biuf":
-            raise ValueError(
+            raise InputError(
                 f"`{name}` has shape {x.shape} and type {x.dtype}; give numbers, cells x genes"
             )
         if x.shape[0] < min_cells or x.shape[1] == 0:
-            raise ValueError(
+            raise InputError(
                 f"`{name}` has shape {x.shape}; give at least {min_cells} cell(s) and a gene"
             )
         if checked and x.shape[1] != checked[0].shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"`{name}` has {x.shape[1]} genes, `{next(iter(arrays))}` has "
                 f"{checked[0].shape[1]}; give the same genes in the same order"
             )
@@ -45,7 +47,7 @@ def vector(values: ArrayLike, name: str, n_genes: int) -> Vector:
     """Return `values` as a finite vector of `n_genes` numbers."""
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (n_genes,) or n_genes == 0:
-        raise ValueError(f"`{name}` has shape {vector.shape}; give one number per gene ({n_genes})")
+        raise InputError(f"`{name}` has shape {vector.shape}; give one number per gene ({n_genes})")
     check_finite(vector, name)
     return vector
 
@@ -53,7 +55,7 @@ def vector(values: ArrayLike, name: str, n_genes: int) -> Vector:
 def check_finite(values: np.ndarray, name: str) -> None:
     """Raise if a value is NaN or infinite."""
     if not (finite := np.isfinite(values)).all():
-        raise ValueError(f"`{name}` has {(~finite).sum()} NaN or infinite values; replace them")
+        raise InputError(f"`{name}` has {(~finite).sum()} NaN or infinite values; replace them")
 
 
 def mean(x: Cells) -> Vector:
@@ -93,7 +95,7 @@ def welch_t(x: Cells, y: Cells) -> tuple[Vector, Vector]:
 def ranked(t: Vector, difference: Vector, n: int) -> NDArray[np.intp]:
     """Return the `n` genes of largest absolute t, ties by absolute difference, then by index."""
     if n < 1:
-        raise ValueError(f"`n` is {n}; ask for at least 1 gene")
+        raise InputError(f"`n` is {n}; ask for at least 1 gene")
     return np.lexsort((-np.abs(difference), -np.abs(t)))[:n]
 
 
@@ -102,7 +104,7 @@ def changed(real: Cells, control: Cells, n: int) -> NDArray[np.intp]:
     t, difference = welch_t(real, control)
     genes = ranked(t, difference, n)
     if not t.any():
-        raise ValueError("`real` and `control` have equal means; no gene changes")
+        raise InputError("`real` and `control` have equal means; no gene changes")
     return genes[t[genes] != 0]
 
 
@@ -116,7 +118,7 @@ def centred(values: Vector, *terms: Vector) -> Vector:
 def pearson(real: Vector, predicted: Vector) -> float:
     """Return the correlation of centred vectors, 0 if `predicted` is 0."""
     if not real.any():
-        raise ValueError("What is compared of `real` is equal in all genes; nothing to correlate")
+        raise InputError("What is compared of `real` is equal in all genes; nothing to correlate")
     if not predicted.any():
         return 0.0
     norms = np.linalg.norm(real) * np.linalg.norm(predicted)
@@ -133,7 +135,7 @@ def effect_pearson(real: Cells, predicted: Cells, control: Cells, shift: Vector)
 def pooled_squared_distances(x: Cells, y: Cells, max_cells: int, seed: int) -> tuple[Vector, int]:
     """Return squared distances of the subsampled, pooled cells, and how many of them are of `x`."""
     if max_cells < 2:
-        raise ValueError(f"`max_cells` is {max_cells}; give at least 2")
+        raise InputError(f"`max_cells` is {max_cells}; give at least 2")
     rng = np.random.default_rng(seed)  # one stream, so rows of `x` and `y` are drawn independently
     groups = []
     for group in validated(2, x=x, y=y):

@@ -5,7 +5,6 @@ from trvae_sc.model._model import TRVAE
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._registration import RegistrationMixin
 from trvae_sc.model._saving import SavingMixin
-from trvae_sc.model._setup import check_columns
 
 __all__ = [
     "PRESETS",
@@ -13,5 +12,4 @@ __all__ = [
     "ConditionsMixin",
     "RegistrationMixin",
     "SavingMixin",
-    "check_columns",
 ]

@@ -11,7 +11,14 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc.expression import Pairs, evenly_spaced, label_weights, mean_shift, ridge_shift
+from trvae_sc.expression import (
+    Pairs,
+    evenly_spaced,
+    label_weights,
+    ridge_shift,
+    weighted_mean_shift,
+)
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.model._pairs import Responses, additive_pairs, seen_pairs
 from trvae_sc.module import CONDITION_KEY
@@ -116,8 +123,11 @@ class Calibration:
             return
         setup_args = model.registry_["setup_args"]
         obs = adata.obs.iloc[rows]
-        label = obs.get(setup_args["labels_key"], pd.Series("all", index=obs.index))
-        source = np.asarray(model._condition_column(obs))
+        key = setup_args["labels_key"]
+        label = as_text(obs[key]) if key in obs else pd.Series("all", index=obs.index)
+        names = as_text(model._condition_column(obs))
+        levels = {level_name(level): level for level in model.conditions}
+        source = np.array([levels[name] for name in names], dtype=object)
         frame = pd.DataFrame({"source": source, "label": np.asarray(label)})
         self.group = frame.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         by_source: dict[Any, list[tuple[str, np.ndarray]]] = {}  # in the order of their codes
@@ -161,7 +171,7 @@ class Calibration:
         else:
             added = _from_parts(model, observed, change, source, target)
         for i, name in enumerate(names):
-            self.novelty[name, str(source)] = novelty(observed[i], pairs.profiles)
+            self.novelty[name, level_name(source)] = novelty(observed[i], pairs.profiles)
             self.corrections.append(
                 _correction(model, means[:, i], observed[i] + change[i] + added[i])
             )
@@ -258,7 +268,7 @@ def _from_labels(
     of_middle = _MIDDLE * min(weight, 1.0 - weight)
     added = (1.0 - of_middle) * share * ridge + of_middle * middle
     if of_size := _share_of_size(ridge, alike[1], weight):
-        common = mean_shift(pairs)
+        common = weighted_mean_shift(pairs)
         added += (of_size * _size(ridge, common) - _size(added, common)) * common
     return added
 
@@ -309,9 +319,9 @@ def _share_of_size(ridge: np.ndarray, pairs: Pairs, least: float) -> float:
     """
     if len(pairs.profiles) < 3:
         return 0.0
-    squared, worst = _size(ridge, mean_shift(pairs)) ** 2, 0.0
+    squared, worst = _size(ridge, weighted_mean_shift(pairs)) ** 2, 0.0
     for label in range(len(pairs.profiles)):
-        missed = _size(left_out_residual(pairs, label), mean_shift(pairs.without(label)))
+        missed = _size(left_out_residual(pairs, label), weighted_mean_shift(pairs.without(label)))
         worst = max(worst, (2.0 * missed) ** 2)
         if worst >= (1.0 - least) * squared:  # mostly after a label or two
             return 0.0

@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 from scvi.model.base import BaseModelClass
 
-from trvae_sc.model._setup import SEPARATOR, is_number, levels, listing
+from trvae_sc.checks import SEPARATOR, is_number
+from trvae_sc.errors import InputError
+from trvae_sc.levels import as_text, level_name, levels, match_level
 from trvae_sc.module import CONDITION_KEY
 
 PARTS = "parts"  #: entry of the state registry
@@ -29,7 +31,8 @@ def joint_column(
     codes, found = [], []
     for key in keys:
         known = levels(obs[key])
-        codes.append(pd.Index(known, dtype=object).get_indexer(obs[key].astype(object)))
+        names = pd.Index([level_name(level) for level in known], dtype=object)
+        codes.append(names.get_indexer(as_text(obs[key])))
         found.append([float(v) for v in known] if is_number(obs[key]) else known)
     combinations, inverse = np.unique(np.stack(codes, 1), axis=0, return_inverse=True)
     parts = [tuple(found[k][code] for k, code in enumerate(row)) for row in combinations]
@@ -40,7 +43,7 @@ def joint_column(
 
 def name_of(parts: Sequence[Any]) -> str:
     """Return the name of a condition."""
-    return SEPARATOR.join(f"{v:.12g}" if isinstance(v, float) else str(v) for v in parts)
+    return SEPARATOR.join(map(level_name, parts))
 
 
 def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
@@ -66,13 +69,22 @@ def extended_parts(
     known = {name_of(values) for values in parts["values"]}
     names = joint_column(obs, parts["keys"])[1]
     new = [level for level in state["categorical_mapping"] if level not in known]
-    values = [list(names[level]) for level in new]
+    values = [
+        [_known(parts, *part) for part in zip(parts["keys"], names[level], strict=True)]
+        for level in new
+    ]
     features = list(parts["features"])
     for row in values:
         for key, value in zip(parts["keys"], row, strict=True):
             if key not in parts["scaling"] and [key, value] not in features:
                 features.append([key, value])
     return {**parts, "features": features, "values": parts["values"] + values}
+
+
+def _known(parts: dict[str, Any], key: str, value: Any) -> Any:
+    """Return the registered level that reads like a value of a column; the value itself if none does."""
+    alike = (v for k, v in parts["features"] if k == key and level_name(v) == level_name(value))
+    return value if key in parts["scaling"] else next(alike, value)
 
 
 def design(parts: dict[str, Any], values: Sequence[Any]) -> np.ndarray:
@@ -93,20 +105,20 @@ def parse(parts: dict[str, Any], condition: Any) -> tuple[Any, ...]:
 
     Raises
     ------
-    ValueError
+    InputError
         Columns are missing or unknown, a level was never seen, or a number is not one.
     """
     keys = parts["keys"]
     if isinstance(condition, Mapping):
         if set(condition) != set(keys):
-            raise ValueError(f"A condition here has the parts {keys}, not {list(condition)}.")
+            raise InputError(f"A condition here has the parts {keys}, not {list(condition)}.")
         given = [condition[key] for key in keys]
     elif isinstance(condition, str) or not isinstance(condition, Sequence):
         given = str(condition).split(SEPARATOR)
     else:
         given = list(condition)
     if len(given) != len(keys):
-        raise ValueError(
+        raise InputError(
             f"Condition {condition!r} has {len(given)} parts; {keys} are needed, as a dictionary or "
             f"in this order."
         )
@@ -119,19 +131,14 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"'{key}' is a number; {value!r} is none.") from None
+            raise InputError(f"'{key}' is a number; {value!r} is none.") from None
         if not np.isfinite(number):
-            raise ValueError(f"'{key}' is {number}; it must be finite.")
+            raise InputError(f"'{key}' is {number}; it must be finite.")
         known = [row[parts["keys"].index(key)] for row in parts["values"]]
         same = [v for v in known if np.isclose(v, number, rtol=1e-6, atol=0.0)]
         return same[0] if same else number  # names, and float32, have fewer digits
     known = [level for name, level in parts["features"] if name == key]
-    match = [level for level in known if level == value] or [
-        level for level in known if str(level) == str(value)
-    ]
-    if not match:
-        raise ValueError(f"Unknown '{key}' {value!r}; the model knows {listing(known)}.")
-    return match[0]
+    return match_level(value, known, of=f"'{key}'")
 
 
 def remarks(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
@@ -247,9 +254,13 @@ class ConditionsMixin(BaseModelClass):
         parts, known = self._condition_parts, self.conditions
         if parts is not None:
             return name_of(self._values_of(condition))
-        if condition not in known:
-            raise ValueError(f"Unknown condition {condition!r}; the model was trained on {known}.")
-        return condition
+        key, hint = self.registry_["setup_args"]["condition_key"], ""
+        if all(isinstance(level, int | float) for level in known):
+            hint = (
+                f" '{key}' was registered as levels; set up with condition_key=['{key}'] it is a number, "
+                "and values between and beyond those measured can be predicted."
+            )
+        return match_level(condition, known, of="condition", hint=hint)
 
     def _values_of(self, condition: Any) -> Sequence[Any]:
         """Return the parts of a condition of several columns."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Profiles
+from trvae_sc.levels import as_text
 from trvae_sc.model._calibration import Batch, dispersion
 from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 
@@ -74,7 +77,7 @@ def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor
 
     Raises
     ------
-    ValueError
+    InputError
         No training cells are attached, the target was not measured, or no label was seen under both
         conditions.
     """
@@ -82,16 +85,17 @@ def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor
         return None
     if model.adata is None or target not in model.conditions:
         lacks = "training cells" if model.adata is None else f"training cells under {target!r}"
-        raise ValueError(
+        raise InputError(
             f"The preset '{model.preset_}' does not see the condition and predicts from the codes of "
             f"the training cells, but there are no {lacks}. Attach them (model.adata = adata), or use "
             "a preset that sees the condition, such as 'cvae'."
         )
     obs, z = model.adata.obs, model.get_latent_representation()
     labels_key = model.registry_["setup_args"]["labels_key"]
-    label = np.full(len(obs), "all") if labels_key is None else obs[labels_key].astype(str)
-    condition = model._condition_column(obs).astype(str)
-    rows = obs.reset_index().groupby([np.asarray(label), np.asarray(condition)]).indices
+    label = np.full(len(obs), "all") if labels_key is None else as_text(obs[labels_key])
+    condition = as_text(model._condition_column(obs))
+    groups = pd.DataFrame({"label": np.asarray(label), "condition": np.asarray(condition)})
+    rows = groups.groupby(["label", "condition"]).indices
     means = {group: z[at].mean(0) for group, at in rows.items()}
     known = Profiles(means, {group: len(at) for group, at in rows.items()}, 1.0)
     shifts = np.full((len(model.conditions), z.shape[1]), np.nan, dtype=np.float32)
@@ -123,6 +127,17 @@ def predicted_values(
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
     return transport_counts(counts, ratio, gain * batch.total, theta, draws)
+
+
+def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:
+    """Return the total of each predicted cell: what it holds, plus the rest of its genome.
+
+    The rest is that of the source cell, changed as its share changes in the network; shape (n_cells,).
+    """
+    rest = batch.total.ravel() - batch.observed.sum(1, dtype=np.float64)
+    start, end = (1.0 - rates.sum(1, dtype=np.float64) for rates in (batch.source, batch.target))
+    ratio = np.clip(end / np.maximum(start, 1e-3), 0.0, 10.0)
+    return np.asarray(counts.sum(1), np.float64).ravel() + np.round(np.maximum(rest, 0.0) * ratio)
 
 
 def mean_change(model: TRVAE, batch: Batch, target: torch.Tensor) -> np.ndarray:

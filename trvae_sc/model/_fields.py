@@ -1,4 +1,8 @@
-"""Fields that scvi-tools registers: categories as they are, and conditions of several columns."""
+"""Fields that scvi-tools registers: categories as they are, and conditions of several columns.
+
+Codes are kept in columns of our own (``_trvae_sc_*``), so that a registration by scvi-tools on the same
+AnnData and ours leave each other alone.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,32 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
+from trvae_sc.checks import SEPARATOR
+from trvae_sc.errors import InputError
+from trvae_sc.levels import as_text, level_name, levels, listing
 from trvae_sc.model._conditions import PARTS, extended_parts, joint_column, new_parts
-from trvae_sc.model._setup import SEPARATOR, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
+
+_OWN = "_trvae_sc_"
+
+
+def _codes(column: pd.Series, known: Sequence[Any]) -> np.ndarray:
+    """Return the code of each cell's level among those known, -1 if it is none; by how they read."""
+    names = pd.Index([level_name(level) for level in known], dtype=object)
+    return names.get_indexer(as_text(column))
+
+
+def _unknown(column: pd.Series, known: Sequence[Any]) -> list[Any]:
+    """Return the levels of a column that are none of those known."""
+    names = {level_name(level) for level in known}
+    return [level for level in levels(column) if level_name(level) not in names]
+
+
+def _as_objects(values: Sequence[Any]) -> np.ndarray:
+    """Return values as an array that keeps their types."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 class CategoryField(CategoricalObsField):
@@ -31,6 +58,10 @@ class CategoryField(CategoricalObsField):
     """
 
     UNKNOWN_KEY = "unknown"
+
+    def __init__(self, registry_key: str, attr_key: str | None) -> None:
+        super().__init__(registry_key, attr_key)
+        self._attr_key = f"{_OWN}{registry_key}"
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column."""
@@ -57,25 +88,22 @@ class CategoryField(CategoricalObsField):
             return {**state_registry, self.UNKNOWN_KEY: [] if self.is_default else ["(no column)"]}
         self.validate_field(adata_target)
         known = list(state_registry[self.CATEGORICAL_MAPPING_KEY])
-        unknown = [v for v in levels(self._column(adata_target.obs)) if v not in known]
+        unknown = _unknown(self._column(adata_target.obs), known)
         if extend_categories:
             return self._encode(adata_target, known + unknown)
         if unknown and not lenient:
-            raise ValueError(
+            raise InputError(
                 f"Unknown {self.registry_key} {listing(unknown)} in "
-                f"adata.obs['{self._original_attr_key}']; the model knows {known}."
+                f"adata.obs['{self._original_attr_key}']; the model knows {known}. For a model that "
+                "learns them, see TRVAE.load_query_data."
             )
         return self._encode(adata_target, known, unknown)
 
     def _encode(self, adata: AnnData, known: list[Any], unknown: Sequence[Any] = ()) -> dict:
         """Write the codes and return the state registry."""
-        values = self._column(adata.obs).astype(object)
-        codes = pd.Index(known, dtype=object).get_indexer(values)
-        adata.obs[self.attr_key] = np.maximum(codes, 0)
-        mapping = np.empty(len(known), dtype=object)
-        mapping[:] = known
+        adata.obs[self.attr_key] = np.maximum(_codes(self._column(adata.obs), known), 0)
         return {
-            self.CATEGORICAL_MAPPING_KEY: mapping,
+            self.CATEGORICAL_MAPPING_KEY: _as_objects(known),
             self.ORIGINAL_ATTR_KEY: self._original_attr_key,
             self.UNKNOWN_KEY: list(unknown),
         }
@@ -121,6 +149,55 @@ class ConditionField(CategoryField):
         return {**state, PARTS: extended_parts(parts, adata_target.obs, state)}
 
 
+class CovariatesField(CategoricalJointObsField):
+    """Further categorical columns, coded as :class:`CategoryField` codes one."""
+
+    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
+        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
+        self._attr_key = f"{_OWN}{registry_key}"
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the columns."""
+        return self._encode(adata, {key: levels(adata.obs[key]) for key in self.attr_keys})
+
+    def transfer_field(
+        self,
+        state_registry: dict[str, Any],
+        adata_target: AnnData,
+        extend_categories: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Register the columns with the levels of another registration."""
+        known = {key: list(state_registry[self.MAPPINGS_KEY][key]) for key in self.attr_keys}
+        for key in self.attr_keys:
+            unknown = _unknown(adata_target.obs[key], known[key])
+            if unknown and not extend_categories:
+                raise InputError(
+                    f"Unknown levels {listing(unknown)} in adata.obs['{key}']; the model knows "
+                    f"{known[key]}. For a model that learns them, see TRVAE.load_query_data."
+                )
+            known[key] += unknown
+        return self._encode(adata_target, known)
+
+    def _encode(self, adata: AnnData, known: dict[str, list[Any]]) -> dict[str, Any]:
+        """Write the codes and return the state registry."""
+        codes = {key: _codes(adata.obs[key], found) for key, found in known.items()}
+        adata.obsm[self.attr_key] = pd.DataFrame(codes, index=adata.obs_names)
+        return {
+            self.MAPPINGS_KEY: {key: _as_objects(found) for key, found in known.items()},
+            self.FIELD_KEYS_KEY: list(known),
+            self.N_CATS_PER_KEY: [len(found) for found in known.values()],
+        }
+
+
+class NumbersField(NumericalJointObsField):
+    """Further numeric columns."""
+
+    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
+        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
+        self._attr_key = f"{_OWN}{registry_key}"
+
+
 def fields(
     condition_key: str | Sequence[str],
     *,
@@ -138,6 +215,6 @@ def fields(
         CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
         CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
-        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        CovariatesField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+        NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
     ]

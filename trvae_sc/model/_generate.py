@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from trvae_sc.arguments import check_seed, check_whole
+from trvae_sc.errors import InputError
 from trvae_sc.model._calibration import Batch
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import predicted_values
@@ -24,6 +26,7 @@ def generate_cells(
     model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str, seed: int
 ) -> AnnData:
     """Return new cells; see :meth:`TRVAE.generate`."""
+    check_seed(seed)
     level = _check_generation(model, condition, n_obs, labels=labels, latent=latent)
     features = None if level is None else model._condition_features(level)
     adata = model._validate_anndata(None)
@@ -69,19 +72,18 @@ def generate_cells(
 def _check_generation(model: TRVAE, condition: Any, n_obs: int, *, labels: Any, latent: str) -> Any:
     """Return the condition to generate cells of, or raise where the model cannot."""
     if latent not in ("prior", "posterior"):
-        raise ValueError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
+        raise InputError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
     if labels is not None and latent == "prior":
-        raise ValueError("The prior knows no labels: use latent='posterior' with labels.")
+        raise InputError("The prior knows no labels: use latent='posterior' with labels.")
     if latent == "prior" and not model.module.variational:
-        raise ValueError(
+        raise InputError(
             f"The preset '{model.preset_}' has no prior to draw from. Use latent='posterior', or a "
             "preset such as 'vae'."
         )
-    if n_obs < 1:
-        raise ValueError(f"n_obs is {n_obs}; at least 1 is needed.")
+    check_whole("n_obs", n_obs)
     blind = model.module.decoder_in.condition is None
     if blind != (condition is None):
-        raise ValueError(
+        raise InputError(
             f"The condition is {condition!r}, but the network of preset '{model.preset_}' "
             + ("does not see it: give None." if blind else f"needs one of {model.conditions}.")
         )

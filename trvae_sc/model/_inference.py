@@ -61,7 +61,7 @@ class InferenceMixin(RNASeqMixin, VAEMixin):
 
         Raises
         ------
-        ValueError
+        InputError
             Unknown condition.
         """
         if transform_condition is not None:

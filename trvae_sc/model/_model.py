@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
+from trvae_sc import checks
+from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
-from trvae_sc.model import _io, _setup
+from trvae_sc.model._arguments import check_arguments, check_default_type
 from trvae_sc.model._conditions import ConditionsMixin
 from trvae_sc.model._fields import fields
 from trvae_sc.model._inference import NOT_TRAINED, InferenceMixin
 from trvae_sc.model._prediction import PredictionMixin
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._query import query_model
 from trvae_sc.model._registration import RegistrationMixin
 from trvae_sc.model._saving import SavingMixin
-from trvae_sc.model._setup import logger
 from trvae_sc.model._training import TrainingMixin
 from trvae_sc.module import (
     Likelihood,
     TRVAEModule,
 )
 from trvae_sc.training import (
+    NOT_STARTED,
     DataLoader,
     DataManager,
     DataSplitter,
     TrainingPlan,
     TrainRunner,
-    default_seed,
+    seed_of,
 )
-
-_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 
 
 class TRVAE(
@@ -107,7 +108,7 @@ class TRVAE(
 
     Raises
     ------
-    ValueError
+    InputError
         Values that the likelihood cannot take, or an unknown preset.
 
     Examples
@@ -149,20 +150,22 @@ class TRVAE(
         **module_kwargs: Any,
     ) -> None:
         if preset not in PRESETS:
-            raise ValueError(f"Unknown preset '{preset}'; there are {list(PRESETS)}.")
-        if adata is not None:
-            _setup.check_type(adata)
+            raise InputError(f"Unknown preset {preset!r}; there are {list(PRESETS)}.")
+        check_default_type()
+        self._check_registered(adata, registry)
         super().__init__(adata, registry)
         module_kwargs.pop("extra_payload_autotune", None)  # of scvi-tools' autotune; always there
         arguments = locals()
         given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
+        check_arguments(settings)
         self.preset_ = preset
-        self.format_ = _io.FORMAT
+        self.training_ = dict(NOT_STARTED)
+        self.training_marks_ = np.zeros(0)
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
-        self.seed_ = default_seed() if seed is None else seed
+        self.seed_ = seed_of(seed)
         self._check_values(settings["gene_likelihood"])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
@@ -173,14 +176,9 @@ class TRVAE(
         module_kwargs = {k: v for k, v in settings.items() if k not in named}
         self.init_params_ = self._get_init_params({**locals(), **named})
         if adata is not None and self.module.is_count and not self.module.has_total:
-            level = logging.WARNING if adata.n_vars < _FEW_GENES else logging.INFO
-            logger.log(
-                level,
-                "No total_counts_key: a cell's total is its sum over the %d registered genes. If adata "
-                "holds only variable genes, name the obs column with the whole cell's totals in "
-                "setup_anndata(total_counts_key=...).",
-                adata.n_vars,
-            )
+            checks.say_totals(adata.n_vars)
+        if adata is not None and not self.module.is_count:
+            self._warn_of_counts()
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
 
     @classmethod
@@ -199,7 +197,9 @@ class TRVAE(
     ) -> None:
         """Register the columns and values of an AnnData that the model uses.
 
-        Writes ``_scvi_*`` columns to ``adata.obs`` and two identifiers to ``adata.uns``.
+        Writes codes to ``adata.obs`` and ``adata.obsm``, under names that begin with ``_trvae_sc_``, and
+        scvi-tools' two identifiers to ``adata.uns``. A model uses what is registered: where values, genes
+        or columns change afterwards, its methods raise an error that says what changed.
 
         Parameters
         ----------
@@ -221,18 +221,20 @@ class TRVAE(
             Column with each cell's total over all its genes. Name it when `adata` holds only
             variable genes; else the total is the sum over the genes of `adata`.
         categorical_covariate_keys, continuous_covariate_keys
-            Columns with further covariates.
+            Column or columns with further covariates.
         **kwargs
             Passed to scvi-tools' registration (``source_registry``, ``extend_categories``).
 
         Raises
         ------
-        TypeError, KeyError, ValueError
+        InputError
             Before anything is written: missing columns, missing values, one condition only, columns
             named as those of predictions, names that are not unique, fewer than two cells, a view.
         """
-        if not isinstance(condition_key, str):
+        if isinstance(condition_key, tuple):
             condition_key = list(condition_key)
+        categorical_covariate_keys = checks.as_keys(categorical_covariate_keys)
+        continuous_covariate_keys = checks.as_keys(continuous_covariate_keys)
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {
             "labels_key": labels_key,
@@ -243,9 +245,10 @@ class TRVAE(
             "continuous_covariate_keys": continuous_covariate_keys,
         }
         if kwargs.get("source_registry") is None:
-            _setup.check_columns(adata, condition_key, **keys)
+            checks.check_columns(adata, condition_key, **keys)
+            checks.say_numeric(adata, condition_key)
         else:
-            _setup.check_other(adata, {"condition_key": condition_key, **keys})
+            checks.check_other(adata, {"condition_key": condition_key, **keys})
         manager_fields = fields(condition_key, **keys)
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
@@ -309,16 +312,15 @@ class TRVAE(
 
         Raises
         ------
-        KeyError
+        InputError
             A column that the reference was set up with is missing.
-        ValueError
             Genes are missing, or there is no new level to train.
         """
-        _setup.check_type(adata)
+        checks.check_type(adata)
         if not isinstance(reference, TRVAE):
             reference = cls.load(reference, adata=False)
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
-        return _io.query_model(cls, adata, reference, freeze=freeze)
+        return query_model(cls, adata, reference, freeze=freeze)
 
 
 _MODULE_ARGUMENTS = (

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._inference import NOT_TRAINED
 from trvae_sc.model._predict import Output, predict_cells, predict_missing
+from trvae_sc.threads import suitable_threads
 
 
 class PredictionMixin(BaseModelClass):
@@ -133,30 +135,30 @@ class PredictionMixin(BaseModelClass):
 
         Raises
         ------
-        RuntimeError
+        NotTrainedError
             The model is not trained.
-        ValueError
+        InputError
             Unknown target, source or labels; target equal to source; no cell selected; genes
             missing; an output the likelihood does not have; `out` of another kind. Where codes are
             moved: no label was seen under source and target, or the model has no data.
-        FileExistsError
             `out` exists and `overwrite` is False.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        return predict_cells(
-            self,
-            adata,
-            target=target,
-            source=source,
-            labels=labels,
-            indices=indices,
-            output=output,
-            n_samples=n_samples,
-            seed=seed,
-            batch_size=batch_size,
-            out=out,
-            overwrite=overwrite,
-        )
+        with torch.random.fork_rng(), suitable_threads(self.module.widest):
+            return predict_cells(
+                self,
+                adata,
+                target=target,
+                source=source,
+                labels=labels,
+                indices=indices,
+                output=output,
+                n_samples=n_samples,
+                seed=seed,
+                batch_size=batch_size,
+                out=out,
+                overwrite=overwrite,
+            )
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
         """Predict every label x condition combination that the training data lack.
@@ -175,7 +177,7 @@ class PredictionMixin(BaseModelClass):
 
         Raises
         ------
-        ValueError
+        InputError
             No labels were registered, or nothing is missing.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
@@ -213,9 +215,10 @@ class PredictionMixin(BaseModelClass):
 
         Raises
         ------
-        ValueError
+        InputError
             Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
             has none.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)
+        with torch.random.fork_rng(), suitable_threads(self.module.widest):
+            return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.model._io import FROZEN_WITHOUT_LABELS
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.model._pairs import Responses, seen_pairs
+from trvae_sc.model._query import FROZEN_WITHOUT_LABELS
 from trvae_sc.uncertainty import half_width
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def half_widths(model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any) -> 
     if not model.labels or target not in model.conditions:
         return unknown
     obs, labels_key = adata.obs.iloc[rows], model.registry_["setup_args"]["labels_key"]
-    label = obs.get(labels_key, pd.Series("", index=obs.index)).astype(str)
+    label = as_text(obs[labels_key]) if labels_key in obs else pd.Series("", index=obs.index)
     total = np.zeros(adata.n_vars)
     for source, labels in label.groupby(np.asarray(model._condition_column(obs))):
         if source == target:
@@ -53,6 +54,12 @@ def provenance(
     remarks = model._condition_remarks(target)
     notes = combination_notes(combinations, measured=not remarks, labelled=bool(model.labels))
     notes += remarks
+    done = model.training_
+    if done["interrupted"]:
+        notes.append(
+            f"Training was interrupted after {done['epochs']} of {done['planned']} epochs: the model is "
+            "unfinished."
+        )
     if model.module.decoder_in.condition is None:
         notes.append(
             "The network does not see the condition: latent codes were moved by the mean over labels of "
@@ -72,7 +79,8 @@ def provenance(
         "preset": model.preset_,
         "gene_likelihood": model.module.gene_likelihood,
         "model_seed": int(model.seed_),
-        "target": str(target),
+        "training": dict(done),
+        "target": level_name(target),
         "source": np.array(combinations["source"].unique(), dtype=object),
         "output": output,
         "scale": _scale_name(model, output),
@@ -92,31 +100,35 @@ def _scale_name(model: TRVAE, output: str) -> str:
 
 
 def combination_table(
-    model: TRVAE, source: pd.DataFrame, target: Any, distances: dict[tuple[str, str], float]
+    model: TRVAE,
+    source: pd.DataFrame,
+    target: Any,
+    distances: dict[tuple[str, str], float],
+    is_training: np.ndarray,
 ) -> pd.DataFrame:
     """Return one row a predicted combination: from what, and what training saw of it.
 
-    ``novelty`` is :func:`trvae_sc.uncertainty.novelty` of the source cells.
+    ``novelty`` is :func:`trvae_sc.uncertainty.novelty` of the source cells; ``n_new_cells`` are those that
+    the model was not trained on.
     """
-    setup_args = model.registry_["setup_args"]
-    label = source.get(setup_args["labels_key"], "all")
-    pairs = pd.DataFrame({"label": label, "source": model._condition_column(source)})
-    counts = pairs.value_counts(sort=False)
-    counts = counts[counts > 0].reset_index(name="n_source_cells")
+    key = model.registry_["setup_args"]["labels_key"]
+    label = as_text(source[key]) if key in source else pd.Series("all", index=source.index)
+    pairs = pd.DataFrame({"label": label, "source": as_text(model._condition_column(source))})
+    groups = pairs.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
+    counts = groups.agg(n_source_cells="size", n_new_cells="sum").reset_index()
     known = model.n_cells
-    if target not in known:
-        known = known.assign(**{target: 0})
-    seen = [int(known[target].get(label, 0)) for label in counts["label"]]
-    both = [int(((known[target] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
+    known = known.set_axis(map(level_name, known.index)).set_axis(map(level_name, known), axis=1)
+    name = level_name(target)
+    known = known if name in known else known.assign(**{name: 0})
+    seen = [int(known[name].get(label, 0)) for label in counts["label"]]
+    both = [int(((known[name] > 0) & (known[s] > 0)).sum()) for s in counts["source"]]
     return counts.assign(
-        label=counts["label"].astype(str),
-        source=counts["source"].astype(str),
-        target=str(target),
+        target=name,
         n_training_cells=seen,
         seen_in_training=np.array(seen) > 0,
         n_labels_with_both=both,
         novelty=[
-            distances.get((str(lab), str(src)), np.nan)
+            distances.get((lab, src), np.nan)
             for lab, src in zip(counts["label"], counts["source"], strict=True)
         ],
     )
@@ -127,11 +139,18 @@ def combination_notes(
 ) -> list[str]:
     """Return what a reader of the prediction should know; `measured`: the target itself was."""
     notes = []
-    seen = combinations.loc[combinations["seen_in_training"], "label"].unique()
-    if len(seen):
+    known = combinations[combinations["seen_in_training"]]
+    old = known.loc[known["n_new_cells"] < known["n_source_cells"], "label"].unique()
+    if len(old):
         notes.append(
-            f"Training saw the target condition of {', '.join(seen)}: these are not predictions of "
+            f"Training saw the target condition of {', '.join(old)}: these are not predictions of "
             "something unseen, and scoring them says nothing about unseen cells."
+        )
+    other = known.loc[known["n_new_cells"] > 0, "label"].unique()
+    if len(other):
+        notes.append(
+            f"Training saw the target condition of {', '.join(other)} in other cells than these: the "
+            "cells are new, the combination of label and condition is not."
         )
     new = combinations[(combinations["novelty"] > _NOVEL) & ~combinations["seen_in_training"]]
     if len(new):

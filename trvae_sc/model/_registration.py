@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
@@ -10,9 +11,12 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
-from trvae_sc.model import _setup
+from trvae_sc import checks
+from trvae_sc.errors import InputError, NotTrainedError
 from trvae_sc.module import COUNT_LIKELIHOODS, TOTAL_KEY
 from trvae_sc.training import DataManager
+
+_NOT_TRAINED = "The model is not trained: call train() first."
 
 
 class RegistrationMixin(BaseModelClass):
@@ -32,32 +36,69 @@ class RegistrationMixin(BaseModelClass):
         store.setdefault(self.id, weakref.WeakValueDictionary())
         super()._register_manager_for_instance(adata_manager)
 
+    @classmethod
+    def _check_registered(cls, adata: AnnData | None, registry: dict[str, Any] | None) -> None:
+        """Raise where a model is made from data that are not, or no longer, registered with it."""
+        if adata is None:
+            if registry is None:
+                raise InputError(
+                    f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata."
+                )
+            return
+        checks.check_type(adata)
+        try:
+            manager = cls._get_most_recent_anndata_manager(adata, required=True)
+        except ValueError as error:
+            raise InputError(
+                f"adata was not set up for this model, or is a copy of what was. Call "
+                f"{cls.__name__}.setup_anndata(adata, ...) first."
+            ) from error
+        manager.validate()
+
+    def _check_if_trained(self, warn: bool = True, message: str = _NOT_TRAINED) -> None:
+        """Raise where the model is not trained."""
+        if warn or self.is_trained_:
+            super()._check_if_trained(warn=warn, message=message)
+        else:
+            raise NotTrainedError(message)
+
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Return a registered AnnData with the model's genes; the one passed is not changed."""
+        """Return a registered AnnData with the model's genes; the one passed is not changed.
+
+        The model's own data must be what they were. Others are registered anew where they changed.
+        """
         if adata is None:
             adata = self._adata
             if adata is None:
-                raise ValueError("The model was loaded without data: pass adata.")
-        _setup.check_type(adata)
+                raise InputError("The model was loaded without data: pass adata.")
+        checks.check_type(adata)
         manager = self._registered_manager(adata)
         if manager is not None:
-            manager.validate()
-            return adata
-        setup_args = self.registry_["setup_args"]
-        aligned = _setup.align(adata, pd.Index(self.get_var_names()), setup_args["layer"])
+            try:
+                manager.validate()
+                return adata
+            except InputError:
+                if adata is self._adata:
+                    raise
+        aligned = self._aligned(adata)
         self._register(aligned)
         return aligned
 
     @BaseModelClass.adata.setter
     def adata(self, adata: AnnData) -> None:
         """Attach data to train on and to use by default; registers it, if it has the model's genes."""
-        _setup.check_type(adata)
+        checks.check_type(adata)
         if self._registered_manager(adata) is None:
-            setup_args, names = self.registry_["setup_args"], pd.Index(self.get_var_names())
-            if adata.is_view or not adata.var_names.equals(names):
-                adata = _setup.align(adata, names, setup_args["layer"])
+            if adata.is_view or not adata.var_names.equals(pd.Index(self.get_var_names())):
+                adata = self._aligned(adata)
             self._register(adata)
         BaseModelClass.adata.fset(self, adata)
+
+    def _aligned(self, adata: AnnData) -> AnnData:
+        """Return an AnnData with the model's genes and what its registration needs."""
+        args = self.registry_["setup_args"]
+        names = pd.Index(self.get_var_names())
+        return checks.align(adata, names, args["layer"], args["total_counts_key"])
 
     def _register(self, adata: AnnData) -> None:
         """Register an AnnData that has the model's genes in order, and check its values."""
@@ -78,13 +119,25 @@ class RegistrationMixin(BaseModelClass):
         if manager is None:
             return
         total_key = self.registry_["setup_args"]["total_counts_key"]
-        layer = self.registry_["setup_args"]["layer"]
         is_count = likelihood in COUNT_LIKELIHOODS
         totals = manager.get_from_registry(TOTAL_KEY).ravel() if total_key and is_count else None
-        name = "adata.X" if layer is None else f"adata.layers['{layer}']"
+        name = checks.matrix_name(self.registry_["setup_args"]["layer"])
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         n_obs = manager.adata.n_obs
-        _setup.check_values(x, is_count=is_count, totals=totals, name=name, n_obs=n_obs)
+        checks.check_values(x, is_count=is_count, totals=totals, name=name, n_obs=n_obs)
+
+    def _warn_of_counts(self) -> None:
+        """Warn where values to take as they are look like raw counts."""
+        x, n_obs = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY), self.adata.n_obs
+        if checks.looks_like_counts(x, n_obs, least=2):
+            warnings.warn(
+                f"{checks.matrix_name(self.registry_['setup_args']['layer'])} looks like raw counts, which "
+                f"gene_likelihood='{self.module.gene_likelihood}' takes as they are. Use "
+                "gene_likelihood='nb', or log-normalised values: sc.pp.normalize_total(adata), "
+                "sc.pp.log1p(adata).",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _levels(self, key: str) -> list[Any]:
         """Return the registered levels of a categorical field, in code order."""

@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import pandas as pd
+import torch
 from anndata import AnnData
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from scvi import REGISTRY_KEYS
+from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
+from scvi.model.base._constants import SAVE_KEYS
 
-from trvae_sc.model import _io, _setup
+from trvae_sc import checks
+from trvae_sc.errors import InputError
+from trvae_sc.files import check_target, read, write_anndata, write_folder
+from trvae_sc.model_file import Stored, model_file, read_model, write_model
+from trvae_sc.training import DataManager
 
 
 class SavingMixin(BaseModelClass):
     """Models are written completely or not at all, and read without running code."""
 
-    def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """Return the attributes, those that are saved as types that load without running code.
-
-        scvi-tools asks for properties as well, and fails where one raises.
-        """
-        return _io.plain_attributes(list(vars(self).items()))
-
-    def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+    ) -> None:
         """Write the model to a folder, completely or not at all.
 
         Parameters
         ----------
         dir_path
-            Folder.
+            Folder. What else is in it stays.
+        prefix
+            Prefix of the file names.
         overwrite
             Replace a model that is there.
-        **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.save` (``prefix``, ``save_anndata``).
+        save_anndata
+            Also write the training data, as ``adata.h5ad``.
 
         Raises
         ------
-        ValueError
-            `dir_path` exists and `overwrite` is False.
-        NotADirectoryError
-            `dir_path`, or a folder it would be in, is a file.
+        InputError
+            `dir_path` exists and `overwrite` is False; it, or a folder it would be in, is a file; there
+            are no data to save.
         """
-        _io.save_atomically(super().save, Path(dir_path), overwrite=overwrite, **kwargs)
+        path = Path(dir_path)
+        check_target(path, overwrite=overwrite, replaces=lambda _: True, kind="model")
+        if save_anndata and self.adata is None:
+            raise InputError("The model has no data to save: pass save_anndata=False.")
+        attributes = {k: v for k, v in vars(self).items() if k.endswith("_")}
+        data_file = f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            if save_anndata:
+                write_anndata(self.adata, folder / data_file)
+            write_model(model_file(folder, prefix), attributes, self.module.state_dict())
+
+        drop = () if save_anndata else (data_file,)  # of the model that is replaced
+        write_folder(path, write, overwrite=overwrite, keep=True, drop=drop)
 
     @classmethod
     def load(
@@ -49,11 +75,12 @@ class SavingMixin(BaseModelClass):
         adata: AnnData | Literal[False] | None = None,
         *,
         prefix: str | None = None,
-        **kwargs: Any,
+        accelerator: str = "auto",
+        device: int | str = "auto",
     ) -> Self:
         """Read a model from a folder.
 
-        The file is read as data: nothing stored in it is executed.
+        The file holds numbers and text only: nothing stored in it is executed.
 
         Parameters
         ----------
@@ -64,25 +91,136 @@ class SavingMixin(BaseModelClass):
             model, if any; False: none (then pass data to the methods).
         prefix
             Prefix of the file names.
-        **kwargs
-            Passed to :meth:`scvi.model.base.BaseModelClass.load` (``accelerator``, ``device``).
+        accelerator, device
+            Where the model computes, as in scvi-tools.
 
         Raises
         ------
-        FileNotFoundError
-            No model there.
-        ValueError
-            The file is damaged, holds something else, or comes from a newer version.
+        InputError
+            No model there; the file is damaged, holds something else, or comes from another version;
+            the data are not those of the model.
         """
         if adata is not None and adata is not False:
-            _setup.check_type(adata)
-        content = _io.read_file(Path(dir_path), prefix)
+            checks.check_type(adata)
+        where = _device(accelerator, device)
+        folder = Path(dir_path)
+        stored = read_model(folder, prefix)
+        attributes = dict(stored.attributes)
+        registry = cls._checked_registry(attributes, folder)
+        params = attributes.pop("init_params_")
+        arguments = _arguments(params, folder)
+        cls._check_shapes(registry, arguments, stored, folder)
+        saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
+        if adata is None and saved.is_file():
+            adata = read(saved)
         if isinstance(adata, AnnData):
-            adata = _io.prepare_for_load(content, adata)
-        model = super().load(str(dir_path), adata, prefix=prefix, **kwargs)
+            adata = _with_genes(adata, registry)
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+            model = cls(adata, **arguments)
+        else:
+            model = cls(registry=registry, **arguments)
+        model._take_over(attributes, folder)
+        model.init_params_ = params
+        model.module.load_state_dict(stored.weights)
+        model.to_device(where)
+        model.module.eval()
         model._finish_loading()
         return model
 
+    @classmethod
+    def _checked_registry(cls, attributes: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return the registry of a file; raise where it is of another class or no model's."""
+        registry = attributes.pop("registry_", None)
+        if not isinstance(registry, dict) or "init_params_" not in attributes:
+            raise InputError(f"The model in {folder} is damaged: it lacks what it was made with.")
+        if registry.get("model_name") != cls.__name__:
+            raise InputError(
+                f"{folder} holds a model of class {registry.get('model_name')}, not {cls.__name__}."
+            )
+        return registry
+
+    @classmethod
+    def _check_shapes(
+        cls, registry: dict[str, Any], arguments: dict[str, Any], stored: Stored, folder: Path
+    ) -> None:
+        """Raise where a file's weights are not those of its network; that takes no memory."""
+        try:
+            with torch.device("meta"):
+                module = cls(registry=registry, **arguments).module
+                wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+        except NotImplementedError:  # zuko's networks cannot be without memory
+            wanted = _without_checking(arguments, stored)
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+            raise InputError(f"The model in {folder} is damaged: {error}") from error
+        found = {k: tuple(v.shape) for k, v in stored.weights.items()}
+        if found != wanted:
+            wrong = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+            raise InputError(
+                f"The model in {folder} is damaged: '{wrong}' does not fit its network."
+            )
+
+    def _take_over(self, attributes: dict[str, Any], folder: Path) -> None:
+        """Set attributes as they were saved; raise on those that no model has."""
+        for name, value in attributes.items():
+            default = vars(self).get(name)
+            is_ours = name.endswith("_") and name[0] != "_" and not hasattr(type(self), name)
+            if not is_ours or not (default is None or isinstance(value, type(default))):
+                raise InputError(f"The model in {folder} is damaged: '{name}' is not what it was.")
+            setattr(self, name, value)
+
     def _finish_loading(self) -> None:
-        """Restore what the file holds in another form."""
-        self.history_ = _io.restore_history(self.history_)
+        """Restore what follows from what was loaded."""
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+        """Return the registry saved with a model; see scvi-tools."""
+        return read_model(Path(dir_path), prefix).attributes["registry_"]
+
+    @staticmethod
+    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print the arguments of ``setup_anndata`` that a saved model was made with."""
+        DataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
+
+
+def _arguments(params: Any, folder: Path) -> dict[str, Any]:
+    """Return the arguments that a model was made with."""
+    try:
+        return {**params["non_kwargs"], **params["kwargs"].get("module_kwargs", {})}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise InputError(f"The model in {folder} is damaged: it lacks its arguments.") from error
+
+
+def _without_checking(arguments: dict[str, Any], stored: Stored) -> dict[str, tuple[int, ...]]:
+    """Return the shapes found, where no layer can take more memory than the file has weights."""
+    found = {k: tuple(v.shape) for k, v in stored.weights.items()}
+    widths = [1, *arguments.get("n_hidden", ())]
+    most = sum(v.numel() for v in stored.weights.values())
+    if any(one * other > most for one, other in pairwise(widths)):
+        raise ValueError(f"layers of {widths[1:]} do not fit {most} weights")
+    return found
+
+
+def _device(accelerator: str, device: int | str) -> torch.device:
+    """Return a device that is there."""
+    try:
+        return parse_device_args(
+            accelerator=accelerator,
+            devices=device,
+            return_device="torch",
+            validate_single_device=True,
+        )[2]
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError(
+            f"No device for accelerator={accelerator!r}, device={device!r}: {error}"
+        ) from error
+
+
+def _with_genes(adata: AnnData, registry: dict[str, Any]) -> AnnData:
+    """Return an AnnData with the genes of a saved model, in order."""
+    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    names = pd.Index(state["column_names"])
+    if adata.var_names.equals(names) and not adata.is_view:
+        checks.check_matrix(adata, registry["setup_args"]["layer"])
+        return adata
+    args = registry["setup_args"]
+    return checks.align(adata, names, args["layer"], args["total_counts_key"])

@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train import SaveCheckpoint
 from scvi.train._config import merge_kwargs
 
-from trvae_sc.model import _setup
+from trvae_sc.arguments import check_number, check_whole
+from trvae_sc.checks import logger
+from trvae_sc.errors import InputError
+from trvae_sc.identity import digest
+from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._setup import logger
 from trvae_sc.module import CONDITION_KEY
+from trvae_sc.threads import suitable_threads
 from trvae_sc.training import BestWeights, EpochCheckpoint
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
-_FIRST = 256  # cells whose values tell two runs apart
 
 
 class TrainingMixin(UnsupervisedTrainingMixin):
@@ -98,17 +100,23 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         OSError, MemoryError, RuntimeError
             A file changed or cannot be read, memory did not suffice, a worker process died. The model
             is usable as after Ctrl-C, once a step was made.
-        ValueError
+        InputError
             `checkpoint_dir` holds another run.
         """
-        self._check_labels_known()
-        if self.adata_manager is None and kwargs.get("datamodule") is None:
-            raise ValueError(
-                "The model was loaded without data: attach some to train on (model.adata = adata)."
-            )
+        check_default_type()
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; at least 1 is needed.")
+            if number is not None:
+                check_whole(name, number)
+        for name, number in (("lr", lr), ("memory_budget", memory_budget)):
+            if number is not None:
+                check_number(name, number, 0.0)
+        if kwargs.get("datamodule") is None:
+            if self.adata_manager is None:
+                raise InputError(
+                    "The model was loaded without data: attach some to train on (model.adata = adata)."
+                )
+            self.adata_manager.validate()
+        self._check_labels_known()
         self._note_one_sided_labels()
         preset = dict(PRESETS[self.preset_]["train"])
         preset_batch_size = preset.pop("batch_size")
@@ -122,7 +130,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             batch_size = 128 if batch_size is None else batch_size  # to scvi-tools: not given
         else:
             batch_size = preset_batch_size if batch_size is None else batch_size
-            max_epochs = self._epochs(batch_size) if max_epochs is None else max_epochs
+            default = self._epochs(batch_size)
+            self.training_ = {**self.training_, "default": default}
+            max_epochs = default if max_epochs is None else max_epochs
             kwargs["use_distributed_sampler"] = False  # our loaders share the cells themselves
             datasplitter_kwargs = {
                 "seed": self.seed_,
@@ -135,6 +145,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                     early_stopping or "validation_size" in kwargs or _validates(trainer, plan)
                 )
                 train_size = 0.9 if validates else 1.0
+            self._check_split(train_size, early_stopping=early_stopping)
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
@@ -149,7 +160,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 "trainer": {k: v for k, v in trainer.items() if k not in _NOT_OF_THE_RUN},
             }
             kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, _describe(run))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
             super().train(
                 max_epochs=max_epochs,
@@ -162,6 +173,20 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **kwargs,
             )
 
+    def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
+        """Raise where the cells to train on, or to validate on, would be none."""
+        if train_size is None:
+            return
+        check_number("train_size", train_size, 0.0, 1.0)
+        if not train_size:
+            raise InputError("train_size is 0; it is a share above 0, up to 1.")
+        n_obs = self.adata.n_obs
+        if early_stopping and math.ceil(train_size * n_obs) >= n_obs:
+            raise InputError(
+                f"Early stopping needs cells to validate on; a train_size of {train_size:g} of {n_obs} "
+                "cells leaves none. Lower train_size, or train without early stopping."
+            )
+
     def _epochs(self, batch_size: int) -> int:
         """Return the default number of epochs."""
         steps_per_epoch = math.ceil(self.adata.n_obs / batch_size)
@@ -172,7 +197,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         """Raise where the data attached for training holds labels the model does not know."""
         state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
         if state.get("unknown"):
-            raise ValueError(
+            raise InputError(
                 f"The attached data holds labels the model does not know: {state['unknown']}. Train "
                 "a new model, or use TRVAE.load_query_data."
             )
@@ -200,17 +225,16 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             )
 
     def _data_summary(self) -> str:
-        """Return what identifies the registered data: genes, columns and the first cells' values."""
-        digest = hashlib.sha256("\n".join(self.get_var_names()).encode())
+        """Return what identifies the registered data: genes, columns and all values."""
+        found = hashlib.sha256("\n".join(self.get_var_names()).encode())
         manager = self.adata_manager
         for key in [] if manager is None else manager.data_registry:
             values = manager.get_from_registry(key)
             if key == REGISTRY_KEYS.X_KEY:
-                n_first = min(manager.adata.n_obs, _FIRST)
-                _, values = next(_setup.row_chunks(values, n_first, n_first))
-                values = values.toarray() if sparse.issparse(values) else values
-            digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
-        return f"{dict(self.summary_stats)} {digest.hexdigest()}"
+                found.update(digest(values, manager.adata.n_obs).encode())
+            else:
+                found.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+        return f"{dict(self.summary_stats)} {found.hexdigest()}"
 
 
 def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:

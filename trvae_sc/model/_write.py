@@ -11,8 +11,11 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from trvae_sc.errors import InputError
 
 _ROWS = 8192  # written at a time
 _CHUNK_BYTES = 2**20
@@ -60,6 +63,24 @@ class PieceWriter:
             if compression == "gzip":
                 self._kwargs["compression_opts"] = 1  # the others take much longer, for little
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+
+    def check(self, name: str, table: pd.DataFrame) -> None:
+        """Raise where a table of columns cannot be written, before any value is.
+
+        Raises
+        ------
+        InputError
+            With the column.
+        """
+        for column in table:
+            try:
+                anndata.io.write_elem(self.root, "check", table[[column]])
+            except (TypeError, ValueError, NotImplementedError, OverflowError) as error:
+                raise InputError(
+                    f"adata.{name}['{column}'] cannot be written to a file. Make it text, numbers or a "
+                    f"category, or drop it. ({' '.join(str(error).split())[:200]})"
+                ) from error
+            del self.root["check"]
 
     def add(self, values: np.ndarray | sparse.csr_matrix) -> None:
         """Take the next rows."""

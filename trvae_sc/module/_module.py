@@ -138,6 +138,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self.has_total = has_total and self.is_count
 
         hidden = list(n_hidden)
+        self.widest = max(hidden)
         n_features = condition_design.shape[1]
         bias = norm != "batch"
         act = {"norm": norm, "leaky_slope": leaky_slope, "dropout_rate": dropout_rate}

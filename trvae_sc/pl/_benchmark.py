@@ -7,21 +7,34 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
+from pandas.api.types import is_numeric_dtype
 
-from trvae_sc.pl._style import COLORS
+from trvae_sc.checks import check_obs
+from trvae_sc.errors import InputError
+from trvae_sc.pl._style import COLORS, method_colors, plain
+
+_MOST = (200, 60)  # rows and columns that can be read
 
 
 def design(
-    cells: pd.DataFrame, *, hidden: Iterable[tuple[str, str]] = (), ax: Axes | None = None
+    cells: AnnData | pd.DataFrame,
+    condition_key: str | None = None,
+    labels_key: str | None = None,
+    *,
+    hidden: Iterable[tuple[str, str]] = (),
+    ax: Axes | None = None,
 ) -> Axes:
     """Conditions x labels with the number of cells; what was never measured or is hidden is marked.
 
     Parameters
     ----------
     cells
-        Number of cells by label (row) and condition (column), as ``model.n_cells`` or
+        Cells, or their numbers by label (row) and condition (column), as ``model.n_cells`` or
         ``results.design``.
+    condition_key, labels_key
+        Columns of ``obs``, for cells.
     hidden
         Pairs (label, condition) that are hidden from training.
     ax
@@ -30,7 +43,13 @@ def design(
     Returns
     -------
     The Axes.
+
+    Raises
+    ------
+    InputError
+        Cells without keys, values that are no numbers of cells, or more than can be read.
     """
+    cells = _numbers_of_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
     if ax is None:
         size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
@@ -52,8 +71,8 @@ def design(
                 (j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec=COLORS["red"], lw=1.4
             )
             ax.add_patch(box)
-    ax.set_xticks(range(n_columns), [str(c) for c in cells.columns], fontsize=8)
-    ax.set_yticks(range(n_rows), [str(label) for label in cells.index], fontsize=8)
+    ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
+    ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
     if n_columns > 4:
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
@@ -61,6 +80,33 @@ def design(
     title = "cells" if not marked else "cells; framed: hidden,\none at a time"
     ax.set_title(title, fontsize=9)
     return ax
+
+
+def _numbers_of_cells(
+    cells: AnnData | pd.DataFrame, condition_key: str | None, labels_key: str | None
+) -> pd.DataFrame:
+    """Return the number of cells by label and condition, checked."""
+    if isinstance(cells, AnnData):
+        if condition_key is None or labels_key is None:
+            raise InputError(
+                "Name the columns of adata.obs: pl.design(adata, condition_key, labels_key)."
+            )
+        check_obs(cells, [condition_key, labels_key])
+        cells = pd.crosstab(cells.obs[labels_key], cells.obs[condition_key])
+    if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
+        raise InputError(
+            "pl.design draws numbers of cells by label and condition. Give cells, as in "
+            "pl.design(adata, condition_key, labels_key), or a table such as model.n_cells."
+        )
+    counts = cells.to_numpy(float)
+    if not counts.size or not np.isfinite(counts).all() or (counts < 0).any() or not counts.max():
+        raise InputError("The table has no numbers of cells, or some that are negative or missing.")
+    if counts.shape[0] > _MOST[0] or counts.shape[1] > _MOST[1]:
+        raise InputError(
+            f"A table of {counts.shape[0]} labels and {counts.shape[1]} conditions cannot be read; up to "
+            f"{_MOST[0]} and {_MOST[1]} are drawn. Give a part of it."
+        )
+    return cells
 
 
 _TERMS = {
@@ -106,6 +152,7 @@ def training(
     return ax
 
 
+_NO_METHODS = ("ceiling", "replicate half")
 _MARKERS = {"counts": "o", "delta": "D", "mean": "s", "sample": "^"}
 
 
@@ -116,7 +163,7 @@ def benchmark(
     genes: str = "top100",
     ax: Axes | None = None,
 ) -> Axes:
-    """Score of every method on every hold-out, with the ceiling that sampling noise sets.
+    """Score of every method on every hold-out, with what a perfect prediction would score.
 
     Parameters
     ----------
@@ -133,13 +180,13 @@ def benchmark(
 
     Raises
     ------
-    ValueError
+    InputError
         The table has no such score.
     """
     part = table[(table["metric"] == metric) & (table["genes"] == genes)]
     if part.empty:
         known = sorted(set(zip(table["metric"], table["genes"], strict=True)))
-        raise ValueError(f"No score {metric!r} over genes {genes!r}; there are {known}.")
+        raise InputError(f"No score {metric!r} over genes {genes!r}; there are {known}.")
     several = part["target"].nunique() > 1
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
@@ -147,18 +194,19 @@ def benchmark(
     if ax is None:
         size = (7.2, max(1.1 + 0.36 * len(wide), 2.6))
         ax = plt.subplots(figsize=size, layout="constrained")[1]
-    methods = [m for m in part["method"].unique() if m != "ceiling"]
-    colors = [color for name, color in COLORS.items() if name != "grey"]
+    colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
-    for method, output in sorted(wide.columns, key=lambda c: (c[0] != "ceiling", -wide[c].mean())):
-        if method == "ceiling":
-            style = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": "ceiling (real v real)"}
+    for method, output in sorted(
+        wide.columns, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean())
+    ):
+        if method in _NO_METHODS:
+            style = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
-            style["c"] = colors[methods.index(method) % len(colors)]
-            style["label"] = f"{method}, {output}"
+            style["c"] = colors[method]
+            style["label"] = f"{plain(method)}, {plain(output)}"
         ax.scatter(wide[method, output], y, **style)
-    ax.set_yticks(y, wide.index, fontsize=8)
+    ax.set_yticks(y, [plain(task) for task in wide.index], fontsize=8)
     ax.set_ylim(-0.6, len(wide) - 0.4)
     ax.set_xlabel(f"{metric.replace('_', ' ')} ({genes})", fontsize=9)
     ax.tick_params(labelsize=8)

@@ -12,8 +12,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
-from trvae_sc.pl._style import LOG_UNIT, STYLES, check_columns, group_colors
+from trvae_sc.pl._style import LOG_UNIT, STYLES, UNIT, check_columns, group_colors, plain
 
 
 def expression_table(
@@ -44,19 +45,19 @@ def expression_table(
 
     Returns
     -------
-    Columns ``gene``, ``group``, ``value``, in the order of `var_names` and `groups`.
+    Columns ``gene``, ``group``, ``value``, in the order of `var_names` and `groups`; ``attrs["unit"]``
+    says what the values are.
 
     Raises
     ------
-    KeyError
+    InputError
         A gene, layer or column is missing from a group.
-    ValueError
         No groups or genes, names of genes that are not unique, or groups of other genes with
         `target_sum` but no totals.
     """
     names = [var_names] if isinstance(var_names, str) else list(var_names)
     if not names or not groups:
-        raise ValueError(f"Give groups of cells and genes, at least one of each, not {names}.")
+        raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
     _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
     parts = []
     for group, cells in groups.items():
@@ -69,7 +70,16 @@ def expression_table(
         ]
     table = pd.concat(parts, ignore_index=True)
     order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table.attrs[UNIT] = unit_of(layer, target_sum)
+    return table
+
+
+def unit_of(layer: str | None, target_sum: float | None) -> str:
+    """Return what values are, for axis labels."""
+    if target_sum is not None:
+        return LOG_UNIT
+    return "value in X" if layer is None else f"value in layer '{layer}'"
 
 
 def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
@@ -77,7 +87,7 @@ def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
     sizes = {group: frozenset(cells.var_names) for group, cells in groups.items()}
     if counts and len(set(sizes.values())) > 1:
         found = {group: len(genes) for group, genes in sizes.items()}
-        raise ValueError(
+        raise InputError(
             f"The groups have different genes (numbers: {found}), so their total counts do not "
             "compare. Give total_counts_key, or cells of the same genes."
         )
@@ -94,15 +104,15 @@ def gene_values(
     """Return cells x genes of an AnnData; see :func:`expression_table`."""
     missing = [name for name in names if name not in adata.var_names]
     if missing:
-        raise KeyError(
+        raise InputError(
             f"Genes {missing} are not in var_names, such as {list(adata.var_names[:3])}."
         )
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"No layer {layer!r}; there are {list(adata.layers)}.")
+        raise InputError(f"No layer {layer!r}; there are {list(adata.layers)}.")
     if target_sum is not None and total_counts_key not in (None, *adata.obs):
-        raise KeyError(f"No column {total_counts_key!r} in obs; there are {list(adata.obs)}.")
+        raise InputError(f"No column {total_counts_key!r} in obs; there are {list(adata.obs)}.")
     if not adata.var_names.is_unique:
-        raise ValueError("var_names are not unique. Call adata.var_names_make_unique() first.")
+        raise InputError("var_names are not unique. Call adata.var_names_make_unique() first.")
     keys = Keys("", layer=layer, total_counts_key=total_counts_key)
     x = values(adata, keys) if target_sum is None else log_values(adata, keys, target_sum)
     chosen = x[:, adata.var_names.get_indexer(list(names))]
@@ -115,7 +125,7 @@ def gene_distribution(
     kind: Literal["violin", "ecdf"] = "violin",
     palette: Mapping[str, str] | None = None,
     ncols: int = 4,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
 ) -> Figure:
     """Distribution of genes in groups of cells, such as control, predicted and real.
 
@@ -131,7 +141,7 @@ def gene_distribution(
     ncols
         Panels per row.
     unit
-        Unit of the values, for the axis labels.
+        What the values are, for the axis labels; as the table says if None.
 
     Returns
     -------
@@ -139,17 +149,16 @@ def gene_distribution(
 
     Raises
     ------
-    KeyError
+    InputError
         Columns are missing.
-    ValueError
         Unknown `kind`, values that are not finite, nothing to draw.
     """
     check_columns(cells, ("gene", "group", "value"), of="the output of pl.expression_table")
     if kind not in ("violin", "ecdf"):
-        raise ValueError(f"Unknown kind {kind!r}; choose 'violin' or 'ecdf'.")
+        raise InputError(f"Unknown kind {kind!r}; choose 'violin' or 'ecdf'.")
     if not np.isfinite(cells["value"]).all():
         genes = cells.loc[~np.isfinite(cells["value"]), "gene"].unique().tolist()
-        raise ValueError(f"Genes {genes} have values that are not finite. Remove those cells.")
+        raise InputError(f"Genes {genes} have values that are not finite. Remove those cells.")
     genes, groups = cells["gene"].unique(), cells["group"].unique()
     colors = group_colors(groups, palette)
     n_columns = max(min(ncols, len(genes)), 1)
@@ -158,10 +167,12 @@ def gene_distribution(
         part = cells[cells["gene"] == gene]
         by_group = {g: v.to_numpy(float) for g, v in part.groupby("group", sort=False)["value"]}
         (_violins if kind == "violin" else _ecdfs)(ax, by_group, colors)
-        ax.set_title(gene, fontsize=9)
+        ax.set_title(plain(gene), fontsize=9)
         ax.tick_params(labelsize=8)
     for ax in axes.flat[len(genes) :]:
         ax.remove()
+    unit = plain(cells.attrs.get(UNIT, "value") if unit is None else unit)
+    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
     if kind == "violin":
         figure.supylabel(unit, fontsize=9)
         figure.supxlabel("group (number of cells); point: mean", fontsize=8)
@@ -193,7 +204,7 @@ def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, 
     ax.scatter(x, [v.mean() for v in by_group.values()], s=16, c="k", zorder=3, label="mean")
     is_long = max(map(len, by_group)) > 11
     gap = " " if is_long else "\n"
-    names = [f"{group}{gap}({len(v):,})" for group, v in by_group.items()]
+    names = [f"{plain(group)}{gap}({len(v):,})" for group, v in by_group.items()]
     ax.set_xticks(x, names, fontsize=8)
     if is_long:
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
@@ -205,6 +216,6 @@ def _ecdfs(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, st
     order = {"control": ":", "predicted": "-", "real": "--"}
     for i, (group, v) in enumerate(by_group.items()):
         style = order.get(group, STYLES[i % len(STYLES)])
-        label = f"{group} ({len(v):,} cells)"
+        label = f"{plain(group)} ({len(v):,} cells)"
         ax.ecdf(v, c=colors[group], ls=style, lw=1.4, label=label)
     ax.set_ylim(0, 1.02)

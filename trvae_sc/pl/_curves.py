@@ -10,9 +10,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
-from trvae_sc.pl._cells import gene_values
-from trvae_sc.pl._style import LOG_UNIT, axes_of, check_columns, line_styles
+from trvae_sc.pl._cells import gene_values, unit_of
+from trvae_sc.pl._style import LOG_UNIT, UNIT, axes_of, check_columns, line_styles, plain
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -46,23 +47,23 @@ def dose_table(
     -------
     One row per gene, label and dose: ``gene``, ``label``, ``dose``, ``mean``, ``sem``, the standard
     error :math:`\sqrt{v / n}` over cells (NaN for one cell), and ``n_cells``. Trap: cells of one sample
-    are no replicates, so differences between samples come on top of ``sem``.
+    are no replicates, so differences between samples come on top of ``sem``. ``attrs["unit"]`` says what
+    the means are of.
 
     Raises
     ------
-    KeyError
+    InputError
         A gene, layer or column is missing.
-    ValueError
         A dose that is not a number.
     """
     names = [var_names] if isinstance(var_names, str) else list(var_names)
     missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
     if missing:
-        raise KeyError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
+        raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
     dose = pd.to_numeric(adata.obs[dose_key].astype(object), errors="coerce")
     if dose.isna().any():
         found = adata.obs.loc[dose.isna(), dose_key].astype(str).unique()[:5].tolist()
-        raise ValueError(
+        raise InputError(
             f"obs[{dose_key!r}] has {found}, which are not numbers. Give the dose of every cell, 0 for "
             "controls."
         )
@@ -77,7 +78,9 @@ def dose_table(
     found = tidy.groupby(["gene", "label", "dose"], sort=True)["value"]
     table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
     order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table.attrs[UNIT] = unit_of(layer, target_sum)
+    return table
 
 
 def dose_response(
@@ -86,7 +89,7 @@ def dose_response(
     *,
     gene: str | None = None,
     log: bool = False,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     dose_unit: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -106,7 +109,7 @@ def dose_response(
         Draw doses on a logarithmic axis. A dose of 0 then has its place at the left end: the axis is
         linear below the lowest positive dose.
     unit, dose_unit
-        Units of mean and dose, for the axis labels.
+        Units of mean and dose, for the axis labels; that of the mean as the table says if None.
     ax
         Axes to draw on.
 
@@ -116,12 +119,12 @@ def dose_response(
 
     Raises
     ------
-    KeyError
+    InputError
         Columns or the gene are missing.
-    ValueError
         Several genes and no choice, or negative doses on a logarithmic axis.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
+    unit = observed.attrs.get(UNIT, "value") if unit is None else unit
     gene, observed = _one_gene(observed, gene)
     curves = observed.iloc[:0]
     if predicted is not None:
@@ -129,7 +132,7 @@ def dose_response(
         gene, curves = _one_gene(predicted, gene)
     doses = np.concatenate([observed["dose"], curves["dose"]]).astype(float)
     if log and (doses < 0).any():
-        raise ValueError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
+        raise InputError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
     names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))
     ax = axes_of(ax, 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""])), 3.3)
     styles = line_styles(names)
@@ -137,13 +140,15 @@ def dose_response(
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
         marks = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
-        ax.errorbar(x, y, np.nan_to_num(error, nan=0.0), **marks, label=label)  # NaN: one cell
+        ax.errorbar(
+            x, y, np.nan_to_num(error, nan=0.0), **marks, label=plain(label)
+        )  # NaN: one cell
         line = curves[curves["label"].astype(str) == label].sort_values("dose")
-        ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{label}, predicted")
-    ax.set_xlabel("dose" if dose_unit is None else f"dose ({dose_unit})", fontsize=9)
-    ax.set_ylabel(f"mean {unit}", fontsize=9)
+        ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{plain(label)}, predicted")
+    ax.set_xlabel("dose" if dose_unit is None else f"dose ({plain(dose_unit)})", fontsize=9)
+    ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
     if gene is not None:
-        ax.set_title(gene, fontsize=9)
+        ax.set_title(plain(gene), fontsize=9)
     ax.tick_params(labelsize=8)
     _dose_legend(ax, styles, with_curves=len(curves) > 0)
     if log:
@@ -155,7 +160,7 @@ def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, str]], *, with_curves:
     """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
     mark = {"marker": "o", "markersize": 4, "linestyle": ""}
     handles = [
-        Line2D([], [], **(style if with_curves else style | mark), label=label)
+        Line2D([], [], **(style if with_curves else style | mark), label=plain(label))
         for label, style in styles.items()
     ]
     handles.append(Line2D([], [], **mark, c="k", label="observed mean\n\u00b1 standard error"))
@@ -172,10 +177,10 @@ def _one_gene(table: pd.DataFrame, gene: str | None) -> tuple[str | None, pd.Dat
         return gene, table
     genes = table["gene"].astype(str).unique().tolist()
     if gene is None and len(genes) > 1:
-        raise ValueError(f"The table has the genes {genes}. Choose one with gene=...")
+        raise InputError(f"The table has the genes {genes}. Choose one with gene=...")
     gene = genes[0] if gene is None else gene
     if gene not in genes:
-        raise KeyError(f"No gene {gene!r} in the table; there are {genes}.")
+        raise InputError(f"No gene {gene!r} in the table; there are {genes}.")
     return gene, table[table["gene"].astype(str) == gene]
 
 
@@ -195,7 +200,7 @@ def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
 
 def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
     """Return the names of rising doses as ticks; empty where there is no room beside the last one."""
-    ax.figure.canvas.draw()  # until then the axes do not have their size
+    ax.figure.draw_without_rendering()  # until then the axes do not have their size
     at = ax.transData.transform(np.column_stack([doses, np.ones(len(doses))]))[:, 0]
     names, end = [], -np.inf
     for x, name in zip(at, [f"{dose:g}" for dose in doses], strict=True):
@@ -224,11 +229,11 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
 
     Raises
     ------
-    KeyError
+    InputError
         There is no such column.
     """
     if fraction_key not in adata.obs:
-        raise KeyError(f"No column {fraction_key!r} in obs; there are {list(adata.obs)}.")
+        raise InputError(f"No column {fraction_key!r} in obs; there are {list(adata.obs)}.")
     values = pd.DataFrame(dense(adata.X), columns=adata.var_names)
     return values.groupby(adata.obs[fraction_key].to_numpy()).mean()
 
@@ -254,16 +259,15 @@ def interpolation_table(
 
     Raises
     ------
-    KeyError
+    InputError
         A gene is missing.
-    ValueError
         Fewer than two steps, or steps that are not numbers or not unique.
     """
     if isinstance(means, AnnData):
         means = interpolation_means(means)
     numeric = pd.api.types.is_numeric_dtype(means.index)
     if len(means) < 2 or not numeric or means.index.has_duplicates or means.index.hasnans:
-        raise ValueError(
+        raise InputError(
             f"The index of steps is {means.index.tolist()[:5]}; give two or more different numbers from "
             "0 (source) to 1 (target)."
         )
@@ -274,10 +278,10 @@ def interpolation_table(
     else:
         missing = [name for name in var_names if name not in table]
         if missing:
-            raise KeyError(f"No genes {missing} in the table of {table.shape[1]} genes.")
+            raise InputError(f"No genes {missing} in the table of {table.shape[1]} genes.")
         table = table[list(var_names)]
     if not table.shape[1]:
-        raise ValueError("There are no genes to draw. Give means of one gene at least.")
+        raise InputError("There are no genes to draw. Give means of one gene at least.")
     return table.iloc[:, np.argsort(-table.iloc[-1].to_numpy(), kind="stable")]
 
 
@@ -310,7 +314,7 @@ def interpolation(
 
     Raises
     ------
-    KeyError, ValueError
+    InputError
         As in :func:`interpolation_table`.
     """
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
@@ -318,9 +322,10 @@ def interpolation(
     for (gene, values), style in zip(
         table.items(), line_styles(table.columns.astype(str)).values(), strict=True
     ):
-        ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=str(gene))
-    ax.set_xlabel(f"share of the way from {source} (0) to {target} (1)", fontsize=9)
-    ax.set_ylabel(f"mean {unit}", fontsize=9)
+        ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
+    way = f"share of the way from {plain(source)} (0) to {plain(target)} (1)"
+    ax.set_xlabel(way, fontsize=9)
+    ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trvae_sc import metrics
+from trvae_sc.errors import InputError
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
@@ -19,6 +20,7 @@ from trvae_sc.pl._style import (
     check_columns,
     corner_legend,
     name_points,
+    plain,
 )
 
 
@@ -79,14 +81,14 @@ def _dots(ax: Axes, points: pd.DataFrame, label: str, *, s: float, c: str) -> No
 def _diagonal(ax: Axes, values: pd.DataFrame) -> None:
     """Draw the line of equal values over all that is drawn."""
     ends = np.array([values.min().min(), values.max().max()])
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0)
+    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
 
 
 _MEANS = ("control_mean", "real_mean", "predicted_mean")
 
 
 def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
-    """Return the R2 of means of the prediction and of no change.
+    r"""Return the squared correlation of means of the prediction and of no change.
 
     Parameters
     ----------
@@ -98,12 +100,12 @@ def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
     Returns
     -------
     Rows ``"all"`` and ``"top"`` (the first `n_top`); columns ``n_genes``, ``predicted`` and
-    ``no_change``: the squared Pearson correlation with the real means (0 to 1, higher is better;
+    ``no_change``: the squared Pearson correlation r\ :sup:`2` with the real means (0 to 1, higher is better;
     :func:`trvae_sc.metrics.r2_mean`), NaN where the real means are all equal.
 
     Raises
     ------
-    KeyError
+    InputError
         Means are missing.
     """
     check_columns(genes, _MEANS, of="the output of evaluation.gene_table")
@@ -125,7 +127,10 @@ def mean_correlation(
     unit: str = LOG_UNIT,
     ax: Axes | None = None,
 ) -> Axes:
-    """Predicted against real mean of each gene, with the R2 that no change would reach.
+    """Predicted against real mean of each gene, with the squared correlation that no change would reach.
+
+    A correlation can be high far from the line of equal means: how large changes are is in
+    :func:`effect`.
 
     Parameters
     ----------
@@ -147,7 +152,7 @@ def mean_correlation(
 
     Raises
     ------
-    KeyError
+    InputError
         Means are missing.
     """
     scores = mean_table(genes, n_top=n_top)
@@ -180,11 +185,12 @@ def mean_correlation(
 
 
 def _mean_title(scores: pd.DataFrame) -> str:
-    """Return R2 of means, over the genes that change most too if they are not all."""
+    """Return squared correlations, over the genes that change most too if they are not all."""
     words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
     shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
     return "\n".join(
-        f"{words[name]}: R2 of means = {row['predicted']:.2f} (no change: {row['no_change']:.2f})"
+        f"{words[name]}: squared correlation of means {row['predicted']:.2f} (no change "
+        f"{row['no_change']:.2f})"
         for name, row in shown.iterrows()
     )
 
@@ -214,24 +220,23 @@ def effect_table(
 
     Raises
     ------
-    KeyError
+    InputError
         Changes are missing from a table, or genes from some label.
-    ValueError
         No tables, no common genes, or a gene that is in a table twice.
     """
     if not tables:
-        raise ValueError("There are no labels to draw. Give tables by label, at least one.")
+        raise InputError("There are no labels to draw. Give tables by label, at least one.")
     for label, table in tables.items():
         names = ("real_change", "predicted_change")
         check_columns(table, names, of=f"the output of evaluation.gene_table for {label!r}")
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()].unique()[:3].tolist()
-            raise ValueError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
+            raise InputError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
     chosen = _largest(tables, n_genes) if var_names is None else list(var_names)
     for label, table in tables.items():
         missing = [gene for gene in chosen if gene not in table.index]
         if missing:
-            raise KeyError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
+            raise InputError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
     real, predicted = (
         pd.DataFrame({label: table.loc[chosen, name] for label, table in tables.items()})
         for name in ("real_change", "predicted_change")
@@ -244,7 +249,7 @@ def _largest(tables: Mapping[str, pd.DataFrame], n_genes: int) -> list[str]:
     """Return the genes of largest real change that all tables have, rising first."""
     real = pd.concat({label: t["real_change"] for label, t in tables.items()}, axis=1, join="inner")
     if real.empty:
-        raise ValueError(
+        raise InputError(
             f"The tables of {list(tables)} have no gene in common. Give tables of the same genes."
         )
     largest = real.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:n_genes]
@@ -280,13 +285,13 @@ def effect_heatmap(
 
     Raises
     ------
-    KeyError, ValueError
+    InputError
         As in :func:`effect_table`.
     """
     table = effect_table(tables, var_names=var_names, n_genes=n_genes)
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0
-    labels = [str(label) for label in tables]
+    labels = [plain(label) for label in tables]
     size = (2.6 + 3 * max(0.26 * len(labels), 0.8), max(1.6 + 0.17 * len(table), 3.4))
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     titles = {"real": "real", "predicted": "predicted", "difference": "predicted\n\u2212 real"}
@@ -298,9 +303,10 @@ def effect_heatmap(
         plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    axes[0].set_yticks(range(len(table)), table.index.astype(str), fontsize=7)
+    axes[0].set_yticks(range(len(table)), [plain(gene) for gene in table.index], fontsize=7)
     extend = "both" if np.nanmax(sizes) > limit else "neither"
     bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, extend=extend)
     bar.set_label(f"change of mean {unit}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
     return figure

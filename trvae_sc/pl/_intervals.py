@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from trvae_sc import metrics
+from trvae_sc.errors import InputError
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
@@ -21,6 +22,7 @@ from trvae_sc.pl._style import (
     corner_legend,
     line_styles,
     name_points,
+    plain,
 )
 from trvae_sc.uncertainty import LEVEL
 
@@ -30,13 +32,13 @@ _BOUNDS = ("change_lower", "change_upper")
 def _check_bounds(table: pd.DataFrame) -> None:
     """Raise where intervals are missing or upside down."""
     if table[list(_BOUNDS)].isna().any(axis=None):
-        raise ValueError(
+        raise InputError(
             f"{table[list(_BOUNDS)].isna().any(axis=1).sum()} of {len(table)} genes have no interval. "
             "Intervals need three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
     if n_wrong:
-        raise ValueError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
+        raise InputError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
 
 
 # -- volcano ------------------------------------------------------------------------------------------
@@ -57,9 +59,8 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
 
     Raises
     ------
-    KeyError
+    InputError
         Columns are missing.
-    ValueError
         A gene has no interval.
     """
     check_columns(var, ("predicted_change", *_BOUNDS), of="predicted.var of TRVAE.predict")
@@ -102,7 +103,7 @@ def volcano(
 
     Raises
     ------
-    KeyError, ValueError
+    InputError
         As in :func:`volcano_table`.
     """
     table = volcano_table(var)
@@ -182,9 +183,8 @@ def calibration_table(
 
     Raises
     ------
-    KeyError
+    InputError
         Columns are missing.
-    ValueError
         A gene has no interval, levels outside 0 to 1, both ways to other levels, half-widths that
         are negative or not one per gene.
 
@@ -200,10 +200,10 @@ def calibration_table(
     check_columns(genes, ("real_change", *_BOUNDS), of="the output of evaluation.interval_table")
     _check_bounds(genes)
     if half_widths is not None and n_labels is not None:
-        raise ValueError("Give half_widths (exact) or n_labels (approximate), not both.")
+        raise InputError("Give half_widths (exact) or n_labels (approximate), not both.")
     wrong = [p for p in (level, *levels, *(half_widths or ())) if not 0 < p < 1]
     if wrong:
-        raise ValueError(f"Levels {wrong} are not between 0 and 1, such as 0.9.")
+        raise InputError(f"Levels {wrong} are not between 0 and 1, such as 0.9.")
     lower, upper = (genes[name].to_numpy(float) for name in _BOUNDS)
     centre, half = (upper + lower) / 2, (upper - lower) / 2
     widths = {level: (half, False)}
@@ -224,7 +224,7 @@ def calibration_table(
 def _half_width(given: ArrayLike, level: float, n_genes: int) -> np.ndarray:
     half = np.asarray(given, dtype=float)
     if half.shape != (n_genes,) or not (half >= 0).all():
-        raise ValueError(
+        raise InputError(
             f"half_widths[{level}] has shape {half.shape}, and must be ({n_genes},) without negative "
             "values or NaN."
         )
@@ -233,7 +233,7 @@ def _half_width(given: ArrayLike, level: float, n_genes: int) -> np.ndarray:
 
 def _at_least_one(n_labels: int) -> int:
     if n_labels < 1:
-        raise ValueError(f"n_labels is {n_labels}; at least 1 is needed.")
+        raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
     return n_labels
 
 
@@ -255,7 +255,7 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Raises
     ------
-    KeyError
+    InputError
         Columns are missing.
     """
     names = ("level", "coverage", "n_genes", "scaled")
@@ -268,7 +268,7 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     styles = line_styles(labels.unique())
     for label, style in styles.items():
         part = table[labels == label].sort_values("level")
-        ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=label)
+        ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=plain(label))
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
             if len(points):
@@ -293,7 +293,7 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
         ax.set_title(f"{row['level']:.0%} intervals cover {covered}", fontsize=9)
     handles = []
     if len(styles) > 1:
-        handles = [Line2D([], [], **style, label=label) for label, style in styles.items()]
+        handles = [Line2D([], [], **style, label=plain(k)) for k, style in styles.items()]
     if table["scaled"].any():
         for label, face in (("computed", "k"), ("approximated", "white")):
             point = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 
+from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.expression import dense
-from trvae_sc.pl._style import COLORS
+from trvae_sc.levels import levels
+from trvae_sc.pl._style import COLORS, plain
 
 
 def embedding(
@@ -52,26 +54,25 @@ def embedding(
 
     Raises
     ------
-    KeyError
+    InputError
         No such representation or column.
-    ValueError
         Unknown method, or fewer than two columns or three cells.
-    ImportError
+    MissingExtraError
         UMAP without scanpy.
     """
     names = [color] if isinstance(color, str) else list(color)
     missing = [name for name in names if name not in adata.obs]
     if missing:
-        raise KeyError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
+        raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
     key = basis if basis in adata.obsm else f"X_{basis}"
     if key not in adata.obsm:
-        raise KeyError(
+        raise InputError(
             f"No {basis!r} in obsm; there are {list(adata.obsm)}. Set adata.obsm['X_trvae'] = "
             "model.get_latent_representation() first."
         )
     z = np.asarray(dense(adata.obsm[key]), dtype=float)
     if z.ndim != 2 or z.shape[1] < 2 or len(z) < 3:
-        raise ValueError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
+        raise InputError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
     if method is None:
         method = "pca" if z.shape[1] > 2 else "none"
     if method == "none":
@@ -81,7 +82,7 @@ def embedding(
     elif method == "umap":
         xy, prefix = _umap(z, n_neighbors, random_state), "UMAP"
     else:
-        raise ValueError(f"Unknown method {method!r}; choose 'pca', 'umap' or None.")
+        raise InputError(f"Unknown method {method!r}; choose 'pca', 'umap' or None.")
     frame = pd.DataFrame(xy, index=adata.obs_names, columns=[f"{prefix}1", f"{prefix}2"])
     return pd.concat([frame, adata.obs[names]], axis=1)
 
@@ -91,7 +92,7 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
     try:
         import scanpy as sc
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "method='umap' needs scanpy: pip install scanpy, or take method='pca'."
         ) from error
     cells = AnnData(obsm={"X": z})
@@ -128,12 +129,12 @@ def latent(
 
     Raises
     ------
-    ValueError
+    InputError
         No column to colour by, more than 28 groups, nothing to draw.
     """
     columns = list(cells.columns[2:])
     if cells.empty or not columns:
-        raise ValueError(
+        raise InputError(
             f"The table has {len(cells)} rows and columns {list(cells.columns)}. Give two coordinates "
             "and at least one column to colour by: the output of pl.embedding."
         )
@@ -151,22 +152,24 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
     return figure
 
 
 def _groups(column: pd.Series) -> list[str]:
     """Return the groups of a column that have cells, in order; ``"missing"`` last."""
     known = column.dropna()
-    names = known.cat.categories if isinstance(known.dtype, pd.CategoricalDtype) else None
-    present = pd.unique(known)
-    ordered = sorted(present) if names is None else [n for n in names if n in set(present)]
+    if isinstance(known.dtype, pd.CategoricalDtype):
+        ordered = [str(level) for level in known.cat.remove_unused_categories().cat.categories]
+    else:
+        ordered = list(dict.fromkeys(map(str, levels(known))))
     limit = len(_HUES) * len(_MARKERS)
     if len(ordered) > limit:
-        raise ValueError(
+        raise InputError(
             f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
             "Give a coarser column."
         )
-    return [str(n) for n in ordered] + (["missing"] if column.isna().any() else [])
+    return ordered + (["missing"] if column.isna().any() else [])
 
 
 def _scatter_groups(
@@ -182,7 +185,7 @@ def _scatter_groups(
     colors = {g: palette.get(g, _HUES[i % len(_HUES)]) for i, g in enumerate(rest)}
     markers = {g: _MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
     colors["missing"], markers["missing"] = "#DDDDDD", "o"
-    names = cells[name].astype(object).where(cells[name].notna(), "missing").astype(str)
+    names = cells[name].astype(object).where(cells[name].notna(), "missing").map(str)
     marker = names.map(markers)
     for shape in _MARKERS:
         part = (marker == shape).to_numpy()
@@ -192,13 +195,15 @@ def _scatter_groups(
             ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
     counts = names.value_counts()
     handles = [
-        Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=f"{g} ({counts[g]:,})")
+        Line2D(
+            [], [], ls="", marker=markers[g], c=colors[g], ms=5, label=f"{plain(g)} ({counts[g]:,})"
+        )
         for g in groups
     ]
     ax.legend(
         handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
     )
-    ax.set_title(name, fontsize=9)
+    ax.set_title(plain(name), fontsize=9)
     ax.set_xlabel(cells.columns[0], fontsize=9)
     ax.set_ylabel(cells.columns[1], fontsize=9)
     ax.set_xticks([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+
+from trvae_sc.errors import InputError
 
 #: Okabe and Ito's colours, distinguishable with any colour vision.
 COLORS = {
@@ -21,6 +24,7 @@ COLORS = {
     "grey": "#7F7F7F",
 }
 LOG_UNIT = "log(1 + normalised count)"
+UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
@@ -36,12 +40,12 @@ def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None
     """Raise KeyError where a table lacks columns; `of` says what makes such a table."""
     missing = [name for name in names if name not in table]
     if missing:
-        raise KeyError(
+        raise InputError(
             f"The table has no columns {missing}; it has {[str(c) for c in table.columns]}. Give "
             f"{of}."
         )
     if table.empty:
-        raise ValueError(f"The table has no rows, so there is nothing to draw. Give {of}.")
+        raise InputError(f"The table has no rows, so there is nothing to draw. Give {of}.")
 
 
 def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -49,13 +53,50 @@ def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None)
     palette = dict(palette or {})
     unknown = [name for name in palette if name not in names]
     if unknown:
-        raise ValueError(f"palette names {unknown}; the groups are {list(names)}.")
+        raise InputError(f"palette names {unknown}; the groups are {list(names)}.")
     rest = [name for name in names if name not in palette and name not in _KNOWN]
     return {
         name: palette.get(name)
         or (COLORS[_KNOWN[name]] if name in _KNOWN else _OTHERS[rest.index(name) % len(_OTHERS)])
         for name in names
     }
+
+
+def plain(text: object) -> str:
+    """Return a name as it is drawn: a dollar sign begins no formula."""
+    return str(text).replace("$", r"\$")
+
+
+#: Colours of methods, in every figure and whatever others are drawn; methods of the user take the rest.
+METHOD_COLORS = {
+    "trvae": "#0072B2",
+    "TRVAE": "#0072B2",
+    "context_shift": "#E69F00",
+    "mean_shift": "#009E73",
+    "nearest_shift": "#D55E00",
+    "no_change": "#999999",
+    "latent_shift": "#CC79A7",
+    "paper": "#56B4E9",
+    "cvae": "#882255",
+    "mmd_cvae": "#117733",
+    "vae": "#332288",
+    "beta_vae": "#AA4499",
+    "autoencoder": "#DDCC77",
+}
+_FREE = ("#661100", "#6699CC", "#999933", "#44AA99", "#CC6677", "#000000", "#88CCEE", "#BF5B17")
+
+
+def method_colors(names: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each method; of one that is not ours by its name, if no other has it."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name in METHOD_COLORS:
+            found[name] = METHOD_COLORS[name]
+            continue
+        start = zlib.crc32(name.encode())
+        order = [_FREE[(start + i) % len(_FREE)] for i in range(len(_FREE))]
+        found[name] = next((color for color in order if color not in found.values()), order[0])
+    return found
 
 
 STYLES = ("-", "--", ":", "-.")
@@ -96,7 +137,7 @@ def name_points(
     """
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
     at = ax.transData.transform(xy)
@@ -120,7 +161,7 @@ def name_points(
         (side, dx, dy), box = min(free, key=lambda item: _overlaps_any(item[1], rest))
         taken.append(box)
         place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
-        ax.annotate(name, point, **place, fontsize=7, ha=side, va="center")
+        ax.annotate(plain(name), point, **place, fontsize=7, ha=side, va="center")
 
 
 #: Alignment and offset in points of a name, in the order they are tried.

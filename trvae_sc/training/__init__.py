@@ -1,17 +1,18 @@
 """Data loading and training of TRVAE, behind scvi-tools' own ``train``."""
 
+from trvae_sc.training._best import BestWeights
 from trvae_sc.training._data import (
     DataLoader,
     DataSplitter,
-    default_seed,
     row_numbers,
+    seed_of,
 )
-from trvae_sc.training._dataset import DataManager
-from trvae_sc.training._files import is_file
+from trvae_sc.training._manager import DataManager
 from trvae_sc.training._plan import TrainingPlan
-from trvae_sc.training._run import BestWeights, EpochCheckpoint, TrainRunner
+from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner
 
 __all__ = [
+    "NOT_STARTED",
     "BestWeights",
     "DataLoader",
     "DataManager",
@@ -19,7 +20,6 @@ __all__ = [
     "EpochCheckpoint",
     "TrainRunner",
     "TrainingPlan",
-    "default_seed",
-    "is_file",
     "row_numbers",
+    "seed_of",
 ]

@@ -14,6 +14,8 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter as ScviDataSplitter
 from torch import Tensor, distributed
 
+from trvae_sc.arguments import check_number, check_seed
+from trvae_sc.errors import InputError
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
 from trvae_sc.training._files import ahead, give_back_memory
@@ -181,7 +183,7 @@ class DataLoader(torch.utils.data.DataLoader):
             what = (
                 "several devices" if distributed_sampler else "data that are streamed from a file"
             )
-            raise ValueError(f"balance_conditions cannot be combined with {what}.")
+            raise InputError(f"balance_conditions cannot be combined with {what}.")
         self.indices = indices
         sampler = Batches(
             indices,
@@ -238,7 +240,7 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
 
     Raises
     ------
-    IndexError
+    InputError
         A mask of another length than `n_obs`, or a row number outside 0 .. n_obs - 1.
     """
     if indices is None:
@@ -246,11 +248,13 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
     rows = np.asarray(indices)
     if rows.dtype == bool:
         if rows.shape != (n_obs,):
-            raise IndexError(f"The mask has shape {rows.shape}; there are {n_obs} cells.")
+            raise InputError(f"The mask has shape {rows.shape}; there are {n_obs} cells.")
         return np.flatnonzero(rows)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise InputError(f"indices are {rows.dtype}; give row numbers, or a mask of booleans.")
     rows = rows.astype(np.int64).ravel()
     if rows.size and (rows.max() >= n_obs or rows.min() < -n_obs):
-        raise IndexError(f"Row {rows[np.abs(rows).argmax()]} of an AnnData with {n_obs} cells.")
+        raise InputError(f"Row {rows[np.abs(rows).argmax()]} of an AnnData with {n_obs} cells.")
     return np.where(rows < 0, rows + n_obs, rows)
 
 
@@ -273,7 +277,7 @@ class DataSplitter(ScviDataSplitter):
 
     Raises
     ------
-    ValueError
+    InputError
         A bad `external_indexing`, or a negative `memory_budget`.
     """
 
@@ -291,16 +295,16 @@ class DataSplitter(ScviDataSplitter):
         batch_size: int = 128,
         **kwargs: Any,
     ) -> None:
-        if memory_budget is not None and not memory_budget >= 0:
-            raise ValueError(f"memory_budget is {memory_budget}; it is a number of GB, 0 or more.")
+        if memory_budget is not None:
+            check_number("memory_budget", memory_budget, 0.0)
         # batches of one: scvi-tools warns of, and moves, small last batches that we do not have
         kwargs["batch_size"] = 1
         try:
             super().__init__(adata_manager, train_size, validation_size, *args, **kwargs)
-        except Warning as error:  # scvi-tools raises Warning on a bad external_indexing
-            raise ValueError(f"external_indexing: {error}.") from error
+        except (Warning, ValueError) as error:  # scvi-tools raises either on bad rows
+            raise InputError(f"The cells cannot be split as asked: {error}") from error
         self.data_loader_kwargs["batch_size"] = batch_size
-        self.seed = default_seed() if seed is None else seed
+        self.seed = seed_of(seed)
         self.data_loader_kwargs["seed"] = self.seed
         self.balance_conditions = balance_conditions
         self.memory_budget = memory_budget
@@ -351,6 +355,9 @@ class DataSplitter(ScviDataSplitter):
         )
 
 
-def default_seed() -> int:
-    """Return ``scvi.settings.seed``, or 0 where none is set."""
+def seed_of(given: int | None) -> int:
+    """Return the seed given, or ``scvi.settings.seed``, or 0 where none is set."""
+    if given is not None:
+        check_seed(given)
+        return int(given)
     return 0 if settings.seed is None else settings.seed

@@ -10,10 +10,11 @@ import psutil
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, AnnTorchDataset
+from scvi.data import AnnTorchDataset
 from torch import Tensor
 
-from trvae_sc.training._files import FileRows, is_file
+from trvae_sc.stored import is_file
+from trvae_sc.training._files import FileRows
 
 #: What rows are read from in any order; scvi-tools' view of a collection is a csr_matrix, but cannot.
 _BY_ROW = (np.ndarray, sparse.csr_matrix, FileRows)
@@ -77,20 +78,6 @@ def _by_row(array: Any) -> Any:
 
 def _sparse_tensor(x: sparse.csr_matrix) -> Tensor:
     return torch.sparse_csr_tensor(x.indptr, x.indices, x.data, size=x.shape, dtype=torch.float32)
-
-
-class DataManager(AnnDataManager):
-    """AnnDataManager whose torch dataset keeps the order of rows."""
-
-    def create_torch_dataset(
-        self,
-        indices: np.ndarray | None = None,
-        data_and_attributes: list[str] | dict[str, Any] | None = None,
-        load_sparse_tensor: bool = False,
-    ) -> torch.utils.data.Dataset:
-        """Return the dataset, restricted to `indices` if given."""
-        dataset = Dataset(self, data_and_attributes, load_sparse_tensor)
-        return dataset if indices is None else torch.utils.data.Subset(dataset, indices)
 
 
 # -- on the device of training ------------------------------------------------------------------------

@@ -6,13 +6,15 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+
+from trvae_sc.errors import InputError
+from trvae_sc.stored import file_state, path_of
 
 if TYPE_CHECKING:
     import zarr
@@ -23,14 +25,6 @@ _WINDOW_BYTES = 2**27  # rows that are in memory together; twice, for the next a
 _WINDOW_ROWS = 2**15
 
 T = TypeVar("T")
-
-
-def is_file(x: Any) -> bool:
-    """Return whether a matrix is in a file."""
-    if isinstance(x, h5py.Dataset | CSRDataset | CSCDataset):
-        return True
-    zarr = sys.modules.get("zarr")  # slow to import; where it was not, nothing is of it
-    return zarr is not None and isinstance(x, zarr.Array)
 
 
 class FileRows:
@@ -45,7 +39,7 @@ class FileRows:
     def __init__(self, x: h5py.Dataset | zarr.Array | CSRDataset | CSCDataset) -> None:
         self.x = x
         self.is_sparse = isinstance(x, CSRDataset | CSCDataset)
-        self._state = _file_state(x)
+        self._state = file_state(x)
 
     @property
     def n_bytes(self) -> int:
@@ -69,19 +63,19 @@ class FileRows:
 
         Raises
         ------
-        ValueError
+        InputError
             A matrix stored by column.
         OSError
             The file has changed since it was opened, or cannot be read.
         """
         if isinstance(self.x, CSCDataset):
-            raise ValueError(
+            raise InputError(
                 "X is stored by column (CSC), from which rows cannot be read. Write it by row: "
                 "adata.X = adata.X.tocsr()."
             )
-        if _file_state(self.x) != self._state:
+        if file_state(self.x) != self._state:
             raise OSError(
-                f"{_path(self.x)} was changed while it was being read. Open it again and start anew."
+                f"{path_of(self.x)} was changed while it was being read. Open it again and start anew."
             )
         ascending, position = np.unique(rows, return_inverse=True)
         if not len(ascending):
@@ -101,7 +95,7 @@ class FileRows:
             block = self.x[start:stop]
         except (OSError, RuntimeError, KeyError) as error:
             raise OSError(
-                f"Rows {start} to {stop - 1} of {_path(self.x)} cannot be read (damaged or "
+                f"Rows {start} to {stop - 1} of {path_of(self.x)} cannot be read (damaged or "
                 f"incomplete?): {error}"
             ) from error
         block = sparse.csr_matrix(block) if self.is_sparse else block
@@ -112,27 +106,6 @@ def _runs(ascending: np.ndarray) -> list[np.ndarray]:
     """Cut ascending rows where many are not wanted, and where a read would be very long."""
     runs = np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1)
     return [run[i : i + _LONGEST] for run in runs for i in range(0, len(run), _LONGEST)]
-
-
-def _path(x: Any) -> Path | None:
-    """Return the file or folder a matrix is in; None if it is neither."""
-    group = x.group if isinstance(x, CSRDataset | CSCDataset) else x
-    if isinstance(group, h5py.Group | h5py.Dataset):
-        return Path(group.file.filename)
-    root = getattr(group.store, "root", None) or getattr(group.store, "path", None)
-    return Path(root) / group.path if isinstance(root, str | Path) else None
-
-
-def _file_state(x: Any) -> tuple[Any, ...]:
-    """Return what changes when a file is written: times, and the size of a file."""
-    path = _path(x)
-    if path is None or not path.exists():
-        return ()
-    if path.is_file():
-        state = path.stat()
-        return state.st_mtime_ns, state.st_size
-    inside = [path, *path.glob("*"), *path.glob("*/*")]  # chunk files are not listed one by one
-    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in inside if p.is_dir()))
 
 
 def ahead(items: Iterable[T], read: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:

@@ -13,9 +13,11 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan as ScviTrainingPlan
 from torch import Tensor, distributed
 
+from trvae_sc.errors import InputError
+from trvae_sc.identity import marks_of
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, TRVAEModule
 from trvae_sc.states import CellSample, matched_states
-from trvae_sc.training._data import Batches, default_seed
+from trvae_sc.training._data import Batches, seed_of
 
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
 #: over few cells of each label anyway, and costs a seventh of a step.
@@ -46,10 +48,11 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     n_conditions = module.n_cells.shape[1]
     squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
     inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
-    totals = []
+    totals, marks = [], []
     sample = CellSample(n_groups) if module.state_profiles is not None else None
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
+        marks.append(marks_of(x.numpy()))
         if module.is_count:
             total = tensors[TOTAL_KEY].cpu() if module.has_total else x.sum(1, keepdim=True)
             totals.append(total.ravel())
@@ -78,6 +81,7 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
         "sums": sums,
         "n_cells": n_cells.view(module.n_cells.shape),
         "dispersion": None if not totals else _dispersion(*moments, kappa),
+        "marks": np.concatenate(marks) if marks else np.zeros(0),
         "states": None if sample is None else _state_means(sample, kappa, module),
     }
 
@@ -192,6 +196,7 @@ class TrainingPlan(ScviTrainingPlan):
         )
         self.lr_schedule = lr_schedule
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self.marks = np.zeros(0)  #: of the training cells, see trvae_sc.identity.cell_marks
 
     def setup(self, stage: str) -> None:
         """Collect the statistics of the training cells; meet the other processes."""
@@ -201,7 +206,9 @@ class TrainingPlan(ScviTrainingPlan):
         else:
             loader = datamodule.train_dataloader()
         module = _own_module(self)
-        module.set_statistics(**training_statistics(loader, module))
+        found = training_statistics(loader, module)
+        self.marks = found.pop("marks")
+        module.set_statistics(**found)
         if _is_distributed():
             module.peers = Peers(self.trainer.world_size)
 
@@ -210,7 +217,7 @@ class TrainingPlan(ScviTrainingPlan):
         if not _is_distributed():
             return
         peers = _own_module(self).peers
-        seed = 10_000 * getattr(self.trainer.datamodule, "seed", default_seed())
+        seed = 10_000 * getattr(self.trainer.datamodule, "seed", seed_of(None))
         seed += self.current_epoch
         peers.generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed + 10_000_019 * (1 + peers.rank))
@@ -219,13 +226,13 @@ class TrainingPlan(ScviTrainingPlan):
         """Refuse processes without cells, and batches of one cell where batch norm would fail on them."""
         sampler = self.trainer.train_dataloader.sampler
         if isinstance(sampler, Batches) and sampler.smallest < 1:
-            raise ValueError(
+            raise InputError(
                 f"A minibatch has fewer cells than there are processes ({sampler.n_processes}), of "
                 f"{len(sampler.indices)} training cells. Use a larger batch_size, or fewer devices."
             )
         has_batch_norm = any(isinstance(m, torch.nn.BatchNorm1d) for m in self.module.modules())
         if has_batch_norm and isinstance(sampler, Batches) and sampler.smallest < 2:
-            raise ValueError(
+            raise InputError(
                 f"With batch_size={sampler.batch_size} a minibatch holds one cell, of which batch norm "
                 "cannot take the variance. Use larger minibatches, or norm='layer'."
             )

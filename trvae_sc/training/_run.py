@@ -1,87 +1,51 @@
-"""Running a fit: best weights, checkpoints, interruption."""
+"""Running a fit: checkpoints of every epoch, interruption."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
-import math
+import pickle
 import signal
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from filelock import FileLock, Timeout
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
 from scvi.train import TrainRunner as ScviTrainRunner
-from torch import Tensor
 
+from trvae_sc.errors import InputError
 from trvae_sc.module import Peers
+from trvae_sc.training._best import BestWeights, SaveCheckpoint
+
+#: What reading a damaged file raises.
+_DAMAGE = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 
 
-class BestWeights(Callback):
-    """Keeps the weights of the best validation epoch and puts them back when training ends.
+class OneRead(TorchCheckpointIO):
+    """Gives Lightning what was read of a checkpoint and checked, so that no file is read again."""
 
-    Also when it ends by an exception or by Ctrl-C.
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
 
-    Parameters
-    ----------
-    monitor
-        Validation metric; lower is better unless `mode` is ``"max"``.
-    mode
-        ``"min"`` or ``"max"``.
-    """
-
-    def __init__(
-        self, monitor: str = "elbo_validation", mode: Literal["min", "max"] = "min"
-    ) -> None:
-        self.monitor = monitor
-        self.sign = 1.0 if mode == "min" else -1.0
-        self.best = math.inf
-        self.best_epoch: int | None = None
-        self.weights: dict[str, Tensor] | None = None
-
-    def on_validation_end(
-        self, trainer: lightning.Trainer, plan: lightning.LightningModule
-    ) -> None:
-        """Keep the weights if they are the best so far."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or not self.sign * value.item() < self.best:
-            return  # NaN is not better
-        self.best = self.sign * value.item()
-        self.best_epoch = trainer.current_epoch
-        self.weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
-
-    def on_train_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
-        """Put the best weights back."""
-        if self.weights is not None:
-            plan.module.load_state_dict(self.weights)
-
-    def on_fit_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
-        """Put the best weights back where a finished run was resumed, which trains nothing."""
-        self.on_train_end(trainer, plan)
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        plan: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """Put the best weights back."""
-        self.on_train_end(trainer, plan)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what a checkpoint stores."""
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-        self.weights = state_dict["weights"]
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the content of the checkpoint."""
+        return copy.deepcopy(self.content)
 
 
 class EpochCheckpoint(Checkpoint):
@@ -100,29 +64,55 @@ class EpochCheckpoint(Checkpoint):
 
     def __init__(self, folder: str | Path, run: str) -> None:
         self.file = Path(folder) / "last.ckpt"
+        self.content: dict[str, Any] | None = None  #: of the file, once it was read and checked
+        self._lock = FileLock(Path(folder) / ".lock")
         self.run = hashlib.sha256(run.encode()).hexdigest()
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
         self.history: dict[str, tuple[str, list[int], list[float]]] = {}
         self.stopped = False
 
     def resume_from(self) -> str | None:
-        """Return the checkpoint to continue from, or None.
+        """Return the checkpoint to continue from, or None; read it, and keep others off the folder.
 
         Raises
         ------
-        ValueError
-            It is of another run.
+        InputError
+            It is of another run or damaged, or another training uses the folder.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self.file.parent} is no folder, or in a file. Name a folder."
+            ) from error
+        if rank_zero_only.rank == 0:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise InputError(
+                    f"Another training uses {self.file.parent}. Wait for it, or choose another folder."
+                ) from error
         if not self.file.exists():
             return None
-        state = torch.load(self.file, map_location="cpu", weights_only=True)
-        if state["callbacks"].get(self.state_key, {}).get("run") != self.run:
-            raise ValueError(
+        try:
+            self.content = torch.load(self.file, map_location="cpu", weights_only=True)
+            run = self.content["callbacks"].get(self.state_key, {}).get("run")
+        except _DAMAGE as error:
+            self.release()
+            raise InputError(
+                f"{self.file} is damaged, or no checkpoint of ours. Delete it to start anew."
+            ) from error
+        if run != self.run:
+            self.release()
+            raise InputError(
                 f"{self.file} is of a run with other data or arguments. Choose another folder, or "
                 "delete it to start anew."
             )
         return str(self.file)
+
+    def release(self) -> None:
+        """Let others use the folder."""
+        self._lock.release()
 
     def on_fit_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
         """Give the logger the epochs before the interruption; stop where the run had stopped."""
@@ -181,6 +171,10 @@ def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
     return getattr(getattr(trainer.logger, "experiment", None), "data", {})
 
 
+#: How far a model that was not trained has been trained.
+NOT_STARTED = {"epochs": 0, "planned": 0, "default": 0, "interrupted": False}
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory of the machine or of a GPU did not suffice."""
     told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -224,10 +218,22 @@ class TrainRunner(ScviTrainRunner):
     ) -> None:
         if checkpoint is not None:
             kwargs["ckpt_path"] = checkpoint.resume_from()
-        with _quiet_lightning():
-            super().__init__(*args, **kwargs)
+        try:
+            with _quiet_lightning():
+                super().__init__(*args, **kwargs)
+        except BaseException:
+            if checkpoint is not None:
+                checkpoint.release()
+            raise
+        self.trainer.callbacks = [
+            SaveCheckpoint.like(callback) if isinstance(callback, ScviSaveCheckpoint) else callback
+            for callback in self.trainer.callbacks
+        ]
+        self.checkpoint = checkpoint
         if checkpoint is not None:  # after the trainer has sorted its own callbacks
             self.trainer.callbacks.append(checkpoint)
+            if checkpoint.content is not None:
+                self.trainer.strategy.checkpoint_io = OneRead(checkpoint.content)
 
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
@@ -240,23 +246,19 @@ class TrainRunner(ScviTrainRunner):
                 raise
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
-            self._finish()
+            self._finish(interrupted=True)
             if not self.model.is_trained_:
                 raise KeyboardInterrupt(
                     "Training stopped before the first step; the model is not trained."
                 ) from stop
             raise KeyboardInterrupt(
-                f"Training stopped in epoch {self.trainer.current_epoch}; the model has the weights of "
-                f"{self._weights_epoch()} and can be used."
+                f"Training stopped in epoch {self.trainer.current_epoch} of {self.trainer.max_epochs}; "
+                f"the model has the weights of {self._weights_epoch()} and can be used."
             ) from stop
 
-        except (
-            OSError,
-            MemoryError,
-            RuntimeError,
-        ) as error:  # of loading: a file, a worker, memory
+        except (OSError, MemoryError, RuntimeError) as error:  # of a file, a worker, memory
             if self.trainer.global_step:
-                self._finish()
+                self._finish(interrupted=True)
             if is_out_of_memory(error):
                 raise MemoryError(
                     f"Out of memory in epoch {self.trainer.current_epoch} of training. Pass a smaller "
@@ -265,6 +267,8 @@ class TrainRunner(ScviTrainRunner):
             raise
         finally:  # what follows may be for one process alone
             self.model.module.peers = Peers()
+            if self.checkpoint is not None:
+                self.checkpoint.release()
         self._finish()
 
     def _weights_epoch(self) -> str:
@@ -273,8 +277,16 @@ class TrainRunner(ScviTrainRunner):
                 return f"the best epoch, {callback.best_epoch},"
         return "the latest step"
 
-    def _finish(self) -> None:
-        """Hand what was learned to the model."""
+    def _finish(self, *, interrupted: bool = False) -> None:
+        """Hand what was learned to the model, and how far training went."""
+        known = self.model.training_marks_
+        self.model.training_marks_ = np.union1d(known, self.training_plan.marks)
+        self.model.training_ = {
+            **self.model.training_,
+            "epochs": int(self.trainer.current_epoch),
+            "planned": int(self.trainer.max_epochs),
+            "interrupted": interrupted,
+        }
         if (
             not self.model.history
         ):  # stopped in its first epoch before: scvi-tools would add nothing

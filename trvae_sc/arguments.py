@@ -1,0 +1,36 @@
+"""Checks of arguments that are numbers."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from trvae_sc.errors import InputError
+
+_LARGEST_SEED = 2**32 - 1  # of numpy
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise on an argument that is no whole number, or one below the least allowed."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; a whole number is needed.")
+    if value < least:
+        raise InputError(f"{name} is {value}; at least {least} is needed.")
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raise on a seed that numpy and torch do not both take."""
+    check_whole(name, seed, 0)
+    if seed > _LARGEST_SEED:
+        raise InputError(f"{name} is {seed}; at most {_LARGEST_SEED} is possible.")
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, closed: bool = True
+) -> None:
+    """Raise on an argument that is no number from `low` to `high`, or with not `closed` below it."""
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_real and low <= value and (value < high or (closed and value == high < math.inf))):
+        allowed = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise InputError(f"{name} is {value!r}; a finite number is needed, {allowed}.")

@@ -1,0 +1,59 @@
+"""Simple predictors with the contract of the model, and the model's presets in the same contract.
+
+A method is ``method(train, source, *, target, keys)``, with ``seed`` if it draws random numbers. It
+gets training cells and the source cells to start from, never the truth, and returns an AnnData of
+predicted cells with one row per source cell, or several of them by output. Most published models are
+no better than the simple ones; a prediction should be shown beside them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from trvae_sc.baselines._simple import (
+    SIMPLE,
+    Method,
+    as_prediction,
+    context_shift,
+    mean_shift,
+    nearest_shift,
+    no_change,
+    target_level,
+)
+
+__all__ = [
+    "METHODS",
+    "SIMPLE",
+    "Method",
+    "as_prediction",
+    "context_shift",
+    "latent_shift",
+    "mean_shift",
+    "nearest_shift",
+    "no_change",
+    "target_level",
+    "trvae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the methods that train networks only where they are asked for."""
+    if name not in ("METHODS", "latent_shift", "trvae"):
+        raise AttributeError(f"module 'trvae_sc.baselines' has no attribute '{name}'")
+    from trvae_sc.baselines import _neural
+
+    if name != "METHODS":
+        return getattr(_neural, name)
+    presets = ("paper", "cvae", "mmd_cvae", "vae", "beta_vae", "autoencoder")
+    #: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
+    globals()["METHODS"] = {
+        "no_change": no_change,
+        "mean_shift": mean_shift,
+        "nearest_shift": nearest_shift,
+        "context_shift": context_shift,
+        "latent_shift": _neural.latent_shift,
+        "trvae": _neural.trvae,
+        **{preset: partial(_neural.trvae, preset=preset) for preset in presets},
+    }
+    return globals()["METHODS"]

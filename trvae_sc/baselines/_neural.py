@@ -1,0 +1,140 @@
+"""Methods that train a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc.baselines._simple import as_prediction, target_level, with_own_columns
+from trvae_sc.expression import Keys, log_values, median_total
+from trvae_sc.model import TRVAE
+
+
+def trvae(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    seed: int = 0,
+    preset: str = "default",
+    train_kwargs: dict[str, Any] | None = None,
+    **model_kwargs: Any,
+) -> dict[str, AnnData]:
+    """Train :class:`trvae_sc.TRVAE` and predict.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    seed
+        Seed of the model.
+    preset
+        Preset of the model; ``"paper"`` gets log values, as published.
+    train_kwargs
+        Arguments of :meth:`trvae_sc.TRVAE.train`.
+    **model_kwargs
+        Arguments of :class:`trvae_sc.TRVAE`.
+
+    Returns
+    -------
+    Predictions by output: ``"counts"`` and ``"delta"`` of counts, else ``"mean"`` and ``"delta"``.
+    """
+    level = target_level(train, target, keys)
+    if preset == "paper":
+        kappa = median_total(train, keys)
+        train, source = (_logged(adata, keys, kappa) for adata in (train, source))
+        keys = keys._replace(layer=None, total_counts_key=None, is_count=False)
+    elif not keys.is_count:
+        model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
+    model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
+    outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    found = {output: model.predict(source, target=level, output=output) for output in outputs}
+    for predicted in found.values():
+        predicted.uns["trvae_sc"]["history"] = _history(model)
+    return found
+
+
+def latent_shift(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    seed: int = 0,
+    train_kwargs: dict[str, Any] | None = None,
+) -> dict[str, AnnData]:
+    r"""Move the latent codes of an unconditional VAE by the mean shift of the labels, and decode.
+
+    .. math:: \hat z = z + \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
+
+    scGen (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8) with every label weighing the same.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    seed
+        Seed of the VAE.
+    train_kwargs
+        Arguments of :meth:`trvae_sc.TRVAE.train`.
+
+    Returns
+    -------
+    Predictions by output: ``"mean"``, the decoded profile as in scGen, and ``"delta"``, the observed
+    values plus the decoded change.
+    """
+    likelihood = "nb" if keys.is_count else "normal"
+    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    level = target_level(train, target, keys)
+    model = _fit(train, keys, seed, **kwargs)
+    kappa = median_total(train, keys)
+    found = {}
+    for output in ("mean", "delta"):
+        x = model.predict(source, target=level, output=output).X
+        found[output] = as_prediction(x, source, target, keys, kappa, "latent_shift")
+    return found
+
+
+def _fit(
+    train: AnnData,
+    keys: Keys,
+    seed: int,
+    *,
+    train_kwargs: dict[str, Any] | None,
+    **model_kwargs: Any,
+) -> TRVAE:
+    """Return a trained model."""
+    train = with_own_columns(train)
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
+    model = TRVAE(train, seed=seed, **model_kwargs)
+    model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
+    return model
+
+
+def _logged(adata: AnnData, keys: Keys, kappa: float) -> AnnData:
+    """Return cells with their log values in ``X``."""
+    x = log_values(adata, keys, kappa)
+    x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else x.astype(np.float32)
+    return AnnData(x, obs=adata.obs.copy(), var=adata.var.copy())
+
+
+def _history(model: TRVAE) -> dict[str, list[float]]:
+    """Return what each term added to the loss, by epoch."""
+    names = [name for name in model.history if name.endswith("_weighted_train")]
+    return {name: model.history[name][name].astype(float).tolist() for name in names}

@@ -1,0 +1,160 @@
+"""Predictors of a shift, which train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.checks import RECORD, check_free, check_obs, layer_names
+from trvae_sc.errors import InputError
+from trvae_sc.expression import (
+    Keys,
+    Pairs,
+    dense,
+    gene_means,
+    groups,
+    log_values,
+    profiles,
+    ridge_shift,
+)
+from trvae_sc.levels import level_name, levels, match_level
+
+Method = Callable[..., "AnnData | dict[str, AnnData]"]
+
+#: Methods that train nothing, simplest first.
+SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")
+
+
+def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    """Return the source cells as they are: what predicting nothing scores."""
+    return _shifted(train, source, target, keys, None, "no_change")
+
+
+def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    r"""Add the mean over labels of their own shift.
+
+    .. math:: \hat x = x + \frac1L \sum_{l} (\bar x_{lt} - \bar x_{ls})
+
+    Differences are taken within labels: a pooled difference would also contain the difference in
+    composition, since the label to predict is missing from the target condition. (Where it is not
+    missing, as when a patient is held out, its own shift counts like the others.)
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+
+    Returns
+    -------
+    AnnData with log values in ``X``.
+    """
+    return _shifted(
+        train, source, target, keys, lambda _, pairs: pairs.shifts.mean(0), "mean_shift"
+    )
+
+
+def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
+
+    def rule(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
+        return pairs.shifts[np.square(pairs.profiles - profile).sum(1).argmin()]
+
+    return _shifted(train, source, target, keys, rule, "nearest_shift")
+
+
+def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    r"""Add the mean shift and what a ridge regression on the source profile adds to it.
+
+    The strongest simple method we know of; see :func:`trvae_sc.expression.ridge_shift`.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    source
+        Cells to start from.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+
+    Returns
+    -------
+    AnnData with log values in ``X``.
+    """
+    return _shifted(train, source, target, keys, ridge_shift, "context_shift")
+
+
+def _shifted(
+    train: AnnData,
+    source: AnnData,
+    target: Any,
+    keys: Keys,
+    rule: Callable[[np.ndarray, Pairs], np.ndarray] | None,
+    name: str,
+) -> AnnData:
+    """Return the source cells plus the shift that a rule gives each label and condition of them."""
+    for adata in (train, source):
+        check_obs(adata, [keys.condition_key, keys.labels_key])
+    level = target if rule is None else target_level(train, target, keys)
+    known = profiles(train, keys)
+    x = log_values(source, keys, known.kappa)
+    x = np.array(dense(x), dtype=np.float64)
+    for (label, condition), rows in groups(source.obs, keys):
+        if rule is None or condition == level_name(target):
+            continue
+        x[rows] += rule(gene_means(x[rows]), known.known_pairs(condition, target, of=label))
+    return as_prediction(x, source, level, keys, known.kappa, name)
+
+
+def as_prediction(
+    x: Any, source: AnnData, target: Any, keys: Keys, kappa: float, name: str
+) -> AnnData:
+    """Return predicted values as an AnnData like those of the model."""
+    check_free(source)
+    obs = source.obs.assign(
+        source_condition=source.obs[keys.condition_key], source_cell=source.obs_names.astype(str)
+    )
+    obs[keys.condition_key] = pd.Categorical([target] * len(obs), categories=[target])
+    obs.index = source.obs_names.astype(str) + f"_{level_name(target)}"
+    obs.index.name = None
+    var = source.var.copy()
+    var.index.name = None
+    result = AnnData(np.asarray(x, dtype=np.float32), obs=obs, var=var)
+    result.uns[RECORD] = {
+        "method": name,
+        "target": level_name(target),
+        "scale": "log(1 + kappa * share)" if keys.is_count else "values",
+        "kappa": kappa,
+        "versions": {"trvae_sc": version("trvae_sc")},
+    }
+    return result
+
+
+def target_level(train: AnnData, target: Any, keys: Keys) -> Any:
+    """Return the target as the training cells have it; methods may get its name."""
+    known = levels(train.obs[keys.condition_key])
+    try:
+        return match_level(target, known, of="condition")
+    except InputError:
+        raise InputError(
+            f"No training cell has target {level_name(target)!r}; there are "
+            f"{sorted(map(level_name, known))}."
+        ) from None
+
+
+def with_own_columns(adata: AnnData) -> AnnData:
+    """Return the cells with columns of their own, for scvi-tools to add to; values are shared."""
+    layers = {name: adata.layers[name] for name in layer_names(adata)}
+    return AnnData(adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)

@@ -1,0 +1,434 @@
+"""Checks of AnnData objects that fail before any work starts, and their alignment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc.errors import InputError
+from trvae_sc.identity import row_chunks
+from trvae_sc.levels import check_complete, check_levels, levels, listing
+from trvae_sc.stored import is_by_column, is_file
+
+logger = logging.getLogger(__name__)
+# scvi.settings.verbosity counts here too
+logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
+
+#: Columns that a prediction adds to ``obs`` and ``var``.
+PREDICTED_OBS = ("source_condition", "source_cell")
+PREDICTED_VAR = (
+    *("source_mean", "predicted_mean", "predicted_change"),
+    *("change_lower", "change_upper"),
+)
+RECORD = "trvae_sc"  #: key of ``uns`` with the record of a prediction
+OWN_COLUMNS = ("_scvi_", "_trvae_sc_")  #: how columns of ``obs`` begin that registrations write
+#: Column of ``obs`` that totals over all genes are written to, where no other is named.
+TOTAL_COLUMN = "trvae_sc_total_counts"
+_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
+SEPARATOR = " + "  #: joins the parts of a condition in its name
+_MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
+
+
+# -- checks of names and columns ------------------------------------------------------------------
+
+
+def check_columns(
+    adata: AnnData,
+    condition_key: str | Sequence[str],
+    *,
+    labels_key: str | None = None,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    total_counts_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+) -> None:
+    """Raise on an AnnData that cannot be registered, before anything is written to it.
+
+    Raises
+    ------
+    InputError
+        With what was found, what is allowed and what to do.
+    """
+    check_type(adata)
+    check_free(adata)
+    if adata.is_view:
+        raise InputError("adata is a view of another AnnData. Set up a copy: adata = adata.copy().")
+    if adata.n_obs < 2:
+        raise InputError(f"adata has {adata.n_obs} cells; at least 2 are needed.")
+    if adata.n_vars < 1:
+        raise InputError("adata has no genes; at least 1 is needed.")
+    check_names(adata)
+    check_matrix(adata, layer)
+    conditions = [condition_key] if isinstance(condition_key, str) else condition_key
+    if not isinstance(conditions, Sequence) or not conditions:
+        raise InputError(
+            f"condition_key is {condition_key!r}; name a column of adata.obs, or several in a list."
+        )
+    if len(set(map(str, conditions))) < len(conditions):
+        raise InputError(
+            f"condition_key is {condition_key}; name one column, or several different."
+        )
+    categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
+    numeric = [total_counts_key, *(continuous_covariate_keys or ())]
+    check_obs(adata, categorical, numeric)
+    if not isinstance(condition_key, str):
+        _check_condition_parts(adata.obs, list(conditions))
+    if len(adata.obs[list(conditions)].drop_duplicates()) < 2:
+        only = " and ".join(f"adata.obs['{key}']" for key in conditions)
+        raise InputError(
+            f"{only} has one level, {levels(adata.obs[conditions[0]])}; a prediction needs at least "
+            "two conditions to learn from."
+        )
+
+
+def as_keys(keys: str | Sequence[str] | None) -> list[str] | None:
+    """Return columns as a list, of one or several."""
+    if keys is None or isinstance(keys, str):
+        return None if keys is None else [keys]
+    if not isinstance(keys, Sequence):
+        raise InputError(
+            f"Covariates are {keys!r}; name a column of adata.obs, or several in a list."
+        )
+    return list(keys)
+
+
+def check_names(adata: AnnData) -> None:
+    """Raise on names of cells or genes that are not unique."""
+    for name, index in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
+        if not index.is_unique:
+            repeated = index[index.duplicated()].unique()
+            raise InputError(
+                f"adata.{name} are not unique: {listing(repeated)} occur more than once. "
+                f"Run adata.{name}_make_unique() first."
+            )
+
+
+def _check_condition_parts(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise on columns that cannot be parts of a condition."""
+    for key in keys:
+        if is_number(obs[key]):
+            if not np.isfinite(_numbers(obs, key)).all():
+                raise InputError(
+                    f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
+                )
+            continue
+        bad = [level for level in levels(obs[key]) if SEPARATOR in str(level)]
+        if bad:
+            raise InputError(
+                f"Levels {listing(bad)} of adata.obs['{key}'] contain '{SEPARATOR}', which joins the "
+                "parts of a condition. Rename them."
+            )
+
+
+def is_number(column: pd.Series) -> bool:
+    """Return whether a column enters a condition as a number rather than as levels."""
+    dtype = column.dtype
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
+
+
+def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
+    """Raise where an AnnData lacks a column that a model was set up with; labels may be absent."""
+    labels_key, condition_key = setup_args["labels_key"], setup_args["condition_key"]
+    categorical = [
+        *(condition_key if isinstance(condition_key, list | tuple) else [condition_key]),
+        labels_key if labels_key in adata.obs else None,
+        setup_args.get("batch_key"),
+        *(setup_args.get("categorical_covariate_keys") or ()),
+    ]
+    numeric = [
+        setup_args["total_counts_key"],
+        *(setup_args.get("continuous_covariate_keys") or ()),
+    ]
+    check_obs(adata, categorical, numeric)
+
+
+def check_type(adata: Any) -> None:
+    """Raise on anything but an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise InputError(
+            f"Expected an AnnData, got {type(adata).__name__}. Of a MuData pass one modality, as in "
+            "mdata['rna']; of a table make one with anndata.AnnData(table)."
+        )
+
+
+def check_obs(
+    adata: AnnData, categorical: Sequence[str | None], numeric: Sequence[str | None] = ()
+) -> None:
+    """Raise on columns that are absent, incomplete, of odd levels or, if numeric, no finite numbers."""
+    for key in [*categorical, *numeric]:
+        if key is None:
+            continue
+        if not isinstance(key, str):
+            raise InputError(f"A column of adata.obs is named by text, not by {key!r}.")
+        found = int((adata.obs.columns == key).sum())
+        if not found:
+            raise InputError(
+                f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}."
+            )
+        if found > 1:
+            raise InputError(f"adata.obs has {found} columns '{key}'. Rename or drop all but one.")
+        check_complete(adata.obs[key])
+    for key in categorical:
+        if key is not None:
+            check_levels(adata.obs[key])
+    for key in numeric:
+        if key is not None and not np.isfinite(_numbers(adata.obs, key)).all():
+            raise InputError(
+                f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
+            )
+
+
+def check_free(adata: AnnData, *more: str) -> None:
+    """Raise where columns have the names of those that a prediction writes; its own are replaced."""
+    if RECORD in adata.uns:
+        return
+    for where, names in (("obs", (*PREDICTED_OBS, *more)), ("var", PREDICTED_VAR)):
+        columns = getattr(adata, where, ())  # a collection has no var
+        taken = [name for name in names if name in columns]
+        if taken:
+            raise InputError(
+                f"adata.{where} already has columns {taken}, which predictions write. Rename or drop "
+                "them."
+            )
+
+
+def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return a numeric column, or raise."""
+    try:
+        return obs[key].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}).") from None
+
+
+def without_codes(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns but those that registrations wrote."""
+    return obs.drop(columns=[name for name in obs if str(name).startswith(OWN_COLUMNS)])
+
+
+def say_totals(n_vars: int) -> None:
+    """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
+    logger.log(
+        logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
+        "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
+        "variable genes, name the obs column with the whole cell's totals: total_counts_key=.",
+        n_vars,
+    )
+
+
+def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
+    """Log that the numbers of a column are taken for levels."""
+    if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
+        logger.info(
+            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
+            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
+            condition_key,
+            condition_key,
+        )
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """Return the names of layers."""
+    # keys(): a collection's layers do not iterate; None is X in newer anndata
+    return [name for name in adata.layers.keys() if name is not None]  # noqa: SIM118
+
+
+# -- checks of values -------------------------------------------------------------------------------
+
+
+def check_matrix(adata: AnnData, layer: str | None) -> None:
+    """Raise where there is no matrix of real numbers, or one that rows cannot be read from."""
+    if layer is not None and layer not in layer_names(adata):
+        raise InputError(f"No layer '{layer}' in adata.layers; there are {layer_names(adata)}.")
+    if layer is None and adata.X is None:
+        raise InputError(
+            f"adata.X is None. Name one of the layers {layer_names(adata)} with layer=."
+        )
+    x = adata.X if layer is None else adata.layers[layer]
+    name = matrix_name(layer)
+    if is_by_column(x):
+        raise InputError(
+            f"{name} is stored by column (CSC) in its file, from which cells cannot be read. Read the "
+            "data into memory: adata = adata.to_memory()."
+        )
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array. Fill it in: {name}.filled(0).")
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None and np.dtype(dtype).kind not in "iuf":
+        raise InputError(
+            f"{name} has dtype {dtype}; real numbers are needed: {name} = {name}.astype('float32')."
+        )
+
+
+def matrix_name(layer: str | None) -> str:
+    """Return how the values are written in Python."""
+    return "adata.X" if layer is None else f"adata.layers['{layer}']"
+
+
+def check_values(
+    x: Any, *, is_count: bool, totals: np.ndarray | None, name: str, n_obs: int | None = None
+) -> None:
+    """Raise on values that the likelihood cannot take.
+
+    Parameters
+    ----------
+    x
+        Cells x genes.
+    is_count
+        Whether the likelihood is one of counts.
+    totals
+        Total counts of each cell over all its genes, or None.
+    name
+        Where the values are, for messages.
+    n_obs
+        Number of cells, where `x` does not know it (the layers of an AnnCollection).
+
+    Raises
+    ------
+    InputError
+        NaN or infinite values; for counts also negative, fractional or huge values, cells without
+        counts, and totals below the sum over the genes.
+    """
+    for start, block in row_chunks(x, x.shape[0] if n_obs is None else n_obs):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        if not np.isfinite(values).all():
+            n = int((~np.isfinite(values)).sum())
+            raise InputError(
+                f"{name} holds {n} NaN or infinite values in cells from row {start} on. Replace them, "
+                "or drop those cells or genes."
+            )
+        if not is_count:
+            _check_size(values, name)
+            continue
+        if values.size and values.min() < 0:
+            raise InputError(
+                f"{name} holds negative values (smallest {values.min():.3g}); count likelihoods need "
+                "raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+            )
+        if (values != np.floor(values)).any():
+            raise InputError(
+                f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
+                "likelihoods need raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+            )
+        if values.size and float(values.max()) > _MOST:
+            raise InputError(
+                f"{name} holds values up to {values.max():.3g}, which are no counts of molecules. Pass "
+                "raw counts with layer=, or use gene_likelihood='normal'."
+            )
+        sums = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+        _check_totals(sums, None if totals is None else totals[start : start + len(sums)], start)
+
+
+def _check_size(values: np.ndarray, name: str) -> None:
+    """Raise on values whose squares are no float32."""
+    largest = float(np.abs(values).max()) if values.size else 0.0
+    if largest > 1e15:
+        raise InputError(
+            f"{name} holds values up to {largest:.3g}, beyond what can be computed with. Divide them, "
+            "or take logarithms."
+        )
+
+
+def looks_like_counts(x: Any, n_obs: int | None = None, *, least: float = 0) -> bool:
+    """Return whether a matrix holds nothing but counts, the largest of them `least` or more."""
+    largest = 0.0
+    for _, block in row_chunks(x, x.shape[0] if n_obs is None else n_obs):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        if (
+            not np.isfinite(values).all()
+            or (values < 0).any()
+            or (values != np.floor(values)).any()
+        ):
+            return False
+        largest = max(largest, float(values.max(initial=0)))
+    return largest >= least
+
+
+def _log_hint(values: np.ndarray) -> str:
+    """Return what fractional values may be: most of log-normalised values are, and all are small."""
+    is_log = values.max() < 25 and np.mean(values[values > 0] % 1 != 0) > 0.5
+    return ", as log-normalised data do" if is_log else ""
+
+
+def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> None:
+    """Raise on cells without counts and on totals that cannot be."""
+    seen = sums if totals is None else totals
+    if (seen <= 0).any():
+        rows = start + np.flatnonzero(seen <= 0)
+        raise InputError(
+            f"{len(rows)} or more cells have no counts (rows {listing(rows.tolist())}). Remove them: "
+            "sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    if totals is not None and (totals < sums * (1 - 1e-6)).any():
+        row = start + int(np.flatnonzero(totals < sums * (1 - 1e-6))[0])
+        raise InputError(
+            f"The total counts of row {row} ({totals[row - start]:g}) are below the sum over the "
+            f"registered genes ({sums[row - start]:g}). Totals are those of the whole cell."
+        )
+
+
+# -- other AnnData objects ---------------------------------------------------------------------------
+
+
+def align(
+    adata: AnnData, var_names: pd.Index, layer: str | None, total_counts_key: str | None = None
+) -> AnnData:
+    """Return a new AnnData over the same values whose genes are `var_names`, in that order.
+
+    The object passed is not changed, and its values are not copied where the genes agree. Where training
+    data got their totals from :func:`trvae_sc.evaluation.training_data`, sums over all its genes are.
+
+    Raises
+    ------
+    InputError
+        Genes are missing or not unique.
+    """
+    sums = None
+    if total_counts_key == TOTAL_COLUMN not in adata.obs:
+        sums = _all_totals(adata, len(var_names), layer)
+    if not adata.var_names.equals(var_names):
+        missing = var_names.difference(adata.var_names, sort=False)
+        if len(missing):
+            raise InputError(
+                f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
+                f"{listing(missing)}."
+            )
+        if not adata.var_names.is_unique:
+            raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")
+        in_file = adata.isbacked or is_file(adata.X)
+        adata = _in_memory(adata, var_names) if in_file else adata[:, var_names]
+    check_matrix(adata, layer)
+    layers = {} if layer is None else {layer: adata.layers[layer]}
+    x = adata.X if layer is None else None
+    var = pd.DataFrame(index=pd.Index(var_names, dtype=str))
+    obs = adata.obs.copy() if sums is None else adata.obs.assign(**{TOTAL_COLUMN: sums})
+    return AnnData(X=x, obs=obs, var=var, layers=layers)
+
+
+def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
+    """Return sums over all genes, of which a model has some."""
+    if adata.n_vars <= n_genes:
+        raise InputError(
+            f"The model was trained with totals over more genes than its own {n_genes}, which is all that "
+            f"adata has. Pass cells with all genes, or with their totals in adata.obs['{TOTAL_COLUMN}']."
+        )
+    say_totals(adata.n_vars)
+    check_matrix(adata, layer)
+    x = adata.X if layer is None else adata.layers[layer]
+    sums = [block.sum(axis=1, dtype=np.float64) for _, block in row_chunks(x, adata.n_obs)]
+    return np.concatenate([np.asarray(part).ravel() for part in sums])
+
+
+def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:
+    """Return some genes of an AnnData whose X is in a file; the others are in memory by turns."""
+    genes = adata.var_names.get_indexer(var_names)
+    parts = [block[:, genes] for _, block in row_chunks(adata.X, adata.n_obs)]
+    x = sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+    layers = {name: adata.layers[name][:, genes] for name in layer_names(adata)}
+    return AnnData(x, obs=adata.obs, var=pd.DataFrame(index=var_names), layers=layers)

@@ -1,0 +1,19 @@
+"""Errors that a user can mend."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used: the message says what was found, what is allowed and what to do.
+
+    Every error that the caller can mend is one of these, and is raised before work starts. The command
+    line prints it and returns 2.
+    """
+
+
+class NotTrainedError(InputError, RuntimeError):
+    """A model that was not trained yet; also a RuntimeError, which scvi-tools raises."""
+
+
+class MissingExtraError(InputError, ImportError):
+    """An optional package that is not installed; also an ImportError."""

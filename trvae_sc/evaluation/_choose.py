@@ -1,0 +1,89 @@
+"""One rule for what to use: a model, the best simple method, or neither is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from trvae_sc.baselines import SIMPLE
+
+Answer = Literal["model", "simple", "close"]
+
+_ROUNDING = 1e-9  # differences of losses that are no larger are none
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the paired difference between a model and the best simple method says."""
+
+    answer: Answer  #: which is better, or that it is too close to call
+    model: str | None
+    simple: str | None
+    difference: float  #: by how much the model's loss is lower, in the mean
+    error: float  #: its standard error, over tasks or else over seeds; NaN where nothing tells
+
+    @property
+    def method(self) -> str:
+        """The method to use: where it is too close to call, the simple one."""
+        return self.model if self.answer == "model" else self.simple
+
+
+def decide(difference: float, error: float, *, model: str | None, simple: str | None) -> Decision:
+    """Return which of two methods to use: a difference within its standard error is too close to call.
+
+    Parameters
+    ----------
+    difference
+        Loss of the simple method less that of the model, paired.
+    error
+        Its standard error; NaN where there is none.
+    model, simple
+        Names of the methods; None if there is none of the kind.
+    """
+    if simple is None or model is None:
+        return Decision("model" if simple is None else "simple", model, simple, np.nan, np.nan)
+    answer: Answer = "close"
+    if abs(difference) > error + _ROUNDING:  # never for NaN
+        answer = "model" if difference > 0 else "simple"
+    return Decision(answer, model, simple, float(difference), float(error))
+
+
+def standard_error(differences: pd.DataFrame) -> float:
+    """Return the standard error of the mean of paired differences, tasks x seeds.
+
+    Over tasks; of one task over its seeds. NaN for a single number, and 0 where nothing is random.
+    """
+    by_task = differences.mean(axis=1)
+    values = by_task if len(by_task) > 1 else differences.iloc[0].dropna()
+    return float(values.sem()) if len(values) > 1 else float("nan")
+
+
+def choose(losses: dict[str, pd.DataFrame]) -> Decision:
+    """Compare the best simple method with the models.
+
+    The best simple method is the one with the lowest mean loss; of equal ones the simplest. Of the models
+    that are better by more than the standard error the one with the lowest mean loss is chosen.
+
+    Parameters
+    ----------
+    losses
+        By method, tasks x seeds (one column for methods without a seed).
+    """
+    mean = {name: round(float(table.mean(axis=1).mean()), 12) for name, table in losses.items()}
+    simple = [name for name in SIMPLE if name in losses]
+    models = sorted((name for name in losses if name not in SIMPLE), key=mean.__getitem__)
+    best = min(simple, key=mean.__getitem__) if simple else None
+    if best is None or not models:
+        return decide(np.nan, np.nan, model=models[0] if models else None, simple=best)
+    decisions = []
+    for model in models:
+        differences = losses[model].rsub(losses[best].mean(axis=1), axis=0)
+        error = standard_error(differences)
+        found = decide(differences.mean(axis=1).mean(), error, model=model, simple=best)
+        if found.answer == "model":
+            return found
+        decisions.append(found)
+    return decisions[0]

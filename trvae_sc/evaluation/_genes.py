@@ -1,0 +1,209 @@
+"""Which genes a model works on: those that vary, and those that respond."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc.expression import Keys, log_values, median_total
+from trvae_sc.levels import as_text, listing
+
+_SHARE = 0.25  # of the genes that are chosen by how they change between conditions
+_ENOUGH = 20  # cells of a condition that tell which genes vary in it
+
+
+@dataclass(frozen=True)
+class GeneChoice:
+    """Genes that were chosen on training cells."""
+
+    chosen: np.ndarray  #: shape (n_genes,)
+    n_changed: int  #: of them by their change between conditions; the others vary most
+    left_out: tuple[str, ...]  #: genes that change most of those that were not chosen
+
+    def __str__(self) -> str:
+        """Return what was chosen for what, in one line."""
+        n, of = int(self.chosen.sum()), len(self.chosen)
+        text = (
+            f"{n} of {of} genes were chosen on the training cells: {self.n_changed} that change most "
+            f"between conditions within labels, and {n - self.n_changed} that vary most within conditions."
+        )
+        if self.left_out:
+            text += f" The most changed of those left out: {listing(self.left_out)}."
+        return text
+
+
+def choose_genes(train: AnnData, keys: Keys, n_top_genes: int) -> GeneChoice:
+    """Choose genes that respond, a quarter of all, and fill up with those that vary most.
+
+    Genes respond by :func:`response` over the training labels. They vary by scanpy's ``seurat``
+    dispersion within each condition (of values that are no counts: by their variance). Variable genes
+    alone lack much of a response: what is off in one condition and on in the other, in all cells, varies
+    little.
+
+    Parameters
+    ----------
+    train
+        Training cells: nothing about a held-out combination enters.
+    keys
+        Where the data are.
+    n_top_genes
+        Number of genes.
+    """
+    x, label, condition = _read(train, keys)
+    change = response(x, label, condition)
+    by_response = _descending(change)
+    n_changed = min(math.ceil(_SHARE * n_top_genes), n_top_genes, int((change > 0).sum()))
+    chosen = np.zeros(train.n_vars, dtype=bool)
+    chosen[by_response[:n_changed]] = True
+    variable = _descending(variability(x, condition, is_log=keys.is_count))
+    chosen[variable[~chosen[variable]][: n_top_genes - n_changed]] = True
+    left = [gene for gene in by_response if change[gene] > 0 and not chosen[gene]][:5]
+    return GeneChoice(chosen, n_changed, tuple(train.var_names[left]))
+
+
+def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
+    """Return which genes vary most within conditions, shape (n_genes,); a part of :func:`choose_genes`.
+
+    Parameters
+    ----------
+    train
+        Training cells.
+    keys
+        Where the data are.
+    n_top_genes
+        Number of genes.
+    """
+    x, _, condition = _read(train, keys)
+    chosen = np.zeros(train.n_vars, dtype=bool)
+    chosen[_descending(variability(x, condition, is_log=keys.is_count))[:n_top_genes]] = True
+    return chosen
+
+
+def _read(train: AnnData, keys: Keys) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return log values, and the names of each cell's label and condition."""
+    x = log_values(train, keys, median_total(train, keys))
+    x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
+    condition = as_text(train.obs[keys.condition_key]).to_numpy()
+    label = np.full(len(condition), "all")
+    if keys.labels_key is not None:
+        label = as_text(train.obs[keys.labels_key]).to_numpy()
+    return x, label, condition
+
+
+def _descending(score: np.ndarray) -> np.ndarray:
+    """Return the order from the highest score to the lowest, NaN last."""
+    return np.argsort(-np.nan_to_num(score, nan=-np.inf, posinf=np.finfo(float).max), kind="stable")
+
+
+def response(x: Any, label: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    r"""Return how much genes change between conditions within labels, in units of their noise.
+
+    The F statistic of conditions nested in labels: with means over the cells of label l and condition c,
+
+    .. math:: F = \frac{\sum_{lc} n_{lc} (\bar x_{lc} - \bar x_l)^2 \big/ \sum_l (C_l - 1)}
+       {\sum_{lci} (x_{lci} - \bar x_{lc})^2 \big/ (N - \sum_l C_l)}
+
+    Parameters
+    ----------
+    x
+        Log values, shape (n_cells, n_genes).
+    label, condition
+        Names of each cell, shape (n_cells,).
+
+    Returns
+    -------
+    Shape (n_genes,), from 0; all 0 where no label has two conditions.
+    """
+    groups = pd.DataFrame({"label": label, "condition": condition})
+    code = groups.groupby(["label", "condition"]).ngroup().to_numpy()
+    label_of = groups.assign(code=code).groupby("code")["label"].first()
+    n = np.bincount(code).astype(np.float64)[:, None]
+    sums, squares = _sums(x, code), _sums(x, code, square=True)
+    of_label = pd.factorize(label_of)[0]
+    pooled, size = (_add(values, of_label) for values in (sums, n))
+    between = (sums**2 / n).sum(0) - (pooled**2 / size).sum(0)
+    within = np.maximum(squares.sum(0) - (sums**2 / n).sum(0), 0.0)
+    df_between, df_within = len(n) - len(size), len(code) - len(n)
+    if df_between < 1 or df_within < 1:
+        return np.zeros(x.shape[1])
+    noise = within / df_within
+    signal = np.maximum(between, 0.0) / df_between
+    # what does not vary at all within groups is rounding, or known from next to no cells
+    return signal / np.maximum(
+        noise,
+        1e-3 * max(float(np.median(noise[noise > 0], axis=0)), 1e-12) if (noise > 0).any() else 1.0,
+    )
+
+
+def _add(values: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Return sums of rows by code."""
+    total = np.zeros((code.max() + 1, values.shape[1]))
+    np.add.at(total, code, values)
+    return total
+
+
+def _sums(x: Any, code: np.ndarray, *, square: bool = False) -> np.ndarray:
+    """Return the sums of (squared) values over the cells of each group, (n_groups, n_genes)."""
+    ones = np.ones(len(code))
+    member = sparse.csr_matrix((ones, (code, np.arange(len(code)))), (code.max() + 1, len(code)))
+    if sparse.issparse(x):
+        values = x.multiply(x).tocsr() if square else x
+        return np.asarray((member @ values.astype(np.float64)).todense())
+    values = x.astype(np.float64)
+    return member @ (values**2 if square else values)
+
+
+def variability(x: Any, condition: np.ndarray, *, is_log: bool) -> np.ndarray:
+    """Return how much genes vary within conditions, shape (n_genes,).
+
+    Of log values the mean over conditions of scanpy's normalised dispersion (``seurat`` flavour), of
+    others the mean of variances on their own scale.
+    """
+    names, counts = np.unique(condition, return_counts=True)
+    enough = names[counts >= _ENOUGH]
+    groups = [condition == name for name in enough] or [np.ones(len(condition), dtype=bool)]
+    if is_log:
+        found = [_dispersion(x[rows]) for rows in groups]
+        known = ~np.isnan(found)
+        total = np.where(known, found, 0.0).sum(0)
+        return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+    found = []
+    for rows in groups:
+        code = np.zeros(int(rows.sum()), dtype=int)
+        mean, square = (_sums(x[rows], code, square=s)[0] / len(code) for s in (False, True))
+        found.append(square - mean**2)
+    return np.mean(found, axis=0)
+
+
+def _dispersion(x: Any) -> np.ndarray:
+    """Return scanpy's normalised dispersion of log values, NaN where a gene is not seen."""
+    import scanpy as sc
+
+    cells = AnnData(x)
+    cells.uns["log1p"] = {"base": None}
+    with _same_threads():
+        table = sc.pp.highly_variable_genes(cells, n_top_genes=1, inplace=False)
+    return table["dispersions_norm"].to_numpy(dtype=np.float64)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Give torch back its number of threads: numba sets all cores, whatever OMP_NUM_THREADS says.
+
+    Fits that run side by side would otherwise wait for each other's threads.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

@@ -1,0 +1,159 @@
+"""What a benchmark needs to know of a method."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import joblib
+import numpy as np
+from anndata import AnnData
+
+from trvae_sc.arguments import check_seed
+from trvae_sc.baselines import SIMPLE
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._ceiling import CEILING
+from trvae_sc.expression import Keys
+
+OUTPUT = "delta"  #: what methods are compared by: the output that all of them have
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by name.
+
+    Parameters
+    ----------
+    name
+        Its name in results.
+    predict
+        The function, ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`.
+    """
+
+    name: str
+    predict: Callable[..., Any]
+    #: what tells it from another method of this name: source or version, and arguments
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the identity before a call can change the method."""
+        identity = hashlib.sha256(_describe(self.predict).encode()).hexdigest()[:16]
+        object.__setattr__(self, "identity", identity)
+
+    @property
+    def simplicity(self) -> int:
+        """Place among the methods that train nothing, simplest first; behind them for all others."""
+        return SIMPLE.index(self.name) if self.name in SIMPLE else len(SIMPLE)
+
+    @property
+    def takes_seed(self) -> bool:
+        """Whether it draws random numbers."""
+        return "seed" in inspect.signature(self.predict).parameters
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of ``obs`` that it needs besides those that keys name."""
+        setup = getattr(self.predict, "keywords", {}).get("setup_kwargs") or {}
+        return [value for name, value in setup.items() if name.endswith("_key")]
+
+    def with_epochs(self, max_epochs: int | None) -> Method:
+        """Return the method trained for so many epochs; the same one if it trains nothing."""
+        if max_epochs is None or "train_kwargs" not in inspect.signature(self.predict).parameters:
+            return self
+        given = getattr(self.predict, "keywords", {}).get("train_kwargs") or {}
+        return replace(
+            self, predict=partial(self.predict, train_kwargs={**given, "max_epochs": max_epochs})
+        )
+
+    def __call__(
+        self, train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int
+    ) -> dict[str, AnnData]:
+        """Return what the method predicts, by output; the seed is for methods that take one."""
+        kwargs = {"seed": seed} if self.takes_seed else {}
+        found = self.predict(train, source, target=target, keys=keys, **kwargs)
+        return found if isinstance(found, dict) else {OUTPUT: found}
+
+
+def _describe(value: Any) -> str:
+    """Return a text of a method or argument that is the same in another process."""
+    if isinstance(value, partial):
+        return (
+            f"partial {_describe(value.func)} {_describe(value.args)} {_describe(value.keywords)}"
+        )
+    if inspect.ismethod(value):
+        return f"{_describe(value.__func__)} of {_describe(value.__self__)}"
+    if inspect.isfunction(value):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return f"{_source(value)} {_describe([value.__defaults__, value.__kwdefaults__, held])}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_describe(value[k])}" for k in sorted(value, key=str)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_describe, value)) + "]"
+    source = _source(type(value)) if callable(value) and not isinstance(value, type) else ""
+    try:
+        return f"{source} {joblib.hash(value)}"
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return f"{source} {type(value).__qualname__} {_describe(getattr(value, '__dict__', {}))}"
+
+
+def _source(value: Any) -> str:
+    """Return the source of a function or class, or of ours its name and version."""
+    name = f"{value.__module__}.{value.__qualname__}"
+    if value.__module__.split(".")[0] == "trvae_sc":
+        return f"{name} {version('trvae_sc')}"
+    try:
+        return f"{name} {inspect.getsource(value)}"
+    except (OSError, TypeError):  # typed into an interpreter
+        return f"{name} {value.__code__.co_code.hex() if inspect.isfunction(value) else ''}"
+
+
+def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> dict[str, Method]:
+    """Return methods by name.
+
+    Raises
+    ------
+    InputError
+        Names that are not known, none at all, or one that results use themselves.
+    """
+    if isinstance(methods, Mapping):
+        if CEILING in methods:
+            raise InputError(
+                f"A method cannot be called {CEILING!r}, which real cells are scored as."
+            )
+        found = {name: Method(name, predict) for name, predict in methods.items()}
+    else:
+        from trvae_sc import baselines, family  # bring the models; methods handed over do not
+
+        known = {**baselines.METHODS, **family.METHODS}
+        names = [methods] if isinstance(methods, str) else list(methods)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(f"Unknown methods {unknown}; there are {list(known)}.")
+        found = {name: Method(name, known[name]) for name in names}
+    if not found:
+        raise InputError("No methods: name at least one.")
+    return found
+
+
+def check_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """Return seeds, given as a list or by how many there are.
+
+    Raises
+    ------
+    InputError
+        There are none, or one is no whole number.
+    """
+    given = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if isinstance(given, bool | str) or not isinstance(given, Sequence | np.ndarray):
+        raise InputError(f"seeds are {seeds!r}; give whole numbers, or how many.")
+    if not len(given):
+        raise InputError("No seeds: name at least one.")
+    for seed in given:
+        check_seed(seed, "A seed")
+    return [int(seed) for seed in given]

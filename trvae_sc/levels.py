@@ -1,0 +1,155 @@
+"""Levels of obs columns: which there are, what they are called, and which one is meant.
+
+Two levels are the same if they read the same: 1, 1.0 and "1" are one level, and so are True and "True".
+Files lose the type of a level (a csv has text only), so its text is all that identifies it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trvae_sc.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: Names of a condition that predictions start from, in lower case.
+CONTROLS = ("control", "ctrl", "vehicle", "untreated", "unstimulated", "mock", "dmso", "pbs")
+_SHOWN = 5  # names listed in messages
+_TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)  # kept by files
+
+
+def listing(names: Sequence[Any]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(repr(n) for n in list(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def level_name(level: Any) -> str:
+    """Return how a level reads; numbers by their value, so that 1.0 reads as 1."""
+    if isinstance(level, float | np.floating):
+        return f"{level:.12g}"
+    return str(level)
+
+
+def levels(column: pd.Series) -> list[Any]:
+    """Return the levels present in a column, sorted; as Python objects, in category order if any."""
+    present = column.unique()
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+        return [v for v in column.cat.categories.tolist() if v in set(present)]
+    values = pd.Series(present).astype(object).tolist()
+    try:
+        return sorted(values)
+    except TypeError:  # mixed types
+        return sorted(values, key=lambda v: (type(v).__name__, str(v)))
+
+
+def check_levels(column: pd.Series) -> None:
+    """Raise on a column whose levels cannot be told apart, written to files or read back.
+
+    Raises
+    ------
+    InputError
+        Missing values, levels that are no text, number or boolean, or several that read the same.
+    """
+    check_complete(column)
+    found = levels(column)
+    odd = [v for v in found if not isinstance(v, _TYPES)]
+    if odd:
+        raise InputError(
+            f"adata.obs['{column.name}'] has levels of type {type(odd[0]).__name__} ({listing(odd)}); "
+            f"text, numbers and booleans can be used. Make them text: adata.obs['{column.name}'] = "
+            f"adata.obs['{column.name}'].astype(str)."
+        )
+    names = pd.Series([level_name(v) for v in found], dtype=object)
+    if names.duplicated().any():
+        twice = [v for v, again in zip(found, names.duplicated(keep=False), strict=True) if again]
+        raise InputError(
+            f"Levels {listing(twice)} of adata.obs['{column.name}'] read the same. Make them one: "
+            f"adata.obs['{column.name}'] = adata.obs['{column.name}'].astype(str)."
+        )
+
+
+def check_complete(column: pd.Series) -> None:
+    """Raise where values of a column are missing."""
+    n_missing = int(column.isna().sum())
+    if n_missing:
+        raise InputError(
+            f"adata.obs['{column.name}'] is missing (NaN) in {n_missing} cells. Fill it in or drop them."
+        )
+
+
+def as_text(column: pd.Series) -> pd.Series:
+    """Return the level of each cell as it reads.
+
+    Raises
+    ------
+    InputError
+        Values are missing.
+    """
+    check_complete(column)
+    codes, found = pd.factorize(column)
+    names = np.array([level_name(v) for v in pd.Index(found).astype(object)], dtype=object)
+    return pd.Series(names[codes] if len(names) else names, index=column.index, dtype=object)
+
+
+def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:
+    """Return which of the known levels is meant: the one that reads the same.
+
+    Parameters
+    ----------
+    level
+        What was asked for.
+    known
+        Levels there are.
+    of
+        What they are levels of, for messages.
+    hint
+        What to do, at the end of the error.
+
+    Raises
+    ------
+    InputError
+        None of them reads like it.
+    """
+    name = level_name(level)
+    for other in known:
+        if level_name(other) == name:
+            if type(other) is not type(level):
+                logger.debug("%s %r is taken for %r.", of, level, other)
+            return other
+    raise InputError(f"Unknown {of} {level!r}; there are {list(known)}.{hint}")
+
+
+_NO_DOSE = re.compile(r"(^|[\s:|/,=+@])0+(\.0*)?(\s*[^\W\d]+)?$")
+
+
+def default_source(column: pd.Series) -> Any:
+    """Return the condition that predictions start from, if the data say which.
+
+    The first of ordered categories, or the only one with the name of a control (:data:`CONTROLS`) or with
+    a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"``.
+
+    Raises
+    ------
+    InputError
+        Neither: the source has to be named.
+    """
+    found = levels(column)
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+        return found[0]
+    controls = [v for v in found if level_name(v).lower() in CONTROLS]
+    controls = controls or [v for v in found if _NO_DOSE.search(level_name(v))]
+    if len(controls) == 1:
+        return controls[0]
+    why = f"{listing(controls)} are both" if controls else "none is"
+    raise InputError(
+        f"Which condition do predictions start from? Of {[level_name(v) for v in found]} {why} called "
+        f"like a control ({', '.join(CONTROLS)}) or has a dose of 0. Name it with source=, or make adata.obs"
+        f"['{column.name}'] an ordered category that starts with it."
+    )

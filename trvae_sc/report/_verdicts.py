@@ -1,0 +1,175 @@
+"""What to do with the prediction of every hidden combination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from trvae_sc.baselines import SIMPLE
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation import CEILING, N_TOP, Results
+from trvae_sc.evaluation._choose import Decision, decide, standard_error
+from trvae_sc.evaluation._results import loss
+
+TOP = f"top{N_TOP}"
+_METRIC = "effect_r2"
+_TASK = ["label", "source", "target"]
+_TOO_LOW = 0.3  # share of the effect R2 that a perfect prediction would have
+
+
+class Verdict(NamedTuple):
+    """What to do with the prediction of a task."""
+
+    advice: str  #: "use the model", "use <method>", "too close to call" or "do not trust"
+    reason: str
+
+
+def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) -> Verdict:
+    """Return what to do with a prediction, from effect R2 over the genes that change most.
+
+    Parameters
+    ----------
+    decision
+        How the model compares with the best simple method on this task.
+    scores
+        Effect R2 of each method (mean over seeds).
+    ceiling
+        What a perfect prediction would score on these hidden cells.
+
+    Returns
+    -------
+    Advice and reason. Nothing is to be trusted where the better of the two has less than 30 % of what a
+    perfect prediction would score, or where that is less than 0.3 itself. A difference that is no larger
+    than its standard error is too close to call: the simple method is as good.
+    """
+    ours, theirs = (scores.get(name, np.nan) for name in (decision.model, decision.simple))
+    named = f"the model {ours:.2f}, {decision.simple or 'no simple method'} {theirs:.2f}"
+    if ceiling < _TOO_LOW:
+        return Verdict(
+            "do not trust",
+            f"the hidden cells are too few, or change too little, to judge anything: even a perfect "
+            f"prediction would have effect R2 {ceiling:.2f} ({named})",
+        )
+    if np.nanmax([ours, theirs, 0.0]) < _TOO_LOW * (1.0 if np.isnan(ceiling) else ceiling):
+        return Verdict(
+            "do not trust",
+            f"effect R2 {named}"
+            + (
+                ""
+                if np.isnan(ceiling)
+                else f", of {ceiling:.2f} that a perfect prediction would have"
+            ),
+        )
+    if decision.simple is None:
+        return Verdict("use the model", f"effect R2 {ours:.2f}; no simple method was run")
+    difference = f"difference {ours - theirs:+.2f}"
+    if np.isfinite(decision.error):
+        difference += f", standard error {decision.error:.2f}"
+    if decision.answer == "close":
+        return Verdict("too close to call", f"effect R2: {named} ({difference})")
+    word = "use the model" if decision.answer == "model" else f"use {decision.simple}"
+    return Verdict(word, f"effect R2: {named} ({difference})")
+
+
+def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
+    """Return one row per task the model has finished: scores that matter, ``advice``, ``reason``.
+
+    Methods are compared by the output that :meth:`trvae_sc.evaluation.Results.best` compares them by.
+    The standard error of a task's difference is that over its seeds, pooled over tasks, and no less than
+    that of the mean difference over tasks; with one seed, the standard deviation over tasks.
+
+    Parameters
+    ----------
+    results
+        Results of a benchmark.
+    method
+        The model that is judged; ``"trvae"`` if it was run, else the first that is not simple.
+
+    Returns
+    -------
+    Columns ``label``, ``source``, ``target``, ``model``, ``sd_seeds`` (standard deviation of the model's
+    score over seeds), ``best simple``, ``simple`` (its name), ``ceiling``, ``advice``, ``reason`` and
+    ``note``, which says where results are a quick look.
+
+    Raises
+    ------
+    InputError
+        The method was not run, or there are only simple ones.
+    """
+    method = main_method(results) if method is None else method
+    if method not in results.methods:
+        raise InputError(f"No method {method!r} in the results; there are {results.methods}.")
+    table = results.table
+    table = table[(table["metric"] == _METRIC) & (table["genes"] == TOP)]
+    scores = {
+        name: _tasks_by_seeds(table, name, results.output_of(name)) for name in results.methods
+    }
+    scores[CEILING] = _tasks_by_seeds(table, CEILING, CEILING)
+    ours, rows = scores[method], []
+    best, simple = _best_simple(scores, method)
+    differences = None if best is None else ours.sub(best, axis=0).loc[ours.index]
+    errors = pd.Series(np.nan, ours.index) if best is None else _errors(differences)
+    for task in ours.index:
+        own = {name: float(t.loc[task].mean()) for name, t in scores.items() if task in t.index}
+        other = None if best is None or task not in best.index else simple[task]
+        gap = np.nan if other is None else own[method] - own[other]
+        decision = decide(gap, errors[task], model=method, simple=other)
+        found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))
+        rows.append(
+            {
+                **dict(zip(_TASK, task, strict=True)),
+                "model": own[method],
+                "sd_seeds": float(ours.loc[task].std()),
+                "best simple": np.nan if other is None else own[other],
+                "simple": other or "",
+                "ceiling": own.get(CEILING, np.nan),
+                "advice": found.advice,
+                "reason": found.reason,
+                "note": results.quick_look,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
+    """Return the scores of a method's output, tasks x seeds."""
+    own = table[(table["method"] == method) & (table["output"] == output)]
+    return own.pivot_table(index=_TASK, columns="seed", values="value")
+
+
+def _best_simple(
+    scores: dict[str, pd.DataFrame], method: str
+) -> tuple[pd.Series | None, pd.Series | None]:
+    """Return score and name of the best simple method of every task; of equal ones the simplest."""
+    names = [name for name in SIMPLE if name in scores and name not in (method, "no_change")]
+    names = names or [name for name in SIMPLE if name in scores and name != method]
+    if not names:
+        return None, None
+    means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
+    losses = means.map(lambda value: loss(_METRIC, value)).round(12)
+    return means.max(axis=1), losses.idxmin(axis=1)
+
+
+def _errors(differences: pd.DataFrame) -> pd.Series:
+    """Return the standard error of every task's difference, given tasks x seeds."""
+    over_tasks = standard_error(differences)
+    n_seeds = differences.count(axis=1)
+    if (n_seeds > 1).any():
+        pooled = np.sqrt(differences.var(axis=1).mean())
+        errors = pooled / np.sqrt(n_seeds)
+        return np.maximum(errors, over_tasks) if len(differences) > 1 else errors
+    spread = differences.mean(axis=1).std() if len(differences) > 1 else np.nan
+    return pd.Series(spread, differences.index)
+
+
+def main_method(results: Results) -> str:
+    """Return the model to judge."""
+    trained = [m for m in results.methods if m not in (*SIMPLE, CEILING)]
+    if not trained:
+        raise InputError(
+            f"Only simple methods were run, {results.methods}: there is no model to judge."
+        )
+    return "trvae" if "trvae" in trained else trained[0]

@@ -1,0 +1,60 @@
+"""How many threads torch uses.
+
+Layers of networks here are narrow, and on a busy machine threads that wait for each other take most of
+the time: with two threads on two busy cores an epoch took forty times as long as with one. Other
+packages set torch to all cores (numba does, which scanpy's UMAP uses).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+_NARROW = 512  # widest layer that one thread is enough for
+
+
+@contextlib.contextmanager
+def suitable_threads(widest: int) -> Iterator[None]:
+    """Let torch use as many threads as suit a network, and what was set before again afterwards.
+
+    One up to a width of 512, else the cores that are idle; never more than were set.
+
+    Parameters
+    ----------
+    widest
+        Width of its widest hidden layer.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    n_threads = min(before, 1 if widest <= _NARROW else _idle_cores())
+    if n_threads < before:
+        _say(n_threads, before)
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _idle_cores() -> int:
+    """Return the physical cores that the load of the last minute leaves, at least one."""
+    import psutil
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(int((psutil.cpu_count(logical=False) or 1) - load), 1)
+
+
+@functools.cache  # once
+def _say(n_threads: int, before: int) -> None:
+    logger.info(
+        "torch computes with %d thread(s) here, of the %d that were set: networks of this size are "
+        "slower with more.",
+        n_threads,
+        before,
+    )
