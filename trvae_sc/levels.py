@@ -33,7 +33,7 @@ def listing(names: Sequence[Any]) -> str:
 def level_name(level: Any) -> str:
     """Return how a level reads; numbers by their value, so that 1.0 reads as 1."""
     if isinstance(level, float | np.floating):
-        return f"{level:.12g}"
+        return f"{float(str(level)):.12g}"  # of float32 the digits it has
     return str(level)
 
 
@@ -42,11 +42,21 @@ def levels(column: pd.Series) -> list[Any]:
     present = column.unique()
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
         return [v for v in column.cat.categories.tolist() if v in set(present)]
-    values = pd.Series(present).astype(object).tolist()
+    values = _objects(present)
     try:
         return sorted(values)
     except TypeError:  # mixed types
         return sorted(values, key=lambda v: (type(v).__name__, str(v)))
+
+
+def _objects(found: Any) -> list[Any]:
+    """Return different values of a column as Python objects; 0.1 in float32 is 0.1."""
+    series = pd.Series(found)
+    dtype = getattr(series.dtype, "categories", series).dtype
+    dtype, values = getattr(dtype, "numpy_dtype", dtype), series.astype(object).tolist()
+    if dtype in (np.float16, np.float32):
+        return [float(str(dtype.type(value))) for value in values]
+    return values
 
 
 def check_levels(column: pd.Series) -> None:
@@ -94,7 +104,7 @@ def as_text(column: pd.Series) -> pd.Series:
     """
     check_complete(column)
     codes, found = pd.factorize(column)
-    names = np.array([level_name(v) for v in pd.Index(found).astype(object)], dtype=object)
+    names = np.array([level_name(v) for v in _objects(found)], dtype=object)
     return pd.Series(names[codes] if len(names) else names, index=column.index, dtype=object)
 
 

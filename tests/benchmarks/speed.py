@@ -1,6 +1,6 @@
 """Print what training and prediction cost, as ratios of what is measured beside them.
 
-python tests/benchmarks/speed.py [--quick] [--parts a b c d e f g terms] [--kang kang_ifnb.h5ad]
+python tests/benchmarks/speed.py [--quick] [--parts a b c d e f g terms threads] [--kang kang_ifnb.h5ad]
 
 One torch thread; CPU seconds unless said; repeats of what is compared are interleaved, and the median
 of their ratios is printed, so that other work on the machine changes little.
@@ -14,6 +14,7 @@ e      predicted cells a second
 f      seconds until Kang NK has 95 % of its final effect_r2 (needs --kang)
 g      growth of a step with cells, genes, conditions and labels
 terms  share of MMD and transfer in a step
+threads  training with torch set to all cores beforehand, against one thread (wall)
 gpu    cells a second and parity of bf16, where CUDA is at hand
 """
 
@@ -387,6 +388,22 @@ def part_terms(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def part_threads(args: argparse.Namespace) -> list[Row]:
+    adata = cells(1231, 500)
+    n_cores = torch.multiprocessing.cpu_count()
+
+    def train(n_threads: int) -> float:
+        torch.set_num_threads(n_threads)
+        return wall(lambda: model_of(adata, train=False).train(12, **CPU))
+
+    train(1)
+    works = {"all": lambda: train(n_cores), "one": lambda: train(1)}
+    text = f"{ratio(interleaved(works, args.repeats), 'all', 'one'):.2f}"
+    torch.set_num_threads(1)
+    what = f"12 epochs, {n_cores} threads set beforehand / one (wall)"
+    return [("threads", what, text, "<= 1.2")]
+
+
 def part_gpu(args: argparse.Namespace) -> list[Row]:
     if not torch.cuda.is_available():
         return [
@@ -424,6 +441,7 @@ PARTS = {
     "f": part_f,
     "g": part_g,
     "terms": part_terms,
+    "threads": part_threads,
     "gpu": part_gpu,
 }
 

@@ -107,7 +107,7 @@ def _shifted(
     """Return the source cells plus the shift that a rule gives each label and condition of them."""
     for adata in (train, source):
         check_obs(adata, [keys.condition_key, keys.labels_key])
-    level = target if rule is None else target_level(train, target, keys)
+    level = target_level(train, target, keys, strict=rule is not None)
     known = profiles(train, keys)
     x = log_values(source, keys, known.kappa)
     x = np.array(dense(x), dtype=np.float64)
@@ -142,12 +142,17 @@ def as_prediction(
     return result
 
 
-def target_level(train: AnnData, target: Any, keys: Keys) -> Any:
-    """Return the target as the training cells have it; methods may get its name."""
+def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True) -> Any:
+    """Return the target as the training cells have it; methods may get its name.
+
+    Not `strict`, a target that they lack is returned as it is.
+    """
     known = levels(train.obs[keys.condition_key])
     try:
         return match_level(target, known, of="condition")
     except InputError:
+        if not strict:
+            return target
         raise InputError(
             f"No training cell has target {level_name(target)!r}; there are "
             f"{sorted(map(level_name, known))}."

@@ -94,8 +94,7 @@ class BetweenTranslator(Translator):
         RuntimeError, InputError
             As :meth:`Translator.predict`; also a third condition.
         """
-        self._condition_level(target)
-        ends = [self.source_, self.target_]
+        target, ends = self._level_to_predict(target), [self.source_, self.target_]
         for condition in (target, *([] if source is None else [source])):
             if self._condition_level(condition) not in ends:
                 raise InputError(

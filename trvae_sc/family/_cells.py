@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
+from trvae_sc.levels import level_name
 from trvae_sc.model import TRVAE
 from trvae_sc.training import row_numbers
 
@@ -31,9 +32,11 @@ def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
         for key, value in cells.items():
             if key not in adata.obs:
                 raise InputError(f"No column {key!r} in adata.obs; there are {list(adata.obs)}.")
-            here = (adata.obs[key] == value).to_numpy()
+            codes, found = pd.factorize(adata.obs[key])
+            alike = [level_name(level) == level_name(value) for level in found]
+            here = np.array([*alike, False])[codes]  # the code of what is missing is -1
             if not here.any():
-                found = adata.obs[key].unique().tolist()[:10]
+                found = list(found)[:10]
                 raise InputError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {found}.")
             keep &= here
         rows = np.flatnonzero(keep)

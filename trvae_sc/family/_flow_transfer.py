@@ -14,6 +14,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._translator import Translator
+from trvae_sc.levels import as_text, level_name
 
 _ALL = 1e12  # cells that leave exemplars no weight
 _MAX_CELLS = 500  # of a label and condition, to tell what the prior is worth
@@ -104,7 +105,7 @@ class FlowTransfer(Translator):
 
     def _shifts(self, source: Any, target: Any) -> dict[str, np.ndarray]:
         """Return how the mean place of every label measured under both differs."""
-        start, end = (self.latent_means_.get(str(c), {}) for c in (source, target))
+        start, end = (self.latent_means_.get(level_name(c), {}) for c in (source, target))
         return {label: end[label] - start[label] for label in start if label in end}
 
     def prior_strength(
@@ -143,7 +144,8 @@ class FlowTransfer(Translator):
         expected, cells = [], []
         for label in shifts:
             start, end = (
-                self.adata[evenly_spaced(rows[label, str(c)], _MAX_CELLS)] for c in (source, target)
+                self.adata[evenly_spaced(rows[label, level_name(c)], _MAX_CELLS)]
+                for c in (source, target)
             )
             others = [other for name, other in shifts.items() if name != label]
             moved = self._places(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
@@ -207,6 +209,7 @@ class FlowTransfer(Translator):
         _check_choice("output", output, ("moved", "sample"))
         if strength is not None and not strength >= 0:
             raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
+        target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)
         places = self._places(cells)
@@ -252,7 +255,7 @@ class FlowTransfer(Translator):
         if exemplars is None or not exemplars.n_obs:
             return {}
         cells = self._validate_anndata(exemplars)
-        other = set(cells.obs[self.keys.condition_key].astype(str)) - {str(target)}
+        other = set(as_text(cells.obs[self.keys.condition_key])) - {level_name(target)}
         if other:
             raise InputError(f"Exemplars are cells under {target!r}; some are under {other}.")
         places = self._places(cells)

@@ -22,7 +22,7 @@ from trvae_sc.family._networks import (
     Sizes,
     Terms,
 )
-from trvae_sc.levels import listing
+from trvae_sc.levels import as_text, level_name, listing
 
 logger = logging.getLogger(__name__)
 
@@ -189,11 +189,13 @@ class PairedTranslator(BetweenTranslator):
             There are none.
         """
         given = self.registry_["setup_args"]
-        condition = self.adata.obs[given["condition_key"]]
+        condition = as_text(self.adata.obs[given["condition_key"]])
         _check_pairs(self.adata, given["condition_key"], given["pair_key"])
         sides = [
             dict(zip(self.adata.obs.loc[at, given["pair_key"]], np.flatnonzero(at), strict=True))
-            for at in ((condition == end).to_numpy() for end in (self.source_, self.target_))
+            for at in (
+                (condition == level_name(end)).to_numpy() for end in (self.source_, self.target_)
+            )
         ]
         names = [name for name in sides[0] if name in sides[1]]
         if not names:

@@ -216,6 +216,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         InputError
             Unknown target, source or labels; target equal to source; no cell selected; genes missing.
         """
+        target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         check_seed(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -229,10 +230,13 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         """Return predicted values of source cells, whose values are `x`."""
         raise NotImplementedError
 
+    def _level_to_predict(self, target: Any) -> Any:
+        """Return a condition as in :attr:`conditions`, if the model is trained."""
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        return self._condition_level(target)
+
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
-        self._condition_level(target)
         original = self.adata if adata is None else adata
         registered = self._validate_anndata(adata)
         original = registered if original is None else original

@@ -342,7 +342,7 @@ def _own_rest(
     decoded the share :math:`\max(0, 1 - \sum_c w_c^2 v_c / \lVert d \rVert^2)` is no sampling noise
     (James and Stein 1961), with the variance :math:`v_c` of :math:`f(p_c)`, summed over genes.
     """
-    names = [str(name) for name in model.labels or ["all"]]
+    names = [level_name(name) for name in model.labels or ["all"]]
     weights = {model.conditions.index(c): w for c, w in weights.items() if w}
     if label not in names:
         return None

@@ -51,8 +51,7 @@ def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
     scaling, features = {}, []
     for key in keys:
         if is_number(obs[key]):
-            x = obs[key].to_numpy(dtype=np.float64)
-            values = np.unique(x)
+            values = np.array(levels(obs[key]), dtype=np.float64)
             scaling[key] = [float(f(values)) for f in (np.mean, np.std, np.min, np.max)]
             scaling[key][1] = scaling[key][1] or 1.0
             features.append([key, None])
@@ -281,7 +280,10 @@ class ConditionsMixin(BaseModelClass):
     def _condition_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the condition of each cell, as named in :attr:`conditions`."""
         keys = self.registry_["setup_args"]["condition_key"]
-        return obs[keys] if isinstance(keys, str) else joint_column(obs, keys)[0].astype(object)
+        if not isinstance(keys, str):
+            return joint_column(obs, keys)[0].astype(object)
+        known = {level_name(level): level for level in self.conditions}
+        return as_text(obs[keys]).map(lambda name: known.get(name, name))
 
     def _condition_values(self, level: Any, n_obs: int) -> dict[str, Any]:
         """Return the obs columns of cells under a condition."""

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.errors import InputError
+from trvae_sc.levels import level_name
 from trvae_sc.model._calibration import Batch
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import predicted_values
@@ -61,7 +62,7 @@ def generate_cells(
         result.layers[setup_args["layer"]] = result.X.copy()
     result.uns["trvae_sc"] = {
         "method": "TRVAE.generate",
-        **({} if level is None else {"condition": str(level)}),
+        **({} if level is None else {"condition": level_name(level)}),
         "latent": latent,
         "seed": int(seed),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trvae_sc.expression import Pairs, States, label_weights
+from trvae_sc.levels import level_name
 from trvae_sc.states import MIN_CELLS
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Responses:
             getattr(model.module, k).cpu().numpy() for k in ("n_cells", "profiles")
         )
         s, t = model.conditions.index(source), model.conditions.index(target)
-        self.names = [str(name) for name in model.labels]
+        self.names = [level_name(label) for label in model.labels]
         self.seen = _seen(n_cells, s, t)
         self.known = (n_cells > 0) & (n_cells[:, [s]] > 0)  # by label and condition
         self.known[:, self.known[self.seen].sum(0) < 2] = False

@@ -296,7 +296,7 @@ def _predicted_obs(
     source = model._condition_column(obs).astype("category")
     own = model._condition_values(target, len(obs))
     obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
-    obs.index = anndata.utils.make_index_unique(names + f"_{target}")
+    obs.index = anndata.utils.make_index_unique(names + f"_{level_name(target)}")
     obs.index.name = None  # a column of that name may be there
     if n_samples == 1:
         return obs

@@ -106,9 +106,12 @@ class DataManager(AnnDataManager):
         source, self.adata = deepcopy(self.registry), None
         try:
             super().register_fields(adata, source, **self._transfer_kwargs)
+            self._check_columns()
+        except InputError:  # what was registered stays, for when the change is undone
+            self.registry["field_registries"].update(source["field_registries"])
+            raise
         finally:
             self.adata = adata
-        self._check_columns()
         self._check_values()
 
     def _check_columns(self) -> None:
