@@ -61,8 +61,7 @@ def assert_same(a, b):
     assert a.obs_names.tolist() == b.obs_names.tolist()
     assert a.var_names.tolist() == b.var_names.tolist()
     assert abs(a.X - b.X).max() == 0
-    change = a.var["predicted_change"].to_numpy()
-    np.testing.assert_array_equal(change, b.var["predicted_change"].to_numpy())
+    pd.testing.assert_frame_equal(a.var, b.var)
 
 
 def weights(path):

@@ -1,7 +1,5 @@
 """Conditions of several obs columns: levels and numbers."""
 
-from types import SimpleNamespace
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -10,19 +8,16 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import TRVAE
-from trvae_sc.errors import InputError
-from trvae_sc.model._calibration import _own_rest, _sampling_variance
-from trvae_sc.model._conditions import (
-    around,
-    contrast,
+from trvae_sc.conditions import (
+    ConditionSpace,
     design,
     joint_column,
     new_parts,
     parse,
     remarks,
 )
-from trvae_sc.model._pairs import additive_pairs
-from trvae_sc.module import COUNT_LIKELIHOODS
+from trvae_sc.errors import InputError
+from trvae_sc.shift import Profiles, Ridge
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 
@@ -86,46 +81,59 @@ def test_bad_conditions_are_refused(given, message):
     assert message in str(error.value)
 
 
-def test_conditions_around_share_by_linear_interpolation():
-    parts = {
-        "keys": ["drug", "dose", "hours"],
-        "scaling": {"dose": [0, 1, 0, 10], "hours": [0, 1, 1, 5]},
-        "values": [["a", 0.0, 1.0], ["a", 10.0, 1.0], ["a", 4.0, 5.0], ["b", 4.0, 1.0]],
-    }
-    names = ["a01", "a101", "a45", "b41"]
-    assert around(parts, ("a", 2.5, 1.0), names) == pytest.approx({"a01": 0.75, "a101": 0.25})
-    assert around(parts, ("a", 40.0, 1.0), names) == {"a101": 1.0}
-    assert around(parts, ("a", 4.0, 1.0), names) == pytest.approx(
-        {"a01": 0.6 / 2, "a101": 0.4 / 2, "a45": 0.5}
-    )
-    assert around(parts, ("b", 1.0, 2.0), names) == {}
+def space(rows, **columns):
+    """Return the conditions of rows of a table, and a function that predicts what is linear in them."""
+    obs = pd.DataFrame(rows, columns=list(columns or ["drug", "dose"]))
+    parts = new_parts(obs, list(obs))
+    names = tuple(joint_column(obs, list(obs))[1])
+    return ConditionSpace(list(obs), names, parts)
 
 
-def test_contrast_of_two_that_were_measured_alone_is_their_sum():
-    values = [["none", "c0"], ["a", "c0"], ["none", "c1"], ["b", "c1"]]
-    parts, n_cells = {"values": values}, np.array([10, 20, 5, 8])
-    found = contrast(parts, ["a", "c1"], ["none", "c0"], n_cells)
-    assert found == pytest.approx([-2, 1, 1, 0], abs=1e-9)
-    found = contrast(parts, ["a", "c1"], ["a", "c0"], n_cells)  # c1 without a, from what has a
-    assert found == pytest.approx([-1, 0, 1, 0], abs=1e-9)
-    found = contrast(parts, ["b", "c0"], ["none", "c0"], n_cells)
-    assert found == pytest.approx([0, 0, -1, 1], abs=1e-9)
+def weights(conditions, source, target, *, n=10**9, missing=()):
+    """Return what each condition weighs in the prediction of a label measured under all but some."""
+    levels = list(conditions.levels)
+    n_cells = np.full((1, len(levels)), n)
+    n_cells[0, [levels.index(name) for name in missing]] = 0
+    mean = np.eye(len(levels))[None]
+    start = levels.index(source)
+    measured = (n_cells > 0)[0]
+    measured[start] = False
+    likeness = conditions.likeness(source, conditions.level(target), measured)
+    ridge = Ridge(Profiles(mean, n_cells, ("x",), is_count=False), start, likeness)
+    found = ridge.predict(mean[0, start], 0)
+    return {name: w for name, w in zip(levels, found.round(4), strict=True) if w}
+
+
+DOSES = [("a", 0.0), ("a", 1.0), ("a", 10.0), ("b", 0.0), ("b", 1.0), ("b", 10.0)]
+
+
+def test_a_measured_condition_tells_of_itself():
+    assert weights(space(DOSES), "a + 0", ("a", 10)) == {"a + 10": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("target", "n_cells"),
-    [(["a", "c1"], [10, 20, 0, 0]), (["a", "c2"], [9, 9, 9, 9]), (["none", "c0"], [9, 9, 9, 9])],
+    ("dose", "expected"),
+    [
+        (5.5, {"a + 1": 0.5, "a + 10": 0.5}),
+        (0.25, {"a + 0": 0.75, "a + 1": 0.25}),
+        (99, {"a + 10": 1.0}),  # beyond all: the nearest
+    ],
 )
-def test_no_contrast_where_a_part_was_not_measured_or_nothing_changes(target, n_cells):
-    values = [["none", "c0"], ["a", "c0"], ["none", "c1"], ["b", "c1"]]
-    assert contrast({"values": values}, target, ["none", "c0"], np.array(n_cells)) is None
+def test_numbers_are_interpolated_between_those_of_the_same_level(dose, expected):
+    assert weights(space(DOSES), "a + 0", ("a", dose)) == pytest.approx(expected, abs=2e-3)
 
 
-def test_no_contrast_of_numbers_that_were_never_measured():
-    values = [[dose, hours] for dose in (0.0, 10.0) for hours in (0.0, 24.0)]
-    n_cells = np.array([9, 9, 9, 9])
-    assert contrast({"values": values}, [5.0, 12.0], [0.0, 0.0], n_cells) is None
-    assert contrast({"values": values[:3]}, [10.0, 24.0], [0.0, 0.0], n_cells[:3]) is not None
+def test_two_that_were_measured_alone_give_their_sum():
+    both = space([("no", "no"), ("yes", "no"), ("no", "yes")], drug=0, cytokine=0)
+    found = weights(both, "no + no", ("yes", "yes"))
+    assert found == pytest.approx({"no + no": -1, "no + yes": 1, "yes + no": 1}, abs=0.05)
+    found = weights(both, "yes + no", ("yes", "yes"))  # from a part of it
+    assert found == pytest.approx({"no + no": -1, "no + yes": 1, "yes + no": 1}, abs=0.05)
+
+
+def test_a_level_measured_at_one_dose_takes_others_from_other_levels():
+    found = weights(space([*DOSES[:3], DOSES[3]]), "b + 0", ("b", 10))
+    assert found == pytest.approx({"a + 0": -1, "a + 10": 1, "b + 0": 1}, abs=0.05)
 
 
 @pytest.mark.parametrize("value", [1 / 3, np.log10(300), np.float32(0.1)])
@@ -137,17 +145,6 @@ def test_a_number_is_the_measured_one_with_its_name(value):
     for given in (f"{float(value):.12g}", float(f"{value:.7g}"), value):
         assert parse(parts, ("b", given))[1] == measured
     assert parse(parts, ("b", 1.001 * float(value)))[1] != measured
-
-
-def test_contrast_has_the_least_variance_of_all_that_are_right():
-    """Against the closed form: two ways to the same change count by their precision."""
-    values = [[d, c] for d in ("none", "a") for c in ("c0", "c1", "c2")]
-    n_cells = np.array([10, 30, 7, 50, 0, 4])  # (a, c1) is the target
-    found = contrast({"values": values}, ["a", "c1"], ["none", "c1"], n_cells)
-    # a - none under c0 and under c2, with variances 1/10 + 1/50 and 1/7 + 1/4
-    precision = np.array([1 / (1 / 10 + 1 / 50), 1 / (1 / 7 + 1 / 4)])
-    at_c0, at_c2 = precision / precision.sum()
-    assert found == pytest.approx([-at_c0, 0, -at_c2, at_c0, 0, at_c2], abs=1e-9)
 
 
 def test_remarks_name_what_was_not_measured():
@@ -252,54 +249,6 @@ def test_nothing_changes_to_a_dose_beside_the_source(dosed):
     assert np.abs(far.var["predicted_change"]).max() > 0.3
 
 
-def stub(likelihood, mean, spread, n_cells):
-    """Return what is asked of a model of one label: log profiles of conditions a and b, in that order."""
-    profiles = torch.as_tensor(np.log1p(mean))[None]
-    module = SimpleNamespace(
-        gene_likelihood=likelihood,
-        is_count=likelihood in COUNT_LIKELIHOODS,
-        gene_mean=profiles[0, 0],
-        profiles=profiles,
-        n_cells=torch.as_tensor([n_cells]),
-        condition_design=torch.eye(2),
-        log_theta=lambda features: torch.as_tensor(np.log(spread))[None],
-    )
-    return SimpleNamespace(module=module, labels=["x"], conditions=["a", "b"])
-
-
-@pytest.mark.parametrize("likelihood", ["nb", "poisson", "normal"])
-def test_sampling_variance_of_a_profile_is_that_of_repeated_samples(likelihood):
-    rng = np.random.default_rng(0)
-    mean, spread, n, repeats = np.array([0.3, 2.0, 30.0]), np.array([0.5, 4.0, 2.0]), 300, 4000
-    if likelihood == "normal":
-        profiles = rng.normal(mean, spread / np.sqrt(n), (repeats, 3))
-    else:
-        rate = np.broadcast_to(mean, (repeats, 3)) * n  # sums over n cells
-        if likelihood == "nb":
-            rate = mean * rng.gamma(n * spread, 1 / spread, (repeats, 3))
-        profiles = np.log1p(rng.poisson(rate) / n)
-    model = stub(likelihood, np.stack([mean, mean]), spread, [n, 5])
-    expected = profiles.var(0).sum()
-    assert _sampling_variance(model, 0, 0) == pytest.approx(expected, rel=0.05)
-    assert _sampling_variance(model, 0, 1) == pytest.approx(60 * expected, rel=0.05)
-
-
-def test_own_change_counts_as_far_as_it_is_no_noise():
-    mean = np.array([[3.0, 1.0], [8.0, 1.0]])
-    model = stub("poisson", mean, np.ones(2), [4, 10])
-    change = np.array([0.2, 0.5])
-    rest = np.log(9 / 4) - 0.2, 0.0 - 0.5
-    noise = (3 / 16 + 1 / 4) / 4 + (8 / 81 + 1 / 4) / 10  # mu / (1 + mu)^2 / n
-    expected = (1 - noise / np.square(rest).sum()) * np.array(rest)
-    weights = {"a": -1.0, "b": 1.0}
-    assert _own_rest(model, "x", change, weights) == pytest.approx(expected)
-    model.module.n_cells[0, 1] = 1  # all of it may be noise
-    assert _own_rest(model, "x", 0.9 * np.log([9 / 4, 1.0]), weights).tolist() == [0, 0]
-    model.module.n_cells[0, 1] = 0
-    assert _own_rest(model, "x", change, weights) is None
-    assert _own_rest(model, "y", change, weights) is None
-
-
 def test_names_of_conditions_and_saved_models(dosed, tmp_path):
     assert dosed.conditions == ["A + 0", "A + 1", "A + 10", "B + 0", "B + 1", "B + 10"]
     dosed.save(tmp_path / "model")
@@ -377,27 +326,10 @@ def test_a_level_measured_at_one_dose_takes_the_others_from_other_levels():
     TRVAE.setup_anndata(adata, ["gene", "dose"], labels_key="cell_type")
     model = TRVAE(adata, n_hidden=(32, 16), n_latent=4)
     model.train(max_epochs=20, batch_size=128, **CPU)
-    predicted = model.predict(target=("out", 10), source=("out", 0), output="delta")
-    found = profile(np.expm1(predicted.var["predicted_mean"].to_numpy()))
+    predicted = model.predict(target=("out", 10), source=("out", 0), output="mean")
+    found = profile(np.expm1(predicted.X.astype(float)).mean(0))
     start, truth = (profile(base * np.exp(effects[0] + d * effects[1])) for d in (0, 1))
     assert np.square(found - truth).mean() < 0.25 * np.square(start - truth).mean()
-
-
-def test_pairs_of_sums_count_as_means_of_so_many_cells(dosed):
-    """Variances of sums by hand: the source counts more than once."""
-    n_cells = dosed.module.n_cells.clone()
-    dosed.module.n_cells[:, dosed.conditions.index("B + 10")] = 0
-    without = dosed.module.n_cells.numpy().copy()
-    try:
-        pairs = additive_pairs(dosed, "A + 0", "B + 10")
-    finally:
-        dosed.module.n_cells.copy_(n_cells)
-    for label, known in enumerate(without):
-        weights = dosed._condition_contrast("B + 10", "A + 0", known)
-        variance = (weights[known > 0] ** 2 / known[known > 0]).sum()
-        assert pairs.n_cells[label] == pytest.approx([2 / variance] * 2)
-        change = weights @ dosed.module.profiles[label].numpy()
-        assert pairs.shifts[label] == pytest.approx(change, abs=1e-5)
 
 
 def test_without_labels_a_new_combination_is_the_sum_of_its_parts():
@@ -405,11 +337,11 @@ def test_without_labels_a_new_combination_is_the_sum_of_its_parts():
     TRVAE.setup_anndata(adata, ["drug", "cytokine"])
     model = TRVAE(adata, n_hidden=(16, 8), n_latent=4)
     model.train(max_epochs=1, **CPU)
-    none, cytokine, drug = model.module.profiles[0].numpy()
+    none, cytokine, drug = np.expm1(model.module.profiles[0].numpy()) + 0.3
     predicted = model.predict(target=(True, True), source=(False, False), output="mean")
-    expected = np.maximum(drug + cytokine - none, 0.0)
+    expected = np.log1p(np.maximum(drug * cytokine / none - 0.3, 0.0))  # of log fold changes
     missed = predicted.var["predicted_mean"].to_numpy() - expected
-    assert np.square(missed).sum() < 0.01 * np.square(expected - none).sum()
+    assert np.square(missed).sum() < 0.01 * np.square(expected - np.log1p(none - 0.3)).sum()
 
 
 def test_a_query_adds_levels_at_the_end(dosed):
@@ -418,12 +350,12 @@ def test_a_query_adds_levels_at_the_end(dosed):
     for name in [c for c in query.obs if c.startswith("_scvi")]:
         del query.obs[name]
     query.obs["drug"] = query.obs["drug"].astype(str).replace("B", "C")
-    old = {c: reference._condition_features(c) for c in reference.conditions}
+    old = {c: reference.trained.features(c) for c in reference.conditions}
     model = TRVAE.load_query_data(query, reference)
     assert model.conditions[:6] == reference.conditions
     assert model.conditions[6:] == ["C + 0", "C + 1", "C + 10"]
     for name, row in old.items():
-        assert torch.equal(model._condition_features(name)[:, : row.shape[1]], row)
+        assert torch.equal(model.trained.features(name)[:, : row.shape[1]], row)
     before = model.module.decoder_in.condition.detach().clone()
     model.train(max_epochs=2, **CPU)
     after = model.module.decoder_in.condition.detach()

@@ -48,7 +48,7 @@ from trvae_sc.evaluation import (
     training_data,
 )
 from trvae_sc.evaluation._genes import response
-from trvae_sc.evaluation._results import Store
+from trvae_sc.evaluation._store import Store
 from trvae_sc.files import write_text
 
 COUNTS = Keys("condition", "cell_type")

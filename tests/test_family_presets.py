@@ -206,16 +206,15 @@ def test_presets_without_condition_say_what_they_cannot_predict_from(fit, make_a
     adata = make_adata()
     one_sided = adata[(adata.obs["cell_type"] == "B") == (adata.obs["condition"] == "control")]
     model = fit(one_sided.copy(), preset="vae")
-    with pytest.raises(InputError, match="No label was measured under both 'control' and 'stim"):
+    with pytest.raises(InputError, match="no label was measured under both"):
         model.predict(target="stimulated")
     model = fit(preset="autoencoder")
     model.save(tmp_path / "m")
-    alone = TRVAE.load(tmp_path / "m", adata=False, accelerator="cpu")
-    with pytest.raises(InputError, match="there are no training cells"):
-        alone.predict(adata, target="stimulated")
-    alone.adata = adata
+    alone = TRVAE.load(
+        tmp_path / "m", adata=False, accelerator="cpu"
+    )  # it keeps codes of its cells
     np.testing.assert_allclose(
-        alone.predict(target="stimulated", output="mean").X,
+        alone.predict(adata, target="stimulated", output="mean").X,
         model.predict(target="stimulated", output="mean").X,
         rtol=1e-5,
     )
@@ -227,7 +226,7 @@ def test_a_combination_never_measured_has_no_codes_to_move_to(make_adata):
     TRVAE.setup_anndata(train, ["condition", "sex"], labels_key="cell_type")
     model = TRVAE(train, preset="vae", n_latent=4, n_hidden=(16, 8))
     model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
-    with pytest.raises(InputError, match=r"no training cells under 'stimulated \+ m'"):
+    with pytest.raises(InputError, match="no label was measured under both"):
         model.predict(target=("stimulated", "m"), source=("control", "m"))
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from trvae_sc import pl
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Pairs
 from trvae_sc.pl import COLORS
-from trvae_sc.uncertainty import half_width
+from trvae_sc.shift import half_width
 
 
 @pytest.fixture(autouse=True)
@@ -148,9 +147,8 @@ def test_scaling_is_by_the_quantiles_of_student():
 
 def test_calibration_with_half_widths_of_each_level():
     rng = np.random.default_rng(0)
-    profiles, shifts = rng.normal(size=(7, 500)), rng.normal(0, 0.3, (7, 500))
-    pairs = Pairs(profiles[1:], shifts[1:], np.full((6, 2), 50))
-    widths = {p: half_width(pairs, level=p) for p in (0.3, 0.6, 0.9)}
+    shifts = rng.normal(0, 0.3, (7, 500))
+    widths = {p: half_width(shifts[1:], np.full(6, 50.0), level=p) for p in (0.3, 0.6, 0.9)}
     genes = intervals(np.zeros(500), widths[0.9], real=shifts[0])
     found = pl.calibration_table(genes, half_widths={p: widths[p] for p in (0.6, 0.3)})
     expected = [(np.abs(shifts[0]) <= widths[p]).mean() for p in (0.3, 0.6, 0.9)]

@@ -7,24 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse, stats
+from sklearn.linear_model import Ridge as LinearRidge
 
 from trvae_sc import TRVAE
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Pairs, ridge_shift
 from trvae_sc.model import _write
-from trvae_sc.model._calibration import (
-    Calibration,
-    _from_labels,
-    _nearest,
-    _share_of_ridge,
-    _share_of_size,
-    decoded_batches,
-    profile_scale,
-)
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
-from trvae_sc.model._decode import expected_log
-from trvae_sc.model._pairs import seen_pairs
-from trvae_sc.uncertainty import half_width
+from trvae_sc.model._decode import decoded_batches, expected_log
+from trvae_sc.shift import Likeness, Profiles, Ridge, half_width
 
 torch.set_num_threads(1)
 
@@ -107,104 +97,96 @@ def test_added_counts_are_half_a_cells_own_gain_and_half_its_groups():
 # -- the change ---------------------------------------------------------------------------------------
 
 
-def test_calibration_puts_the_source_on_the_observed_level_and_shares_the_change(trained):
-    """Means over a group: source = observed, f(target) = f(observed) + the change that is shared."""
+def rates(model, adata, rows, condition):
+    """Return decoded shares of cells under a condition, at the posterior mean."""
+    (tensors,) = model._make_data_loader(model._validate_anndata(adata), rows, len(rows))
+    z = model.module.encode(tensors).loc
+    return model.module.expected(tensors, z, model.trained.features(condition)).numpy()
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0, 1.0])
+def test_a_label_keeps_its_level_and_network_and_ridge_share_its_change(trained, weight):
+    """Ridge regression on log fold changes, by sklearn; B and T were measured under both."""
     model, adata = trained
-    registered = model._validate_anndata(adata)
+    before, model.module.context_weight = model.module.context_weight, weight
     nk = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")
-    rows = np.flatnonzero(nk)
-    features = model._condition_features("stimulated")
-    (raw,) = decoded_batches(model, registered, rows, features)
-    batch = Calibration(model, registered, rows, "stimulated")(raw, slice(0, len(rows)))
-    observed = (adata[rows].X.toarray() / adata.obs["n_counts"].to_numpy()[rows, None]).mean(0)
-    assert batch.source.mean(0) == pytest.approx(observed, rel=1e-4)
-    f = [profile_scale(model, p) for p in (observed, raw.source.mean(0), raw.target.mean(0))]
-    profiles = model.module.profiles.numpy()
-    others = [model.labels.index(label) for label in ("B", "T")]
-    start, end = profiles[others, 0], profiles[others, 1]
-    ridge = ridge_shift(f[0], Pairs(start, end - start, model.module.n_cells.numpy()[others]))
-    change, near = f[2] - f[1], np.square(start - f[0]).sum(1).argmin()  # labels of as many cells
-    middle = np.median([change, ridge, (end - start)[near]], axis=0)
-    of_middle = 2 / 3 * 0.4
-    mixed = (1 - of_middle) * (0.6 * change + 0.4 * ridge) + of_middle * middle
-    expected = np.maximum(f[0] + mixed, 0)
-    assert profile_scale(model, batch.target.mean(0)) == pytest.approx(expected, abs=1e-4)
+    rows, kappa = np.flatnonzero(nk), model.module.kappa.item()
+    shares = adata.X.toarray() / adata.obs["n_counts"].to_numpy()[:, None]
+    predicted = model.predict(adata, target="stimulated", labels="NK", output="mean")
+    model.module.context_weight = before
 
+    def f(cells):
+        return np.log1p(kappa * cells.mean(0))
 
-def test_the_ridge_counts_more_where_the_network_is_far_from_it():
-    """Of the labels 0, 1 and 4 the nearest to 0.9 is 1; its own change is 3, the others predict 2."""
-    pairs = Pairs(
-        np.array([[0.0], [1.0], [4.0]]), np.array([[2.0], [3.0], [2.0]]), np.full((3, 2), 9)
+    own = f(shares[rows])
+    network = np.subtract(*(f(rates(model, adata, rows, c)) for c in ("stimulated", "control")))
+    start, end = (
+        [
+            f(shares[((adata.obs["cell_type"] == lab) & (adata.obs["condition"] == c)).to_numpy()])
+            for lab in ("B", "T")
+        ]
+        for c in ("control", "stimulated")
     )
-    assert ridge_shift(pairs.profiles[1], pairs.without(1)) == pytest.approx([2.0])
-    near = _nearest(np.array([0.9]), pairs)
-    assert near == 1
-    few = pairs._replace(n_cells=np.array([[9, 9], [1, 1], [9, 9]]))
-    assert [_nearest(np.array([0.6]), p) for p in (pairs, few)] == [1, 0]
-    for distance, expected in ((2.0, 1 - 1 / 4), (-10.0, 1 - 1 / 100), (0.0, 0.0)):
-        found = _share_of_ridge(np.array([distance]), pairs, near)
-        assert found == pytest.approx(expected)
-    assert _share_of_ridge(np.array([2.0]), pairs.without(0), 0) == 0.0  # too few labels
+    start, end = np.array(start), np.array(end)
+    folds = np.log((np.expm1(end) + 0.3) / (np.expm1(start) + 0.3))
+    centred = start - start.mean(0)  # labels of as many cells, 20 each
+    alpha = 0.3 * (1 + 30 / 20) * np.square(centred).sum(1).mean()
+    fold = LinearRidge(alpha=alpha).fit(start, folds).predict(own[None])[0]
+    ridge = np.log1p(np.maximum((np.expm1(own) + 0.3) * np.exp(fold) - 0.3, 0)) - own
+    expected = np.maximum(own + (1 - weight) * network + weight * ridge, 0)
+    assert predicted.var["source_mean"].to_numpy() == pytest.approx(own, abs=1e-4)
+    assert predicted.var["predicted_mean"].to_numpy() == pytest.approx(expected, abs=2e-4)
+    assert np.log1p(np.expm1(predicted.X.astype(float)).mean(0)) == pytest.approx(
+        expected, abs=2e-4
+    )
 
 
-@pytest.mark.parametrize("distance", [0.1, 10.0])
-def test_change_is_shared_by_how_far_network_and_ridge_are_apart(fit, distance):
-    model = fit(train={"max_epochs": 1})
-    rng = np.random.default_rng(0)
-    profiles, shifts = rng.normal(size=(2, 5, 30))
-    pairs, observed = Pairs(profiles, shifts, np.full((5, 2), 40)), rng.normal(size=30)
-    ridge = ridge_shift(observed, pairs)
-    change = ridge - distance
-    near = np.square(profiles - observed).sum(1).argmin()
-    weight = max(0.4, _share_of_ridge(ridge - change, pairs, near))
-    assert weight == 0.4 if distance < 1 else 0.9 < weight < 1
-    middle = np.median([change, ridge, shifts[near]], axis=0)
-    of_middle = 2 / 3 * 0.4
-    expected = (1 - of_middle) * (weight * ridge + (1 - weight) * change) + of_middle * middle
-    of_size, mean = _share_of_size(ridge - change, pairs, 0.4), shifts.mean(0)
-    assert (of_size > 0.4) == (distance > 1)
-    if of_size:
-        wanted = of_size * ridge + (1 - of_size) * change - expected
-        expected = expected + wanted @ mean / (mean @ mean) * mean
-    assert change + _from_labels(model, observed, change, pairs) == pytest.approx(expected)
-    for weight, expected in ((0.0, change), (1.0, ridge)):
-        model.module.context_weight = weight
-        found = change + _from_labels(model, observed, change, pairs)
-        assert found == pytest.approx(expected)
+@pytest.mark.parametrize("output", ["counts", "delta", "mean"])
+def test_a_prediction_depends_on_the_cell_alone(trained, output):
+    model, adata = trained
+    control = adata[adata.obs["condition"] == "control"].copy()
+    every = model.predict(control, target="stimulated", output=output)
+    order = np.random.default_rng(0).permutation(control.n_obs)
+    shuffled = model.predict(control[order].copy(), target="stimulated", output=output)
+    if output != "counts":  # draws follow the order of the rows
+        assert np.array_equal(shuffled.X, every.X[order])
+        for n in (1, 10):
+            some = model.predict(control[:n].copy(), target="stimulated", output=output)
+            assert np.array_equal(some.X, every.X[:n])
+    for batch_size in (1, 7, 1000):
+        cut = model.predict(control, target="stimulated", output=output, batch_size=batch_size)
+        assert abs(cut.X - every.X).max() == 0
+    one, ten = (
+        model.predict(control, target="stimulated", labels="B", indices=np.arange(n)).var
+        for n in (3, 30)
+    )
+    pd.testing.assert_frame_equal(one, ten)
 
 
-def test_the_size_of_the_change_is_the_ridges_where_the_network_is_far_off(fit):
-    """Sizes of labels grow with their profiles, from 1 to 2; the network has a tenth of the last one's."""
-    model = fit(train={"max_epochs": 1})
-    common, rng = np.linspace(-1.0, 2.0, 30), np.random.default_rng(0)
-    sizes = np.linspace(1.0, 2.0, 6)
-    profiles = 5.0 * sizes[:, None] * np.cos(np.arange(30.0)) + rng.normal(size=(6, 30)) / 20
-    shifts = sizes[:, None] * common + rng.normal(size=(6, 30)) / 20
-    pairs, observed = Pairs(profiles[:5], shifts[:5], np.full((5, 2), 40)), profiles[5]
-    ridge, mean = ridge_shift(observed, pairs), shifts[:5].mean(0)
-    errors = []
-    for label in range(5):
-        others = np.delete(np.arange(5), label)
-        rest = Pairs(profiles[others], shifts[others], np.full((4, 2), 40))
-        missed = ridge_shift(profiles[label], rest) - shifts[label]
-        errors.append(missed @ (own := shifts[others].mean(0)) / (own @ own))
-    for factor in (0.1, 0.98):
-        change = factor * ridge
-        distance = (ridge - change) @ mean / (mean @ mean)
-        share = 1 - (2 * np.max(np.abs(errors)) / distance) ** 2
-        assert (share > 0.4) == (factor == 0.1)
-        found = change + _from_labels(model, observed, change, pairs)
-        near = np.square(profiles[:5] - observed).sum(1).argmin()
-        weight = max(0.4, _share_of_ridge(ridge - change, pairs, near))
-        of_middle, middle = 2 / 3 * 0.4, np.median([change, ridge, shifts[near]], axis=0)
-        mixed = (1 - of_middle) * (weight * ridge + (1 - weight) * change) + of_middle * middle
-        if factor == 0.1:
-            size = (share * ridge + (1 - share) * change) @ mean / (mean @ mean)
-            assert found @ mean / (mean @ mean) == pytest.approx(size)
-            mixed += (size - mixed @ mean / (mean @ mean)) * mean
-        assert found == pytest.approx(mixed)
-    assert _share_of_size(ridge, Pairs(*(x[:2] for x in pairs[:3])), 0.4) == 0.0  # too few labels
-    assert _share_of_size(ridge, pairs._replace(shifts=0.0 * pairs.shifts), 0.4) == 0.0
+def test_cells_of_a_label_that_training_lacks_have_their_own_level(trained):
+    model, adata = trained
+    new = adata[(adata.obs["condition"] == "control") & (adata.obs["cell_type"] == "NK")].copy()
+    new.obs["cell_type"] = "new"
+    predicted = model.predict(new, target="stimulated", output="mean")
+    kappa = model.module.kappa.item()
+    shares = new.X.toarray() / new.obs["n_counts"].to_numpy()[:, None]
+    assert predicted.var["source_mean"].to_numpy() == pytest.approx(
+        np.log1p(kappa * shares.mean(0)), abs=1e-5
+    )
+    known = model.predict(adata, target="stimulated", labels="NK", output="mean")
+    assert pytest.approx(known.X, abs=1e-4) == predicted.X
+    notes = predicted.uns["trvae_sc"]["notes"]
+    assert any("Training has no cells of new under control" in note for note in notes)
+    assert not any("Training has no cells" in note for note in known.uns["trvae_sc"]["notes"])
+    shuffled = model.predict(new[::-1].copy(), target="stimulated", output="mean")
+    assert shuffled.X[::-1] == pytest.approx(predicted.X, abs=1e-5)
+
+
+def test_changes_are_told_where_there_is_one_label(trained):
+    model, _ = trained
+    columns = {"source_mean", "predicted_mean", "predicted_change", "change_lower", "change_upper"}
+    assert columns <= set(model.predict(target="stimulated", labels="NK").var)
+    assert not columns & set(model.predict(target="stimulated").var)
 
 
 def test_profiles_are_the_mean_shares_of_training_cells(trained):
@@ -241,8 +223,8 @@ def test_delta_adds_the_change_and_mean_returns_the_level(trained):
 def test_expected_log_of_a_gene_that_few_cells_show(theta, kappa, total):
     """Against the sum over counts: the same where no cell has two, else nearer than the mean's."""
     share = np.array([[1e-6, 1e-5, 1e-3, 1e-2]])
-    model = SimpleNamespace(module=SimpleNamespace(kappa=torch.tensor(kappa)))
-    found = expected_log(model, share, np.array([[total]]), theta and np.array([[theta]]))[0]
+    module = SimpleNamespace(kappa=torch.tensor(kappa))
+    found = expected_log(module, share, np.array([[total]]), theta and np.array([[theta]]))[0]
     mean, n = share[0] * total, np.arange(2000)[:, None]
     p = stats.poisson.pmf(n, mean)
     if theta:
@@ -251,7 +233,9 @@ def test_expected_log_of_a_gene_that_few_cells_show(theta, kappa, total):
     np.testing.assert_allclose(found[:2], exact[:2], rtol=5e-3)
     assert (exact < found).all()  # of several counts the logarithm of the mean is above the mean
     assert (found < np.log1p(kappa * share[0])).all()
-    none = expected_log(model, np.zeros((1, 2)), np.array([[total]]), theta and np.array([[theta]]))
+    none = expected_log(
+        module, np.zeros((1, 2)), np.array([[total]]), theta and np.array([[theta]])
+    )
     assert (none == 0).all()
 
 
@@ -264,14 +248,14 @@ def test_delta_is_the_change_of_the_expected_log_value(fit, make_adata, likeliho
     predicted = model.predict(target="c", labels="B", output="delta")
     assert set(predicted.obs["source_condition"]) == {"a", "b"}
     rows = adata.obs_names.get_indexer(predicted.obs["source_cell"])
-    (batch,) = decoded_batches(model, adata, rows, model._condition_features("c"))
+    (batch,) = decoded_batches(model.trained, adata, rows, model.trained.features("c"))
     kappa = model.module.kappa.item()
 
     def expected(shares, condition):
         mean = shares * batch.total
         some = 1 - stats.poisson.pmf(0, mean)
         if likelihood == "nb":
-            theta = model.module.log_theta(model._condition_features(condition)).exp()
+            theta = model.module.log_theta(model.trained.features(condition)).exp()
             theta = theta.detach().numpy()
             some = 1 - stats.nbinom.pmf(0, theta, theta / (theta + mean))
         return some * np.log1p(kappa * shares / some)
@@ -311,25 +295,22 @@ def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
 
 
 def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
-    """Of the labels seen under both conditions; not known where these are fewer than three.
-
-    A tenth less than of the ridge, whose residuals they rest on, where the network shares the change.
-    """
+    """Of the labels seen under both conditions; not known where these are fewer than three."""
     adata = make_adata(n_cells=480)
     adata.obs["cell_type"] = [f"t{i // 2 % 5}" for i in range(480)]
     hidden = (adata.obs["cell_type"] == "t0") & (adata.obs["condition"] == "stimulated")
     model = fit(adata[~hidden].copy())
-    profiles = model.module.profiles.numpy().astype(float)[1:]
-    states = seen_pairs(model, "control", "stimulated").states
-    assert set(states.label) == {0, 1, 2, 3}
-    n_cells = model.module.n_cells.numpy()[1:]
-    half = half_width(Pairs(profiles[:, 0], profiles[:, 1] - profiles[:, 0], n_cells, states))
-    for weight, factor in ((0.5, 0.9), (1.0, 1.0), (0.0, 1.0)):
+    profiles = model.module.profiles.numpy().astype(float)
+    known = Profiles(profiles, model.module.n_cells.numpy(), tuple(model.labels), is_count=True)
+    half = half_width(*Ridge(known, 0, Likeness.of_itself(1)).left_out())
+    for weight in (0.5, 1.0):
         model.module.context_weight = weight
         var = model.predict(target="stimulated", labels="t0").var
         change = var["predicted_change"]
-        assert (change - var["change_lower"]).to_numpy() == pytest.approx(factor * half)
-        assert (var["change_upper"] - change).to_numpy() == pytest.approx(factor * half)
+        assert (change - var["change_lower"]).to_numpy() == pytest.approx(half)
+        assert (var["change_upper"] - change).to_numpy() == pytest.approx(half)
+    model.module.context_weight = 0.0  # nothing is known of how the network errs
+    assert model.predict(target="stimulated", labels="t0").var["change_lower"].isna().all()
     few = fit(train={"max_epochs": 1}).predict(target="stimulated", labels="NK")
     assert few.var["change_lower"].notna().all()
     two = make_adata()
@@ -415,7 +396,8 @@ def test_same_result_for_any_batch_size_and_storage(trained, tmp_path):
         assert same(model.predict(backed, **kwargs), expected)
     different = model.predict(adata, seed=1, **kwargs)
     assert not same(different, expected)
-    assert different.var["predicted_change"].equals(expected.var["predicted_change"])
+    table = "combinations"
+    assert different.uns["trvae_sc"][table].equals(expected.uns["trvae_sc"][table])
 
 
 def test_genes_are_matched_by_name(trained):

@@ -871,7 +871,7 @@ def test_mixed_precision_predicts_the_same_change(fit, make_adata, accelerator, 
     assert (full != mixed).any()  # it was in use
     assert mixed == pytest.approx(full, rel=0.01)
     assert all(p.dtype == torch.float32 for p in models[1].module.parameters())
-    changes = [m.predict(target="stimulated", output="mean").var for m in models]
+    changes = [m.predict(target="stimulated", labels="B", output="mean").var for m in models]
     a, b = (frame["predicted_change"].to_numpy() for frame in changes)
     assert 1 - ((a - b) ** 2).sum() / (a**2).sum() > 0.99
 

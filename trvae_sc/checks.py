@@ -14,7 +14,7 @@ from scipy import sparse
 from trvae_sc.errors import InputError
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import check_complete, check_levels, levels, listing
-from trvae_sc.stored import is_by_column, is_file
+from trvae_sc.stored import is_by_column
 
 logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
@@ -371,64 +371,3 @@ def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> No
             f"The total counts of row {row} ({totals[row - start]:g}) are below the sum over the "
             f"registered genes ({sums[row - start]:g}). Totals are those of the whole cell."
         )
-
-
-# -- other AnnData objects ---------------------------------------------------------------------------
-
-
-def align(
-    adata: AnnData, var_names: pd.Index, layer: str | None, total_counts_key: str | None = None
-) -> AnnData:
-    """Return a new AnnData over the same values whose genes are `var_names`, in that order.
-
-    The object passed is not changed, and its values are not copied where the genes agree. Where training
-    data got their totals from :func:`trvae_sc.evaluation.training_data`, sums over all its genes are.
-
-    Raises
-    ------
-    InputError
-        Genes are missing or not unique.
-    """
-    sums = None
-    if total_counts_key == TOTAL_COLUMN not in adata.obs:
-        sums = _all_totals(adata, len(var_names), layer)
-    if not adata.var_names.equals(var_names):
-        missing = var_names.difference(adata.var_names, sort=False)
-        if len(missing):
-            raise InputError(
-                f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
-                f"{listing(missing)}."
-            )
-        if not adata.var_names.is_unique:
-            raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")
-        in_file = adata.isbacked or is_file(adata.X)
-        adata = _in_memory(adata, var_names) if in_file else adata[:, var_names]
-    check_matrix(adata, layer)
-    layers = {} if layer is None else {layer: adata.layers[layer]}
-    x = adata.X if layer is None else None
-    var = pd.DataFrame(index=pd.Index(var_names, dtype=str))
-    obs = adata.obs.copy() if sums is None else adata.obs.assign(**{TOTAL_COLUMN: sums})
-    return AnnData(X=x, obs=obs, var=var, layers=layers)
-
-
-def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
-    """Return sums over all genes, of which a model has some."""
-    if adata.n_vars <= n_genes:
-        raise InputError(
-            f"The model was trained with totals over more genes than its own {n_genes}, which is all that "
-            f"adata has. Pass cells with all genes, or with their totals in adata.obs['{TOTAL_COLUMN}']."
-        )
-    say_totals(adata.n_vars)
-    check_matrix(adata, layer)
-    x = adata.X if layer is None else adata.layers[layer]
-    sums = [block.sum(axis=1, dtype=np.float64) for _, block in row_chunks(x, adata.n_obs)]
-    return np.concatenate([np.asarray(part).ravel() for part in sums])
-
-
-def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:
-    """Return some genes of an AnnData whose X is in a file; the others are in memory by turns."""
-    genes = adata.var_names.get_indexer(var_names)
-    parts = [block[:, genes] for _, block in row_chunks(adata.X, adata.n_obs)]
-    x = sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
-    layers = {name: adata.layers[name][:, genes] for name in layer_names(adata)}
-    return AnnData(x, obs=adata.obs, var=pd.DataFrame(index=var_names), layers=layers)

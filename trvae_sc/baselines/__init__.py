@@ -20,6 +20,7 @@ from trvae_sc.baselines._simple import (
     nearest_shift,
     no_change,
     target_level,
+    with_own_columns,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "no_change",
     "target_level",
     "trvae",
+    "with_own_columns",
 ]
 
 

@@ -13,18 +13,20 @@ from anndata import AnnData
 from trvae_sc.checks import RECORD, check_free, check_obs, layer_names
 from trvae_sc.errors import InputError
 from trvae_sc.expression import (
+    GroupMeans,
     Keys,
-    Pairs,
     dense,
     gene_means,
     groups,
     log_values,
     profiles,
-    ridge_shift,
 )
 from trvae_sc.levels import level_name, levels, match_level
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
+
+#: Gives the shift of a label under a condition, from what is known of all and its own profile.
+Rule = Callable[[GroupMeans, str, str, np.ndarray], np.ndarray]
 
 #: Methods that train nothing, simplest first.
 SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")
@@ -59,24 +61,28 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
     -------
     AnnData with log values in ``X``.
     """
-    return _shifted(
-        train, source, target, keys, lambda _, pairs: pairs.shifts.mean(0), "mean_shift"
-    )
+
+    def rule(known: GroupMeans, label: str, condition: str, _: np.ndarray) -> np.ndarray:
+        return known.known_pairs(condition, target, of=label).shifts.mean(0)
+
+    return _shifted(train, source, target, keys, rule, "mean_shift")
 
 
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
 
-    def rule(profile: np.ndarray, pairs: Pairs) -> np.ndarray:
+    def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
+        pairs = known.known_pairs(condition, target, of=label)
         return pairs.shifts[np.square(pairs.profiles - profile).sum(1).argmin()]
 
     return _shifted(train, source, target, keys, rule, "nearest_shift")
 
 
 def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
-    r"""Add the mean shift and what a ridge regression on the source profile adds to it.
+    """Add the change that ridge regression on the source profiles of the labels predicts.
 
-    The strongest simple method we know of; see :func:`trvae_sc.expression.ridge_shift`.
+    Changes of counts are log fold changes: what a gene of another label can do depends on its own level.
+    The strongest simple method we know of; see :class:`trvae_sc.shift.Ridge`.
 
     Parameters
     ----------
@@ -93,7 +99,13 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     -------
     AnnData with log values in ``X``.
     """
-    return _shifted(train, source, target, keys, ridge_shift, "context_shift")
+
+    def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
+        ridge, labels = known.ridge(condition, target, of=label)
+        code = labels.index(label) if (label, condition) in known.mean else None
+        return ridge.predict(profile, code) - profile
+
+    return _shifted(train, source, target, keys, rule, "context_shift")
 
 
 def _shifted(
@@ -101,7 +113,7 @@ def _shifted(
     source: AnnData,
     target: Any,
     keys: Keys,
-    rule: Callable[[np.ndarray, Pairs], np.ndarray] | None,
+    rule: Rule | None,
     name: str,
 ) -> AnnData:
     """Return the source cells plus the shift that a rule gives each label and condition of them."""
@@ -114,7 +126,7 @@ def _shifted(
     for (label, condition), rows in groups(source.obs, keys):
         if rule is None or condition == level_name(target):
             continue
-        x[rows] += rule(gene_means(x[rows]), known.known_pairs(condition, target, of=label))
+        x[rows] += rule(known, label, condition, gene_means(x[rows]))
     return as_prediction(x, source, level, keys, known.kappa, name)
 
 

@@ -19,8 +19,9 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
-from trvae_sc.evaluation._results import FORMAT, Results, Store, fit_name
+from trvae_sc.evaluation._results import FORMAT, Results
 from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
+from trvae_sc.evaluation._store import Store, fit_name
 from trvae_sc.evaluation._tasks import Task, check_data, check_holdout, prepare_task
 from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import Keys, values

@@ -43,7 +43,7 @@ class BetweenTranslator(Translator):
                 f"{type(self).__name__} translates between two conditions; name source and target "
                 f"of {self.conditions}."
             )
-        self.source_, self.target_ = (self._condition_level(c) for c in (source, target))
+        self.source_, self.target_ = (self.condition_space.level(c) for c in (source, target))
         if self.source_ == self.target_:
             raise InputError(f"Source and target are both {self.target_!r}.")
 
@@ -96,7 +96,7 @@ class BetweenTranslator(Translator):
         """
         target, ends = self._level_to_predict(target), [self.source_, self.target_]
         for condition in (target, *([] if source is None else [source])):
-            if self._condition_level(condition) not in ends:
+            if self.condition_space.level(condition) not in ends:
                 raise InputError(
                     f"The model translates between {ends[0]!r} and {ends[1]!r}, not {condition!r}."
                 )

@@ -57,8 +57,8 @@ def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition
             )
         return None
     if condition is not None:
-        return model._condition_level(condition)
-    found = model._condition_column(adata.obs.iloc[rows]).unique().tolist()
+        return model.condition_space.level(condition)
+    found = model.condition_space.column(adata.obs.iloc[rows]).unique().tolist()
     if len(found) > 1:
         raise InputError(f"The cells are of conditions {found}. Choose one with condition=.")
     return found[0]
@@ -75,7 +75,7 @@ def as_anndata(
 ) -> AnnData:
     """Return decoded cells with their codes and where they come from."""
     if condition is not None:
-        obs = obs.assign(**model._condition_values(condition, len(obs)))
+        obs = obs.assign(**model.condition_space.columns(condition, len(obs)))
     var = pd.DataFrame(index=adata.var_names)
     result = AnnData(x.astype(np.float32), obs=obs, var=var, obsm={"X_trvae": np.float32(z)})
     result.uns["trvae_sc"] = {

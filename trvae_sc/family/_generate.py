@@ -12,8 +12,7 @@ from sklearn.utils.extmath import row_norms
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, log_values
-from trvae_sc.model import TRVAE
-from trvae_sc.model._inference import NOT_TRAINED
+from trvae_sc.model import NOT_TRAINED, TRVAE
 
 Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
 

@@ -11,9 +11,7 @@ from anndata import AnnData
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
-from trvae_sc.model import TRVAE
-from trvae_sc.model._decode import decoded
-from trvae_sc.model._inference import NOT_TRAINED
+from trvae_sc.model import NOT_TRAINED, TRVAE, decoded
 
 # -- between cells --------------------------------------------------------------------------------
 
@@ -75,7 +73,7 @@ def interpolate(
     fraction = np.linspace(0.0, 1.0, steps)
     z = (1.0 - fraction[:, None]) * ends[0] + fraction[:, None] * ends[1]
     obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
-    x = decoded(model, adata, np.full(steps, start[0]), z, condition)
+    x = decoded(model.trained, adata, np.full(steps, start[0]), z, condition)
     return as_anndata(model, x, z, obs, condition, adata, "interpolate")
 
 
@@ -149,7 +147,7 @@ def traverse(
     value = np.linspace(*limits, steps)
     z = np.tile(codes[rows].mean(0), (steps, 1))
     z[:, dimension] = value
-    x = decoded(model, adata, np.full(steps, rows[0]), z, condition)
+    x = decoded(model.trained, adata, np.full(steps, rows[0]), z, condition)
     obs = pd.DataFrame({"value": value}, index=[f"step_{i}" for i in range(steps)])
     result = as_anndata(model, x, z, obs, condition, adata, "traverse")
     centred = value - value.mean()
@@ -214,7 +212,7 @@ def shift_attribute(
     mean = model.get_latent_representation(known, indices=having).mean(0)
     z = model.get_latent_representation(adata)
     z = z + np.float32(alpha) * (mean - z)
-    x = decoded(model, adata, np.arange(adata.n_obs), z, condition)
+    x = decoded(model.trained, adata, np.arange(adata.n_obs), z, condition)
     obs = without_codes(adata.obs)
     result = as_anndata(model, x, z, obs, condition, adata, "shift_attribute")
     result.uns["trvae_sc"] |= {"alpha": float(alpha), "n_cells_with_attribute": len(having)}

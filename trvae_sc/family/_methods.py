@@ -7,8 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
-from trvae_sc.baselines import Method, target_level
-from trvae_sc.baselines._simple import with_own_columns
+from trvae_sc.baselines import Method, target_level, with_own_columns
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
 from trvae_sc.family._between import BetweenTranslator

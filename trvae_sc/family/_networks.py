@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trvae_sc.errors import InputError
-from trvae_sc.module._layers import stack
+from trvae_sc.module import stack
 
 Adversarial = Literal["hinge", "wasserstein"]
 Terms = dict[str, Tensor]  #: weighted terms of a loss; it is their sum

@@ -8,8 +8,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
-from trvae_sc.model import TRVAE
-from trvae_sc.model._inference import NOT_TRAINED
+from trvae_sc.model import NOT_TRAINED, TRVAE
 
 _SAMPLES_PER_PASS = 8
 

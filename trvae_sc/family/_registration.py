@@ -9,12 +9,11 @@ from anndata import AnnData
 from trvae_sc import checks
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
-from trvae_sc.model import RegistrationMixin
-from trvae_sc.model._fields import fields
+from trvae_sc.model import SavedModel, fields
 from trvae_sc.training import DataManager
 
 
-class TranslatorRegistration(RegistrationMixin):
+class TranslatorRegistration(SavedModel):
     """Registers one condition column, labels and values."""
 
     @classmethod

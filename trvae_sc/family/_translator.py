@@ -21,18 +21,20 @@ from trvae_sc.family._networks import ExpressionModule, Sizes
 from trvae_sc.family._registration import TranslatorRegistration
 from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
 from trvae_sc.identity import among, cell_marks
-from trvae_sc.model import ConditionsMixin, SavingMixin
-from trvae_sc.model._arguments import check_default_type
-from trvae_sc.model._inference import NOT_TRAINED
-from trvae_sc.model._predict import source_rows
-from trvae_sc.model._record import combination_notes, combination_table
+from trvae_sc.model import (
+    NOT_TRAINED,
+    Request,
+    check_default_type,
+    combination_notes,
+    combination_table,
+    source_rows,
+)
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import NOT_STARTED, TrainRunner, seed_of
-from trvae_sc.training._data import Batches
+from trvae_sc.training import NOT_STARTED, Batches, TrainRunner, seed_of
 
 
-class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
+class Translator(TranslatorRegistration):
     """A model that is trained on, and predicts, whole expression vectors.
 
     Counts enter as log(1 + kappa share) with kappa the median total of the training cells, other
@@ -233,7 +235,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
     def _level_to_predict(self, target: Any) -> Any:
         """Return a condition as in :attr:`conditions`, if the model is trained."""
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        return self._condition_level(target)
+        return self.condition_space.level(target)
 
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
@@ -241,7 +243,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         registered = self._validate_anndata(adata)
         original = registered if original is None else original
         checks.check_free(original)
-        rows = source_rows(self, original, target, **selection)
+        rows = source_rows(self.known, original, Request(target, **selection))
         cells = registered[rows].copy()
         cells.obs = checks.without_codes(cells.obs)
         cells.var = original.var.loc[registered.var_names].copy()
@@ -252,7 +254,7 @@ class Translator(ConditionsMixin, SavingMixin, TranslatorRegistration):
         name, kappa = type(self).__name__, float(self.module.kappa)
         result = as_prediction(x, cells, target, self.keys, kappa, name)
         is_training = among(cell_marks(values(cells, self.keys)), self.training_marks_)
-        combinations = combination_table(self, cells.obs, target, {}, is_training)
+        combinations = combination_table(self.known, cells.obs, target, [], is_training)
         notes = combination_notes(combinations, labelled=bool(self.labels))
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),

@@ -1,15 +1,26 @@
 """The TRVAE model class and its presets, and what other models of the package share with it."""
 
-from trvae_sc.model._conditions import ConditionsMixin
+from trvae_sc.model._arguments import check_default_type
+from trvae_sc.model._decode import decoded
+from trvae_sc.model._fields import fields
 from trvae_sc.model._model import TRVAE
+from trvae_sc.model._predict import Request, source_rows
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._registration import RegistrationMixin
-from trvae_sc.model._saving import SavingMixin
+from trvae_sc.model._record import combination_notes, combination_table
+from trvae_sc.model._registration import NOT_TRAINED, AnnDataModel
+from trvae_sc.model._saving import SavedModel
 
 __all__ = [
+    "NOT_TRAINED",
     "PRESETS",
     "TRVAE",
-    "ConditionsMixin",
-    "RegistrationMixin",
-    "SavingMixin",
+    "AnnDataModel",
+    "Request",
+    "SavedModel",
+    "check_default_type",
+    "combination_notes",
+    "combination_table",
+    "decoded",
+    "fields",
+    "source_rows",
 ]

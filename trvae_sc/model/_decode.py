@@ -1,42 +1,96 @@
-"""From latent codes and decoded rates to values, and codes moved where the network does not see the condition."""
+"""From cells to decoded rates, and from rates to values."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
+from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Profiles
-from trvae_sc.levels import as_text
-from trvae_sc.model._calibration import Batch, dispersion
 from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
+from trvae_sc.model._trained import Trained
+from trvae_sc.module import CONDITION_KEY, TRVAEModule
 
-if TYPE_CHECKING:
-    from trvae_sc.model._model import TRVAE
+_BATCH = 512  # cells decoded at a time
 
 
-def scaled(model: TRVAE, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
-    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
-    if not model.module.is_count:
-        return values
-    kappa = model.module.kappa.item()
-    shares = kappa * (values if total is None else values / total)
-    return np.log1p(shares, out=shares)
+class Batch(NamedTuple):
+    """A minibatch with its decoded source and target."""
+
+    observed: np.ndarray  #: values, (n_cells, n_genes)
+    total: np.ndarray | None  #: total counts, (n_cells, 1)
+    source: np.ndarray  #: expected shares (values) under the cell's own condition
+    target: np.ndarray  #: the same under the target
+    latent: np.ndarray  #: latent mean, (n_cells, n_latent)
+    condition: np.ndarray  #: code of each cell's own condition, (n_cells,)
+    gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
+
+    def shares(self) -> np.ndarray:
+        """Return observed shares, or values that are not counts."""
+        return self.observed if self.total is None else self.observed / self.total
+
+
+def decoded_batches(
+    trained: Trained,
+    adata: AnnData,
+    rows: np.ndarray,
+    target: torch.Tensor,
+    *,
+    shifts: torch.Tensor | None = None,
+    draws: Draws | None = None,
+    batch_size: int | None = None,
+) -> Iterator[Batch]:
+    """Yield rows of a registered AnnData, decoded under source and target.
+
+    z is the posterior mean, or drawn with `draws`. For the target it is moved by the row of `shifts`
+    (:func:`latent_shifts`) of the cell's condition, if any are given.
+    """
+    module = trained.module
+    for own in trained.batches(adata, rows, batch_size or _BATCH):
+        n_cells = len(own[CONDITION_KEY])
+        tensors = _filled(own, n_cells)
+        qz = module.encode(tensors)
+        z = qz.loc
+        if draws is not None:
+            noise = np.zeros(z.shape, np.float32)
+            noise[:n_cells] = draws.latent.standard_normal((n_cells, z.shape[1]), dtype=np.float32)
+            z = z + qz.scale * torch.as_tensor(noise, device=z.device)
+        condition = tensors[CONDITION_KEY].long().flatten()
+        moved = z if shifts is None else z + shifts[condition]
+        total = module._total(own)
+        yield Batch(
+            observed=own[REGISTRY_KEYS.X_KEY].numpy(),
+            total=None if total is None else total.cpu().numpy(),
+            source=module.expected(tensors, z)[:n_cells].cpu().numpy(),
+            target=module.expected(tensors, moved, target)[:n_cells].cpu().numpy(),
+            latent=qz.loc[:n_cells].cpu().numpy(),
+            condition=condition[:n_cells].cpu().numpy(),
+        )
+
+
+def _filled(tensors: dict[str, torch.Tensor], n_cells: int) -> dict[str, torch.Tensor]:
+    """Return a minibatch filled up with its own cells to whole batches.
+
+    Products of matrices round differently for other numbers of rows: a prediction would depend, in its last
+    digits, on how many cells are predicted together.
+    """
+    rows = torch.arange(-(-n_cells // _BATCH) * _BATCH) % n_cells
+    return tensors if len(rows) == n_cells else {k: v[rows] for k, v in tensors.items()}
 
 
 def decoded(
-    model: TRVAE, adata: AnnData, rows: np.ndarray, z: np.ndarray, condition: Any = None
+    trained: Trained, adata: AnnData, rows: np.ndarray, z: np.ndarray, condition: Any = None
 ) -> np.ndarray:
     """Return the expected values of latent codes, on the scale of ``predict(output="mean")``.
 
     Parameters
     ----------
-    model
+    trained
         Trained model.
     adata
         Registered AnnData.
@@ -52,18 +106,21 @@ def decoded(
     -------
     Shape (n_codes, n_genes).
     """
-    features = None if condition is None else model._condition_features(condition)
+    features = None if condition is None else trained.features(condition)
     parts, done = [], 0
-    for tensors in model._make_data_loader(adata, rows):
+    for tensors in trained.batches(adata, rows):
         n_codes = len(next(iter(tensors.values())))
         codes = torch.as_tensor(z[done : done + n_codes], dtype=torch.float32)
         done += n_codes
-        expected = model.module.expected(tensors, codes.to(model.device), features)
-        parts.append(scaled(model, expected.cpu().numpy(), None))
+        codes = codes.to(trained.module.kappa.device)
+        expected = trained.module.expected(tensors, codes, features)
+        parts.append(scaled(trained.module, expected.cpu().numpy(), None))
     return np.concatenate(parts)
 
 
-def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor | None:
+def latent_shifts(
+    trained: Trained, preset: str, sources: list[Any], target: Any
+) -> torch.Tensor | None:
     r"""Return how codes move from each source to the target; None where the network sees conditions.
 
     .. math:: \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
@@ -78,55 +135,73 @@ def latent_shifts(model: TRVAE, sources: list[Any], target: Any) -> torch.Tensor
     Raises
     ------
     InputError
-        No training cells are attached, the target was not measured, or no label was seen under both
-        conditions.
+        The target was not measured, or no label was seen under both conditions.
     """
-    if model.module.decoder_in.condition is not None:
+    module = trained.module
+    if module.decoder_in.condition is not None:
         return None
-    if model.adata is None or target not in model.conditions:
-        lacks = "training cells" if model.adata is None else f"training cells under {target!r}"
-        raise InputError(
-            f"The preset '{model.preset_}' does not see the condition and predicts from the codes of "
-            f"the training cells, but there are no {lacks}. Attach them (model.adata = adata), or use "
-            "a preset that sees the condition, such as 'cvae'."
-        )
-    obs, z = model.adata.obs, model.get_latent_representation()
-    labels_key = model.registry_["setup_args"]["labels_key"]
-    label = np.full(len(obs), "all") if labels_key is None else as_text(obs[labels_key])
-    condition = as_text(model._condition_column(obs))
-    groups = pd.DataFrame({"label": np.asarray(label), "condition": np.asarray(condition)})
-    rows = groups.groupby(["label", "condition"]).indices
-    means = {group: z[at].mean(0) for group, at in rows.items()}
-    known = Profiles(means, {group: len(at) for group, at in rows.items()}, 1.0)
-    shifts = np.full((len(model.conditions), z.shape[1]), np.nan, dtype=np.float32)
+    end = trained.conditions.code(target)
+    shape = (len(trained.conditions.levels), module.z_mean.out_features)
+    shifts = np.full(shape, np.nan, dtype=np.float32)
     for source in sources:
-        pairs = known.known_pairs(source, target, of=f"codes of {model.preset_!r}")
-        shifts[model.conditions.index(source)] = pairs.shifts.mean(0)
-    return torch.as_tensor(shifts, device=model.device)
+        start = trained.conditions.code(source)
+        found = []
+        for label in range(len(trained.labels)):
+            codes = [[z for _, z in trained.codes_of(label, c)] for c in (start, end)]
+            if all(codes):
+                found.append(codes[1][0].mean(0) - codes[0][0].mean(0))
+        if not found:
+            raise InputError(
+                f"The preset '{preset}' does not see the condition and moves codes by what labels show "
+                f"between {source!r} and {target!r}, but no label was measured under both. Use a preset "
+                "that sees the condition, such as 'cvae'."
+            )
+        shifts[start] = torch.stack(found).mean(0).cpu().numpy()
+    return torch.as_tensor(shifts, device=module.kappa.device)
+
+
+# -- values -------------------------------------------------------------------------------------------
+
+
+def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
+    if not module.is_count:
+        return values
+    kappa = module.kappa.item()
+    shares = kappa * (values if total is None else values / total)
+    return np.log1p(shares, out=shares)
+
+
+def dispersion(module: TRVAEModule, features: torch.Tensor) -> np.ndarray | None:
+    """Return the inverse dispersion of counts (of other values the standard deviation, scaled).
+
+    By condition, or one row for all; None for Poisson, which has none.
+    """
+    if module.gene_likelihood == "poisson":
+        return None
+    return module.log_theta(features).exp().detach().cpu().numpy()
 
 
 def predicted_values(
-    model: TRVAE, batch: Batch, target: torch.Tensor, output: str, draws: Draws
+    module: TRVAEModule, batch: Batch, target: torch.Tensor, output: str, draws: Draws
 ) -> np.ndarray | sparse.csr_matrix:
     """Return the predicted values of a batch."""
-    module = model.module
     if output == "delta":
-        return scaled(model, batch.observed, batch.total) + mean_change(model, batch, target)
+        return scaled(module, batch.observed, batch.total) + mean_change(module, batch, target)
     if output == "mean":
-        return scaled(model, batch.target, None)
+        return scaled(module, batch.target, None)
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
-            scale = module.gene_scale.cpu().numpy() * dispersion(model, target)
+            scale = module.gene_scale.cpu().numpy() * dispersion(module, target)
         noise = draws.add.standard_normal(batch.target.shape, dtype=np.float32)
         return batch.target + scale * noise
-    theta = dispersion(model, target)
+    theta = dispersion(module, target)
     if output == "sample":
         return draw_counts(batch.target * batch.total, theta, draws.add)
-    counts = by_row(batch.observed)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
-    return transport_counts(counts, ratio, gain * batch.total, theta, draws)
+    return transport_counts(by_row(batch.observed), ratio, gain * batch.total, theta, draws)
 
 
 def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:
@@ -140,21 +215,21 @@ def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:
     return np.asarray(counts.sum(1), np.float64).ravel() + np.round(np.maximum(rest, 0.0) * ratio)
 
 
-def mean_change(model: TRVAE, batch: Batch, target: torch.Tensor) -> np.ndarray:
+def mean_change(module: TRVAEModule, batch: Batch, target: torch.Tensor) -> np.ndarray:
     """Return the change from source to target of each cell's expected value, logarithmic of counts."""
-    if not model.module.is_count:
+    if not module.is_count:
         return batch.target - batch.source
     present, codes = np.unique(batch.condition, return_inverse=True)
-    own = dispersion(model, model.module.condition_design[present])
+    own = dispersion(module, module.condition_design[present])
     if own is not None and len(own) > 1:
         own = own[codes]
-    change = expected_log(model, batch.target, batch.total, dispersion(model, target))
-    change -= expected_log(model, batch.source, batch.total, own)
+    change = expected_log(module, batch.target, batch.total, dispersion(module, target))
+    change -= expected_log(module, batch.source, batch.total, own)
     return change
 
 
 def expected_log(
-    model: TRVAE, shares: np.ndarray, total: np.ndarray, theta: np.ndarray | None
+    module: TRVAEModule, shares: np.ndarray, total: np.ndarray, theta: np.ndarray | None
 ) -> np.ndarray:
     r"""Return what log(1 + kappa share) of a cell is on average, given its expected shares.
 
@@ -165,8 +240,8 @@ def expected_log(
 
     Parameters
     ----------
-    model
-        Trained model, of counts.
+    module
+        Trained network, of counts.
     shares
         Expected shares r, shape (n_cells, n_genes).
     total
@@ -180,4 +255,4 @@ def expected_log(
     """
     q = -np.expm1(-minus_log_p_zero(shares * total, theta))
     np.maximum(q, np.finfo(q.dtype).tiny, out=q)
-    return q * np.log1p(model.module.kappa.item() * (shares / q))
+    return q * np.log1p(module.kappa.item() * (shares / q))

@@ -22,9 +22,9 @@ from scvi.data.fields import (
 )
 
 from trvae_sc.checks import SEPARATOR
+from trvae_sc.conditions import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, listing
-from trvae_sc.model._conditions import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 _OWN = "_trvae_sc_"

@@ -11,12 +11,12 @@ import torch
 from anndata import AnnData
 from scvi.model.base import RNASeqMixin, VAEMixin
 
+from trvae_sc.model._registration import NOT_TRAINED
+from trvae_sc.model._saving import SavedModel
 from trvae_sc.module import COUNT_LIKELIHOODS
 
-NOT_TRAINED = "The model is not trained: call train() first."
 
-
-class InferenceMixin(RNASeqMixin, VAEMixin):
+class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
     """scvi-tools' methods, where they hold for the likelihood of the model."""
 
     @torch.inference_mode()
@@ -65,7 +65,8 @@ class InferenceMixin(RNASeqMixin, VAEMixin):
             Unknown condition.
         """
         if transform_condition is not None:
-            target = self._condition_features(transform_condition)
+            features = self.condition_space.features(transform_condition)
+            target = torch.as_tensor(features, device=self.device)
             loader_kwargs = {**kwargs.pop("data_loader_kwargs", {}), "target_condition": target}
             kwargs["data_loader_kwargs"] = loader_kwargs
         return super().get_normalized_expression(adata, indices, **kwargs)

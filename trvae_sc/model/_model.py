@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc import checks
+from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import check_arguments, check_default_type
-from trvae_sc.model._conditions import ConditionsMixin
 from trvae_sc.model._fields import fields
-from trvae_sc.model._inference import NOT_TRAINED, InferenceMixin
-from trvae_sc.model._prediction import PredictionMixin
+from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._query import query_model
-from trvae_sc.model._registration import RegistrationMixin
-from trvae_sc.model._saving import SavingMixin
-from trvae_sc.model._training import TrainingMixin
+from trvae_sc.model._query import extended, new_rows
+from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
+from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.module import (
     Likelihood,
     TRVAEModule,
@@ -42,14 +41,7 @@ from trvae_sc.training import (
 )
 
 
-class TRVAE(
-    ConditionsMixin,
-    PredictionMixin,
-    InferenceMixin,
-    TrainingMixin,
-    SavingMixin,
-    RegistrationMixin,
-):
+class TRVAE(PredictingModel):
     """Transfer VAE: predicts cells under conditions they were not measured in.
 
     A conditional variational autoencoder whose first decoder layer is aligned across conditions
@@ -162,6 +154,7 @@ class TRVAE(
         self.preset_ = preset
         self.training_ = dict(NOT_STARTED)
         self.training_marks_ = np.zeros(0)
+        self.codes_: dict[str, np.ndarray] = {}
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
@@ -260,7 +253,7 @@ class TRVAE(
         covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
         return {
             "n_input": self.summary_stats.n_vars,
-            "condition_design": self._condition_design(),
+            "condition_design": torch.as_tensor(self.condition_space.design()),
             "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
             "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
             "n_cats_per_cov": covariates.get("n_cats_per_key"),
@@ -320,7 +313,44 @@ class TRVAE(
         if not isinstance(reference, TRVAE):
             reference = cls.load(reference, adata=False)
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
-        return query_model(cls, adata, reference, freeze=freeze)
+        adata = _query_data(adata, reference)
+        args = reference.registry_["setup_args"]
+        cls.setup_anndata(
+            adata, source_registry=reference.registry_, extend_categories=True, **args
+        )
+        given = reference.init_params_
+        model = cls(adata, **given["non_kwargs"], **given["kwargs"]["module_kwargs"])
+        old, new = reference.module.state_dict(), model.module.state_dict()
+        rows = new_rows(old, new, {name for name, _ in model.module.named_parameters()})
+        if freeze and not rows:
+            raise InputError(
+                "The query has no condition, batch or covariate level that the reference lacks, so there "
+                "is nothing to train. Use the reference's methods on it, or pass freeze=False."
+            )
+        model.module.load_state_dict(extended(old, new, model.condition_space))
+        model.module.to(reference.device)
+        model.module.eval()
+        model.codes_ = reference.codes_
+        if freeze:
+            model.frozen_rows_ = rows
+            model.frozen_conditions_ = len(reference.conditions)
+            model.module.freeze(rows, model.frozen_conditions_)
+            if args["labels_key"] is None and len(model.conditions) > model.frozen_conditions_:
+                checks.logger.warning("%s", FROZEN_WITHOUT_LABELS)
+        return model
+
+
+def _query_data(adata: AnnData, reference: TRVAE) -> AnnData:
+    """Return query cells with the genes of the reference, in order."""
+    args, names = reference.registry_["setup_args"], pd.Index(reference.get_var_names())
+    labels_key = args["labels_key"]
+    if labels_key is not None and labels_key not in adata.obs:
+        raise InputError(
+            f"No column '{labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
+        )
+    if adata.var_names.equals(names) and not adata.is_view:
+        return adata
+    return align(adata, names, args["layer"], args["total_counts_key"])
 
 
 _MODULE_ARGUMENTS = (

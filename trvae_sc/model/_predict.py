@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anndata
 import numpy as np
@@ -13,65 +13,83 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.arguments import check_seed, check_whole
-from trvae_sc.checks import PREDICTED_VAR, check_free, logger, without_codes
+from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger, without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.files import check_suffix, check_target, is_zarr, read, write_file, write_folder
 from trvae_sc.identity import among, marks_of
 from trvae_sc.levels import as_text, level_name
-from trvae_sc.model._calibration import Calibration, column_sums, decoded_batches
 from trvae_sc.model._counts import Draws
-from trvae_sc.model._decode import latent_shifts, predicted_totals, predicted_values, scaled
-from trvae_sc.model._record import combination_table, half_widths, provenance
+from trvae_sc.model._decode import (
+    decoded_batches,
+    latent_shifts,
+    predicted_totals,
+    predicted_values,
+    scaled,
+)
+from trvae_sc.model._factors import Calibration, Change
+from trvae_sc.model._record import combination_table, provenance
+from trvae_sc.model._trained import Known, Trained
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
 
-if TYPE_CHECKING:
-    from trvae_sc.model._model import TRVAE
-
 Output = Literal["counts", "delta", "mean", "sample"]
 
 
+class Request(NamedTuple):
+    """What is to be predicted; see :meth:`TRVAE.predict`."""
+
+    target: Any
+    source: Any = None
+    labels: Any = None
+    indices: Sequence[int] | None = None
+    output: Output | None = None
+    n_samples: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+    out: str | Path | None = None
+    overwrite: bool = False
+
+
+def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
+    """Return a request with its target and output as the model has them; raise before any work."""
+    if request.out is not None:
+        check_out(request.out, overwrite=request.overwrite, adata=adata)
+    check_seed(request.seed)
+    for name in ("n_samples", "batch_size"):
+        if getattr(request, name) is not None:
+            check_whole(name, getattr(request, name))
+    output = _check_output(trained, request.output)
+    _check_weights(trained)
+    return request._replace(output=output, target=trained.conditions.level(request.target))
+
+
 def predict_cells(
-    model: TRVAE,
-    adata: AnnData | None,
-    *,
-    target: Any,
-    source: Any,
-    labels: Any,
-    indices: Sequence[int] | None,
-    output: Output | None,
-    n_samples: int,
-    seed: int,
-    batch_size: int | None,
-    out: str | Path | None,
-    overwrite: bool,
+    trained: Trained, original: AnnData, registered: AnnData, request: Request
 ) -> AnnData:
-    """Return predicted cells; see :meth:`TRVAE.predict`."""
-    original = model.adata if adata is None else adata
-    if out is not None:
-        check_out(out, overwrite=overwrite, adata=original)
-    check_seed(seed)
-    for name, number in (("n_samples", n_samples), ("batch_size", batch_size)):
-        if number is not None:
-            check_whole(name, number)
-    output = _check_output(model, output)
-    _check_weights(model)
-    target = model._condition_level(target)
-    registered = model._validate_anndata(adata)
-    original = registered if original is None else original
-    check_free(original, *(["sample"] if n_samples > 1 else []))
-    rows = source_rows(model, original, target, source=source, labels=labels, indices=indices)
-    for remark in model._condition_remarks(target)[1:]:
+    """Return predicted cells; see :meth:`TRVAE.predict`.
+
+    Parameters
+    ----------
+    trained
+        Trained model.
+    original, registered
+        The cells as they were passed, and as they are registered with the model.
+    request
+        What is to be predicted, checked.
+    """
+    check_free(original, *(["sample"] if request.n_samples > 1 else []))
+    rows = source_rows(trained, original, request)
+    for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
-    layer = model.registry_["setup_args"]["layer"] if output in ("counts", "sample") else None
-    prediction = _Prediction(model, original, registered, rows, target, output, n_samples, seed)
-    pieces, n_rows = prediction.pieces(batch_size), len(rows) * n_samples
-    if out is not None:
+    layer = trained.layer if request.output in ("counts", "sample") else None
+    prediction = _Prediction(trained, original, registered, rows, request)
+    pieces, n_rows = prediction.pieces(), len(rows) * request.n_samples
+    if request.out is not None:
         shape = (n_rows, registered.n_vars)
-        with_x = prediction.obs(), prediction.var(np.zeros((2, registered.n_vars)))
-        writing = _Writing(shape, layer, pieces, with_x, prediction.around)
-        return _write(Path(out), writing, overwrite=overwrite)
+        columns = prediction.obs(), prediction.var()
+        writing = _Writing(shape, layer, pieces, columns, prediction.around)
+        return _write(Path(request.out), writing, overwrite=request.overwrite)
     result = prediction.around(stacked(pieces, n_rows))
     if layer is not None:
         result.layers[layer] = result.X.copy()
@@ -83,81 +101,94 @@ class _Prediction:
 
     def __init__(
         self,
-        model: TRVAE,
+        trained: Trained,
         original: AnnData,
         registered: AnnData,
         rows: np.ndarray,
-        target: Any,
-        output: Output,
-        n_samples: int,
-        seed: int,
+        request: Request,
     ) -> None:
-        self.model, self.original, self.registered = model, original, registered
-        self.rows, self.target, self.output = rows, target, output
-        self.n_samples, self.seed = n_samples, seed
-        sources = model._condition_column(original.obs.iloc[rows]).unique().tolist()
-        self.shifts = latent_shifts(model, sources, target)
-        self.calibration = Calibration(model, registered, rows, target)
+        self.trained, self.original, self.registered = trained, original, registered
+        self.rows, self.request = rows, request
+        sources = trained.conditions.column(original.obs.iloc[rows]).unique().tolist()
+        self.shifts = latent_shifts(trained, trained.preset, sources, request.target)
+        self.calibration = Calibration(trained, registered, rows, request.target)
         self.latent: list[np.ndarray] = []
         self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
         self.marks: list[np.ndarray] = []  # of the source cells
         self.sums = np.zeros((2, registered.n_vars))
 
-    def pieces(self, batch_size: int | None) -> Iterator[np.ndarray | sparse.csr_matrix]:
+    def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
         """Yield predicted values, batch by batch."""
-        draws = Draws(self.seed)
-        features = self.model._condition_features(self.target)
-        observed = self.calibration.keeps_level
-        for _ in range(self.n_samples):
+        request, module = self.request, self.trained.module
+        draws, features = Draws(request.seed), self.trained.features(request.target)
+        for _ in range(request.n_samples):
             done = 0
             for raw in decoded_batches(
-                self.model,
+                self.trained,
                 self.registered,
                 self.rows,
                 features,
                 shifts=self.shifts,
-                draws=draws if self.n_samples > 1 else None,
-                batch_size=batch_size,
-                decode_source=not (observed and self.output == "mean"),
+                draws=draws if request.n_samples > 1 else None,
+                batch_size=request.batch_size,
             ):
                 at = slice(done, done + len(raw.observed))
-                batch = self.calibration(raw, at, gain=self.output == "counts")
+                batch = self.calibration(raw, at, gain=request.output == "counts")
                 done += len(raw.observed)
                 self.latent.append(batch.latent)
                 self.marks.append(marks_of(raw.observed))
-                source = batch.observed_sum() if observed else column_sums(batch.source)
-                self.sums += (source, column_sums(batch.target))
-                values = predicted_values(self.model, batch, features, self.output, draws)
-                if self.model.module.has_total and self.output in ("counts", "sample"):
+                self.sums += [
+                    part.sum(0, dtype=np.float64) for part in (batch.source, batch.target)
+                ]
+                values = predicted_values(module, batch, features, request.output, draws)
+                if module.has_total and request.output in ("counts", "sample"):
                     self.totals.append(predicted_totals(batch, values))
                 yield values
 
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
-        model, rows = self.model, self.rows
-        means = scaled(model, self.sums / (len(rows) * self.n_samples), None)
+        trained, rows, request = self.trained, self.rows, self.request
         obs = self.obs()
         if self.totals:
-            key = model.registry_["setup_args"]["total_counts_key"]
-            obs = obs.assign(**{key: np.concatenate(self.totals)})
+            obs = obs.assign(**{trained.total_counts_key: np.concatenate(self.totals)})
         obsm = {"X_trvae": np.concatenate(self.latent)}
-        result = AnnData(X=x, obs=obs, var=self.var(means), obsm=obsm)
+        result = AnnData(X=x, obs=obs, var=self.var(), obsm=obsm)
         source = self.original.obs.iloc[rows]
-        is_training = among(np.concatenate(self.marks)[: len(rows)], model.training_marks_)
-        novelty = self.calibration.novelty
-        table = combination_table(model, source, self.target, novelty, is_training)
-        settings = {"output": self.output, "n_samples": self.n_samples, "seed": self.seed}
-        result.uns["trvae_sc"] = provenance(model, table, self.target, **settings)
+        is_training = among(np.concatenate(self.marks)[: len(rows)], trained.marks)
+        factors = self.calibration.factors
+        table = combination_table(trained, source, request.target, factors, is_training)
+        settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
+        result.uns[RECORD] = provenance(trained, table, request.target, **settings)
         return result
 
     def obs(self) -> pd.DataFrame:
         """Return the source cells' columns with the target condition."""
-        return _predicted_obs(self.model, self.original, self.rows, self.target, self.n_samples)
+        request = self.request
+        return _predicted_obs(
+            self.trained, self.original, self.rows, request.target, request.n_samples
+        )
 
-    def var(self, means: np.ndarray) -> pd.DataFrame:
-        """Return the genes' columns with mean, change and interval of the prediction."""
-        half = half_widths(self.model, self.registered, self.rows, self.target)
-        return _predicted_var(self.original.var.loc[self.registered.var_names], means, half)
+    def var(self) -> pd.DataFrame:
+        """Return the genes' columns; of a single label and source with its change and interval."""
+        var = self.original.var.loc[self.registered.var_names].copy()
+        var.index.name = None
+        factors = self.calibration.factors
+        if len(factors) == 1:
+            change = factors[0].change
+        elif factors or not self._is_single():
+            return var
+        else:  # not calibrated: the mean over the cells
+            means = scaled(
+                self.trained.module, self.sums / (len(self.rows) * self.request.n_samples), None
+            )
+            change = Change(*means, None)
+        return var.assign(**dict(zip(PREDICTED_VAR, change.columns(), strict=True)))
+
+    def _is_single(self) -> bool:
+        """Return whether all cells are of one label and source."""
+        obs = self.original.obs.iloc[self.rows]
+        columns = self.trained.label_column(obs), self.trained.conditions.column(obs)
+        return all(column.nunique() == 1 for column in columns)
 
 
 class _Writing(NamedTuple):
@@ -209,38 +240,30 @@ def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None)
     )
 
 
-def _check_weights(model: TRVAE) -> None:
+def _check_weights(trained: Trained) -> None:
     """Raise where weights are no numbers."""
-    if not all(bool(weight.isfinite().all()) for weight in model.module.parameters()):
+    if not all(bool(weight.isfinite().all()) for weight in trained.module.parameters()):
         raise InputError(
             "Weights of the model are NaN or infinite: training failed, or they were changed. Train a "
             "new model."
         )
 
 
-def _check_output(model: TRVAE, output: Output | None) -> Output:
+def _check_output(trained: Trained, output: Output | None) -> Output:
     """Return the output to compute, or raise where the likelihood does not have it."""
-    is_count = model.module.is_count
+    is_count = trained.module.is_count
     allowed = ["counts", "delta", "mean", "sample"] if is_count else ["delta", "mean", "sample"]
     if output is None:
         return allowed[0]
     if output not in allowed:
         raise InputError(
             f"Output '{output}' is not available with gene_likelihood "
-            f"'{model.module.gene_likelihood}'; choose one of {allowed}."
+            f"'{trained.module.gene_likelihood}'; choose one of {allowed}."
         )
     return output
 
 
-def source_rows(
-    model: TRVAE,
-    adata: AnnData,
-    target: Any,
-    *,
-    source: Any,
-    labels: Any,
-    indices: Sequence[int] | None,
-) -> np.ndarray:
+def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
     """Return the rows to predict from, in the caller's order.
 
     Raises
@@ -248,18 +271,18 @@ def source_rows(
     InputError
         Unknown source or labels, source equal to target, no cell left.
     """
-    setup_args = model.registry_["setup_args"]
-    condition = as_text(model._condition_column(adata.obs))
+    target, source, labels, indices = request[:4]
+    condition = as_text(known.conditions.column(adata.obs))
     rows = row_numbers(indices, adata.n_obs)
     if source is None:
         keep = (condition != level_name(target)).to_numpy()
     else:
-        source = model._condition_level(source)
+        source = known.conditions.level(source)
         if source == target:
             raise InputError(f"Source and target are both {target!r}: there is nothing to predict.")
         keep = (condition == level_name(source)).to_numpy()
     if labels is not None:
-        keep = keep & has_label(adata, setup_args["labels_key"], labels)
+        keep = keep & has_label(adata, known.labels_key, labels)
     rows = rows[keep[rows]]
     if not len(rows):
         chosen = {"source": source, "labels": labels, "indices": indices is not None}
@@ -288,13 +311,13 @@ def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray
 
 
 def _predicted_obs(
-    model: TRVAE, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
+    trained: Trained, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
 ) -> pd.DataFrame:
     """Return the source cells' columns with the target condition."""
     obs = without_codes(adata.obs.iloc[rows])
     names = obs.index.astype(str)
-    source = model._condition_column(obs).astype("category")
-    own = model._condition_values(target, len(obs))
+    source = trained.conditions.column(obs).astype("category")
+    own = trained.conditions.columns(target, len(obs))
     obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
     obs.index = anndata.utils.make_index_unique(names + f"_{level_name(target)}")
     obs.index.name = None  # a column of that name may be there
@@ -304,42 +327,41 @@ def _predicted_obs(
     return pd.concat(samples)
 
 
-def _predicted_var(var: pd.DataFrame, means: np.ndarray, half: np.ndarray) -> pd.DataFrame:
-    """Return the genes' columns with mean, change and interval of the prediction."""
-    change = means[1] - means[0]
-    columns = (means[0], means[1], change, change - half, change + half)
-    var = var.assign(**dict(zip(PREDICTED_VAR, columns, strict=True)))
-    var.index.name = None
-    return var
+def missing_combinations(trained: Trained, source: Any) -> list[tuple[str, Any, Any]]:
+    """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`.
 
-
-def predict_missing(model: TRVAE, *, source: Any, **kwargs: Any) -> AnnData:
-    """Return predictions of all combinations that training lacks; see TRVAE.predict_missing."""
-    if not model.labels:
+    Raises
+    ------
+    InputError
+        There are no labels, nothing is missing, or none of it can be predicted from the source.
+    """
+    if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
-    if kwargs.get("out") is not None:
-        raise InputError(
-            "predict_missing has no out=: predict each combination to a file of its own."
-        )
-    table = model.n_cells
-    missing = [(lab, c) for lab in table.index for c in table.columns if table.loc[lab, c] == 0]
-    if not missing:
+    n_cells, levels = trained.n_cells, trained.conditions.levels
+    missing = np.argwhere(n_cells == 0)
+    if not len(missing):
         raise InputError("The training data has every combination of label and condition.")
-    parts = []
-    given = None if source is None else model._condition_level(source)
+    given = None if source is None else trained.conditions.level(source)
+    found = []
     for label, target in missing:
-        start = table.loc[label].idxmax() if given is None else given
-        if table.loc[label, start] > 0:
-            parts.append(model.predict(target=target, source=start, labels=label, **kwargs))
-    if not parts:
+        start = levels[n_cells[label].argmax()] if given is None else given
+        code = trained.conditions.code(start)
+        if code is not None and n_cells[label, code] > 0:
+            found.append((trained.labels[label], start, levels[target]))
+    if not found:
         raise InputError(f"No label that lacks a condition has cells under {given!r}.")
+    return found
+
+
+def joined(parts: Sequence[AnnData]) -> AnnData:
+    """Return predictions of several combinations as one."""
     result = anndata.concat(parts, merge="same")
-    record = dict(parts[0].uns["trvae_sc"])
+    record = dict(parts[0].uns[RECORD])
     for key in ("target", "source"):
         record.pop(key)
-    tables = [part.uns["trvae_sc"]["combinations"] for part in parts]
+    tables = [part.uns[RECORD]["combinations"] for part in parts]
     record["combinations"] = pd.concat(tables, ignore_index=True)
-    notes = dict.fromkeys(note for part in parts for note in part.uns["trvae_sc"]["notes"])
+    notes = dict.fromkeys(note for part in parts for note in part.uns[RECORD]["notes"])
     record["notes"] = np.array(list(notes), dtype=object)
-    result.uns["trvae_sc"] = record
+    result.uns[RECORD] = record
     return result

@@ -6,17 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from anndata import AnnData
-from scvi.model.base import BaseModelClass
 
+from trvae_sc.errors import InputError
+from trvae_sc.model._effects import effects
 from trvae_sc.model._generate import generate_cells
-from trvae_sc.model._inference import NOT_TRAINED
-from trvae_sc.model._predict import Output, predict_cells, predict_missing
+from trvae_sc.model._predict import (
+    Output,
+    Request,
+    check_request,
+    joined,
+    missing_combinations,
+    predict_cells,
+)
+from trvae_sc.model._registration import NOT_TRAINED
+from trvae_sc.model._training import TrainableModel
 from trvae_sc.threads import suitable_threads
 
 
-class PredictionMixin(BaseModelClass):
+class PredictingModel(TrainableModel):
     """Cells under a condition they were not measured in, and new cells of a condition."""
 
     def predict(
@@ -36,49 +46,9 @@ class PredictionMixin(BaseModelClass):
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
-        Each source cell is encoded with its own condition, giving z, and decoded under source and
-        target: :math:`r_s, r_t`, the expected share of each gene in the cell's total (or mean value).
-
-        With ``calibrate`` (default preset) the rates are then scaled gene by gene, for all cells of a
-        label and source condition alike. With f(r) = log(1 + kappa r) (identity for ``normal``), means
-        :math:`m_s, m_t` of the decoded rates and :math:`p_s` of the observed shares of those cells,
-
-        .. math:: r_s \leftarrow r_s\,p_s / m_s, \qquad r_t \leftarrow r_t\,\hat p_t / m_t, \qquad
-           f(\hat p_t) = f(p_s) + (1 - u)\,[(1 - w)\,\Delta + w\,\hat d]
-           + u\,\mathrm{median}(\Delta, \hat d, d_l), \qquad \Delta = f(m_t) - f(m_s)
-
-        (``normal``: :math:`r_s + p_s - m_s`, :math:`r_t + \hat p_t - m_t`), so that the mean change is
-        shared between the network and the ridge estimate :math:`\hat d` from the other labels'
-        profiles (:func:`trvae_sc.expression.ridge_shift`) with weight w = ``context_weight``. The two
-        err differently: together they are better than either. Where the network is far from the ridge,
-        w is larger: :math:`w = \max(\mathtt{context\_weight}, 1 - s^2 / D)` with their squared distance
-        D and the squared error :math:`s^2` of the ridge for the most similar label l, left out in turn.
-        The median over the two and the shift of that label, gene by gene, guards against one of them
-        that is far off; u is two thirds of the smaller of ``context_weight`` and one less it.
-        Cells of a lineage that was never seen under the target change too little in the network. The
-        size of a change, its component along the labels' mean shift :math:`\bar d`, is therefore that of
-        :math:`\hat d` to a share of :math:`1 - e^2 / \delta^2`, where this is more than
-        ``context_weight``: :math:`\delta` is by how much network and ridge differ in size, and e twice
-        the largest error of the ridge in the sizes of the training labels, left out in turn.
-        A label that was measured under further conditions is compared with the others by its changes to
-        these, too: in the ridge, the inner products of such changes (less their mean over labels, times
-        the labels' weights), three times their mean over the conditions, add to those of profiles.
-
-        A combination of several condition columns that was not measured has no such :math:`\hat d`. A
-        number beside others that were measured with the same other parts (and are not the source): the
-        network's change is corrected by what it lacks, on the scale of f, at those (against the label's
-        own change there where it is known, as far as the difference is no sampling noise, else against
-        the mixture above), interpolated between the two nearest, beyond all at the nearest. A new
-        combination of parts: the changes of labels, its own among them, are the sums of those of its
-        parts, :math:`d_l = \sum_c w_c f(p_{lc})` over measured conditions c with
-        :math:`A w = a_t - a_s` for the indicators A of parts, of least
-        :math:`\sum_c w_c^2 / n_{lc}`, and enter the mixture in place of measured ones (without labels:
-        the sum alone, as far as it is no noise). Its intervals are not known (NaN).
-
-        A network that does not see the condition (``condition_in="none"``: presets ``"vae"``,
-        ``"beta_vae"``, ``"autoencoder"``) decodes :math:`r_t` from a code that is moved instead, by
-        :math:`\frac1L \sum_l (\bar z_{lt} - \bar z_{ls})` over the training labels seen under both
-        (scGen, Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, with labels weighing the same).
+        Each cell is encoded and decoded under both conditions; what is decoded is put on the level that
+        training observed in the cell's label, and the label's change is the mean of what the network says
+        and what the other labels' changes say. A prediction depends on the cell and the model alone.
 
         Parameters
         ----------
@@ -125,11 +95,11 @@ class PredictionMixin(BaseModelClass):
         AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample.
         ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's
         columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``).
-        ``var``: ``source_mean``, ``predicted_mean`` and ``predicted_change``, log(1 + kappa share) of
-        the mean share over the cells (mean values for ``normal``), and ``change_lower``,
-        ``change_upper``, the 90 % interval of the change (:func:`trvae_sc.uncertainty.half_width`,
-        times 0.9 where network and ridge share the change: together they lack about a tenth less than
-        the ridge, whose residuals these are; NaN with fewer than three labels to learn from).
+        ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
+        ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
+        ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
+        ridge errs for labels left out, which is on average more than the mean of network and ridge errs
+        (NaN with fewer than three labels to learn from, or where the ridge has no say).
         ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
         what, by which model, and notes on how far to trust it.
 
@@ -140,25 +110,37 @@ class PredictionMixin(BaseModelClass):
         InputError
             Unknown target, source or labels; target equal to source; no cell selected; genes
             missing; an output the likelihood does not have; `out` of another kind. Where codes are
-            moved: no label was seen under source and target, or the model has no data.
-            `out` exists and `overwrite` is False.
+            moved: no label was seen under source and target. `out` exists and `overwrite` is False.
+
+        Notes
+        -----
+        With decoded rates :math:`r_s, r_t` of a cell (its share of each gene, or mean value), and means
+        over the label's training cells, :math:`m_s, m_t` of these rates and :math:`p_s` of what was
+        observed,
+
+        .. math:: f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d, \qquad
+           r_s \leftarrow r_s\,p_s / m_s, \quad r_t \leftarrow r_t\,\hat p_t / m_t
+
+        on the scale :math:`f(r) = \log(1 + \kappa r)` of counts (else the identity, and sums in place of
+        factors), with w = ``context_weight`` and the change :math:`\hat d` that kernel ridge regression
+        gives from the changes of all labels (:class:`trvae_sc.shift.Ridge`). The two err differently:
+        together they are better than either. As far as a label's own change was measured (under the target
+        or, of a new combination, under its parts), 1 - w gets less
+        (:meth:`trvae_sc.shift.Ridge.measured`). Of labels that training lacks, the means are those of the
+        cells given. Networks that do not see the condition move the codes instead, by the mean over labels
+        of the difference between conditions (scGen; Lotfollahi et al. 2019,
+        doi:10.1038/s41592-019-0494-8). With ``calibrate=False`` the rates are as they were decoded.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
+        request = Request(
+            target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
+        )
+        trained = self.trained
+        request = check_request(trained, request, self.adata if adata is None else adata)
+        registered = self._validate_anndata(adata)
+        original = self.adata if adata is None else adata
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
-            return predict_cells(
-                self,
-                adata,
-                target=target,
-                source=source,
-                labels=labels,
-                indices=indices,
-                output=output,
-                n_samples=n_samples,
-                seed=seed,
-                batch_size=batch_size,
-                out=out,
-                overwrite=overwrite,
-            )
+            return predict_cells(trained, original, registered, request)
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
         """Predict every label x condition combination that the training data lack.
@@ -181,7 +163,48 @@ class PredictionMixin(BaseModelClass):
             No labels were registered, or nothing is missing.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        return predict_missing(self, source=source, **kwargs)
+        if kwargs.get("out") is not None:
+            raise InputError(
+                "predict_missing has no out=: predict each combination to a file of its own."
+            )
+        missing = missing_combinations(self.trained, source)
+        return joined(
+            [self.predict(target=t, source=s, labels=label, **kwargs) for label, s, t in missing]
+        )
+
+    def effects(self, *, target: Any, source: Any = None, labels: Any = None) -> pd.DataFrame:
+        """Return the predicted change of every gene in every label, as a table.
+
+        Parameters
+        ----------
+        target
+            Condition to predict, given as in :meth:`predict`.
+        source
+            Condition to start from; every other one if None.
+        labels
+            Label or labels; all that training has cells of under the source if None.
+
+        Returns
+        -------
+        One row a label, source and gene: ``label``, ``source``, ``target``, ``gene``; ``source_mean``,
+        ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
+        for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
+        interval of the change; ``pval``, how often a change as large is missed by chance
+        (:func:`trvae_sc.shift.p_values`), and ``qval``, the same controlled within the label (Benjamini and
+        Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
+        evidence from how well labels predict each other, not from replicates.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Unknown target, source or labels; the model does not calibrate.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        genes = pd.Index(self.get_var_names())
+        with torch.inference_mode(), suitable_threads(self.module.widest):
+            return effects(self.trained, genes, target=target, source=source, labels=labels)
 
     def generate(
         self,
@@ -221,4 +244,12 @@ class PredictionMixin(BaseModelClass):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
-            return generate_cells(self, condition, n_obs, labels=labels, latent=latent, seed=seed)
+            return generate_cells(
+                self.trained,
+                self._validate_anndata(None),
+                condition,
+                n_obs,
+                labels=labels,
+                latent=latent,
+                seed=seed,
+            )

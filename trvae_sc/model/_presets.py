@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "kl_weight": 1.0,
             "transfer_weight": 1.0,
             "calibrate": True,
-            "context_weight": 0.4,
+            "context_weight": 0.5,
         },
         "train": {"batch_size": 256, "lr": 1e-2, "gradient_clip_val": 50.0, "kl_warmup": 0.3},
     },

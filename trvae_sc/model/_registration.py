@@ -12,14 +12,18 @@ from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
 from trvae_sc import checks
+from trvae_sc.alignment import align
+from trvae_sc.conditions import PARTS, ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
-from trvae_sc.module import COUNT_LIKELIHOODS, TOTAL_KEY
+from trvae_sc.levels import level_name
+from trvae_sc.model._trained import Known
+from trvae_sc.module import CONDITION_KEY, COUNT_LIKELIHOODS, TOTAL_KEY
 from trvae_sc.training import DataManager
 
-_NOT_TRAINED = "The model is not trained: call train() first."
+NOT_TRAINED = "The model is not trained: call train() first."
 
 
-class RegistrationMixin(BaseModelClass):
+class AnnDataModel(BaseModelClass):
     """Registered AnnData objects live as long as they are used, and others are aligned by name."""
 
     @classmethod
@@ -55,7 +59,7 @@ class RegistrationMixin(BaseModelClass):
             ) from error
         manager.validate()
 
-    def _check_if_trained(self, warn: bool = True, message: str = _NOT_TRAINED) -> None:
+    def _check_if_trained(self, warn: bool = True, message: str = NOT_TRAINED) -> None:
         """Raise where the model is not trained."""
         if warn or self.is_trained_:
             super()._check_if_trained(warn=warn, message=message)
@@ -98,7 +102,7 @@ class RegistrationMixin(BaseModelClass):
         """Return an AnnData with the model's genes and what its registration needs."""
         args = self.registry_["setup_args"]
         names = pd.Index(self.get_var_names())
-        return checks.align(adata, names, args["layer"], args["total_counts_key"])
+        return align(adata, names, args["layer"], args["total_counts_key"])
 
     def _register(self, adata: AnnData) -> None:
         """Register an AnnData that has the model's genes in order, and check its values."""
@@ -149,6 +153,25 @@ class RegistrationMixin(BaseModelClass):
         """Labels the model knows, in code order; empty without ``labels_key``."""
         has_labels = self.registry_["setup_args"]["labels_key"] is not None
         return self._levels(REGISTRY_KEYS.LABELS_KEY) if has_labels else []
+
+    @property
+    def conditions(self) -> list[Any]:
+        """Conditions the model knows, in code order."""
+        return self._levels(CONDITION_KEY)
+
+    @property
+    def condition_space(self) -> ConditionSpace:
+        """How conditions are named, coded and made of parts."""
+        state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
+        key = self.registry_["setup_args"]["condition_key"]
+        return ConditionSpace(key, tuple(self.conditions), state.get(PARTS))
+
+    @property
+    def known(self) -> Known:
+        """Conditions, labels and numbers of training cells, as plain data."""
+        labels = tuple(map(level_name, self.labels)) or ("all",)
+        key = self.registry_["setup_args"]["labels_key"]
+        return Known(self.condition_space, labels, key, self.module.n_cells.cpu().numpy())
 
     @property
     def n_cells(self) -> pd.DataFrame:

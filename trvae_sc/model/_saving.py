@@ -12,17 +12,18 @@ from anndata import AnnData
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
-from scvi.model.base import BaseModelClass
 from scvi.model.base._constants import SAVE_KEYS
 
 from trvae_sc import checks
+from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
 from trvae_sc.files import check_target, read, write_anndata, write_folder
+from trvae_sc.model._registration import AnnDataModel
 from trvae_sc.model_file import Stored, model_file, read_model, write_model
 from trvae_sc.training import DataManager
 
 
-class SavingMixin(BaseModelClass):
+class SavedModel(AnnDataModel):
     """Models are written completely or not at all, and read without running code."""
 
     def save(
@@ -179,7 +180,7 @@ class SavingMixin(BaseModelClass):
     @staticmethod
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of ``setup_anndata`` that a saved model was made with."""
-        DataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
+        DataManager.view_setup_method_args(SavedModel.load_registry(dir_path, prefix))
 
 
 def _arguments(params: Any, folder: Path) -> dict[str, Any]:
@@ -223,4 +224,4 @@ def _with_genes(adata: AnnData, registry: dict[str, Any]) -> AnnData:
         checks.check_matrix(adata, registry["setup_args"]["layer"])
         return adata
     args = registry["setup_args"]
-    return checks.align(adata, names, args["layer"], args["total_counts_key"])
+    return align(adata, names, args["layer"], args["total_counts_key"])

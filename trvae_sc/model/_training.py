@@ -20,7 +20,9 @@ from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
+from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import BestWeights, EpochCheckpoint
@@ -29,7 +31,7 @@ _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
 
 
-class TrainingMixin(UnsupervisedTrainingMixin):
+class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
     """Training with the preset's settings, best weights and checkpoints."""
 
     def train(
@@ -162,16 +164,53 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, _describe(run))
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
-            super().train(
-                max_epochs=max_epochs,
-                batch_size=batch_size,
-                train_size=train_size,
-                early_stopping=early_stopping,
-                plan_kwargs=plan,
-                datasplitter_kwargs=datasplitter_kwargs,
-                callbacks=callbacks,
-                **kwargs,
-            )
+            self.codes_ = self.codes_ if self.frozen_conditions_ else {}
+            try:
+                super().train(
+                    max_epochs=max_epochs,
+                    batch_size=batch_size,
+                    train_size=train_size,
+                    early_stopping=early_stopping,
+                    plan_kwargs=plan,
+                    datasplitter_kwargs=datasplitter_kwargs,
+                    callbacks=callbacks,
+                    **kwargs,
+                )
+            except KeyboardInterrupt:
+                self._keep_codes()
+                raise
+            self._keep_codes()
+
+    def _keep_codes(self) -> None:
+        """Keep latent codes of training cells, that predictions are put on their level with."""
+        rows = getattr(self, "train_indices", None)
+        if self.adata_manager is None or rows is None or not self.is_trained_:
+            return
+        self.codes_ = kept_codes(
+            self.trained,
+            self.adata,
+            np.asarray(rows),
+            since=self.frozen_conditions_,
+            seed=self.seed_,
+        )
+
+    @property
+    def trained(self) -> Trained:
+        """Network, names and what is kept of the training cells, as plain data."""
+        given, known = self.registry_["setup_args"], self.known
+        return Trained(
+            **vars(known),
+            module=self.module,
+            layer=given["layer"],
+            total_counts_key=given["total_counts_key"],
+            codes=self.codes_,
+            loader=self._make_data_loader,
+            preset=self.preset_,
+            seed=self.seed_,
+            training=self.training_,
+            n_frozen=self.frozen_conditions_,
+            marks=self.training_marks_,
+        )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
         """Raise where the cells to train on, or to validate on, would be none."""

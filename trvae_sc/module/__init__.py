@@ -1,14 +1,14 @@
 """The network and its loss."""
 
-from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll, normal_nll
-from trvae_sc.module._module import (
-    CONDITION_KEY,
+from trvae_sc.module._layers import CONDITION_KEY, TARGET_KEY, TOTAL_KEY, stack
+from trvae_sc.module._likelihood import (
     COUNT_LIKELIHOODS,
-    TARGET_KEY,
-    TOTAL_KEY,
     Likelihood,
-    TRVAEModule,
+    gaussian_kl,
+    negative_binomial_nll,
+    normal_nll,
 )
+from trvae_sc.module._module import TRVAEModule
 from trvae_sc.module._peers import Peers
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "gaussian_kl",
     "negative_binomial_nll",
     "normal_nll",
+    "stack",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Likelihood = Literal["nb", "zinb", "poisson", "normal", "mse"]
+COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 
 
 def negative_binomial_nll(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:

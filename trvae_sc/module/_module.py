@@ -23,13 +23,16 @@ from trvae_sc.module._layers import (
     Context,
     stack,
 )
-from trvae_sc.module._likelihood import gaussian_kl, negative_binomial_nll, normal_nll
+from trvae_sc.module._likelihood import (
+    COUNT_LIKELIHOODS,
+    Likelihood,
+    gaussian_kl,
+    negative_binomial_nll,
+    normal_nll,
+)
 from trvae_sc.module._scoring import ScoringMixin
 from trvae_sc.module._statistics import StatisticsMixin
 from trvae_sc.module._terms import TermsMixin, Transfer
-
-Likelihood = Literal["nb", "zinb", "poisson", "normal", "mse"]
-COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
@@ -46,41 +49,37 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
        + w_{mmd}\,\mathrm{MMD}^2(y) + w_t\,T
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
-    between conditions, inside each label: of the pooled cells it would also be lowered by moving cells
-    of a label that one condition lacks to those of others. T is the transfer loss: for every label
-    seen in two conditions s and t, the cells of (label, s) are decoded under both up to the last hidden
-    layer. The change from s to t of the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is
-    compared with that of the training profiles of the label, :math:`D = f(p_t) - f(p_s)`:
+    between conditions, inside each label: of pooled cells it would also be lowered by moving cells of
+    a label that one condition lacks to those of others. T is the transfer loss: the cells of a label
+    and condition s are decoded under s and another condition t of that label, up to the last hidden
+    layer. The change of the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is compared with
+    that of the training profiles, :math:`D = f(p_t) - f(p_s)`:
 
-    .. math:: T = \tfrac12 \sum_g (d_g - D_g)(d'_g - D_g)
+    .. math:: T = \tfrac12 \sum_g \big[\bar e_g \bar e'_g + 0.3\,(e_g - \bar e_g)(e'_g - \bar e'_g)\big],
+       \qquad e = d - D
 
-    with d and d' of either half of the cells in a minibatch (the square of one d would also punish
+    with the mean :math:`\bar e` over labels (what is a label's own counts less: learned by heart, it does not
+    hold for others), e and e' of either half of the cells in a minibatch (the square of one would also punish
     that cells differ; the product may be negative), :math:`f(r) = \log(1 + \kappa r)` for proportions
     (kappa: median total of the training cells) and f the identity for values in units of their
     standard deviation. A minibatch compares a random choice of its groups (one for 16 cells, at most),
-    in every second step of training; weights make up for both. Groups count by their cells in the
-    minibatch and by how well D is known, :math:`n / (n + 10)` for the harmonic mean n of the label's
-    training cells under s and t. A combination held out of training has no profile, so nothing about
-    it enters.
+    in every second step; weights make up for both. Groups count by their cells in the minibatch and by
+    how well D is known, :math:`n / (n + 10)` for the harmonic mean n of the label's training cells under
+    s and t. Nothing enters of a combination held out of training: it has no profile.
 
-    Reference: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with
-    median bandwidths, inside labels, the count likelihoods and T are ours.
+    Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with median bandwidths,
+    inside labels, the count likelihoods and T are ours.
 
     Parameters
     ----------
     n_input
         Number of genes.
     condition_design
-        Features of each condition, shape (n_conditions, n_features); the identity for plain
-        categories.
-    n_batch
-        Number of batches; 0 if none is registered.
-    n_labels
-        Number of labels (cell types); 0 without labels, which turns the transfer loss off.
+        Features of each condition, shape (n_conditions, n_features).
+    n_batch, n_labels, n_continuous_cov
+        Numbers of batches, labels (0: no transfer loss) and continuous covariates; 0 without.
     n_cats_per_cov
         Number of levels of each further categorical covariate.
-    n_continuous_cov
-        Number of continuous covariates.
     has_total
         Whether cells carry a total over more genes than `n_input`. The decoder then has one more
         class, the rest of the genome.
@@ -116,7 +115,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         mmd_kernel: Kernel = "median",
         transfer_weight: float = 1.0,
         calibrate: bool = True,
-        context_weight: float = 0.4,
+        context_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self._frozen: dict[str, Tensor] = {}
@@ -132,7 +131,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self.mmd_kernel = mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
         self.calibrate = calibrate and condition_in != "none"
-        self.context_weight = context_weight if n_labels else 0.0
+        self.context_weight = context_weight
         self.n_batch = n_batch
         self.n_labels = n_labels
         self.has_total = has_total and self.is_count
@@ -368,20 +367,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
             kl_local={"kl_local": kl},
             extra_metrics={k: v.detach() for k, v in (terms | weighted).items()},
         )
-
-    # -- prediction -------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    @auto_move_data
-    def encode(self, tensors: dict[str, Tensor]) -> TorchNormal:
-        """Return q(z | x, c) of a minibatch."""
-        return self._posterior(**self._get_inference_input(tensors))
-
-    @torch.inference_mode()
-    @auto_move_data
-    def aligned(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return y of a minibatch at the posterior mean of z."""
-        return self.hidden_layers(self.encode(tensors).loc, self._context(tensors))[0]
 
     @torch.inference_mode()
     @auto_move_data

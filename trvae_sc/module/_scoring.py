@@ -93,3 +93,17 @@ class ScoringMixin(BaseModuleClass):
         px = self._distribution(profile, context.condition, total, never)
         outputs = {"px": px, "profile": profile, "context": context}
         return -self.reconstruction_loss(tensors, outputs).cpu()
+
+    # -- prediction -------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    @auto_move_data
+    def encode(self, tensors: dict[str, Tensor]) -> Normal:
+        """Return q(z | x, c) of a minibatch."""
+        return self._posterior(**self._get_inference_input(tensors))
+
+    @torch.inference_mode()
+    @auto_move_data
+    def aligned(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return y of a minibatch at the posterior mean of z."""
+        return self.hidden_layers(self.encode(tensors).loc, self._context(tensors))[0]

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trvae_sc.states import N_STATES
-
 _EPS = 1e-8
-_MAX_STATE_VALUES = 2**24  # profiles of states kept, 64 MB
 
 
 class StatisticsMixin(nn.Module):
@@ -24,13 +21,6 @@ class StatisticsMixin(nn.Module):
         shape = (max(self.n_labels, 1), design.shape[0])
         self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("profiles", torch.zeros(*shape, n_input))
-        n_states = min(N_STATES, _MAX_STATE_VALUES // self.profiles.numel())
-        if n_states > 1 and self.calibrate and self.context_weight:
-            shape = (shape[0], n_states, shape[1])
-            self.register_buffer("state_n_cells", torch.zeros(shape, dtype=torch.float64))
-            self.register_buffer("state_profiles", torch.zeros(*shape, n_input))
-        else:
-            self.state_n_cells = self.state_profiles = None
 
     @torch.no_grad()
     def set_statistics(
@@ -42,7 +32,6 @@ class StatisticsMixin(nn.Module):
         sums: Tensor,
         n_cells: Tensor,
         dispersion: Tensor | None = None,
-        states: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Store what training needs to know of the training cells.
 
@@ -63,9 +52,6 @@ class StatisticsMixin(nn.Module):
             Number of those cells, shape (n_labels, n_conditions).
         dispersion
             Of the genes in each condition, within labels, shape (n_conditions, n_genes); of counts.
-        states
-            Number of cells, shape (n_labels, n_states, n_conditions), and mean, with one more axis, of
-            states within labels (:mod:`trvae_sc.states`).
         """
         device = self.kappa.device
         if not self.has_statistics:
@@ -90,11 +76,6 @@ class StatisticsMixin(nn.Module):
             present[:, : self._n_known] = False
         self.profiles[present] = profiles[present]
         self.n_cells[present] = n_cells[present]
-        if states is not None and self.state_profiles is not None and not self._frozen:
-            counts, means = (values.to(device) for values in states)
-            label = present.any(1)  # whole labels: states of another fit are not the same ones
-            self.state_n_cells[label] = counts.double()[label]
-            self.state_profiles[label] = self._profile_scale(means.float())[label]
 
     def _profile_scale(self, means: Tensor) -> Tensor:
         """Return f of mean proportions, or of mean values in the units of the data."""

@@ -15,6 +15,8 @@ from trvae_sc.module._peers import Peers
 
 _CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
 _HALF_CELLS = 10  # of a label and two conditions that count half of very many
+_OWN = 0.3  # weight of what is a label's own in the errors of changes; of what labels share: 1
+_TINY = 1e-9
 _FEW_GROUPS = 64  # a product with their membership is faster than adding rows
 
 
@@ -107,8 +109,22 @@ class TermsMixin(nn.Module):
         error = (end - start).unflatten(0, (-1, 2)) - truth[:, None]
         size = transfer.n_half[:-2].view(-1, 2, 1)
         error = torch.where(size > 0, error, error.flip(1))  # of a single cell
-        product = 0.5 * (error[:, 0] * error[:, 1]).sum(1)
+        common = self._common(error, transfer)
+        own = error - common
+        product = 0.5 * (common.prod(1) + _OWN * own.prod(1)).sum(1)
         return (product * transfer.weight).sum() / transfer.n_half.sum()
+
+    def _common(self, error: Tensor, transfer: Transfer) -> Tensor:
+        """Return the mean over labels of the errors of a change, to each of them, shape of `error`.
+
+        A change from target to source is the other one's negative.
+        """
+        sign = torch.where(transfer.source < transfer.target, 1.0, -1.0)[:, None, None]
+        ends = torch.stack([transfer.source, transfer.target]).sort(dim=0).values
+        pair = ends[0] * self.n_cells.shape[1] + ends[1]
+        same = (pair[:, None] == pair) * transfer.weight
+        shared = same / same.sum(1, keepdim=True).clamp_min(_TINY)
+        return sign * torch.einsum("gh,hkj->gkj", shared, sign * error)
 
     def _draw_groups(self, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw some of the (label, condition) of a minibatch whose label was seen under several.

@@ -24,7 +24,7 @@ from trvae_sc.pl._style import (
     name_points,
     plain,
 )
-from trvae_sc.uncertainty import LEVEL
+from trvae_sc.shift import LEVEL
 
 _BOUNDS = ("change_lower", "change_upper")
 
@@ -152,7 +152,7 @@ def calibration_table(
     other half-widths, from one of
 
     - `half_widths`, computed from the labels at each level
-      (:func:`trvae_sc.uncertainty.half_width` with ``level=p``): exact.
+      (:func:`trvae_sc.shift.half_width` with ``level=p``): exact.
     - `n_labels` = L, an approximation. All half-widths are :math:`h_g(p) = q_p\,s_g`, with the scale
       :math:`s_g` of a gene and the quantile :math:`q_p` of :math:`|e| / s` over residuals e of labels
       that were left out. Levels thus differ by one factor for all genes, :math:`q_p / q_{p_0}`. As

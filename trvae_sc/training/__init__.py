@@ -2,6 +2,7 @@
 
 from trvae_sc.training._best import BestWeights
 from trvae_sc.training._data import (
+    Batches,
     DataLoader,
     DataSplitter,
     row_numbers,
@@ -13,6 +14,7 @@ from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner
 
 __all__ = [
     "NOT_STARTED",
+    "Batches",
     "BestWeights",
     "DataLoader",
     "DataManager",

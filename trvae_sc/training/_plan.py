@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan as ScviTrainingPlan
@@ -16,7 +15,6 @@ from torch import Tensor, distributed
 from trvae_sc.errors import InputError
 from trvae_sc.identity import marks_of
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, TRVAEModule
-from trvae_sc.states import CellSample, matched_states
 from trvae_sc.training._data import Batches, seed_of
 
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
@@ -49,7 +47,6 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
     inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
     totals, marks = [], []
-    sample = CellSample(n_groups) if module.state_profiles is not None else None
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
         marks.append(marks_of(x.numpy()))
@@ -63,8 +60,6 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
             label = tensors[REGISTRY_KEYS.LABELS_KEY].cpu().long().ravel()
             group = group + label * n_conditions
         n_cells += torch.bincount(group, minlength=n_groups)
-        if sample is not None:
-            sample.add(group.numpy(), x.numpy())
         x = x.double()
         sums.index_add_(0, group, x)
         squares.index_add_(0, condition, x.square_())
@@ -82,7 +77,6 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
         "n_cells": n_cells.view(module.n_cells.shape),
         "dispersion": None if not totals else _dispersion(*moments, kappa),
         "marks": np.concatenate(marks) if marks else np.zeros(0),
-        "states": None if sample is None else _state_means(sample, kappa, module),
     }
 
 
@@ -123,31 +117,6 @@ def _dispersion(
     known = level > _ENOUGH_COUNTS
     middle = (excess / level)[known].median() if known.any() else torch.ones(())
     return ((excess + 2 * middle) / (level + 2)).clamp(0.01, 100.0)
-
-
-def _state_means(
-    sample: CellSample, kappa: float, module: TRVAEModule
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return number of cells and mean of each (label, state, condition), from a sample of cells."""
-    n_labels, n_states, n_conditions = module.state_n_cells.shape
-    group, x = sample.cells()
-    label, condition = np.divmod(group, n_conditions)
-    values = (x * kappa).log1p() if module.is_count else x
-    state = matched_states(values, label, condition, n_states)
-    used = state >= 0
-    code = np.ravel_multi_index(
-        (label[used], state[used], condition[used]), (n_labels, n_states, n_conditions)
-    )
-    member = sparse.csr_matrix(
-        (np.ones(len(code)), (code, np.flatnonzero(used))),
-        shape=(n_labels * n_states * n_conditions, len(group)),
-    )
-    counts = np.bincount(code, minlength=member.shape[0])
-    means = (member @ x).toarray() / np.maximum(counts, 1)[:, None]
-    return (
-        torch.as_tensor(counts).view(module.state_n_cells.shape),
-        torch.as_tensor(means).view(module.state_profiles.shape),
-    )
 
 
 class TrainingPlan(ScviTrainingPlan):

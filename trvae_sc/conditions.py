@@ -9,19 +9,19 @@ around it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from scvi.model.base import BaseModelClass
 
 from trvae_sc.checks import SEPARATOR, is_number
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, match_level
-from trvae_sc.module import CONDITION_KEY
+from trvae_sc.shift import Likeness
 
 PARTS = "parts"  #: entry of the state registry
+_JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
 
 
 def joint_column(
@@ -156,161 +156,158 @@ def remarks(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
     return notes
 
 
-def around(parts: dict[str, Any], values: Sequence[Any], names: Sequence[Any]) -> dict[Any, float]:
-    """Return the measured conditions around one that was not, and shares that sum up to 1.
-
-    Only those that agree in all levels and in all numbers but one count. Between two numbers the
-    shares are those of linear interpolation, beyond all of them the nearest has 1; where several
-    numbers can differ, each has the same part. Empty if there are none.
-    """
-    shares: list[dict[Any, float]] = []
+def _alone(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return how alike conditions are in what each part changes from the source, shape (n, n)."""
+    kernel = np.zeros((len(rows), len(rows)))
     for k, key in enumerate(parts["keys"]):
-        if key not in parts["scaling"]:
-            continue
-        same = {
-            row[k]: name
-            for row, name in zip(parts["values"], names, strict=True)
-            if all(row[j] == values[j] for j in range(len(row)) if j != k)
-        }
-        if same:
-            at = np.array(sorted(same))
-            weights = [np.interp(values[k], at, row) for row in np.eye(len(at))]
-            shares.append({same[x]: w for x, w in zip(at, weights, strict=True) if w > 0})
-    total: dict[Any, float] = {}
-    for share in shares:
-        for name, weight in share.items():
-            total[name] = total.get(name, 0.0) + weight / len(shares)
-    return total
+        values = rows[:, k]
+        if key in parts["scaling"]:  # linear between numbers
+            x = _in_range(parts, key, values)
+            x = x - _in_range(parts, key, source[[k]])
+            same = np.sign(x)[:, None] == np.sign(x)
+            kernel += same * np.minimum(np.abs(x)[:, None], np.abs(x))
+        else:
+            kernel += (values[:, None] == values) & (values != source[k])
+    return kernel
 
 
-def contrast(
-    parts: dict[str, Any], values: Sequence[Any], source: Sequence[Any], n_cells: np.ndarray
-) -> np.ndarray | None:
-    r"""Return weights of the measured conditions whose sum is the change, were parts additive.
+def _together(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return how alike conditions are in what their parts change together, shape (n, n)."""
+    every = np.concatenate([rows, source[None]])
+    product = np.ones((len(every), len(every)))
+    for k, key in enumerate(parts["keys"]):
+        values = every[:, k]
+        if key in parts["scaling"]:
+            x = _in_range(parts, key, values)
+            product *= 1.0 - np.abs(x[:, None] - x)
+        else:
+            product *= values[:, None] == values
+    change = product[:-1, :-1] - product[:-1, [-1]] - product[[-1], :-1]
+    return change + product[-1, -1]
 
-    With :math:`A_{vc} = 1` where value v of a column is part of condition c, :math:`w` has
-    :math:`A w = a_t - a_s` for the parts of target and source, and of all such weights the least
-    variance :math:`\sum_c w_c^2 / n_c`. So a drug and a cytokine that were measured alone give their
-    combination. None where the measured conditions do not tell.
+
+def _in_range(parts: dict[str, Any], key: str, values: np.ndarray) -> np.ndarray:
+    """Return numbers from 0 to 1 over the range that was measured; beyond it, the nearest."""
+    low, high = parts["scaling"][key][2:]
+    return (np.clip(values.astype(float), low, high) - low) / ((high - low) or 1.0)
+
+
+@dataclass(frozen=True)
+class ConditionSpace:
+    """The conditions that a model knows, and how others are made of their parts.
 
     Parameters
     ----------
+    key
+        Column of ``obs``, or the columns that make up a condition.
+    levels
+        Conditions in the order of their codes.
     parts
-        How conditions are coded.
-    values, source
-        Parts of target and source.
-    n_cells
-        Cells under each condition, shape (n_conditions,).
-
-    Returns
-    -------
-    Shape (n_conditions,).
+        How conditions of several columns are coded (:func:`new_parts`); None for one column.
     """
-    seen = np.flatnonzero(n_cells)
-    known = [
-        (k, v) for k, column in enumerate(zip(*parts["values"], strict=True)) for v in {*column}
-    ]
 
-    def coded(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-        return np.array([[row[k] == v for row in rows] for k, v in known], dtype=np.float64)
+    key: str | list[str]
+    levels: tuple[Any, ...]
+    parts: dict[str, Any] | None = None
 
-    target, start = coded([values, source]).T
-    if target.sum() < len(values):  # a part of it is none of those measured
-        return None
-    root = np.sqrt(n_cells[seen])
-    measured = coded([parts["values"][c] for c in seen])
-    own = root * (np.linalg.pinv(measured * root) @ (target - start))
-    if not np.allclose(measured @ own, target - start, atol=1e-6) or [*values] == [*source]:
-        return None
-    weights = np.zeros(len(n_cells))
-    weights[seen] = own
-    return weights
+    def level(self, condition: Any) -> Any:
+        """Return a condition as in :attr:`levels`, or the name of a new combination.
 
-
-class ConditionsMixin(BaseModelClass):
-    """What a model knows of conditions."""
-
-    @property
-    def conditions(self) -> list[Any]:
-        """Conditions the model knows, in code order."""
-        return self._levels(CONDITION_KEY)
-
-    @property
-    def _condition_parts(self) -> dict[str, Any] | None:
-        """How conditions of several columns are coded; None for one column."""
-        state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
-        return state.get(PARTS)
-
-    def _condition_design(self) -> torch.Tensor:
-        """Return the features of every condition, shape (n_conditions, n_features)."""
-        parts = self._condition_parts
-        if parts is None:
-            return torch.eye(len(self.conditions))
-        return torch.as_tensor(np.stack([design(parts, values) for values in parts["values"]]))
-
-    def _condition_level(self, condition: Any) -> Any:
-        """Return a condition as in :attr:`conditions`, or the name of a new combination."""
-        parts, known = self._condition_parts, self.conditions
-        if parts is not None:
-            return name_of(self._values_of(condition))
-        key, hint = self.registry_["setup_args"]["condition_key"], ""
-        if all(isinstance(level, int | float) for level in known):
+        Raises
+        ------
+        InputError
+            There is no such condition.
+        """
+        if self.parts is not None:
+            return name_of(self.values(condition))
+        hint = ""
+        if all(isinstance(level, int | float) for level in self.levels):
             hint = (
-                f" '{key}' was registered as levels; set up with condition_key=['{key}'] it is a number, "
-                "and values between and beyond those measured can be predicted."
+                f" '{self.key}' was registered as levels; set up with condition_key=['{self.key}'] it is "
+                "a number, and values between and beyond those measured can be predicted."
             )
-        return match_level(condition, known, of="condition", hint=hint)
+        return match_level(condition, list(self.levels), of="condition", hint=hint)
 
-    def _values_of(self, condition: Any) -> Sequence[Any]:
-        """Return the parts of a condition of several columns."""
-        parts, known = self._condition_parts, self.conditions
-        if isinstance(condition, str) and condition in known:
-            return parts["values"][known.index(condition)]
-        return parse(parts, condition)
+    def values(self, condition: Any) -> Sequence[Any]:
+        """Return the parts of a condition."""
+        if self.parts is None:
+            return [condition]
+        if isinstance(condition, str) and condition in self.levels:
+            return self.parts["values"][self.levels.index(condition)]
+        return parse(self.parts, condition)
 
-    def _condition_features(self, condition: Any) -> torch.Tensor:
+    def code(self, level: Any) -> int | None:
+        """Return the code of a level; None of a new combination."""
+        return self.levels.index(level) if level in self.levels else None
+
+    def design(self) -> np.ndarray:
+        """Return the features of every condition, shape (n_conditions, n_features)."""
+        if self.parts is None:
+            return np.eye(len(self.levels), dtype=np.float32)
+        return np.stack([design(self.parts, values) for values in self.parts["values"]])
+
+    def features(self, condition: Any) -> np.ndarray:
         """Return the features of a condition, shape (1, n_features)."""
-        level = self._condition_level(condition)
-        if level in self.conditions:
-            code = self.conditions.index(level)
-            return self.module.condition_design[code : code + 1]
-        row = design(self._condition_parts, self._values_of(level))
-        return torch.as_tensor(row, device=self.module.condition_design.device)[None]
+        level = self.level(condition)
+        code = self.code(level)
+        if code is not None:
+            return self.design()[[code]]
+        return design(self.parts, self.values(level))[None]
 
-    def _condition_column(self, obs: pd.DataFrame) -> pd.Series:
-        """Return the condition of each cell, as named in :attr:`conditions`."""
-        keys = self.registry_["setup_args"]["condition_key"]
-        if not isinstance(keys, str):
-            return joint_column(obs, keys)[0].astype(object)
-        known = {level_name(level): level for level in self.conditions}
-        return as_text(obs[keys]).map(lambda name: known.get(name, name))
+    def column(self, obs: pd.DataFrame) -> pd.Series:
+        """Return the condition of each cell, as named in :attr:`levels`."""
+        if not isinstance(self.key, str):
+            return joint_column(obs, self.key)[0].astype(object)
+        known = {level_name(level): level for level in self.levels}
+        return as_text(obs[self.key]).map(lambda name: known.get(name, name))
 
-    def _condition_values(self, level: Any, n_obs: int) -> dict[str, Any]:
+    def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
         """Return the obs columns of cells under a condition."""
-        keys, parts = self.registry_["setup_args"]["condition_key"], self._condition_parts
-        own = (
-            {keys: level} if parts is None else dict(zip(keys, self._values_of(level), strict=True))
-        )
-        numbers = {} if parts is None else parts["scaling"]
+        keys = [self.key] if self.parts is None else self.key
+        numbers = {} if self.parts is None else self.parts["scaling"]
         return {
             key: value if key in numbers else pd.Categorical([value] * n_obs, categories=[value])
-            for key, value in own.items()
+            for key, value in zip(keys, self.values(level), strict=True)
         }
 
-    def _conditions_around(self, level: Any, source: Any) -> dict[Any, float]:
-        """Return measured conditions other than the source that tell of one that was not."""
-        found = around(self._condition_parts, self._values_of(level), self.conditions)
-        found.pop(source, None)  # nothing changes there
-        return found
-
-    def _condition_contrast(
-        self, level: Any, source: Any, n_cells: np.ndarray
-    ) -> np.ndarray | None:
-        """Return :func:`contrast` of a condition that was not measured."""
-        ends = (list(self._values_of(c)) for c in (level, source))
-        return contrast(self._condition_parts, *ends, n_cells)
-
-    def _condition_remarks(self, level: Any) -> list[str]:
+    def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
-        parts = self._condition_parts
-        return [] if parts is None else remarks(parts, self._values_of(level))
+        return [] if self.parts is None else remarks(self.parts, self.values(level))
+
+    def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
+        r"""Return which conditions tell of a target, and how alike they are.
+
+        A target that was measured is told by itself. Of another one every part changes alone what the
+        conditions with that part show (levels as they are, numbers linearly between those measured, beyond
+        them the nearest), and parts together, with a hundredth of the variance, what the conditions with
+        such parts show:
+
+        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
+
+        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
+        is that of changes from the source.
+
+        Parameters
+        ----------
+        source, target
+            Conditions.
+        measured
+            Whether any label tells what changes from the source to a condition, shape (n_conditions,).
+        """
+        code = self.code(target)
+        if code is not None and (measured[code] or self.parts is None):
+            return Likeness.of_itself(code)
+        codes = np.flatnonzero(measured)
+        values = [self.parts["values"][c] for c in codes]
+        rows = _table([*values, self.values(target)])
+        start = _table([self.values(source)])[0]
+        kernel = _alone(self.parts, rows, start) + _JOINT * _together(self.parts, rows, start)
+        return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], float(kernel[-1, -1]))
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Return parts of conditions as an array of objects."""
+    table = np.empty((len(rows), len(rows[0])), dtype=object)
+    for i, row in enumerate(rows):
+        table[i] = list(row)
+    return table

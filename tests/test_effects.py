@@ -1,0 +1,75 @@
+"""Predicted changes as a table: one row a label and gene, equal to those of predictions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from trvae_sc.errors import InputError
+from trvae_sc.shift import half_width, p_values
+
+
+@pytest.fixture(scope="module")
+def model(fit, make_adata):
+    adata = make_adata(n_cells=480)
+    adata.obs["cell_type"] = [f"t{i // 2 % 5}" for i in range(480)]
+    hidden = (adata.obs["cell_type"] == "t0") & (adata.obs["condition"] == "stimulated")
+    return fit(adata[~hidden].copy())
+
+
+def test_effects_are_those_of_predictions(model):
+    table = model.effects(target="stimulated")
+    assert table["label"].unique().tolist() == ["t0", "t1", "t2", "t3", "t4"]
+    assert set(table["source"]) == {"control"}
+    assert len(table) == 5 * 30
+    for label in ("t0", "t3"):
+        own = table[table["label"] == label].set_index("gene")
+        predicted = model.predict(target="stimulated", labels=label)
+        for name, column in (
+            ("source_mean", "source_mean"),
+            ("predicted_mean", "predicted_mean"),
+            ("change", "predicted_change"),
+            ("lower", "change_lower"),
+            ("upper", "change_upper"),
+        ):
+            assert own[name].to_numpy() == pytest.approx(predicted.var[column].to_numpy())
+        assert own["n_source_cells"].unique() == predicted.n_obs
+        fold = np.log2(np.exp(own["predicted_mean"]) / np.exp(own["source_mean"]))
+        assert own["log2_fold_change"].to_numpy() == pytest.approx(fold.to_numpy())
+        assert own["qval"].to_numpy() == pytest.approx(stats.false_discovery_control(own["pval"]))
+        excludes = (own["lower"] > 0) | (own["upper"] < 0)
+        assert (excludes == (own["pval"] < 0.1)).mean() > 0.9
+    one = model.effects(target="stimulated", labels="t3")
+    expected = table[table["label"] == "t3"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, expected)
+
+
+def test_a_p_value_is_the_level_at_which_the_interval_has_zero_in_it():
+    rng = np.random.default_rng(0)
+    missed, n = rng.normal(0, rng.gamma(2.0, 1.0, 500), (6, 500)), np.full(6, 80.0)
+    change = rng.normal(0, 4, 500)
+    p = p_values(change, missed, n)
+    for level in (0.5, 0.8, 0.95):
+        inside = np.abs(change) <= half_width(missed, n, level=level)
+        clear = np.abs(p - (1 - level)) > 0.002  # steps of one in 3,000 residuals
+        assert (inside == (p > 1 - level))[clear].all()
+    assert np.isnan(p_values(change, missed[:2], n[:2])).all()
+
+
+def test_p_values_of_no_change_are_uniform():
+    rng = np.random.default_rng(1)
+    found = [p_values(rng.normal(size=400), rng.normal(size=(8, 400)), np.full(8, 500.0))]
+    assert stats.kstest(np.concatenate(found), "uniform").statistic < 0.1
+
+
+def test_bad_requests(model, fit):
+    with pytest.raises(InputError, match="Unknown condition"):
+        model.effects(target="x")
+    with pytest.raises(InputError, match="Unknown label"):
+        model.effects(target="stimulated", labels="x")
+    with pytest.raises(InputError, match="nothing changes"):
+        model.effects(target="stimulated", source="stimulated")
+    with pytest.raises(InputError, match="no cells"):
+        model.effects(target="control", source="stimulated", labels="t0")
+    with pytest.raises(InputError, match="calibrate=False"):
+        fit(preset="cvae").effects(target="stimulated")

@@ -1,0 +1,87 @@
+"""Predicted changes of labels, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from trvae_sc.errors import InputError
+from trvae_sc.levels import level_name, match_level
+from trvae_sc.model._factors import Sourced
+from trvae_sc.model._trained import Trained
+
+
+def effects(
+    trained: Trained, genes: pd.Index, *, target: Any, source: Any, labels: Any
+) -> pd.DataFrame:
+    """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
+    if not trained.module.calibrate:
+        raise InputError(
+            f"Models with calibrate=False (preset '{trained.preset}') have no change of a label apart from "
+            "its cells. Use predict, or the default preset."
+        )
+    target, space = trained.conditions.level(target), trained.conditions
+    if source is None:
+        sources = [level for level in space.levels if level != target]
+    else:
+        sources = [space.level(source)]
+        if sources[0] == target:
+            raise InputError(f"Source and target are both {target!r}: nothing changes.")
+    chosen = _labels(trained, labels)
+    tables = []
+    for start in sources:
+        code, of_source = space.code(start), None
+        if code is None:
+            raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
+        for label in chosen:
+            n_cells = int(trained.n_cells[trained.labels.index(label), code])
+            if n_cells:
+                of_source = of_source or Sourced(trained, start, target)
+                tables.append(_table(of_source, label, genes, n_cells))
+    if not tables:
+        raise InputError(f"Training has no cells of {chosen} under {sources}.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _labels(trained: Trained, labels: Any) -> list[str]:
+    """Return labels as the model has them."""
+    if labels is None:
+        return list(trained.labels)
+    if trained.labels_key is None:
+        raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
+    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    return [match_level(label, list(trained.labels), of="label") for label in given]
+
+
+def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.DataFrame:
+    """Return the change of one label."""
+    factors = source.of_training(label)
+    start, end, change, lower, upper = factors.change.columns()
+    pval = source.p_values(change)
+    known = np.isfinite(pval).all()
+    if source.trained.module.is_count:
+        fold = (np.expm1(end) + 1.0) / (np.expm1(start) + 1.0)
+        fold = np.log2(fold)
+    else:
+        fold = np.full(len(genes), np.nan)
+    return pd.DataFrame(
+        {
+            "label": label,
+            "source": level_name(source.of),
+            "target": level_name(source.target),
+            "gene": genes.astype(str),
+            "source_mean": start,
+            "predicted_mean": end,
+            "log2_fold_change": fold,
+            "change": change,
+            "lower": lower,
+            "upper": upper,
+            "pval": pval,
+            "qval": stats.false_discovery_control(pval) if known else pval,
+            "n_source_cells": n_cells,
+            "novelty": factors.novelty,
+        }
+    )

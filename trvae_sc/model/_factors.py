@@ -1,0 +1,214 @@
+"""The change of each label, shared between network and ridge, and the factors that lead to it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.levels import as_text, level_name
+from trvae_sc.model._counts import shared_gain
+from trvae_sc.model._decode import Batch, decoded_batches
+from trvae_sc.model._trained import Trained
+from trvae_sc.module import TRVAEModule
+from trvae_sc.shift import Ridge, half_width, novelty, p_values
+
+_NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
+
+
+class Change(NamedTuple):
+    """Mean change of a label, f of the mean share (mean values), shapes (n_genes,)."""
+
+    source_mean: np.ndarray
+    predicted_mean: np.ndarray
+    half_width: np.ndarray | None  #: of the interval, where it is known
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """Return means, change and its interval."""
+        change = self.predicted_mean - self.source_mean
+        half = np.nan if self.half_width is None else self.half_width
+        return self.source_mean, self.predicted_mean, change, change - half, change + half
+
+
+class Factors(NamedTuple):
+    """How the decoded rates of a label are put on their level, under one source and target."""
+
+    label: str
+    source: Any
+    of_source: np.ndarray  #: factor (not counts: summand) of the decoded source, (n_genes,)
+    of_target: np.ndarray  #: the same of the decoded target
+    gain: np.ndarray | None  #: mean share that the label gains, negative where it loses; of counts
+    change: Change
+    novelty: float  #: how unlike the labels that were measured it is
+    is_known: bool  #: whether level and change are those of training, or of the cells given
+
+
+class Calibration:
+    """Puts decoded rates on the level of their label; see :meth:`TRVAE.predict`.
+
+    Parameters
+    ----------
+    trained
+        Trained model.
+    adata
+        Registered AnnData.
+    rows
+        Rows to predict from.
+    target
+        Condition to predict.
+    """
+
+    def __init__(self, trained: Trained, adata: AnnData, rows: np.ndarray, target: Any) -> None:
+        self.module, self.factors = trained.module, []
+        if not trained.module.calibrate:
+            return
+        obs = adata.obs.iloc[rows]
+        source = as_text(trained.conditions.column(obs))
+        levels = {level_name(level): level for level in trained.conditions.levels}
+        frame = pd.DataFrame(
+            {"source": np.asarray(source), "label": np.asarray(trained.label_column(obs))}
+        )
+        by_group = frame.groupby(["source", "label"], sort=True)
+        self.group, ridge = by_group.ngroup().to_numpy(), None
+        for (name, label), at in by_group.indices.items():
+            if ridge is None or level_name(ridge.of) != name:
+                ridge = Sourced(trained, levels[name], target)
+            self.factors.append(ridge.factors(label, adata, rows[at]))
+
+    def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
+        """Return a batch on the level of its labels; `positions` are its rows' places.
+
+        Without `gain` the share to add, which only counts need, is not computed.
+        """
+        if not self.factors:
+            return batch
+        present, codes = np.unique(self.group[positions], return_inverse=True)
+        chosen = [self.factors[code] for code in present]
+        combine = np.multiply if self.module.is_count else np.add
+        by_target, by_source = (
+            np.stack([getattr(f, name) for f in chosen]).astype(np.float32)[codes]
+            for name in ("of_target", "of_source")
+        )
+        target = combine(by_target, batch.target, out=by_target)
+        source = combine(by_source, batch.source, out=by_source)
+        if not (gain and self.module.is_count):
+            return batch._replace(source=source, target=target)
+        mean = None
+        if self.module.n_labels:
+            mean = np.stack([f.gain for f in chosen]).astype(np.float32)[codes]
+        return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
+
+
+class Sourced:
+    """What is the same for all labels under one source."""
+
+    def __init__(self, trained: Trained, source: Any, target: Any) -> None:
+        self.trained, self.of, self.target = trained, source, target
+        self.profiles = trained.profiles()
+        n_cells, s = self.profiles.n_cells, trained.conditions.code(source)
+        measured = ((n_cells > 0) & (n_cells[:, [s]] > 0)).any(0)
+        measured[s] = False
+        likeness = trained.conditions.likeness(source, target, measured)
+        self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
+        self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
+        self.others = np.empty((0, len(trained.module.gene_mean)))
+        self.missed: tuple[np.ndarray, np.ndarray] | None = None
+        self.half = None
+        code = trained.conditions.code(target)
+        if code is not None and len(self.ridge.groups) and trained.module.n_labels:
+            self.others = self.profiles.mean[self.ridge.groups[:, 0], s]
+            if self.weight:
+                self.missed = self.ridge.left_out()
+                self.half = half_width(*self.missed)
+        if self.half is not None:
+            self.half = self.half * self._units()
+
+    def _units(self) -> np.ndarray | float:
+        """Return what a change of 1 on the scale of f is in predictions."""
+        module = self.trained.module
+        return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
+
+    def p_values(self, change: np.ndarray) -> np.ndarray:
+        """Return p-values of a predicted change; NaN where they are not known."""
+        if self.missed is None:
+            return np.full(len(change), np.nan)
+        return p_values(change / self._units(), *self.missed)
+
+    def of_training(self, label: str) -> Factors:
+        """Return the factors of a label that training has cells of under the source."""
+        return self.factors(label, None, np.arange(0))
+
+    def factors(self, label: str, adata: AnnData | None, rows: np.ndarray) -> Factors:
+        """Return the factors of a label; `rows` are its cells, where training has none."""
+        trained, module = self.trained, self.trained.module
+        code = trained.labels.index(label) if label in trained.labels else None
+        means = None
+        if code is not None and self.profiles.n_cells[code, self.code] > 0:
+            means = _means_of_training(trained, code, self.code, self.target)
+        is_known = means is not None
+        if is_known:
+            own = self.profiles.mean[code, self.code].astype(np.float64)
+            observed = _shares(module, own)
+        else:
+            code = None
+            observed, *means = _means_of_cells(trained, adata, rows, self.target)
+            own = _scale(module, observed)
+        start, end = (_scale(module, mean) for mean in means)
+        change = end - start
+        if self.weight:
+            by_labels = self.ridge.predict(own, code) - own
+            of_network = (1.0 - self.weight) * (1.0 - self.ridge.measured(code))
+            change = of_network * change + (1.0 - of_network) * by_labels
+        expected = _shares(module, own + change)
+        if module.is_count:
+            tiny = np.finfo(np.float32).tiny
+            of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
+        else:
+            of = [o - m for o, m in zip((observed, expected), means, strict=True)]
+        means = (observed, expected)
+        if module.is_count:
+            means = [np.log1p(module.kappa.item() * mean) for mean in means]
+        found = Change(*means, self.half)
+        unlike = novelty(own, self.others)
+        return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
+
+
+def _means_of_training(
+    trained: Trained, label: int, source: int, target: Any
+) -> list[np.ndarray] | None:
+    """Return means over a label's training cells, decoded under source and target; None without cells."""
+    features = trained.features(target)
+    for tensors, z in trained.codes_of(label, source):
+        decoded = (trained.module.expected(tensors, z, f) for f in (None, features))
+        return [rates.double().mean(0).cpu().numpy() for rates in decoded]
+    return None
+
+
+def _means_of_cells(
+    trained: Trained, adata: AnnData, rows: np.ndarray, target: Any
+) -> list[np.ndarray]:
+    """Return means over cells: of observed shares, and of those decoded under source and target."""
+    if len(rows) > _NEW_CELLS:  # the same ones in whatever order they come
+        by_name = rows[np.argsort(adata.obs_names[rows].to_numpy(), kind="stable")]
+        rows = by_name[np.linspace(0, len(rows) - 1, _NEW_CELLS).astype(int)]
+    sums: Any = 0.0
+    for batch in decoded_batches(trained, adata, rows, trained.features(target)):
+        parts = batch.shares(), batch.source, batch.target
+        sums = sums + np.stack([part.sum(0, dtype=np.float64) for part in parts])
+    return list(sums / len(rows))
+
+
+def _scale(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
+    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
+    if module.is_count:
+        return np.log1p(module.kappa.item() * mean)
+    return (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+
+
+def _shares(module: TRVAEModule, scaled: np.ndarray) -> np.ndarray:
+    """Return the mean profile of f: the inverse of :func:`_scale`."""
+    if module.is_count:
+        return np.expm1(np.maximum(scaled, 0.0)) / module.kappa.item()
+    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * scaled

@@ -1,0 +1,167 @@
+"""What prediction needs of a trained model, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.levels import as_text
+from trvae_sc.module import CONDITION_KEY, TRVAEModule
+from trvae_sc.shift import Profiles
+
+Tensors = dict[str, Tensor]
+_MOST_CODES = (50, 256)  # codes kept of each label and condition: least and most ...
+_ALL_CODES = 20_000  # ... and of all together
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model knows: conditions, labels and how many cells of them it was trained on.
+
+    Parameters
+    ----------
+    conditions
+        Conditions.
+    labels
+        Labels as text; ``("all",)`` without labels.
+    labels_key
+        Column with the labels, or None.
+    n_cells
+        Training cells, shape (n_labels, n_conditions).
+    """
+
+    conditions: ConditionSpace
+    labels: tuple[str, ...]
+    labels_key: str | None
+    n_cells: np.ndarray
+
+    def label_column(self, obs: pd.DataFrame) -> pd.Series:
+        """Return the label of each cell as text; ``"all"`` without labels."""
+        if self.labels_key in obs:
+            return as_text(obs[self.labels_key])
+        return pd.Series("all", index=obs.index)
+
+
+@dataclass(frozen=True)
+class Trained(Known):
+    """A trained network, and what it keeps of its training cells.
+
+    Parameters
+    ----------
+    module
+        The network.
+    layer
+        Layer with the values; X if None.
+    total_counts_key
+        Column with the totals, or None.
+    codes
+        Latent codes of at most 256 training cells of each label and condition, and what they are decoded
+        with (:func:`kept_codes`).
+    loader
+        Gives minibatches of rows of a registered AnnData.
+    preset, seed, training, n_frozen, marks
+        Where it comes from: preset, seed, how far training went, number of conditions of the reference of
+        a query (0: no query), and marks of the training cells.
+    """
+
+    module: TRVAEModule
+    layer: str | None
+    total_counts_key: str | None
+    codes: dict[str, np.ndarray]
+    loader: Callable[..., Iterable[Tensors]]
+    preset: str
+    seed: int
+    training: dict[str, Any]
+    n_frozen: int
+    marks: np.ndarray
+
+    def batches(
+        self, adata: AnnData, rows: np.ndarray, batch_size: int | None = None
+    ) -> Iterable[Tensors]:
+        """Return minibatches of rows of a registered AnnData."""
+        return self.loader(adata, rows, batch_size)
+
+    def features(self, condition: Any) -> Tensor:
+        """Return the features of a condition, shape (1, n_features)."""
+        return torch.as_tensor(self.conditions.features(condition), device=self.module.kappa.device)
+
+    def profiles(self) -> Profiles:
+        """Return the mean profiles of the training cells."""
+        mean = self.module.profiles.cpu().numpy()
+        return Profiles(mean, self.n_cells, self.labels, self.module.is_count)
+
+    def codes_of(self, label: int, condition: int) -> Iterator[tuple[Tensors, Tensor]]:
+        """Yield a minibatch of the codes kept of a label and condition: what it is decoded with, and z."""
+        if not self.codes:
+            return
+        at = self.codes[REGISTRY_KEYS.LABELS_KEY] == label
+        at &= self.codes[CONDITION_KEY] == condition
+        if at.any():
+            device = self.module.kappa.device
+            tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
+            z = tensors.pop("z")
+            yield {k: v[:, None] if v.ndim == 1 else v for k, v in tensors.items()}, z
+
+
+def kept_codes(
+    trained: Trained, adata: AnnData, rows: np.ndarray, *, since: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Return codes of the training cells: a random sample of each label and condition.
+
+    They stay with the model, so that what it predicts depends on the cell alone.
+
+    Parameters
+    ----------
+    trained
+        The network, with the codes that it had before.
+    adata
+        Registered training data.
+    rows
+        Training cells.
+    since
+        Code of the first condition whose codes may change: 0, or that of the first new condition of a query.
+    seed
+        Seed of the sample.
+    """
+    label = _label_codes(trained, adata.obs)[rows]
+    condition = _condition_codes(trained, adata.obs)[rows]
+    most = int(np.clip(_ALL_CODES // trained.n_cells.size, *_MOST_CODES))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    groups = pd.Series(label[order] * len(trained.conditions.levels) + condition[order])
+    chosen = np.sort(order[(groups.groupby(groups).cumcount() < most).to_numpy()])
+    chosen = chosen[condition[chosen] >= since]
+    parts: list[dict[str, np.ndarray]] = []
+    for tensors in trained.batches(adata, rows[chosen]) if len(chosen) else ():
+        kept = {k: v.cpu().numpy() for k, v in tensors.items() if k in _DECODED_WITH}
+        parts.append({**kept, "z": trained.module.encode(tensors).loc.cpu().numpy()})
+    found = {k: np.concatenate([part[k] for part in parts]) for k in (parts[0] if parts else ())}
+    if found:
+        found = {k: v.ravel() if v.shape[1] == 1 and k != "z" else v for k, v in found.items()}
+        found[REGISTRY_KEYS.LABELS_KEY] = label[chosen]
+        found[CONDITION_KEY] = condition[chosen]
+    before = trained.codes if since else {}
+    if not before or not found:
+        return found or before
+    old = before[CONDITION_KEY] < since
+    return {k: np.concatenate([before[k][old], v]) for k, v in found.items()}
+
+
+#: What of a minibatch a code is decoded with.
+_DECODED_WITH = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
+
+
+def _label_codes(trained: Trained, obs: pd.DataFrame) -> np.ndarray:
+    return pd.Index(trained.labels).get_indexer(trained.label_column(obs))
+
+
+def _condition_codes(trained: Trained, obs: pd.DataFrame) -> np.ndarray:
+    return pd.Index(trained.conditions.levels).get_indexer(trained.conditions.column(obs))

@@ -1,0 +1,307 @@
+"""The change of a label, from the changes of other labels: kernel ridge regression on log fold changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+LEVEL = 0.9  # share of genes that intervals are to cover
+_RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
+_HALF_CELLS = 30  # of a group whose noise is as large as what is a label's own
+_COMMON = 1e6  # prior variance of what all labels share
+_EPS = 0.3  # counts added before logarithms are taken: fewer are noise
+_PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
+_SURE_CELLS = 300  # of a label whose residual says half as much as one of very many cells
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Mean values of training cells by label and condition.
+
+    Parameters
+    ----------
+    mean
+        f of the mean share, log(1 + kappa share), or the mean of other values; shape
+        (n_labels, n_conditions, n_genes).
+    n_cells
+        Cells of each label and condition, shape (n_labels, n_conditions).
+    labels
+        Names of the labels.
+    is_count
+        Whether the values are counts.
+    """
+
+    mean: np.ndarray
+    n_cells: np.ndarray
+    labels: tuple[str, ...]
+    is_count: bool
+
+    def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
+        """Return the change of groups (label, condition) from the source: log fold change of counts."""
+        label, condition = groups.T
+        return log_fold_change(
+            self.mean[label, source], self.mean[label, condition], is_count=self.is_count
+        )
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Conditions that tell of a target, and how alike they are; see :meth:`ConditionSpace.likeness`.
+
+    Parameters
+    ----------
+    codes
+        The n conditions.
+    kernel
+        Covariance of what changes from the source to each of them, shape (n, n).
+    target
+        The same of each with the target, shape (n,).
+    variance
+        The same of the target with itself.
+    """
+
+    codes: np.ndarray
+    kernel: np.ndarray
+    target: np.ndarray
+    variance: float = 1.0
+
+    @classmethod
+    def of_itself(cls, code: int) -> Likeness:
+        """Return the likeness of a target that was measured."""
+        return cls(np.array([code]), np.ones((1, 1)), np.ones(1))
+
+
+def log_fold_change(start: np.ndarray, end: np.ndarray, *, is_count: bool) -> np.ndarray:
+    r"""Return :math:`\log\frac{e^{f_t} - 1 + 0.3}{e^{f_s} - 1 + 0.3}` of counts, else the difference."""
+    if not is_count:
+        return np.asarray(end, np.float64) - start
+    start, end = (np.expm1(np.asarray(f, np.float64)) + _EPS for f in (start, end))
+    return np.log(end / start)
+
+
+def changed(start: np.ndarray, change: np.ndarray, *, is_count: bool) -> np.ndarray:
+    """Return values after a change: the inverse of :func:`log_fold_change`."""
+    if not is_count:
+        return start + change
+    start = np.expm1(np.asarray(start, np.float64)) + _EPS
+    return np.log1p(np.maximum(start * np.exp(change) - _EPS, 0.0))
+
+
+class Ridge:
+    r"""Predicts the change of a label from all that was measured.
+
+    The change d of label l from the source s to condition c is taken for a draw from a Gaussian process
+    (kernel ridge regression) with
+
+    .. math:: \mathrm{cov}(d_{lc}, d_{l'c'}) = k_C(c, c') \Big( \mathrm{const}
+       + \frac{\langle z_l, z_{l'} \rangle}{\overline{\lVert z \rVert^2}} + 0.3\,\delta_{ll'} \Big)
+       + 0.3 \frac{30}{n_{lc}}\,\delta_{ll'}\,\delta_{cc'}
+
+    for source profiles z of the labels, less their mean, and the harmonic mean n of the cells under source
+    and condition: labels change as far alike as their profiles are, and few cells say little. A target that
+    was measured is learned from changes to it alone (:math:`k_C = 1`); see
+    :meth:`trvae_sc.conditions.ConditionSpace.likeness` for others. Changes of counts are log fold changes: what
+    a gene of another label can do depends on its own level.
+
+    Parameters
+    ----------
+    profiles
+        What was measured.
+    source
+        Code of the condition to start from.
+    likeness
+        Conditions that tell of the target.
+    """
+
+    def __init__(self, profiles: Profiles, source: int, likeness: Likeness) -> None:
+        n_cells = profiles.n_cells
+        at, place = [], np.full(n_cells.shape[1], -1)
+        place[likeness.codes] = np.arange(len(likeness.codes))
+        for label, condition in np.argwhere(n_cells > 0):
+            if condition != source and place[condition] >= 0 and n_cells[label, source] > 0:
+                at.append((label, condition))
+        self.groups = np.array(at, dtype=int).reshape(-1, 2)
+        self.profiles, self.source, self.likeness = profiles, source, likeness
+        self.n_labels = len(np.unique(self.groups[:, 0]))
+        if not len(self.groups):
+            return
+        label, condition = self.groups.T
+        self.n = 2.0 / (1.0 / n_cells[label, source] + 1.0 / n_cells[label, condition])
+        self.changes = profiles.changes(self.groups, source)
+        z = profiles.mean[:, source].astype(np.float64)
+        known, weight = np.unique(label), self.n / (self.n + _HALF_CELLS)
+        self.centre = np.average(z[label], axis=0, weights=weight)
+        self.z = z - self.centre
+        size = np.average(np.square(self.z[label]).sum(1), weights=weight)
+        self.size = size if len(known) > 1 and size > 0 else np.inf
+        self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
+        self.kernel = self.alike * self._labels(self.z[label], label)
+        self.of_target = likeness.target[place[condition]]
+        self.kernel[np.diag_indices(len(label))] += _RIDGE * _HALF_CELLS / self.n
+
+    def _labels(self, z: np.ndarray, label: np.ndarray | int | None) -> np.ndarray:
+        """Return how alike labels of profiles z are to those of the groups."""
+        own = self.groups[:, 0]
+        same = False if label is None else np.equal.outer(label, own)
+        return _COMMON + z @ self.z[own].T / self.size + _RIDGE * same
+
+    def predict(self, profile: np.ndarray, label: int | None) -> np.ndarray:
+        """Return f of the target.
+
+        Parameters
+        ----------
+        profile
+            f of the source profile of the label to predict, shape (n_genes,).
+        label
+            Code of the label; None where training has no cells of it under the source. What was measured of
+            the label itself counts as its own.
+        """
+        alike = self._labels(profile - self.centre, label) * self.of_target
+        weights = linalg.solve(self.kernel, alike, assume_a="pos")
+        return changed(profile, weights @ self.changes, is_count=self.profiles.is_count)
+
+    def measured(self, label: int | None) -> float:
+        """Return the share of what is a label's own in its change that was measured, 0 to 1.
+
+        The share of its variance that the label's changes to conditions that tell of the target explain: 0 of a
+        label without any, n / (n + 30) where the target itself was measured.
+        """
+        own = self.groups[:, 0] == label
+        if label is None or not own.any():
+            return 0.0
+        noise = np.diag(_RIDGE * _HALF_CELLS / self.n[own])
+        alike = _RIDGE * self.of_target[own]
+        explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
+        return float(explained / (_RIDGE * self.likeness.variance))
+
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is wrong with f of the target of each label if it is left out, and its cells.
+
+        Returns
+        -------
+        Truth less prediction, shape (n_labels, n_genes), in the order of the groups of the target; n,
+        shape (n_labels,).
+        """
+        inverse = linalg.inv(self.kernel)
+        missed = (inverse @ self.changes) / np.diag(inverse)[:, None]
+        start = self.profiles.mean[self.groups[:, 0], self.source]
+        truth = self.profiles.mean[self.groups[:, 0], self.groups[:, 1]]
+        predicted = changed(start, self.changes - missed, is_count=self.profiles.is_count)
+        return truth - predicted, self.n
+
+
+def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np.ndarray | None:
+    r"""Return half the width of each gene's interval for the change of one more label.
+
+    With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
+    :math:`s_g^2 = (\sum_l w_l e_{lg}^2 + \overline{e^2}) / (\sum_l w_l + 1)`, drawn towards the mean
+    over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
+    genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
+    with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
+    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise.
+
+    Parameters
+    ----------
+    missed
+        Residuals of L labels, shape (n_labels, n_genes).
+    n
+        Cells that each rests on, shape (n_labels,).
+    level
+        Share of genes that the intervals shall cover.
+
+    Returns
+    -------
+    Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
+    """
+    found = standardised(missed, n)
+    if found is None:
+        return None
+    scores, weights, scale = found
+    return _quantile(scores, level, weights) * scale
+
+
+def standardised(
+    missed: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
+
+    See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
+    """
+    if len(missed) < 3:
+        return None
+    weight = n / (n + _SURE_CELLS)
+    weight = weight / weight.max()
+    squares = np.square(missed)
+    scores = [
+        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i))
+        for i in range(len(squares))
+    ]
+    weights = np.repeat(weight, squares.shape[1])
+    return np.concatenate(scores), weights, _scale(squares, weight)
+
+
+def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarray:
+    r"""Return how often a change at least as large is missed by chance, for each gene.
+
+    The weighted share of the residuals of labels left out, in units of their gene's scale, that reach
+    :math:`|\text{change}| / s_g`: the level at which the interval of :func:`half_width` just has 0 in it, less
+    than 1. NaN for fewer than three labels. It is evidence from how well labels predict each other, not from
+    replicates.
+
+    Parameters
+    ----------
+    change
+        Predicted change, shape (n_genes,).
+    missed, n
+        Residuals of labels that were left out, and their cells.
+    """
+    found = standardised(missed, n)
+    if found is None:
+        return np.full(len(change), np.nan)
+    scores, weights, scale = found
+    order = scores.argsort()
+    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
+    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
+    one = weights.mean()
+    return (above[at] + one) / (weights.sum() + one)
+
+
+def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the scale of each gene from squared residuals, shape (n_labels, n_genes)."""
+    total = weight @ squares + _PRIOR_LABELS * np.average(squares.mean(1), weights=weight)
+    return np.sqrt(np.maximum(total / (weight.sum() + _PRIOR_LABELS), np.finfo(float).tiny))
+
+
+def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:
+    """Return a quantile of weighted values; of equal ones numpy's ``"hazen"``."""
+    order = values.argsort()
+    below = weight[order].cumsum() - 0.5 * weight[order]
+    return float(np.interp(level * weight.sum(), below, values[order]))
+
+
+def novelty(profile: np.ndarray, others: np.ndarray) -> float:
+    """Return how far a profile is from others, in units of how far these are from each other.
+
+    Parameters
+    ----------
+    profile
+        Source profile of the label to predict, shape (n_genes,).
+    others
+        Those of the labels seen under source and target, shape (n_labels, n_genes).
+
+    Returns
+    -------
+    Distance to the nearest of the others, divided by the median of the distances of each of them to
+    its own nearest; NaN for fewer than two others. Above about 1.5 the label is outside of what
+    training has seen.
+    """
+    if len(others) < 2:
+        return float("nan")
+    distances = np.linalg.norm(others[:, None] - others[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    typical = np.median(distances.min(1))
+    return float(
+        np.linalg.norm(others - profile, axis=1).min() / max(typical, np.finfo(float).tiny)
+    )
