@@ -36,8 +36,7 @@ def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
             if level_name(value) not in names:
                 known = names[:10]
                 raise InputError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {known}.")
-            here = codes == names.index(level_name(value))
-            keep &= here
+            keep &= np.isin(codes, [i for i, n in enumerate(names) if n == level_name(value)])
         rows = np.flatnonzero(keep)
     else:
         rows = row_numbers(np.atleast_1d(cells), adata.n_obs)
