@@ -10,10 +10,16 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from anndata import AnnData
+from scipy import sparse
 
 from trvae_sc import TRVAE
+from trvae_sc.checks import check_values, looks_like_counts
 from trvae_sc.errors import InputError
+from trvae_sc.family import CycleGAN
+
+QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 
 
 @pytest.fixture(scope="module")
@@ -550,3 +556,180 @@ def test_a_full_disk_leaves_the_model_that_was_there(trained, reference, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["model.pt"]
     assert (tmp_path / "model" / "model.pt").read_bytes() == before
+
+
+# -- what changes after registration -----------------------------------------------------------------------------
+
+
+def log_normalised(adata):
+    x = adata.X.toarray()
+    adata.X = np.log1p(1e4 * x / x.sum(1, keepdims=True))
+
+
+def one_value(adata):
+    adata.X.data[-1] += 1
+
+
+def another_condition(adata):
+    adata.obs["condition"] = adata.obs["condition"].to_numpy()[::-1].copy()
+
+
+def another_label(adata):
+    adata.obs.loc["cell_7", "cell_type"] = (
+        "NK" if adata.obs.loc["cell_7", "cell_type"] == "B" else "B"
+    )
+
+
+def other_totals(adata):
+    adata.obs["n_counts"] *= 2
+
+
+def fewer_genes(adata):
+    adata._inplace_subset_var(np.arange(30) != 4)
+
+
+def fewer_cells(adata):
+    adata._inplace_subset_obs(np.arange(120) != 4)
+
+
+def genes_in_another_order(adata):
+    adata.var_names = adata.var_names[::-1]
+
+
+CHANGES = {
+    log_normalised: r"adata\.X changed since adata was registered, in 120 cells",
+    one_value: r"adata\.X changed since adata was registered, in 1 cells \('cell_119'\)",
+    another_condition: r"adata\.obs\['condition'\] in 120 cells changed since",
+    another_label: r"adata\.obs\['cell_type'\] in 1 cells changed since",
+    other_totals: r"adata\.obs\['n_counts'\] in 120 cells changed since",
+    fewer_genes: r"The genes of adata changed since .*: 29 now, 30 then.*setup_anndata again",
+    fewer_cells: r"adata has 119 cells, and had 120 when it was registered",
+    genes_in_another_order: r"The genes of adata changed since",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_data_that_change_after_registration_are_refused(fit, make_adata, change):
+    """Trained on or predicted from, they gave numbers that were silently wrong, or errors of torch."""
+    fresh, known = fit(make_adata(), train=False), fit(make_adata())
+    before = fit(make_adata()).predict(target="stimulated")
+    for model in (fresh, known):
+        change(model.adata)
+    with pytest.raises(InputError, match=CHANGES[change]):
+        fresh.train(max_epochs=1)
+    assert not fresh.is_trained
+    for call in (
+        lambda: known.predict(target="stimulated"),
+        lambda: known.predict(known.adata, target="stimulated"),
+        lambda: known.generate("stimulated", 3),
+        known.get_latent_representation,
+        lambda: known.train(max_epochs=1),
+    ):
+        with pytest.raises(InputError, match=CHANGES[change]):
+            call()
+    assert same(known.predict(make_adata(), target="stimulated"), before)
+    setup(adata := make_adata(), total_counts_key="n_counts")
+    change(adata)
+    with pytest.raises(InputError, match=CHANGES[change]):
+        TRVAE(adata)
+
+
+def test_a_change_that_is_undone_is_none(fit, make_adata, reference):
+    model = fit(make_adata())
+    kept = model.adata.obs["cell_type"].copy()
+    model.adata.obs["cell_type"] = kept.cat.rename_categories({"NK": "new"})
+    with pytest.raises(InputError, match=r"obs\['cell_type'\] in .* cells changed since"):
+        model.predict(target="stimulated")
+    model.adata.obs["cell_type"] = kept
+    assert same(model.predict(target="stimulated"), reference.predict(target="stimulated"))
+
+
+@pytest.mark.parametrize("other", ["trvae", "scvi", "swapped", "cyclegan"])
+def test_another_registration_changes_nothing_for_a_model(fit, make_adata, reference, other):
+    """The first model was trained on the codes of the second, whose conditions were swapped."""
+    model = fit(make_adata(), train=False)
+    adata = model.adata
+    if other == "trvae":
+        TRVAE.setup_anndata(adata, "cell_type", labels_key="condition", batch_key="site")
+    elif other == "scvi":
+        scvi.model.SCVI.setup_anndata(adata, batch_key="condition", labels_key="site")
+    elif other == "cyclegan":
+        CycleGAN.setup_anndata(adata, "batch", labels_key="condition")
+    else:
+        adata.obs["turned"] = pd.Categorical(
+            adata.obs["condition"], ["stimulated", "control"], ordered=True
+        )
+        TRVAE.setup_anndata(adata, "turned", labels_key="cell_type")
+    model.train(**QUICK)
+    assert same(model.predict(target="stimulated"), reference.predict(target="stimulated"))
+
+
+# -- numbers of other types, and what is only said ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, 1500, 4999])
+def test_all_cells_are_looked_at(make_adata, at):
+    """Only the first thousand were: logarithms behind them were taken for counts."""
+    x = np.random.default_rng(0).poisson(1.0, (5000, 3)).astype(np.float32) + 1
+    x[at] = np.log1p(x[at])
+    for form in (np.asarray, sparse.csr_matrix):
+        assert not looks_like_counts(form(x))
+        with pytest.raises(InputError, match="fractional values"):
+            check_values(form(x), is_count=True, totals=None, name="adata.X")
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "mse"])
+def test_raw_counts_of_a_model_of_values_are_pointed_out(make_adata, likelihood):
+    """It trained without a word, and predicted -28 counts."""
+    setup(adata := make_adata())
+    with pytest.warns(
+        UserWarning, match=r"adata\.X looks like raw counts, which gene_likelihood='"
+    ):
+        TRVAE(adata, gene_likelihood=likelihood, n_hidden=(8,), n_latent=2)
+    with pytest.warns(UserWarning, match="looks like raw counts"):
+        TRVAE(adata, preset="paper")
+    adata.layers["counts"], adata.X = adata.X, adata.X.log1p()
+    setup(adata, layer="counts")
+    with pytest.warns(UserWarning, match=r"adata\.layers\['counts'\] looks like raw counts"):
+        TRVAE(adata, gene_likelihood=likelihood, n_hidden=(8,), n_latent=2)
+    for x in (adata.X, adata.X > 0):  # logarithms, and on or off
+        other = AnnData(x.astype(np.float32), obs=adata.obs[["condition", "cell_type"]])
+        setup(other)
+        TRVAE(other, gene_likelihood=likelihood, n_hidden=(8,), n_latent=2)  # warnings are errors
+
+
+def test_numbers_that_are_taken_for_levels_are_pointed_out(fit, make_adata, caplog):
+    adata = make_adata()
+    adata.obs["dose"] = np.arange(120) % 2 * 2.5
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        TRVAE.setup_anndata(adata, ["dose"], labels_key="cell_type")
+        setup(adata)
+    assert notes(caplog) == []
+    with caplog.at_level(logging.INFO, logger="trvae_sc"):
+        setup(adata, condition_key="dose", total_counts_key="n_counts")
+    (note,) = notes(caplog)
+    assert "adata.obs['dose'] holds numbers, which are taken for levels" in note
+    assert "condition_key=['dose']" in note
+    model = TRVAE(adata, n_hidden=(8,), n_latent=2)
+    model.train(**QUICK)
+    with pytest.raises(InputError, match=r"Unknown condition 3; .*condition_key=\['dose'\] it is"):
+        model.predict(target=3)
+
+
+def test_new_cells_are_told_from_those_of_training(fit, make_adata):
+    """Of cells of a new lab it was said that they are no predictions of something unseen."""
+    adata = make_adata()
+    model = fit(adata)
+    start = {"target": "stimulated", "source": "control", "labels": "B"}
+    seen, new = "these are not predictions of something unseen", "in other cells than these: the"
+    for cells, expected, n_new in (
+        (None, [seen], 0),
+        (adata.copy(), [seen], 0),
+        (make_adata(seed=9), [new], 20),
+        (anndata.concat([adata[:60], make_adata(60, seed=9)], index_unique="-"), [seen, new], 10),
+    ):
+        record = model.predict(cells, **start).uns["trvae_sc"]
+        told = [text for text in (seen, new) if any(text in note for note in record["notes"])]
+        assert told == expected
+        assert record["combinations"]["n_new_cells"].tolist() == [n_new]
+        assert record["combinations"]["n_source_cells"].tolist() == [20]

@@ -396,3 +396,123 @@ def test_predictions_of_several_columns_can_be_joined_and_saved(dosed, tmp_path)
     joined.write_h5ad(tmp_path / "joined.h5ad")
     read = anndata.read_h5ad(tmp_path / "joined.h5ad")
     assert sorted(read.obs["dose"].unique()) == [2.0, 3.0]
+
+
+# -- levels that are no words ---------------------------------------------------------------------------
+
+
+def with_levels(adata, levels):
+    """Return cells whose two conditions are called otherwise, as a column of the levels' own type."""
+    adata = adata.copy()
+    codes = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
+    adata.obs["condition"] = np.asarray(levels)[codes]
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("levels", "others", "names"),
+    [
+        (np.float32([0.1, 0.7]), [0.7, "0.7", np.float32(0.7)], ["0.1", "0.7"]),
+        ([0.0, 1.0], [1, "1", np.float32(1)], ["0", "1"]),
+        ([0, 1], [1.0, "1", np.int8(1)], ["0", "1"]),
+        ([False, True], ["True", np.True_], ["False", "True"]),
+    ],
+    ids=["float32", "float", "int", "bool"],
+)
+def test_a_condition_that_is_no_word_is_predicted_and_generated_like_one(
+    fit, make_adata, levels, others, names
+):
+    """Cells of it and requests for it may be of another type: how they read decides."""
+    words, adata = fit(), with_levels(make_adata(), levels)
+    model = fit(adata)
+    known = [0.1, 0.7] if isinstance(levels, np.ndarray) else levels
+    assert model.conditions == known
+    assert [type(level) for level in model.conditions] == [type(level) for level in known]
+    expected = words.predict(target="stimulated", labels=["B", "NK"])
+    generated = words.generate("stimulated", 9, seed=3)
+    as_text = with_levels(make_adata(), names)
+    for target in (levels[1], *others):
+        for cells in (None, adata.copy(), as_text):
+            found = model.predict(cells, target=target, labels=["B", "NK"])
+            assert (found.X != expected.X).nnz == 0
+            start = expected.obs["source_cell"]
+            assert found.obs_names.tolist() == [f"{name}_{names[1]}" for name in start]
+            record = found.uns["trvae_sc"]
+            assert (record["target"], record["source"].tolist()) == (names[1], names[:1])
+            assert record["combinations"]["seen_in_training"].all()
+        made = model.generate(target, 9, seed=3)
+        assert (made.X != generated.X).nnz == 0
+        assert made.uns["trvae_sc"]["condition"] == names[1]
+        assert made.obs["condition"].tolist() == [model.conditions[1]] * 9
+
+
+@pytest.mark.parametrize("kind", ["float32", "float", "int", "bool"])
+def test_labels_that_are_no_words_are_found_in_what_training_saw(fit, make_adata, kind):
+    """Their own measured change was not found, and intervals were those of a label never seen."""
+    values = {"float32": np.float32([0.1, 0.7, 1]), "float": [0.0, 1.0, 2.5], "int": [1, 2, 3]}
+    values["bool"] = [False, True, True]
+    as_words = np.array(["a", "b", "b" if kind == "bool" else "c"])
+    predicted = []
+    for made in (as_words, np.asarray(values[kind])):
+        adata = make_adata(240)
+        adata.obs["cell_type"] = made[adata.obs["cell_type"].cat.codes.to_numpy()]
+        adata.obs["dose"] = np.arange(240) // 12 % 3 * (adata.obs["condition"] == "stimulated")
+        keys = {"labels_key": "cell_type", "total_counts_key": "n_counts"}
+        TRVAE.setup_anndata(adata, ["condition", "dose"], **keys)
+        model = TRVAE(adata, n_latent=2, n_hidden=(8,))
+        model.train(max_epochs=1, **CPU)
+        targets = [("stimulated", 1.5), ("stimulated", 2)]  # one was not measured
+        predicted.append([model.predict(target=t, source=("control", 0)) for t in targets])
+    for words, found in zip(*predicted, strict=True):
+        assert (words.X != found.X).nnz == 0
+        pd.testing.assert_frame_equal(words.var, found.var)
+        tables = [p.uns["trvae_sc"]["combinations"].drop(columns="label") for p in (words, found)]
+        pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_dose_in_float32_is_that_in_float64(fit, make_adata):
+    """0.1 in float32 was another dose than 0.1, and 0.10000000149 in its name."""
+    predicted = []
+    for dtype in (np.float32, np.float64):
+        adata = make_adata()
+        dose = np.array([0.0, 0.1, 0.7], dtype)[np.arange(120) // 6 % 3]
+        adata.obs["dose"] = np.where(adata.obs["condition"] == "stimulated", dose, dtype(0))
+        assert adata.obs["dose"].dtype == dtype
+        TRVAE.setup_anndata(adata, ["dose"], labels_key="cell_type")
+        model = TRVAE(adata, n_latent=2, n_hidden=(8,))
+        assert model.conditions == ["0", "0.1", "0.7"]
+        model.train(max_epochs=1, **CPU)
+        doses = (0.1, np.float32(0.1), 0.4)
+        predicted += [model.predict(target=[d], source=[0], labels="B") for d in doses]
+    assert all(names.str.endswith("_0.1").all() for names in (p.obs_names for p in predicted[:2]))
+    for one, two in zip(predicted[:3], predicted[3:], strict=True):
+        assert (one.X != two.X).nnz == 0
+        assert one.obs_names.equals(two.obs_names)
+
+
+def test_a_query_may_have_numbers_as_text(fit, make_adata):
+    """As a csv gives them: 0 and "0" are one level, and 1 and "1" one dose."""
+    adata = with_levels(make_adata(), [0, 1])
+    model = fit(adata)
+    query = with_levels(make_adata(seed=5), ["0", "1"])
+    with pytest.raises(InputError, match="no condition, batch or covariate level that the ref"):
+        TRVAE.load_query_data(query, model)
+    query.obs["condition"] = query.obs["condition"].where(np.arange(120) % 4 != 1, "2")
+    extended = TRVAE.load_query_data(query, model)
+    assert extended.conditions == [0, 1, "2"]
+
+    dosed = make_adata()
+    dosed.obs["dose"] = np.arange(120) // 6 % 3
+    TRVAE.setup_anndata(dosed, ["condition", "dose"], labels_key="cell_type")
+    model = TRVAE(dosed, n_latent=2, n_hidden=(8,))
+    model.train(max_epochs=1, **CPU)
+    query = make_adata(seed=5)
+    query.obs["dose"] = (np.arange(120) // 6 % 3).astype(str)
+    first = model.predict(query, target=("stimulated", 2), source=("control", "2"))
+    assert set(first.obs["source_condition"]) == {"control + 2"}
+    query.obs["condition"] = query.obs["condition"].astype(str).replace("stimulated", "new")
+    extended = TRVAE.load_query_data(query, model)
+    assert extended.conditions == [*model.conditions, "new + 0", "new + 1", "new + 2"]
+    rows = extended.condition_space.design()[-3:]
+    mean, deviation = 1.0, np.sqrt(2 / 3)
+    np.testing.assert_allclose(rows[:, 2], (np.arange(3) - mean) / deviation, rtol=1e-6)

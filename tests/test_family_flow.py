@@ -381,3 +381,32 @@ def test_counts_are_predicted_on_the_log_scale(make_adata):
     share = start.X.toarray() / start.obs["n_counts"].to_numpy()[:, None]
     expected = np.log1p(np.median(adata.obs["n_counts"]) * share)
     np.testing.assert_allclose(predicted.X, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("levels", [np.float32([0.1, 0.7]), [0.0, 1.0], [0, 1], [False, True]])
+def test_exemplars_and_shifts_of_conditions_that_are_no_words(levels):
+    """Their mean places are kept by name: those of 1.0 were looked for under "1.0"."""
+    pytest.importorskip("zuko")
+    names = [f"{x:g}" if not isinstance(x, bool) else str(x) for x in np.asarray(levels).tolist()]
+    results = []
+    for of in (["control", "stimulated"], levels):
+        adata = gaussians([2.0, 0.0, 1.0], n=60, n_labels=3)
+        codes = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
+        hidden = (codes == 1) & (adata.obs["cell_type"] == "A").to_numpy()
+        adata.obs["condition"] = np.asarray(of)[codes]
+        train, shown = adata[~hidden].copy(), adata[hidden][:5].copy()
+        FlowTransfer.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+        model = FlowTransfer(train, n_hidden=(8,), seed=0)
+        model.train(**QUICK)
+        assert set(model._shifts(*model.conditions)) == {"B", "C"}
+        targets = [of[1]] if of is not levels else [of[1], names[1]]
+        for target in targets:
+            kwargs = {"target": target, "labels": "A"}
+            strength = np.array(model.prior_strength(*model.conditions))
+            found = [model.predict(**more, **kwargs).X for more in ({}, {"exemplars": shown})]
+            results.append([*found, strength])
+        with pytest.raises(InputError, match="Exemplars are cells under"):
+            model.predict(exemplars=train[codes[~hidden] == 0][:3].copy(), **kwargs)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -10,7 +10,7 @@ from trvae_sc import family
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, benchmark
 from trvae_sc.evaluation._benchmark import resolve
-from trvae_sc.family import ConditionalGAN, CycleGAN, PairedTranslator
+from trvae_sc.family import ConditionalGAN, CycleGAN, FlowMatching, PairedTranslator
 from trvae_sc.family._networks import Critic
 from trvae_sc.family._training import Matched
 
@@ -325,6 +325,44 @@ def test_conditional_gan_uses_nothing_of_a_source_cell_but_its_label(make_adata)
     assert not np.array_equal(first, model.predict(adata, target="stimulated", seed=5).X)
 
 
+LEVELS = {
+    "float32": (np.float32([0.1, 0.7]), ["0.1", "0.7"]),
+    "float": ([0.0, 1.0], ["0", "1"]),
+    "int": ([0, 1], ["0", "1"]),
+    "bool": ([False, True], ["False", "True"]),
+}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("model_cls", [ConditionalGAN, CycleGAN, FlowMatching])
+def test_conditions_that_are_no_words_are_predicted_like_words(make_adata, model_cls, kind):
+    """Asked for as numbers or as text, of cells with numbers or with text."""
+    levels, names = LEVELS[kind]
+    cells, models = [], []
+    for of in (["control", "stimulated"], levels, names):
+        adata = make_adata()
+        codes = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
+        adata.obs["condition"] = np.asarray(of)[codes]
+        cells.append(adata.copy())
+        model_cls.setup_anndata(adata, "condition", **KEYS)
+        models.append(model_cls(adata, seed=1, **SMALL))
+    for model in models[:2]:
+        model.train(**QUICK)
+    expected, model = models[0].predict(target="stimulated", labels="B"), models[1]
+    assert model.conditions == ([0.1, 0.7] if kind == "float32" else levels)
+    for target in (levels[1], names[1]):
+        for given in (None, *cells[1:]):
+            for source in (None, levels[0], names[0]):
+                found = model.predict(given, target=target, source=source, labels="B")
+                np.testing.assert_array_equal(found.X, expected.X)
+                assert found.obs["condition"].astype(str).unique().tolist() == [
+                    str(model.conditions[1])
+                ]
+    record = found.uns["trvae_sc"]["combinations"]
+    assert record[["source", "target"]].to_numpy().tolist() == [names]
+    assert record["seen_in_training"].all()
+
+
 # -- pairs ---------------------------------------------------------------------------------------------
 
 
@@ -356,6 +394,18 @@ def test_pairs_join_the_right_rows(shifted):
         pair = adata.obs.iloc[[*start, *end]]
         assert pair["condition"].tolist() == ["control", "stimulated"]
         assert pair["pair"].nunique() == 1
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_pairs_of_conditions_that_are_no_words(shifted, kind):
+    """Both sides were compared with Python's own numbers: 0.1 in float32 was on neither."""
+    levels, names = LEVELS[kind]
+    adata = shifted[0].copy()
+    adata.obs["condition"] = np.repeat(np.asarray(levels), 300)
+    PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
+    for ends in ({}, dict(zip(("source", "target"), names, strict=True))):
+        groups = PairedTranslator(adata, **ends)._groups()
+        assert [(int(a[0]), int(b[0])) for a, b in groups] == [(i, 300 + i) for i in range(300)]
 
 
 def test_paired_translator_has_one_direction_and_is_saved(shifted):

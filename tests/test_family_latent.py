@@ -9,6 +9,7 @@ import torch
 
 from trvae_sc import PRESETS, TRVAE, family, pl
 from trvae_sc.errors import InputError
+from trvae_sc.family._cells import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,28 @@ def test_groups_are_interpolated_between_their_mean_codes(model):
     both = {"cell_type": "B", "condition": "control"}
     found = family.interpolate(model, both, 2).obsm["X_trvae"][0]
     np.testing.assert_allclose(found, z[b & (obs["condition"] == "control")].mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        (np.float16([0.1, 0.7]), [0.1, "0.1", np.float32(0.1)]),
+        (np.float32([0.1, 0.7]), [0.1, "0.1", np.float32(0.1)]),
+        ([1.0, 2.5], [1, "1", 1.0]),
+        ([1, 2], [1.0, "1", np.int8(1)]),
+        ([False, True], ["False", np.False_]),
+    ],
+    ids=["float16", "float32", "float", "int", "bool"],
+)
+def test_cells_are_chosen_by_levels_that_are_no_words(make_adata, values, asked):
+    adata = make_adata(12)
+    adata.obs["dose"] = np.asarray(values)[np.arange(12) % 2]
+    for value in asked:
+        assert rows_of(adata, {"dose": value}).tolist() == [0, 2, 4, 6, 8, 10]
+    adata.obs["dose"] = adata.obs["dose"].mask(np.arange(12) == 2)
+    assert rows_of(adata, {"dose": asked[-1]}).tolist() == [0, 4, 6, 8, 10]
+    with pytest.raises(InputError, match=r"No cell has dose 7; adata\.obs\['dose'\] has \["):
+        rows_of(adata, {"dose": 7})
 
 
 def test_a_linear_decoder_draws_a_straight_line(fit):

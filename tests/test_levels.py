@@ -134,3 +134,21 @@ def test_the_first_of_ordered_categories_is_the_source():
 def test_without_a_control_the_source_has_to_be_named(values):
     with pytest.raises(InputError, match=r"Name it with source="):
         levels.default_source(column(values))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "Float32", "Float64"])
+def test_numbers_of_any_precision_read_by_the_digits_they_have(dtype):
+    """0.1 in float32 was the level 0.10000000149, which neither 0.1 nor "0.1" was."""
+    plain = column([0.7, 0.1], dtype=dtype)
+    for given in (plain, plain if dtype == "float16" else plain.astype("category")):
+        found = levels.levels(given)
+        assert found == [0.1, 0.7]
+        assert {type(level) for level in found} == {float}
+        assert levels.as_text(given).tolist() == ["0.7", "0.1"]
+        for level in ("0.1", 0.1, np.float32(0.1), np.float16(0.1)):
+            assert levels.match_level(level, found, of="dose") == 0.1
+
+
+def test_whole_numbers_read_without_a_point():
+    for given in ([1.0, 2.0], [1, 2], np.float32([1, 2]), pd.array([1, 2], dtype="Int8")):
+        assert levels.as_text(column(given)).tolist() == ["1", "2"]

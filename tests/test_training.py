@@ -387,6 +387,28 @@ def test_ctrl_c_leaves_a_usable_model_with_the_best_weights(fit, make_adata, int
     assert not same(weights_of(model), keep.weights[1])
 
 
+def test_a_model_knows_how_far_it_was_trained(fit, make_adata, capsys):
+    """A model that was interrupted looked finished."""
+    model = fit(train=False)
+    assert model.training_ == {"epochs": 0, "planned": 0, "default": 0, "interrupted": False}
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**STEPS, callbacks=[At(2, by_exception)], **CPU)
+    told = "interrupted after 2 of 5 epochs"
+    model.save("model")
+    for stopped in (model, TRVAE.load("model", make_adata())):
+        done = {k: v for k, v in stopped.training_.items() if k != "default"}
+        assert done == {"epochs": 2, "planned": 5, "interrupted": True}
+        assert repr(stopped) == ""  # scvi-tools prints
+        assert f"Training status: Trained ({told})" in " ".join(capsys.readouterr().out.split())
+        record = stopped.predict(target="stimulated").uns["trvae_sc"]
+        assert any(f"{told}: the model is unfinished" in note for note in record["notes"])
+        assert record["training"]["interrupted"] is True
+    model.train(max_epochs=1, **CPU)
+    assert model.training_["interrupted"] is False
+    assert repr(model) == ""
+    assert "interrupted" not in capsys.readouterr().out
+
+
 def test_ctrl_c_without_validation_leaves_the_latest_weights(fit):
     latest = []
 

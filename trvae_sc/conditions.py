@@ -81,9 +81,11 @@ def extended_parts(
 
 
 def _known(parts: dict[str, Any], key: str, value: Any) -> Any:
-    """Return the registered level that reads like a value of a column; the value itself if none does."""
+    """Return a value of a column as :func:`_part`; the value itself if it is a new level."""
+    if key in parts["scaling"]:  # may be text, in data from a csv
+        return _part(parts, key, value)
     alike = (v for k, v in parts["features"] if k == key and level_name(v) == level_name(value))
-    return value if key in parts["scaling"] else next(alike, value)
+    return next(alike, value)
 
 
 def design(parts: dict[str, Any], values: Sequence[Any]) -> np.ndarray:

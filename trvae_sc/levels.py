@@ -103,9 +103,17 @@ def as_text(column: pd.Series) -> pd.Series:
         Values are missing.
     """
     check_complete(column)
-    codes, found = pd.factorize(column)
-    names = np.array([level_name(v) for v in _objects(found)], dtype=object)
+    codes, found = codes_of(column)
+    names = np.array(found, dtype=object)
     return pd.Series(names[codes] if len(names) else names, index=column.index, dtype=object)
+
+
+def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Return the code of each cell's level (-1 where it is missing), and how the levels read."""
+    codes, found = pd.factorize(column)
+    if column.dtype == np.float16:  # pandas counts in float32
+        found = np.asarray(found, dtype=np.float16)
+    return codes, [level_name(v) for v in _objects(found)]
 
 
 def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:

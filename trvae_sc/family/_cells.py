@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
-from trvae_sc.levels import level_name
+from trvae_sc.levels import codes_of, level_name
 from trvae_sc.model import TRVAE
 from trvae_sc.training import row_numbers
 
@@ -32,13 +32,11 @@ def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
         for key, value in cells.items():
             if key not in adata.obs:
                 raise InputError(f"No column {key!r} in adata.obs; there are {list(adata.obs)}.")
-            codes, found = pd.factorize(adata.obs[key])
-            alike = [level_name(level) == level_name(value) for level in found]
-            here = np.array([*alike, False])[codes]  # the code of what is missing is -1
-            if not here.any():
-                found = list(found)[:10]
-                raise InputError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {found}.")
-            keep &= here
+            codes, names = codes_of(adata.obs[key])
+            if level_name(value) not in names:
+                known = names[:10]
+                raise InputError(f"No cell has {key} {value!r}; adata.obs[{key!r}] has {known}.")
+            keep &= np.isin(codes, [i for i, n in enumerate(names) if n == level_name(value)])
         rows = np.flatnonzero(keep)
     else:
         rows = row_numbers(np.atleast_1d(cells), adata.n_obs)

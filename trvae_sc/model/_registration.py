@@ -6,6 +6,7 @@ import warnings
 import weakref
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -58,6 +59,19 @@ class AnnDataModel(BaseModelClass):
                 f"{cls.__name__}.setup_anndata(adata, ...) first."
             ) from error
         manager.validate()
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
+        """Return the genes of the model, whatever became of those of the AnnData it was made from."""
+        fields = self.registry_["field_registries"]
+        return np.asarray(fields[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"])
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, and how far it was trained."""
+        done, text = self.training_, super().summary_string
+        if done["interrupted"]:
+            text += f" (interrupted after {done['epochs']} of {done['planned']} epochs)"
+        return text
 
     def _check_if_trained(self, warn: bool = True, message: str = NOT_TRAINED) -> None:
         """Raise where the model is not trained."""
