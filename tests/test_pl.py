@@ -336,12 +336,12 @@ def test_names_are_drawn_as_text():
         pl.effect(table).figure,
         pl.design(n_cells).figure,
         pl.benchmark(scores).figure,
-        pl.latent(groups),
-        pl.gene_distribution(values),
-        pl.gene_distribution(values, kind="ecdf"),
+        pl.latent(groups)[0].figure,
+        pl.gene_distribution(values)[0].figure,
+        pl.gene_distribution(values, kind="ecdf")[0].figure,
         pl.dose_response(doses, doses, dose_unit=ODD).figure,
         pl.interpolation(way, source=ODD, target=ODD).figure,
-        pl.effect_heatmap({ODD: change}),
+        pl.effect_heatmap({ODD: change})[0].figure,
         pl.volcano(intervals).figure,
     ]
     for figure in figures:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from matplotlib.axes import Axes
 from scipy import sparse
 
 from trvae_sc import pl
@@ -117,14 +118,18 @@ def test_axes_say_what_the_values_are():
     }
     for name, options in unit.items():
         table = pl.expression_table({"x": adata}, "a", **options)
-        assert pl.gene_distribution(table).get_supylabel() == name
-    assert pl.gene_distribution(table, unit="au").get_supylabel() == "au"
+        assert pl.gene_distribution(table)[0].figure.get_supylabel() == name
+    assert pl.gene_distribution(table, unit="au")[0].figure.get_supylabel() == "au"
 
 
-def test_figures_that_are_returned_are_not_open_too():
-    pl.gene_distribution(distribution())
-    pl.latent(pl.embedding(embedded(), "condition"))
-    assert plt.get_fignums() == []
+def test_notebooks_show_a_figure_once():
+    """They show what is open, and figures that are the value of a cell."""
+    panels = [
+        pl.gene_distribution(distribution()),
+        pl.latent(pl.embedding(embedded(), "condition")),
+    ]
+    assert len(plt.get_fignums()) == 2
+    assert all(isinstance(ax, Axes) for axes in panels for ax in axes)
 
 
 # -- gene_distribution --------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ def of(table, gene, group):
 
 def test_violins_span_the_values_and_mark_the_mean():
     table = distribution()
-    figure = pl.gene_distribution(table)
+    figure = pl.gene_distribution(table)[0].figure
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
     for ax in figure.axes:
         *bodies, means = ax.collections
@@ -169,7 +174,7 @@ def test_violins_span_the_values_and_mark_the_mean():
 
 def test_ecdf_is_the_share_of_cells_up_to_a_value():
     table = distribution()
-    figure = pl.gene_distribution(table, kind="ecdf", unit="intensity")
+    figure = pl.gene_distribution(table, kind="ecdf", unit="intensity")[0].figure
     for ax in figure.axes:
         for i, (line, group) in enumerate(zip(ax.lines, GROUPS, strict=True)):
             values = np.sort(of(table, ax.get_title(), group))
@@ -188,7 +193,7 @@ def test_ecdf_is_the_share_of_cells_up_to_a_value():
 @pytest.mark.parametrize("kind", ["violin", "ecdf"])
 @pytest.mark.parametrize("n_genes", [1, 3, 5])
 def test_distributions_have_a_panel_per_gene_and_nothing_is_cut_off(kind, n_genes):
-    figure = pl.gene_distribution(distribution("abcde"[:n_genes]), kind=kind, ncols=3)
+    figure = pl.gene_distribution(distribution("abcde"[:n_genes]), kind=kind, ncols=3)[0].figure
     assert [ax.get_title() for ax in figure.axes] == list("abcde"[:n_genes])
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
@@ -199,7 +204,7 @@ def test_distributions_have_a_panel_per_gene_and_nothing_is_cut_off(kind, n_gene
 
 
 def test_distribution_of_values_that_are_all_zero():
-    figure = pl.gene_distribution(distribution("a").assign(value=0.0))
+    figure = pl.gene_distribution(distribution("a").assign(value=0.0))[0].figure
     np.testing.assert_array_equal(
         figure.axes[0].collections[-1].get_offsets(), [[0, 0], [1, 0], [2, 0]]
     )
@@ -207,7 +212,7 @@ def test_distribution_of_values_that_are_all_zero():
 
 def test_distribution_colours_of_other_groups():
     table = distribution("a", ("x", "real", "y"))
-    bodies = pl.gene_distribution(table, palette={"x": "#000000"}).axes[0].collections
+    bodies = pl.gene_distribution(table, palette={"x": "#000000"})[0].collections
     assert color_of(bodies[0].get_facecolor()) == "#000000"
     assert color_of(bodies[1].get_facecolor()) == COLORS["orange"]
     assert color_of(bodies[2].get_facecolor()) == COLORS["green"]
@@ -274,7 +279,7 @@ def test_embedding_of_a_model(trained):
     adata.obsm["X_trvae"] = trained.get_latent_representation()
     adata.obsm["X_mmd"] = trained.get_mmd_representation()
     for basis in ("X_trvae", "mmd"):
-        figure = pl.latent(pl.embedding(adata, ["condition", "cell_type"], basis=basis))
+        figure = pl.latent(pl.embedding(adata, ["condition", "cell_type"], basis=basis))[0].figure
         assert [ax.get_title() for ax in figure.axes] == ["condition", "cell_type"]
 
 
@@ -313,7 +318,7 @@ def test_embedding_refuses(monkeypatch):
 
 def test_latent_draws_every_cell_in_the_colour_of_its_group():
     table = pl.embedding(embedded(), ["condition", "cell_type"])
-    figure = pl.latent(table, palette={"ctrl": "#000000"})
+    figure = pl.latent(table, palette={"ctrl": "#000000"})[0].figure
     assert [ax.get_title() for ax in figure.axes] == ["condition", "cell_type"]
     hues = list(COLORS.values())
     colors = {"ctrl": "#000000", "stim": hues[1]}
@@ -337,7 +342,7 @@ def test_latent_draws_every_cell_in_the_colour_of_its_group():
 
 def test_latent_of_more_groups_than_colours_changes_the_marker():
     table = pl.embedding(embedded(n_labels=10), "cell_type")
-    ax = pl.latent(table).axes[0]
+    ax = pl.latent(table)[0]
     circles, triangles = ax.collections
     assert len(circles.get_offsets()) == 42
     assert len(triangles.get_offsets()) == 18
@@ -346,20 +351,20 @@ def test_latent_of_more_groups_than_colours_changes_the_marker():
     many = pl.embedding(embedded(n_labels=30), "cell_type")
     with pytest.raises(InputError, match="'cell_type' has 30 groups; up to 28"):
         pl.latent(many)
-    assert plt.get_fignums() == []
+    assert len(plt.get_fignums()) == 1
 
 
 def test_latent_of_levels_of_several_types():
     table = pl.embedding(embedded(), "condition")
     table["condition"] = pd.Series([1, "1 mM", 2.5] * 20, index=table.index, dtype=object)
-    texts = pl.latent(table).axes[0].get_legend().get_texts()
+    texts = pl.latent(table)[0].get_legend().get_texts()
     assert sorted(t.get_text() for t in texts) == ["1 (20)", "1 mM (20)", "2.5 (20)"]
 
 
 def test_latent_of_cells_without_a_group():
     table = pl.embedding(embedded(), "condition")
     table.loc[table.index[:7], "condition"] = np.nan
-    texts = pl.latent(table).axes[0].get_legend().get_texts()
+    texts = pl.latent(table)[0].get_legend().get_texts()
     assert [t.get_text() for t in texts] == ["ctrl (27)", "stim (26)", "missing (7)"]
     with pytest.raises(InputError, match="at least one column to colour by"):
         pl.latent(table[["PC1", "PC2"]])

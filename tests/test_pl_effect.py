@@ -165,7 +165,7 @@ def test_effect_table_refuses(tables, options, error, match):
 
 
 def test_effect_heatmap_draws_three_panels_with_symmetric_limits():
-    figure = pl.effect_heatmap(TABLES)
+    figure = pl.effect_heatmap(TABLES)[0].figure
     *panels, bar = figure.axes
     table = pl.effect_table(TABLES)
     limit = np.quantile(np.abs(table.to_numpy()), 0.98)
@@ -181,8 +181,8 @@ def test_effect_heatmap_draws_three_panels_with_symmetric_limits():
 
 
 def test_effect_heatmap_limits():
-    figure = pl.effect_heatmap(TABLES, vmax=0.5, unit="intensity")
+    figure = pl.effect_heatmap(TABLES, vmax=0.5, unit="intensity")[0].figure
     assert figure.axes[0].images[0].get_clim() == (-0.5, 0.5)
     assert figure.axes[3].get_ylabel() == "change of mean intensity"
     flat = {"B": TABLES["B"] * 0}
-    assert pl.effect_heatmap(flat).axes[0].images[0].get_clim() == (-1.0, 1.0)
+    assert pl.effect_heatmap(flat)[0].images[0].get_clim() == (-1.0, 1.0)

@@ -126,7 +126,7 @@ def gene_distribution(
     palette: Mapping[str, str] | None = None,
     ncols: int = 4,
     unit: str | None = None,
-) -> Figure:
+) -> list[Axes]:
     """Distribution of genes in groups of cells, such as control, predicted and real.
 
     Parameters
@@ -145,7 +145,7 @@ def gene_distribution(
 
     Returns
     -------
-    The Figure, one panel per gene. Numbers of cells are printed with the groups.
+    The Axes, one a gene. Numbers of cells are printed with the groups.
 
     Raises
     ------
@@ -172,17 +172,17 @@ def gene_distribution(
     for ax in axes.flat[len(genes) :]:
         ax.remove()
     unit = plain(cells.attrs.get(UNIT, "value") if unit is None else unit)
-    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
     if kind == "violin":
         figure.supylabel(unit, fontsize=9)
         figure.supxlabel("group (number of cells); point: mean", fontsize=8)
-        return figure
+        return figure.axes
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
     place = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
+    shown = figure.axes
     figure.legend(lines.values(), lines, **place, frameon=False, fontsize=8)
-    return figure
+    return shown
 
 
 def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
@@ -264,7 +263,7 @@ def effect_heatmap(
     vmax: float | None = None,
     cmap: str = "RdBu_r",
     unit: str = LOG_UNIT,
-) -> Figure:
+) -> list[Axes]:
     """Real and predicted changes of genes x labels, and their difference.
 
     Parameters
@@ -281,7 +280,7 @@ def effect_heatmap(
 
     Returns
     -------
-    The Figure with three panels that share one colour bar.
+    The Axes of the three panels, which share one colour bar.
 
     Raises
     ------
@@ -308,5 +307,4 @@ def effect_heatmap(
     bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, extend=extend)
     bar.set_label(f"change of mean {unit}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
-    return figure
+    return list(axes)

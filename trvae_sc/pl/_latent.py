@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 
@@ -110,7 +109,7 @@ def latent(
     *,
     palette: Mapping[str, str] | None = None,
     size: float | None = None,
-) -> Figure:
+) -> list[Axes]:
     """Cells in two dimensions, in one panel per column, such as condition and label.
 
     Parameters
@@ -124,7 +123,7 @@ def latent(
 
     Returns
     -------
-    The Figure. Cells are drawn in random (the same) order, so that none is on top. From the eighth
+    The Axes, one a column. Cells are drawn in random (the same) order, so that none is on top. From the eighth
     group on colours come again, with another marker.
 
     Raises
@@ -142,7 +141,7 @@ def latent(
     shuffled = cells.iloc[order]
     groups = {name: _groups(cells[name]) for name in columns}
     extra = sum(0.9 + 0.075 * max(len(group) for group in g) for g in groups.values())
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         1,
         len(columns),
         figsize=(3.2 * len(columns) + extra, 3.4),
@@ -152,8 +151,7 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
-    plt.close(figure)  # notebooks show a figure that is returned, and those that are open
-    return figure
+    return list(axes.flat)
 
 
 def _groups(column: pd.Series) -> list[str]:
