@@ -16,8 +16,9 @@ from trvae_sc.model._trained import Known, Trained
 #: What is to be said of a new condition of a model without labels whose weights are frozen.
 FROZEN_WITHOUT_LABELS = (
     "The reference was set up without labels_key and its weights are frozen: its encoder takes a new "
-    "condition for a difference between cells, so predictions hardly change. Set the reference up with "
-    "labels, or pass freeze=False to load_query_data with cells of a known condition in the query."
+    "condition for a difference between cells, so that the network hardly changes them, and the mean change is "
+    "that of all cells together, whatever their type. Set the reference up with labels, or pass freeze=False "
+    "to load_query_data with cells of a known condition in the query."
 )
 _NOVEL = 1.5  # distance from the training labels above which a note says so
 
