@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 from trvae_sc import baselines, datasets
 from trvae_sc.baselines import METHODS, SIMPLE, _neural
+from trvae_sc.checks import check_values
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, ceiling, prepare_task, score
 from trvae_sc.expression import (
@@ -494,3 +495,55 @@ def test_paper_gets_log_values_on_the_scale_of_the_task(make_adata, monkeypatch)
     kappa = np.median(train.obs["n_counts"])
     np.testing.assert_allclose(seen["x"], logged(train, COUNTS, kappa), rtol=1e-5)
     assert seen["keys"] == Keys("condition", "cell_type", is_count=False)
+
+
+@pytest.mark.parametrize("name", ["condition", "label", "cell_type", "source_cell"])
+def test_the_name_of_an_index_may_be_that_of_a_column(name, make_adata):
+    """Groups were looked for in the index, or the prediction could not be written."""
+    adata, named = make_adata(), make_adata()
+    named.obs.index.name, named.var.index.name = name, "predicted_change"
+    keys = COUNTS._replace(batch_key="batch")
+    for method in (*SIMPLE, "vae", "trvae"):
+        kwargs = {} if method in SIMPLE else {"train_kwargs": QUICK}
+        found = []
+        for cells in (adata, named):
+            source = cells[cells.obs["condition"] == "control"].copy()
+            result = METHODS[method](cells, source, target="stimulated", keys=keys, **kwargs)
+            found.append(result["delta"] if isinstance(result, dict) else result)
+            found[-1].write_h5ad("predicted.h5ad")
+        np.testing.assert_array_equal(found[0].X, found[1].X)
+        assert found[1].obs.index.name is None
+    assert (named.obs.index.name, named.var.index.name) == (name, "predicted_change")
+
+
+@pytest.mark.parametrize("levels", [np.float32([0.1, 0.7]), [0.0, 1.0], [0, 1], [False, True]])
+def test_targets_that_are_no_words_keep_their_type(levels, make_adata):
+    """They became text, and were two conditions beside the measured cells."""
+    words, adata = make_adata(), make_adata()
+    codes = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
+    adata.obs["condition"] = np.asarray(levels)[codes]
+    source = adata[codes == 0].copy()
+    level = 0.7 if isinstance(levels, np.ndarray) else levels[1]
+    for name in SIMPLE:
+        expected = METHODS[name](words, words[codes == 0].copy(), target="stimulated", keys=COUNTS)
+        for target in (levels[1], f"{level:g}" if level is not True else "True"):
+            found = METHODS[name](adata, source, target=target, keys=COUNTS)
+            np.testing.assert_array_equal(found.X, expected.X)
+            assert found.obs["condition"].tolist() == [level] * 60
+            kind = found.obs["condition"].cat.categories.dtype.kind
+            assert kind == np.asarray([level]).dtype.kind
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "uint8", "int16"])
+def test_totals_of_small_types_do_not_overflow(form, dtype):
+    """The sum of 2,000 genes of 50 counts is beyond float16, and true totals were refused."""
+    if form is not np.asarray and dtype == "float16":
+        pytest.skip("scipy has no sparse float16")
+    x = np.full((3, 2000), 50)
+    x[1] = 1
+    adata = AnnData(form(x.astype(dtype)), obs=pd.DataFrame(index=list("abc")))
+    assert totals(adata, Keys("condition")).tolist() == [100_000.0, 2000.0, 100_000.0]
+    check_values(adata.X, is_count=True, totals=np.array([1e5, 2e3, 2e5]), name="adata.X")
+    with pytest.raises(InputError, match=r"row 2 \(99999\) are below the sum .* \(100000\)"):
+        check_values(adata.X, is_count=True, totals=np.array([1e5, 2e3, 99999]), name="adata.X")

@@ -320,6 +320,17 @@ def test_interval_is_the_change_and_the_conformal_half_width(fit, make_adata):
     assert any("too few to tell" in note for note in unknown.uns["trvae_sc"]["notes"])
 
 
+@pytest.mark.parametrize("preset", ["cvae", "mmd_cvae", "vae"])
+def test_presets_have_no_interval_of_another_predictor(fit, make_adata, preset):
+    """Where the ridge has no part in a prediction, its residuals tell nothing of the error."""
+    adata = make_adata(240)
+    adata.obs["cell_type"] = np.arange(240) // 2 % 6  # labels enough for residuals
+    model = fit(adata, preset=preset)
+    var = model.predict(target="stimulated", labels=0).var
+    assert var["predicted_change"].notna().all()
+    assert var[["change_lower", "change_upper"]].isna().all(axis=None)
+
+
 def test_a_label_far_from_all_others_is_noted(fit, make_adata):
     adata = make_adata(n_cells=480)
     label = np.array([f"t{i // 2 % 5}" for i in range(480)])
@@ -398,6 +409,39 @@ def test_same_result_for_any_batch_size_and_storage(trained, tmp_path):
     assert not same(different, expected)
     table = "combinations"
     assert different.uns["trvae_sc"][table].equals(expected.uns["trvae_sc"][table])
+
+
+@pytest.fixture(scope="module")
+def of_many(fit, make_adata):
+    """Return a model and cells of more than are compared with what was decoded, in two forms."""
+    model = fit(make_adata(600))
+    return model, make_adata(1800, seed=3)
+
+
+@pytest.mark.parametrize("output", ["mean", "delta"])
+@pytest.mark.parametrize("rows", ["alone", "some", "halves", "rotated", "reversed"])
+def test_a_prediction_is_a_function_of_the_cell(of_many, rows, output):
+    """Of a label that the model knows: whichever cells are in the call, and in whatever order."""
+    model, adata = of_many
+    start = np.flatnonzero((adata.obs["condition"] == "control").to_numpy())
+    kwargs = {"target": "stimulated", "output": output}
+
+    def predicted(indices):
+        found = model.predict(adata, indices=indices, **kwargs)
+        x = found.X.toarray() if sparse.issparse(found.X) else found.X
+        return pd.DataFrame(x, index=found.obs["source_cell"].astype(str))
+
+    expected = predicted(start)
+    orders = {
+        "alone": [start[:1], start[7:8]],
+        "some": [start[3:100:9]],
+        "halves": [start[:450], start[450:]],
+        "rotated": [np.roll(start, 1)],
+        "reversed": [start[::-1]],
+    }
+    for order in orders[rows]:
+        found = predicted(order)
+        np.testing.assert_array_equal(found, expected.loc[found.index])
 
 
 def test_genes_are_matched_by_name(trained):

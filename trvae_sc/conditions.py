@@ -38,7 +38,7 @@ def joint_column(
     parts = [tuple(found[k][code] for k, code in enumerate(row)) for row in combinations]
     names = {name_of(values): values for values in parts}
     column = pd.Categorical.from_codes(inverse.ravel(), list(names), ordered=True)
-    return pd.Series(column, index=obs.index), names
+    return pd.Series(column, index=obs.index.rename(None)), names
 
 
 def name_of(parts: Sequence[Any]) -> str:
@@ -223,7 +223,8 @@ class ConditionSpace:
         if self.parts is not None:
             return name_of(self.values(condition))
         hint = ""
-        if all(isinstance(level, int | float) for level in self.levels):
+        numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in self.levels]
+        if all(numbers):
             hint = (
                 f" '{self.key}' was registered as levels; set up with condition_key=['{self.key}'] it is "
                 "a number, and values between and beyond those measured can be predicted."

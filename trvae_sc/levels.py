@@ -95,7 +95,7 @@ def check_complete(column: pd.Series) -> None:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Return the level of each cell as it reads.
+    """Return the level of each cell as it reads; the index has no name, which may be a column's.
 
     Raises
     ------
@@ -105,7 +105,8 @@ def as_text(column: pd.Series) -> pd.Series:
     check_complete(column)
     codes, found = codes_of(column)
     names = np.array(found, dtype=object)
-    return pd.Series(names[codes] if len(names) else names, index=column.index, dtype=object)
+    index = column.index.rename(None)
+    return pd.Series(names[codes] if len(names) else names, index=index, dtype=object)
 
 
 def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:

@@ -25,6 +25,7 @@ from trvae_sc.model import (
     NOT_TRAINED,
     Request,
     check_default_type,
+    check_weights,
     combination_notes,
     combination_table,
     source_rows,
@@ -235,6 +236,7 @@ class Translator(TranslatorRegistration):
     def _level_to_predict(self, target: Any) -> Any:
         """Return a condition as in :attr:`conditions`, if the model is trained."""
         self._check_if_trained(warn=False, message=NOT_TRAINED)
+        check_weights(self.module)
         return self.condition_space.level(target)
 
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:

@@ -4,7 +4,7 @@ from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._decode import decoded
 from trvae_sc.model._fields import fields
 from trvae_sc.model._model import TRVAE
-from trvae_sc.model._predict import Request, source_rows
+from trvae_sc.model._predict import Request, check_weights, source_rows
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._record import combination_notes, combination_table
 from trvae_sc.model._registration import NOT_TRAINED, AnnDataModel
@@ -18,6 +18,7 @@ __all__ = [
     "Request",
     "SavedModel",
     "check_default_type",
+    "check_weights",
     "combination_notes",
     "combination_table",
     "decoded",

@@ -15,7 +15,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, predicted_values
-from trvae_sc.model._predict import has_label
+from trvae_sc.model._predict import check_weights, has_label
 from trvae_sc.model._trained import Trained
 from trvae_sc.model._write import stacked
 
@@ -34,6 +34,7 @@ def generate_cells(
     module = trained.module
     check_seed(seed)
     level = _check_generation(trained, condition, n_obs, labels=labels, latent=latent)
+    check_weights(module)
     features = None if level is None else trained.features(level)
     pool = np.arange(adata.n_obs)
     if labels is not None:

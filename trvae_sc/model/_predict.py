@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
@@ -60,7 +61,7 @@ def check_request(trained: Trained, request: Request, adata: AnnData | None) -> 
         if getattr(request, name) is not None:
             check_whole(name, getattr(request, name))
     output = _check_output(trained, request.output)
-    _check_weights(trained)
+    check_weights(trained.module)
     return request._replace(output=output, target=trained.conditions.level(request.target))
 
 
@@ -240,9 +241,9 @@ def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None)
     )
 
 
-def _check_weights(trained: Trained) -> None:
+def check_weights(module: torch.nn.Module) -> None:
     """Raise where weights are no numbers."""
-    if not all(bool(weight.isfinite().all()) for weight in trained.module.parameters()):
+    if not all(bool(weight.isfinite().all()) for weight in module.parameters()):
         raise InputError(
             "Weights of the model are NaN or infinite: training failed, or they were changed. Train a "
             "new model."
