@@ -87,11 +87,11 @@ class Calibration:
         present, codes = np.unique(self.group[positions], return_inverse=True)
         chosen = [self.factors[code] for code in present]
         combine = np.multiply if self.module.is_count else np.add
-        by_target, by_source = (
-            np.stack([getattr(f, name) for f in chosen]).astype(np.float32)[codes]
-            for name in ("of_target", "of_source")
-        )
+        by_target = np.stack([f.of_target for f in chosen]).astype(np.float32)[codes]
         target = combine(by_target, batch.target, out=by_target)
+        if batch.source is None:
+            return batch._replace(target=target)
+        by_source = np.stack([f.of_source for f in chosen]).astype(np.float32)[codes]
         source = combine(by_source, batch.source, out=by_source)
         if not (gain and self.module.is_count):
             return batch._replace(source=source, target=target)

@@ -122,6 +122,7 @@ class _Prediction:
         """Yield predicted values, batch by batch."""
         request, module = self.request, self.trained.module
         draws, features = Draws(request.seed), self.trained.features(request.target)
+        is_calibrated = bool(self.calibration.factors)
         for _ in range(request.n_samples):
             done = 0
             for raw in decoded_batches(
@@ -132,15 +133,16 @@ class _Prediction:
                 shifts=self.shifts,
                 draws=draws if request.n_samples > 1 else None,
                 batch_size=request.batch_size,
+                decode_source=not (is_calibrated and request.output == "mean"),
             ):
                 at = slice(done, done + len(raw.observed))
                 batch = self.calibration(raw, at, gain=request.output == "counts")
                 done += len(raw.observed)
                 self.latent.append(batch.latent)
                 self.marks.append(marks_of(raw.observed))
-                self.sums += [
-                    part.sum(0, dtype=np.float64) for part in (batch.source, batch.target)
-                ]
+                if not is_calibrated:
+                    parts = batch.source, batch.target
+                    self.sums += [part.sum(0, dtype=np.float64) for part in parts]
                 values = predicted_values(module, batch, features, request.output, draws)
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.append(predicted_totals(batch, values))
