@@ -733,3 +733,14 @@ def test_new_cells_are_told_from_those_of_training(fit, make_adata):
         assert told == expected
         assert record["combinations"]["n_new_cells"].tolist() == [n_new]
         assert record["combinations"]["n_source_cells"].tolist() == [20]
+
+
+@pytest.mark.parametrize("path", [None, 5, ""])
+def test_paths_that_are_none_are_refused(trained, path):
+    with pytest.raises(InputError, match="it is the path of a file or folder"):
+        trained.save(path)
+    with pytest.raises(InputError, match="it is the path of a file or folder"):
+        TRVAE.load(path)
+    if path is not None:
+        with pytest.raises(InputError, match="it is the path of a file or folder"):
+            trained.predict(target="stimulated", out=path)

@@ -90,6 +90,13 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
+def as_path(given: Any, name: str) -> Path:
+    """Return an argument as a path; raise where it is none."""
+    if not isinstance(given, str | os.PathLike) or not str(given):
+        raise InputError(f"{name} is {given!r}; it is the path of a file or folder.")
+    return Path(given)
+
+
 def check_target(
     path: Path,
     *,

@@ -16,7 +16,15 @@ from scipy import sparse
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger, without_codes
 from trvae_sc.errors import InputError
-from trvae_sc.files import check_suffix, check_target, is_zarr, read, write_file, write_folder
+from trvae_sc.files import (
+    as_path,
+    check_suffix,
+    check_target,
+    is_zarr,
+    read,
+    write_file,
+    write_folder,
+)
 from trvae_sc.identity import among, marks_of
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.model._counts import Draws
@@ -231,7 +239,7 @@ def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None)
         A path that ends neither in ``.h5ad`` nor in ``.zarr``; something is there, without
         `overwrite` or of another kind; it is the file that `adata` is read from.
     """
-    path = Path(out)
+    path = as_path(out, "out")
     check_suffix(path)
     zarr = path.suffix == ".zarr"
     check_target(

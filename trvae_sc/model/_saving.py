@@ -17,7 +17,7 @@ from scvi.model.base._constants import SAVE_KEYS
 from trvae_sc import checks
 from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
-from trvae_sc.files import check_target, read, write_anndata, write_folder
+from trvae_sc.files import as_path, check_target, read, write_anndata, write_folder
 from trvae_sc.model._registration import AnnDataModel
 from trvae_sc.model_file import Stored, model_file, read_model, write_model
 from trvae_sc.training import DataManager
@@ -53,7 +53,7 @@ class SavedModel(AnnDataModel):
             `dir_path` exists and `overwrite` is False; it, or a folder it would be in, is a file; there
             are no data to save.
         """
-        path = Path(dir_path)
+        path = as_path(dir_path, "dir_path")
         check_target(path, overwrite=overwrite, replaces=lambda _: True, kind="model")
         if save_anndata and self.adata is None:
             raise InputError("The model has no data to save: pass save_anndata=False.")
@@ -104,7 +104,7 @@ class SavedModel(AnnDataModel):
         if adata is not None and adata is not False:
             checks.check_type(adata)
         where = _device(accelerator, device)
-        folder = Path(dir_path)
+        folder = as_path(dir_path, "dir_path")
         stored = read_model(folder, prefix)
         attributes = dict(stored.attributes)
         registry = cls._checked_registry(attributes, folder)
@@ -175,7 +175,7 @@ class SavedModel(AnnDataModel):
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
         """Return the registry saved with a model; see scvi-tools."""
-        return read_model(Path(dir_path), prefix).attributes["registry_"]
+        return read_model(as_path(dir_path, "dir_path"), prefix).attributes["registry_"]
 
     @staticmethod
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
