@@ -120,6 +120,23 @@ def test_train_and_predict_equal_python(run, make_adata, suffix):
     assert sorted(p.name for p in Path("new").iterdir()) == ["folder", "model"]
 
 
+def test_the_table_of_changes_is_that_of_python(run, make_adata):
+    file = write(make_adata(), "cells.h5ad")
+    assert run("train", file, *SETUP, *TOTALS, *QUICK, *HOLDOUT, "-o", "model")[0] == 0
+    options = ["--target", "stimulated", "--source", "control", "--labels", "NK", "B"]
+    arguments = ["predict", "model", file, *options, "-o", "predicted.h5ad"]
+    code, _, err = run(*arguments, "--table", "genes.txt")
+    assert (code, "is no .csv file" in err) == (2, True)
+    assert run(*arguments, "--table", "genes.csv")[0] == 0
+    model = TRVAE.load("model", adata=False)
+    expected = model.effects(target="stimulated", source="control", labels=["NK", "B"])
+    pd.testing.assert_frame_equal(pd.read_csv("genes.csv"), expected)
+    Path("predicted.h5ad").unlink()
+    code, _, err = run(*arguments, "--table", "genes.csv")
+    assert (code, "--force" in err) == (2, True)
+    assert not Path("predicted.h5ad").exists()
+
+
 def test_options_of_predict_are_those_of_python(run, folder):
     model = TRVAE.load(folder / "model", adata=False)
     adata = read(folder / "cells.h5ad")

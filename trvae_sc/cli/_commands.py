@@ -181,8 +181,10 @@ def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> None:
-    """Predict cells of a file and write them."""
+    """Predict cells of a file and write them, and the changes of genes as a table."""
     _check_prediction_file(args)
+    if args.table is not None:
+        _check_table(args)
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
 
@@ -194,6 +196,9 @@ def run_predict(args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
         )
+    table = None
+    if args.table is not None:
+        table = model.effects(target=args.target, source=args.source, labels=args.labels)
     predicted = model.predict(
         adata,
         target=args.target,
@@ -205,7 +210,16 @@ def run_predict(args: argparse.Namespace) -> None:
         out=args.out,
         overwrite=args.force,
     )
+    if table is not None:
+        write_text(args.table, table.to_csv(index=False), overwrite=args.force)
     _tell_prediction(predicted, args)
+
+
+def _check_table(args: argparse.Namespace) -> None:
+    """Raise if the table could not be written."""
+    if args.table.suffix != ".csv":
+        raise InputError(f"{args.table} is no .csv file.")
+    _check_output(args.table, force=args.force, kind="file", inputs=[args.file, args.out])
 
 
 def _check_prediction_file(args: argparse.Namespace) -> None:

@@ -76,7 +76,10 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--table", type=Path, help=".csv to write, too: the change of every gene in every label"
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(run=_commands.run_predict)
 
 
