@@ -91,7 +91,7 @@ class TRVAE(PredictingModel):
         Needs a network that sees the condition.
     context_weight
         Share, 0 to 1, that a ridge regression over the training labels has in the mean change of a
-        label (see :meth:`predict`); the network has the rest. Needs `calibrate` and labels.
+        label (see :meth:`predict`); the network has the rest. Needs `calibrate`.
     seed
         Seed of initial weights, split, shuffling and noise; ``scvi.settings.seed`` or else 0 if
         None. Equal seeds give equal weights, to the bit, on a CPU with the same number of threads.
