@@ -380,6 +380,7 @@ def test_plots_draw_on_the_axes_given_or_make_one_figure(name):
 def test_plots_change_neither_data_nor_settings(name):
     plot, data = PLOTS[name]
     before = data.copy()
+    plt.close(plt.figure())  # the first one sets the backend
     settings = plt.rcParams.copy()
     plot(data)
     assert plt.rcParams == settings

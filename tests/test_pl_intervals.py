@@ -217,3 +217,9 @@ def test_calibration_draws_a_line_per_label():
 @pytest.mark.parametrize("name", ["volcano", "calibration"])
 def test_plots_of_intervals_draw_on_the_axes_given_and_change_nothing(name, only_draws_on_axes):
     only_draws_on_axes(getattr(pl, name), VAR if name == "volcano" else pl.calibration_table(GENES))
+
+
+@pytest.mark.parametrize("table", [5, None, "genes", {"predicted_change": [1.0]}])
+def test_what_is_no_table_is_refused(table):
+    with pytest.raises(InputError, match="Expected a table"):
+        pl.volcano(table)
