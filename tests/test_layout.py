@@ -35,21 +35,6 @@ def imported(file):
 IMPORTS = {name: imported(file) - {name} for name, file in MODULES.items()}
 
 
-def at_start(file):
-    """Return what is imported when a module is: not in functions, not for annotations only."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return imported_by(body)
-
-
-def imported_by(nodes):
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name in MODULES}
-
-
 def test_no_module_imports_what_imports_it():
     """Packages are not their modules here: their own ``__init__`` collects these."""
     graph = {

@@ -252,10 +252,11 @@ class ConditionSpace:
     def features(self, condition: Any) -> np.ndarray:
         """Return the features of a condition, shape (1, n_features)."""
         level = self.level(condition)
-        code = self.code(level)
-        if code is not None:
-            return self.design()[[code]]
-        return design(self.parts, self.values(level))[None]
+        if self.parts is not None:
+            return design(self.parts, self.values(level))[None]
+        row = np.zeros((1, len(self.levels)), dtype=np.float32)
+        row[0, self.code(level)] = 1.0
+        return row
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the condition of each cell, as named in :attr:`levels`."""

@@ -135,8 +135,8 @@ class GroupMeans(NamedTuple):
         start, end = (np.stack([self.mean[lab, c] for lab in labels]) for c in (source, target))
         return Pairs(start, end - start)
 
-    def ridge(self, source: Any, target: Any, *, of: Any) -> tuple[Ridge, tuple[str, ...]]:
-        """Return the ridge regression on the labels' changes, and the labels by their codes.
+    def ridge(self, source: Any, target: Any, *, of: Any) -> Ridge:
+        """Return the ridge regression on the labels' changes.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class GroupMeans(NamedTuple):
             if group in self.mean:
                 mean[at], n_cells[at] = self.mean[group], self.n_cells[group]
         profiles = Profiles(mean, n_cells, labels, self.is_count)
-        return Ridge(profiles, 0, Likeness.of_itself(1)), labels
+        return Ridge(profiles, 0, Likeness.of_itself(1))
 
 
 def profiles(train: AnnData, keys: Keys) -> GroupMeans:

@@ -38,6 +38,12 @@ class Profiles:
     labels: tuple[str, ...]
     is_count: bool
 
+    def measured(self, source: int) -> np.ndarray:
+        """Return where a change from the source was measured, shape (n_labels, n_conditions)."""
+        found = (self.n_cells > 0) & (self.n_cells[:, [source]] > 0)
+        found[:, source] = False
+        return found
+
     def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
         """Return the change of groups (label, condition) from the source: log fold change of counts."""
         label, condition = groups.T
@@ -117,14 +123,10 @@ class Ridge:
 
     def __init__(self, profiles: Profiles, source: int, likeness: Likeness) -> None:
         n_cells = profiles.n_cells
-        at, place = [], np.full(n_cells.shape[1], -1)
+        place = np.full(n_cells.shape[1], -1)
         place[likeness.codes] = np.arange(len(likeness.codes))
-        for label, condition in np.argwhere(n_cells > 0):
-            if condition != source and place[condition] >= 0 and n_cells[label, source] > 0:
-                at.append((label, condition))
-        self.groups = np.array(at, dtype=int).reshape(-1, 2)
+        self.groups = np.argwhere(profiles.measured(source) & (place >= 0))
         self.profiles, self.source, self.likeness = profiles, source, likeness
-        self.n_labels = len(np.unique(self.groups[:, 0]))
         if not len(self.groups):
             return
         label, condition = self.groups.T

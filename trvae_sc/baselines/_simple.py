@@ -101,8 +101,8 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     """
 
     def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
-        ridge, labels = known.ridge(condition, target, of=label)
-        code = labels.index(label) if (label, condition) in known.mean else None
+        ridge = known.ridge(condition, target, of=label)
+        code = ridge.profiles.labels.index(label) if (label, condition) in known.mean else None
         return ridge.predict(profile, code) - profile
 
     return _shifted(train, source, target, keys, rule, "context_shift")

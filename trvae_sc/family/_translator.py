@@ -256,7 +256,9 @@ class Translator(TranslatorRegistration):
         name, kappa = type(self).__name__, float(self.module.kappa)
         result = as_prediction(x, cells, target, self.keys, kappa, name)
         is_training = among(cell_marks(values(cells, self.keys)), self.training_marks_)
-        combinations = combination_table(self.known, cells.obs, target, [], is_training)
+        combinations = combination_table(
+            self.known, self.known.groups(cells.obs), target, [], is_training
+        )
         notes = combination_notes(combinations, labelled=bool(self.labels))
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,9 +121,7 @@ def decoded(
     return np.concatenate(parts)
 
 
-def latent_shifts(
-    trained: Trained, preset: str, sources: list[Any], target: Any
-) -> torch.Tensor | None:
+def latent_shifts(trained: Trained, sources: Iterable[Any], target: Any) -> torch.Tensor | None:
     r"""Return how codes move from each source to the target; None where the network sees conditions.
 
     .. math:: \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
@@ -147,15 +145,15 @@ def latent_shifts(
     shape = (len(trained.conditions.levels), module.z_mean.out_features)
     shifts = np.full(shape, np.nan, dtype=np.float32)
     for source in sources:
-        start = trained.conditions.code(source)
+        start = trained.conditions.code(trained.conditions.level(source))
         found = []
         for label in range(len(trained.labels)):
-            codes = [[z for _, z in trained.codes_of(label, c)] for c in (start, end)]
-            if all(codes):
-                found.append(codes[1][0].mean(0) - codes[0][0].mean(0))
+            codes = [trained.codes_of(label, c) for c in (start, end)]
+            if None not in codes:
+                found.append(codes[1][1].mean(0) - codes[0][1].mean(0))
         if not found:
             raise InputError(
-                f"The preset '{preset}' does not see the condition and moves codes by what labels show "
+                f"The preset '{trained.preset}' does not see the condition and moves codes by what labels show "
                 f"between {source!r} and {target!r}, but no label was measured under both. Use a preset "
                 "that sees the condition, such as 'cvae'."
             )

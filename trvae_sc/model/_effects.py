@@ -11,7 +11,7 @@ from scipy import stats
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._factors import Sourced
-from trvae_sc.model._trained import Trained
+from trvae_sc.model._trained import Trained, given_labels
 
 
 def effects(
@@ -50,9 +50,7 @@ def _labels(trained: Trained, labels: Any) -> list[str]:
     """Return labels as the model has them."""
     if labels is None:
         return list(trained.labels)
-    if trained.labels_key is None:
-        raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
-    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    given = given_labels(trained.labels_key, labels)
     return [match_level(label, list(trained.labels), of="label") for label in given]
 
 
@@ -62,11 +60,7 @@ def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.Dat
     start, end, change, lower, upper = factors.change.columns()
     pval = source.p_values(change)
     known = np.isfinite(pval).all()
-    if source.trained.module.is_count:
-        fold = (np.expm1(end) + 1.0) / (np.expm1(start) + 1.0)
-        fold = np.log2(fold)
-    else:
-        fold = np.full(len(genes), np.nan)
+    is_count = source.trained.module.is_count  # else there are no logarithms of means
     return pd.DataFrame(
         {
             "label": label,
@@ -75,7 +69,7 @@ def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.Dat
             "gene": genes.astype(str),
             "source_mean": start,
             "predicted_mean": end,
-            "log2_fold_change": fold,
+            "log2_fold_change": change / np.log(2.0) if is_count else np.nan,
             "change": change,
             "lower": lower,
             "upper": upper,

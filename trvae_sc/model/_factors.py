@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.expression import evenly_spaced
 from trvae_sc.model._counts import shared_gain
-from trvae_sc.model._decode import Batch, decoded_batches
+from trvae_sc.model._decode import Batch, decoded_batches, scaled
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
 from trvae_sc.shift import Ridge, half_width, novelty, p_values
@@ -56,26 +56,30 @@ class Calibration:
         Registered AnnData.
     rows
         Rows to predict from.
+    groups
+        Their labels and conditions (:meth:`Known.groups`).
     target
         Condition to predict.
     """
 
-    def __init__(self, trained: Trained, adata: AnnData, rows: np.ndarray, target: Any) -> None:
-        self.module, self.factors = trained.module, []
+    def __init__(
+        self,
+        trained: Trained,
+        adata: AnnData,
+        rows: np.ndarray,
+        groups: pd.DataFrame,
+        target: Any,
+    ) -> None:
+        self.module = trained.module
+        self.factors: list[Factors] = []
         if not trained.module.calibrate:
             return
-        obs = adata.obs.iloc[rows]
-        source = as_text(trained.conditions.column(obs))
-        levels = {level_name(level): level for level in trained.conditions.levels}
-        frame = pd.DataFrame(
-            {"source": np.asarray(source), "label": np.asarray(trained.label_column(obs))}
-        )
-        by_group = frame.groupby(["source", "label"], sort=True)
-        self.group, ridge = by_group.ngroup().to_numpy(), None
-        for (name, label), at in by_group.indices.items():
-            if ridge is None or level_name(ridge.of) != name:
-                ridge = Sourced(trained, levels[name], target)
-            self.factors.append(ridge.factors(label, adata, rows[at]))
+        groups = groups.reset_index(drop=True)
+        self.group = groups.groupby(["source", "label"], sort=True).ngroup().to_numpy()
+        for name, of_source in groups.groupby("source", sort=True):  # one at a time in memory
+            sourced = Sourced(trained, trained.conditions.level(name), target)
+            for label, cells in of_source.groupby("label", sort=True):
+                self.factors.append(sourced.factors(label, adata, rows[cells.index]))
 
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch on the level of its labels; `positions` are its rows' places.
@@ -107,10 +111,8 @@ class Sourced:
     def __init__(self, trained: Trained, source: Any, target: Any) -> None:
         self.trained, self.of, self.target = trained, source, target
         self.profiles = trained.profiles()
-        n_cells, s = self.profiles.n_cells, trained.conditions.code(source)
-        measured = ((n_cells > 0) & (n_cells[:, [s]] > 0)).any(0)
-        measured[s] = False
-        likeness = trained.conditions.likeness(source, target, measured)
+        s = trained.conditions.code(source)
+        likeness = trained.conditions.likeness(source, target, self.profiles.measured(s).any(0))
         self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
         self.others = np.empty((0, len(trained.module.gene_mean)))
@@ -167,10 +169,7 @@ class Sourced:
             of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
         else:
             of = [o - m for o, m in zip((observed, expected), means, strict=True)]
-        means = (observed, expected)
-        if module.is_count:
-            means = [np.log1p(module.kappa.item() * mean) for mean in means]
-        found = Change(*means, self.half)
+        found = Change(*(scaled(module, mean, None) for mean in (observed, expected)), self.half)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 
@@ -179,11 +178,11 @@ def _means_of_training(
     trained: Trained, label: int, source: int, target: Any
 ) -> list[np.ndarray] | None:
     """Return means over a label's training cells, decoded under source and target; None without cells."""
-    features = trained.features(target)
-    for tensors, z in trained.codes_of(label, source):
-        decoded = (trained.module.expected(tensors, z, f) for f in (None, features))
-        return [rates.double().mean(0).cpu().numpy() for rates in decoded]
-    return None
+    kept = trained.codes_of(label, source)
+    if kept is None:
+        return None
+    decoded = (trained.module.expected(*kept, f) for f in (None, trained.features(target)))
+    return [rates.double().mean(0).cpu().numpy() for rates in decoded]
 
 
 def _means_of_cells(
@@ -192,7 +191,7 @@ def _means_of_cells(
     """Return means over cells: of observed shares, and of those decoded under source and target."""
     if len(rows) > _NEW_CELLS:  # the same ones in whatever order they come
         by_name = rows[np.argsort(adata.obs_names[rows].to_numpy(), kind="stable")]
-        rows = by_name[np.linspace(0, len(rows) - 1, _NEW_CELLS).astype(int)]
+        rows = evenly_spaced(by_name, _NEW_CELLS)
     sums: Any = 0.0
     for batch in decoded_batches(trained, adata, rows, trained.features(target)):
         parts = batch.shares(), batch.source, batch.target

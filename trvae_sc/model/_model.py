@@ -16,7 +16,6 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc import checks
-from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import check_arguments, check_default_type
@@ -313,8 +312,13 @@ class TRVAE(PredictingModel):
         if not isinstance(reference, TRVAE):
             reference = cls.load(reference, adata=False)
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
-        adata = _query_data(adata, reference)
         args = reference.registry_["setup_args"]
+        if args["labels_key"] is not None and args["labels_key"] not in adata.obs:
+            raise InputError(
+                f"No column '{args['labels_key']}' in adata.obs; there are {list(adata.obs.columns)}."
+            )
+        if adata.is_view or not adata.var_names.equals(pd.Index(reference.get_var_names())):
+            adata = reference._aligned(adata)
         cls.setup_anndata(
             adata, source_registry=reference.registry_, extend_categories=True, **args
         )
@@ -338,19 +342,6 @@ class TRVAE(PredictingModel):
             if args["labels_key"] is None and len(model.conditions) > model.frozen_conditions_:
                 checks.logger.warning("%s", FROZEN_WITHOUT_LABELS)
         return model
-
-
-def _query_data(adata: AnnData, reference: TRVAE) -> AnnData:
-    """Return query cells with the genes of the reference, in order."""
-    args, names = reference.registry_["setup_args"], pd.Index(reference.get_var_names())
-    labels_key = args["labels_key"]
-    if labels_key is not None and labels_key not in adata.obs:
-        raise InputError(
-            f"No column '{labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
-        )
-    if adata.var_names.equals(names) and not adata.is_view:
-        return adata
-    return align(adata, names, args["layer"], args["total_counts_key"])
 
 
 _MODULE_ARGUMENTS = (

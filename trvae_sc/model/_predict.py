@@ -37,7 +37,7 @@ from trvae_sc.model._decode import (
 )
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, provenance
-from trvae_sc.model._trained import Known, Trained
+from trvae_sc.model._trained import Known, Trained, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
@@ -118,9 +118,9 @@ class _Prediction:
     ) -> None:
         self.trained, self.original, self.registered = trained, original, registered
         self.rows, self.request = rows, request
-        sources = trained.conditions.column(original.obs.iloc[rows]).unique().tolist()
-        self.shifts = latent_shifts(trained, trained.preset, sources, request.target)
-        self.calibration = Calibration(trained, registered, rows, request.target)
+        self.groups = trained.groups(original.obs.iloc[rows])
+        self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
+        self.calibration = Calibration(trained, registered, rows, self.groups, request.target)
         self.latent: list[np.ndarray] = []
         self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
         self.marks: list[np.ndarray] = []  # of the source cells
@@ -164,10 +164,9 @@ class _Prediction:
             obs = obs.assign(**{trained.total_counts_key: np.concatenate(self.totals)})
         obsm = {"X_trvae": np.concatenate(self.latent)}
         result = AnnData(X=x, obs=obs, var=self.var(), obsm=obsm)
-        source = self.original.obs.iloc[rows]
         is_training = among(np.concatenate(self.marks)[: len(rows)], trained.marks)
         factors = self.calibration.factors
-        table = combination_table(trained, source, request.target, factors, is_training)
+        table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
         result.uns[RECORD] = provenance(trained, table, request.target, **settings)
         return result
@@ -186,7 +185,7 @@ class _Prediction:
         factors = self.calibration.factors
         if len(factors) == 1:
             change = factors[0].change
-        elif factors or not self._is_single():
+        elif factors or len(self.groups.drop_duplicates()) > 1:
             return var
         else:  # not calibrated: the mean over the cells
             means = scaled(
@@ -194,12 +193,6 @@ class _Prediction:
             )
             change = Change(*means, None)
         return var.assign(**dict(zip(PREDICTED_VAR, change.columns(), strict=True)))
-
-    def _is_single(self) -> bool:
-        """Return whether all cells are of one label and source."""
-        obs = self.original.obs.iloc[self.rows]
-        columns = self.trained.label_column(obs), self.trained.conditions.column(obs)
-        return all(column.nunique() == 1 for column in columns)
 
 
 class _Writing(NamedTuple):
@@ -306,14 +299,12 @@ def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
 
 def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray:
     """Return which cells have one of some labels."""
-    if labels_key is None:
-        raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
+    chosen = given_labels(labels_key, labels)
     if labels_key not in adata.obs:
         raise InputError(
             f"No column '{labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
         )
     names = as_text(adata.obs[labels_key])
-    chosen = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
     present = sorted(names.unique())
     unknown = [label for label in chosen if level_name(label) not in present]
     if unknown:

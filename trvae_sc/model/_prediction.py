@@ -135,10 +135,9 @@ class PredictingModel(TrainableModel):
         request = Request(
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
-        trained = self.trained
-        request = check_request(trained, request, self.adata if adata is None else adata)
+        trained, original = self.trained, self.adata if adata is None else adata
+        request = check_request(trained, request, original)
         registered = self._validate_anndata(adata)
-        original = self.adata if adata is None else adata
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             return predict_cells(trained, original, registered, request)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import level_name
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Known, Trained
 
@@ -84,24 +84,20 @@ def _scale_name(is_count: bool, output: str) -> str:
 
 def combination_table(
     known: Known,
-    source: pd.DataFrame,
+    groups: pd.DataFrame,
     target: Any,
     factors: Sequence[Factors],
     is_training: np.ndarray,
 ) -> pd.DataFrame:
     """Return one row a predicted combination: from what, and what training saw of it.
 
+    `groups` are the cells' labels and conditions (:meth:`Known.groups`).
+
     ``novelty`` is :func:`trvae_sc.shift.novelty` of the label; ``n_new_cells`` are those that the model was
     not trained on; ``own_level``: level and change are those of the cells given, as training has none.
     """
-    frame = pd.DataFrame(
-        {
-            "label": known.label_column(source),
-            "source": as_text(known.conditions.column(source)),
-        }
-    )
-    groups = frame.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
-    counts = groups.agg(n_source_cells="size", n_new_cells="sum").reset_index()
+    by_group = groups.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
+    counts = by_group.agg(n_source_cells="size", n_new_cells="sum").reset_index()
     levels, name = [level_name(level) for level in known.conditions.levels], level_name(target)
     table = pd.DataFrame(known.n_cells.astype(int), index=list(known.labels), columns=levels)
     table = table if name in table else table.assign(**{name: 0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from trvae_sc.conditions import ConditionSpace
+from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
 from trvae_sc.shift import Profiles
@@ -21,6 +22,11 @@ from trvae_sc.shift import Profiles
 Tensors = dict[str, Tensor]
 _MOST_CODES = (50, 256)  # codes kept of each label and condition: least and most ...
 _ALL_CODES = 20_000  # ... and of all together
+#: What of a minibatch is kept beside a code: its group, and what it is decoded with.
+_KEPT = (
+    *(REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY, REGISTRY_KEYS.BATCH_KEY),
+    *(REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,18 @@ class Known:
         if self.labels_key in obs:
             return as_text(obs[self.labels_key])
         return pd.Series("all", index=obs.index)
+
+    def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """Return label and condition (``source``) of each cell as text."""
+        source = as_text(self.conditions.column(obs))
+        return pd.DataFrame({"label": self.label_column(obs), "source": source})
+
+
+def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
+    """Return a label or labels that a caller chose as a list; raise where there are no labels."""
+    if labels_key is None:
+        raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
+    return [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
 
 
 @dataclass(frozen=True)
@@ -99,21 +117,21 @@ class Trained(Known):
         mean = self.module.profiles.cpu().numpy()
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count)
 
-    def codes_of(self, label: int, condition: int) -> Iterator[tuple[Tensors, Tensor]]:
-        """Yield a minibatch of the codes kept of a label and condition: what it is decoded with, and z."""
+    def codes_of(self, label: int, condition: int | None) -> tuple[Tensors, Tensor] | None:
+        """Return the codes kept of a label and condition: what they are decoded with, and z."""
         if not self.codes:
-            return
-        at = self.codes[REGISTRY_KEYS.LABELS_KEY] == label
-        at &= self.codes[CONDITION_KEY] == condition
-        if at.any():
-            device = self.module.kappa.device
-            tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
-            z = tensors.pop("z")
-            yield {k: v[:, None] if v.ndim == 1 else v for k, v in tensors.items()}, z
+            return None
+        at = (self.codes[REGISTRY_KEYS.LABELS_KEY] == label).ravel()
+        at &= (self.codes[CONDITION_KEY] == condition).ravel()
+        if not at.any():
+            return None
+        device = self.module.kappa.device
+        tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
+        return tensors, tensors.pop("z")
 
 
 def kept_codes(
-    trained: Trained, adata: AnnData, rows: np.ndarray, *, since: int, seed: int
+    trained: Trained, adata: AnnData, rows: np.ndarray, group: np.ndarray, *, since: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Return codes of the training cells: a random sample of each label and condition.
 
@@ -127,41 +145,25 @@ def kept_codes(
         Registered training data.
     rows
         Training cells.
+    group
+        Their codes of label and condition, shape (n_cells, 2).
     since
         Code of the first condition whose codes may change: 0, or that of the first new condition of a query.
     seed
         Seed of the sample.
     """
-    label = _label_codes(trained, adata.obs)[rows]
-    condition = _condition_codes(trained, adata.obs)[rows]
     most = int(np.clip(_ALL_CODES // trained.n_cells.size, *_MOST_CODES))
     order = np.random.default_rng(seed).permutation(len(rows))
-    groups = pd.Series(label[order] * len(trained.conditions.levels) + condition[order])
-    chosen = np.sort(order[(groups.groupby(groups).cumcount() < most).to_numpy()])
-    chosen = chosen[condition[chosen] >= since]
+    place = pd.DataFrame(group[order]).groupby([0, 1]).cumcount().to_numpy()
+    chosen = np.sort(order[place < most])
+    chosen = chosen[group[chosen, 1] >= since]
     parts: list[dict[str, np.ndarray]] = []
     for tensors in trained.batches(adata, rows[chosen]) if len(chosen) else ():
-        kept = {k: v.cpu().numpy() for k, v in tensors.items() if k in _DECODED_WITH}
+        kept = {k: v.cpu().numpy() for k, v in tensors.items() if k in _KEPT}
         parts.append({**kept, "z": trained.module.encode(tensors).loc.cpu().numpy()})
     found = {k: np.concatenate([part[k] for part in parts]) for k in (parts[0] if parts else ())}
-    if found:
-        found = {k: v.ravel() if v.shape[1] == 1 and k != "z" else v for k, v in found.items()}
-        found[REGISTRY_KEYS.LABELS_KEY] = label[chosen]
-        found[CONDITION_KEY] = condition[chosen]
     before = trained.codes if since else {}
     if not before or not found:
         return found or before
-    old = before[CONDITION_KEY] < since
+    old = before[CONDITION_KEY].ravel() < since
     return {k: np.concatenate([before[k][old], v]) for k, v in found.items()}
-
-
-#: What of a minibatch a code is decoded with.
-_DECODED_WITH = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
-
-
-def _label_codes(trained: Trained, obs: pd.DataFrame) -> np.ndarray:
-    return pd.Index(trained.labels).get_indexer(trained.label_column(obs))
-
-
-def _condition_codes(trained: Trained, obs: pd.DataFrame) -> np.ndarray:
-    return pd.Index(trained.conditions.levels).get_indexer(trained.conditions.column(obs))

@@ -183,13 +183,19 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     def _keep_codes(self) -> None:
         """Keep latent codes of training cells, that predictions are put on their level with."""
-        rows = getattr(self, "train_indices", None)
-        if self.adata_manager is None or rows is None or not self.is_trained_:
+        rows, manager = getattr(self, "train_indices", None), self.adata_manager
+        if manager is None or rows is None or not self.is_trained_:
             return
+        rows = np.asarray(rows)
+        group = [
+            manager.get_from_registry(key).ravel().astype(int)[rows]
+            for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
+        ]
         self.codes_ = kept_codes(
             self.trained,
             self.adata,
-            np.asarray(rows),
+            rows,
+            np.stack(group, 1),
             since=self.frozen_conditions_,
             seed=self.seed_,
         )

@@ -37,7 +37,7 @@ def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
-    """Raise KeyError where a table lacks columns; `of` says what makes such a table."""
+    """Raise where a table is none or lacks columns; `of` says what makes such a table."""
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"Expected a table (pandas DataFrame), got {type(table).__name__}.")
     missing = [name for name in names if name not in table]
