@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "__version__",
     "baselines",
+    "compare",
     "datasets",
     "evaluation",
     "family",
@@ -27,6 +28,7 @@ _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
+    "compare": "trvae_sc.evaluation",
     "select": "trvae_sc.evaluation",
 }
 

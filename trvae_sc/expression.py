@@ -44,6 +44,11 @@ class Keys(NamedTuple):
     is_count: bool = True
     batch_key: str | None = None
 
+    def named(self) -> dict[str, str]:
+        """Return the names that there are, of columns and layer."""
+        fields = ("condition_key", "labels_key", "layer", "total_counts_key")
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
     def further(self) -> dict[str, str | None]:
         """Return the arguments of ``TRVAE.setup_anndata`` besides the condition."""
         names = ("labels_key", "layer", "batch_key", "total_counts_key")

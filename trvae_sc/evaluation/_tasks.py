@@ -353,8 +353,6 @@ def prepare_task(
     source = train[holdout.sources(train, keys)].copy()
     pairs = profiles(train, keys).pairs(holdout.source, holdout.target)
     shift = np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0)
-    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
-    n_components = min(N_PCS, min(x.shape) - 1)
     return Task(
         holdout=holdout,
         keys=keys,
@@ -365,5 +363,12 @@ def prepare_task(
         shift=shift,
         by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
         kappa=kappa,
-        pca=PCA(n_components, svd_solver="randomized", random_state=0).fit(x),
+        pca=fitted_components(train, keys, kappa),
     )
+
+
+def fitted_components(train: AnnData, keys: Keys, kappa: float) -> PCA:
+    """Return the principal components of the log values of training cells, 50 at most."""
+    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
+    n_components = min(N_PCS, min(x.shape) - 1)
+    return PCA(n_components, svd_solver="randomized", random_state=0).fit(x)

@@ -63,6 +63,7 @@ def provenance(
         "gene_likelihood": module.gene_likelihood,
         "model_seed": int(trained.seed),
         "training": dict(done),
+        "keys": dict(trained.names),
         "target": level_name(target),
         "source": np.array(combinations["source"].unique(), dtype=object),
         "output": output,
