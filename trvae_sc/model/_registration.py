@@ -16,11 +16,13 @@ from trvae_sc import checks
 from trvae_sc.alignment import align
 from trvae_sc.conditions import PARTS, ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
+from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
 from trvae_sc.model._trained import Known
 from trvae_sc.module import CONDITION_KEY, COUNT_LIKELIHOODS, TOTAL_KEY
 from trvae_sc.training import DataManager
 
+_NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
 NOT_TRAINED = "The model is not trained: call train() first."
 
 
@@ -186,6 +188,23 @@ class AnnDataModel(BaseModelClass):
         labels = tuple(map(level_name, self.labels)) or ("all",)
         key = self.registry_["setup_args"]["labels_key"]
         return Known(self.condition_space, labels, key, self.module.n_cells.cpu().numpy())
+
+    @property
+    def keys(self) -> Keys:
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
+
+        Raises
+        ------
+        InputError
+            The condition is made of several columns, of which these have one.
+        """
+        args = self.registry_["setup_args"]
+        if not isinstance(args["condition_key"], str):
+            raise InputError(
+                f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
+                "in a column of their own, and name it with condition_key=."
+            )
+        return Keys(**{k: args[k] for k in _NAMES}, is_count=self.module.is_count)
 
     @property
     def n_cells(self) -> pd.DataFrame:
