@@ -1656,3 +1656,23 @@ def test_files_of_fits_are_one_per_fit_whatever_the_names(tmp_path):
     for holdout in plain:
         store.add({**results.records[0], "holdout": holdout})
     assert sorted(r["holdout"]["label"] for r in store.records()) == sorted(names)
+
+
+def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    names = {
+        "condition_key": "condition",
+        "labels_key": "cell_type",
+        "total_counts_key": "n_counts",
+    }
+    named = holdouts(adata, source="control", **names)
+    assert named == holdouts(adata, source="control", keys=Keys(**names))
+    assert named == holdouts(adata, source="control", keys=fit(adata.copy()))
+    options = {"n_top_genes": None, "progress": False}
+    found = benchmark(adata, ["mean_shift"], named[:1], **options, **names)
+    expected = benchmark(adata, ["mean_shift"], named[:1], **options, keys=Keys(**names))
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    with pytest.raises(InputError, match="condition_key="):
+        holdouts(adata)
+    with pytest.raises(InputError, match="give Keys"):
+        holdouts(adata, keys="condition")

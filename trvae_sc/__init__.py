@@ -12,6 +12,7 @@ __all__ = [
     "TRVAE",
     "InputError",
     "__version__",
+    "align_genes",
     "baselines",
     "compare",
     "datasets",
@@ -27,6 +28,7 @@ __all__ = [
 _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
+    "align_genes": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
     "compare": "trvae_sc.evaluation",
     "select": "trvae_sc.evaluation",

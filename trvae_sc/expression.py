@@ -100,6 +100,14 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
     return Keys(**names)
 
 
+def check_output(output: str | None, keys: Keys) -> str:
+    """Return the output to predict, counts of counts if None; raise where values do not have it."""
+    allowed = ["counts", "delta"] if keys.is_count else ["delta"]
+    if output not in (None, *allowed):
+        raise InputError(f"Output {output!r} is not available; choose one of {allowed}.")
+    return output or allowed[0]
+
+
 def evenly_spaced(rows: np.ndarray, n_max: int) -> np.ndarray:
     """Return at most so many of some rows, the same every time: enough for a mean."""
     if len(rows) <= n_max:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from trvae_sc.arguments import check_seed
+from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.baselines._shift import Shift, shift_of
 from trvae_sc.baselines._simple import (
     SIMPLE,
@@ -20,37 +19,14 @@ from trvae_sc.baselines._simple import (
     nearest_shift,
     no_change,
 )
-from trvae_sc.checks import (
-    PREDICTED_VAR,
-    RECORD,
-    check_free,
-    check_matrix,
-    check_names,
-    check_obs,
-    check_type,
-    check_values,
-)
-from trvae_sc.conditions import ConditionSpace
+from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
-from trvae_sc.expression import (
-    KeyNames,
-    Keys,
-    dense,
-    gene_means,
-    groups,
-    keys_from,
-    log_values,
-    median_total,
-    totals,
-    values,
-)
-from trvae_sc.levels import level_name, levels, match_level
-from trvae_sc.model._counts import Draws, transport_counts
+from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
+from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
-from trvae_sc.model._factors import Change, Factors
-from trvae_sc.model._record import combination_notes, combination_table, predicted_obs
-from trvae_sc.model._trained import Known, given_labels
-from trvae_sc.shift import Profiles, half_width, novelty, p_values
+from trvae_sc.model._factors import Factors
+from trvae_sc.model._trained import given_labels
+from trvae_sc.shift import half_width, p_values
 
 _FUNCTIONS = {f.__name__: f for f in (no_change, mean_shift, nearest_shift, context_shift)}
 
@@ -111,23 +87,14 @@ def predict(
     check_seed(seed)
     learned = _learned(adata, keys_from(keys, names), method)
     target = match_level(target, learned.known.conditions.levels, of="condition")
-    allowed = ["counts", "delta"] if learned.keys.is_count else ["delta"]
-    output = output or allowed[0]
-    if output not in allowed:
-        raise InputError(f"Output {output!r} is not available; choose one of {allowed}.")
+    output = check_output(output, learned.keys)
     check_free(adata)
     found = _groups(learned, method, target, source, labels)
-    rows = np.sort(np.concatenate([group.rows for group in found]))
-    obs = predicted_obs(learned.known, adata, rows, target, 1).assign(response=np.float32(1.0))
-    if output == "counts":
-        x = _moved(learned, found, rows, seed)
-    else:
+    x = None
+    if output == "delta":
+        rows = np.sort(np.concatenate([group.rows for group in found]))
         x = _FUNCTIONS[method](adata, adata[rows], target=target, keys=learned.keys).X
-    result = AnnData(x, obs=obs, var=_var(adata, found))
-    if output == "counts":
-        _add_totals(result, learned, rows)
-    result.uns[RECORD] = _record(learned, method, found, target, rows, output, seed)
-    return result
+    return finished(learned, method, found, target, output=output, seed=seed, x=x)
 
 
 def effects(
@@ -175,59 +142,21 @@ def effects(
     )
 
 
-# -- what is known ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class _Learned:
-    """What a simple method learns from."""
+class _Group(Moved):
+    """A group with how its method errs."""
 
-    adata: AnnData
-    keys: Keys
-    known: Known
-    profiles: Profiles  #: f of mean shares
-    kappa: float
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Cells of a label under a source, and what is predicted of them."""
-
-    rows: np.ndarray
-    factors: Factors
     shift: Shift
 
 
-def _learned(adata: AnnData, keys: Keys, method: str) -> _Learned:
-    """Return what can be learned from measured cells, checked."""
+def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
+    """Return what can be learned from measured cells, for a method that is known."""
     if method not in SIMPLE:
         raise InputError(f"Unknown simple method {method!r}; there are {list(SIMPLE)}.")
-    check_type(adata)
-    check_names(adata)
-    check_matrix(adata, keys.layer)
-    totals_key = keys.total_counts_key if keys.is_count else None
-    check_obs(adata, [keys.condition_key, keys.labels_key], [totals_key])
-    known_totals = totals(adata, keys) if totals_key else None
-    check_values(values(adata, keys), is_count=keys.is_count, totals=known_totals, name="adata")
-    conditions = ConditionSpace(keys.condition_key, tuple(levels(adata.obs[keys.condition_key])))
-    labels = ("all",)
-    if keys.labels_key is not None:
-        labels = tuple(map(level_name, levels(adata.obs[keys.labels_key])))
-    kappa, x = median_total(adata, keys), None
-    x = log_values(adata, keys, kappa)
-    names = [level_name(level) for level in conditions.levels]
-    mean = np.zeros((len(labels), len(names), adata.n_vars))
-    n_cells = np.zeros(mean.shape[:2])
-    for (label, condition), rows in groups(adata.obs, keys):
-        at = labels.index(label), names.index(condition)
-        own = x[rows]
-        mean[at] = np.log1p(gene_means(np.expm1(own))) if keys.is_count else gene_means(own)
-        n_cells[at] = len(rows)
-    known = Known(conditions, labels, keys.labels_key, n_cells)
-    return _Learned(adata, keys, known, Profiles(mean, n_cells, labels, keys.is_count), kappa)
+    return learn(adata, keys)
 
 
-def _groups(learned: _Learned, method: str, target: Any, source: Any, labels: Any) -> list[_Group]:
+def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any) -> list[_Group]:
     """Return the groups of cells to move, and how."""
     known, keys = learned.known, learned.keys
     space = known.conditions
@@ -248,11 +177,7 @@ def _groups(learned: _Learned, method: str, target: Any, source: Any, labels: An
             continue
         shift = _shift(learned, method, start, target)
         found += [
-            _Group(
-                rows[label, level_name(start)],
-                _factors(learned, shift, label, start, target),
-                shift,
-            )
+            _Group(rows[label, level_name(start)], _factors(learned, shift, label, start), shift)
             for label in present
         ]
     if not found:
@@ -260,7 +185,7 @@ def _groups(learned: _Learned, method: str, target: Any, source: Any, labels: An
     return found
 
 
-def _shift(learned: _Learned, method: str, source: Any, target: Any) -> Shift:
+def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
     """Return the shift between two conditions."""
     s, t = (learned.known.conditions.code(level) for level in (source, target))
     if method != "no_change" and not learned.profiles.measured(s)[:, t].any():
@@ -270,92 +195,9 @@ def _shift(learned: _Learned, method: str, source: Any, target: Any) -> Shift:
     return shift_of(method, learned.profiles, s, t)
 
 
-def _factors(learned: _Learned, shift: Shift, label: str, source: Any, target: Any) -> Factors:
-    """Return the change of a label, and the factor of its mean shares."""
+def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors:
+    """Return the change of a label."""
     code = learned.known.labels.index(label)
     own = learned.profiles.mean[code, learned.known.conditions.code(source)]
-    end = shift.predict(own, code)
-    change = Change(own, np.maximum(end, 0.0) if learned.keys.is_count else end, None)
-    change = change._replace(half_width=half_width(shift.missed, shift.n))
-    start, end = (np.expm1(mean) / learned.kappa for mean in change[:2])
-    ratio = np.divide(end, start, out=np.ones_like(end), where=start > 0)
-    unlike = novelty(own, shift.others)
-    return Factors(
-        label, source, np.ones_like(ratio), ratio, end - start, change, unlike, is_known=True
-    )
-
-
-# -- cells --------------------------------------------------------------------------------------------
-
-
-def _moved(
-    learned: _Learned, found: list[_Group], rows: np.ndarray, seed: int
-) -> sparse.csr_matrix:
-    """Return the counts of rows, moved as their groups are."""
-    x, total = values(learned.adata, learned.keys), totals(learned.adata, learned.keys)
-    group = np.zeros(learned.adata.n_obs, dtype=int)
-    for i, one in enumerate(found):
-        group[one.rows] = i
-    ratio = np.stack([one.factors.of_target for one in found])
-    gain = np.maximum(np.stack([one.factors.gain for one in found]), 0.0)
-    draws, parts = Draws(seed), []
-    for at in np.array_split(rows, -(-len(rows) // _BATCH)):
-        counts = sparse.csr_matrix(dense(x[at]), dtype=np.float32)
-        own = group[at]
-        added = gain[own] * total[at][:, None]
-        parts.append(transport_counts(counts, ratio[own], added, None, draws))
-    return sparse.vstack(parts, format="csr")
-
-
-_BATCH = 1024  # cells moved at a time
-
-
-def _add_totals(result: AnnData, learned: _Learned, rows: np.ndarray) -> None:
-    """Write the totals of predicted cells: what they hold, plus the rest of the source cell."""
-    key = learned.keys.total_counts_key
-    if key is None:
-        return
-    held = np.asarray(values(learned.adata, learned.keys)[rows].sum(1), dtype=np.float64).ravel()
-    rest = np.maximum(totals(learned.adata, learned.keys)[rows] - held, 0.0)
-    result.obs[key] = np.asarray(result.X.sum(1), dtype=np.float64).ravel() + np.round(rest)
-
-
-def _var(adata: AnnData, found: list[_Group]) -> pd.DataFrame:
-    """Return the genes' columns; of a single label and source with its change and interval."""
-    var = adata.var.copy()
-    var.index.name = None
-    if len(found) > 1:
-        return var
-    return var.assign(**dict(zip(PREDICTED_VAR, found[0].factors.change.columns(), strict=True)))
-
-
-def _record(
-    learned: _Learned,
-    method: str,
-    found: list[_Group],
-    target: Any,
-    rows: np.ndarray,
-    output: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the record of a prediction, in types that h5ad and zarr can hold."""
-    known, keys = learned.known, learned.keys
-    cells = known.groups(learned.adata.obs.iloc[rows])
-    factors = [group.factors for group in found]
-    table = combination_table(known, cells, target, factors, np.ones(len(rows), dtype=bool))
-    notes = combination_notes(table, labelled=keys.labels_key is not None)
-    scale = "counts" if output == "counts" else "log(1 + kappa * share)"
-    return {
-        "method": method,
-        "keys": keys.named(),
-        "target": level_name(target),
-        "source": np.array(table["source"].unique(), dtype=object),
-        "output": output,
-        "scale": scale if keys.is_count else "values",
-        "kappa": learned.kappa,
-        "n_samples": 1,
-        "seed": int(seed),
-        "combinations": table,
-        "notes": np.array(notes, dtype=object),
-        "versions": {"trvae_sc": version("trvae_sc")},
-    }
+    half = half_width(shift.missed, shift.n)
+    return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._changes import changes
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
@@ -24,7 +25,7 @@ from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
 from trvae_sc.evaluation._store import Store, fit_name
 from trvae_sc.evaluation._tasks import Task, check_data, check_holdout, prepare_task
 from trvae_sc.evaluation._workers import run_local, run_on_ray
-from trvae_sc.expression import Keys, values
+from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.identity import digest
 from trvae_sc.levels import as_text, level_name
@@ -67,6 +68,7 @@ class Fit(NamedTuple):
             "n_genes": task.train.n_vars,
             "n_source_cells": task.source.n_obs,
             "n_hidden_cells": int(task.real.shape[0]),
+            **({} if self.method is None else {"changes": changes(task, found)}),
             **_told(found),
             "seconds": round(time.perf_counter() - start, 2),
         }
@@ -92,7 +94,7 @@ def benchmark(
     methods: Mapping[str, Callable[..., Any]] | Sequence[str],
     holdouts: Sequence[Holdout],
     *,
-    keys: Keys,
+    keys: Any = None,
     seeds: int | Sequence[int] = 3,
     n_top_genes: int | None = 2000,
     max_epochs: int | None = None,
@@ -101,6 +103,7 @@ def benchmark(
     backend: Literal["local", "ray"] = "local",
     export: bool = False,
     progress: bool = True,
+    **names: Unpack[KeyNames],
 ) -> Results:
     """Hide combinations one at a time, let every method predict them, and score the predictions.
 
@@ -117,7 +120,9 @@ def benchmark(
     holdouts
         Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`.
     keys
-        Where the data are.
+        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
+        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
+        ``is_count=``.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -138,6 +143,8 @@ def benchmark(
         :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
+    **names
+        Names of columns, see `keys`.
 
     Returns
     -------
@@ -153,6 +160,7 @@ def benchmark(
     KeyboardInterrupt
         On Ctrl-C. Finished fits are kept in `folder`.
     """
+    keys = keys_from(keys, names)
     methods = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
     seeds, holdouts = check_seeds(seeds), list(holdouts)
     check_whole("n_jobs", n_jobs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from anndata import AnnData
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys
+from trvae_sc.expression import KeyNames, Keys, keys_from
 from trvae_sc.levels import as_text, default_source, level_name
 
 logger = logging.getLogger(__name__)
@@ -75,11 +75,12 @@ class Holdout:
 def holdouts(
     adata: AnnData,
     *,
-    keys: Keys,
+    keys: Any = None,
     source: Any = None,
     by: str | None = None,
     min_cells: int = 30,
     together: int = 1,
+    **names: Unpack[KeyNames],
 ) -> list[Holdout]:
     """Return every combination with enough cells, to be hidden one at a time.
 
@@ -88,7 +89,9 @@ def holdouts(
     adata
         All cells.
     keys
-        Where the data are.
+        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
+        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
+        ``is_count=``.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
@@ -98,6 +101,8 @@ def holdouts(
         Cells that source and target of a combination need.
     together
         Number of combinations of a target that are hidden from the same training.
+    **names
+        Names of columns, see `keys`.
 
     Returns
     -------
@@ -108,6 +113,7 @@ def holdouts(
     InputError
         `source` is not known, labels or conditions are missing, or nothing has enough cells.
     """
+    keys = keys_from(keys, names)
     check_whole("min_cells", min_cells, 0)
     check_whole("together", together)
     key = keys.labels_key if by is None else by

@@ -21,7 +21,7 @@ from trvae_sc.shift import LEVEL
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
 _FEW_GENES = 1000  # below, where the data have more, a benchmark is a quick look

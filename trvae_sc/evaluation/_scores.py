@@ -174,13 +174,31 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
         raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
-    real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
-    return predicted.var[bounds].assign(real_change=real - control)[["real_change", *bounds]]
+    real = interval_change(task, as_shares=as_shares)
+    return predicted.var[bounds].assign(real_change=real)[["real_change", *bounds]]
+
+
+def interval_change(task: Task, *, as_shares: bool | None = None) -> np.ndarray:
+    """Return the real change of every gene on the scale of intervals: of counts that of mean shares."""
+    of_shares = task.keys.is_count if as_shares is None else as_shares
+    real, control = (_level(x, as_shares=of_shares) for x in (task.real, task.control))
+    return real - control
+
+
+def level_change(task: Task, predicted: AnnData) -> np.ndarray:
+    """Return the predicted change of every gene on the scale of intervals."""
+    if "predicted_change" in predicted.var:
+        return predicted.var["predicted_change"].to_numpy(np.float64)
+    x = predicted_log_values(task, predicted)
+    end, start = (_level(v, as_shares=task.keys.is_count) for v in (x, task.control))
+    return end - start
 
 
 def _level(x: Any, *, as_shares: bool) -> np.ndarray:
     """Return log(1 + kappa share) of the mean share, from log values; else their mean."""
-    return np.log1p(gene_means(np.expm1(x))) if as_shares else gene_means(x)
+    if not as_shares:
+        return gene_means(x)
+    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
 
 
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:

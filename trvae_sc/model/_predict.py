@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger
 from trvae_sc.errors import InputError
@@ -169,7 +170,12 @@ class _Prediction:
         factors = self.calibration.factors
         table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
-        result.uns[RECORD] = provenance(trained, table, request.target, **settings)
+        record = provenance(trained, table, request.target, **settings)
+        filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
+        if filled:
+            note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
+            record["notes"] = np.append(record["notes"], note).astype(object)
+        result.uns[RECORD] = record
         return result
 
     def obs(self) -> pd.DataFrame:
