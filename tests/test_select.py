@@ -726,7 +726,7 @@ def file(full):
 
 def test_the_command_equals_python(run, file, full):
     chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", *SIMPLE]
-    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad"]
+    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad", "--json"]
     code, out, err = run("select", file, *chosen, *options)
     assert code == 0
     expected = select(full, "stimulated", labels="type_4", methods=SIMPLE, max_tasks=3, **QUIET)
@@ -771,6 +771,7 @@ def test_the_command_falls_back(run, full):
         "control",
         "-o",
         "p.h5ad",
+        "--json",
     )
     assert code == 0
     assert json.loads(out)["method"] == "mean_shift"
@@ -780,15 +781,28 @@ def test_the_command_falls_back(run, full):
     assert set(labels) == {"type_0", "type_1", "type_2", "type_4"}
 
 
+def test_a_quick_look_has_fewer_epochs_and_cells(run, file):
+    chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", "cvae"]
+    quick = ["--max-tasks", 3, "--max-epochs", 1, "--max-cells", 12, "--folder", "fits"]
+    assert run("select", file, *chosen, *quick, "-o", "p.h5ad")[0] == 0
+    results = Results.load("fits")
+    assert results.run["max_epochs"] == 1
+    assert results.run["n_obs"] == 9 * 12  # 5 labels, 2 conditions; one of them is hidden
+    assert anndata.read_h5ad("p.h5ad").n_obs == 12
+
+
 BAD_COMMANDS = {
     "no target": ([*SETUP], "--target"),
     "no labels": (["--condition-key", "condition", "--target", "stimulated"], "needs --labels-key"),
     "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
     "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
-    "methods": ([*SETUP, "--target", "stimulated", "--methods", "magic"], "Unknown methods"),
+    "methods": (
+        [*SETUP, "--target", "stimulated", "--methods", "magic"],
+        "unknown method 'magic'; there",
+    ),
     "metric": (
         [*SETUP, "--target", "stimulated", "--metric", "magic"],
-        "cannot be chosen by 'magic'; choose",
+        "unknown metric 'magic'; there are effect_r2,",
     ),
     "likelihood": (
         [*SETUP, "--target", "stimulated", "--gene-likelihood", "zinb"],
