@@ -50,6 +50,13 @@ class Holdout:
         """Return ``label:target``."""
         return f"{level_name(self.label)}:{level_name(self.target)}"
 
+    def __repr__(self) -> str:
+        """Return what is hidden, and what it is predicted from."""
+        source = "" if self.source is None else f" from {level_name(self.source)}"
+        column = "" if self.key is None else f", of '{self.key}'"
+        also = f", with {', '.join(map(str, self.also))}" if self.also else ""
+        return f"Holdout({self}{source}{column}{also})"
+
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
         condition = as_text(adata.obs[keys.condition_key]) == level_name(self.target)
