@@ -27,13 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     _complete(parser)
     args = parser.parse_args(argv, argparse.Namespace(stdout=sys.stdout))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("lightning", "scvi", "matplotlib", "fontTools"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     stops: list[int] = []
     try:
         # progress bars go to stderr: stdout is for results
-        with _terminable(stops), contextlib.redirect_stdout(sys.stderr):
+        with _terminable(stops), _logging(), contextlib.redirect_stdout(sys.stderr):
             args.run(args)
         return 0
     except InputError as error:
@@ -85,6 +82,22 @@ def _terminable(stops: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Write what is logged meanwhile to stderr, without what other packages say of themselves."""
+    for name in ("lightning", "scvi", "matplotlib", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
 
 
 def in_words_of_options(message: str, args: argparse.Namespace) -> str:

@@ -242,15 +242,13 @@ def _check_prediction_file(args: argparse.Namespace) -> None:
 
 
 def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Write a prediction, and tell its notes and a record of it."""
+    """Write a prediction, and tell a record of it."""
     write_anndata(predicted, args.out, overwrite=args.force)
     _tell_prediction(predicted, args, **more)
 
 
 def _tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Tell the notes on a prediction and a record of it."""
-    for note in predicted.uns["trvae_sc"]["notes"]:
-        say(f"Note: {note}")
+    """Tell a record of a prediction; notes on it were logged when it was made."""
     say(f"Wrote {predicted.n_obs:,} cells predicted under {args.target} to {args.out}")
     answer(args, {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more})
 

@@ -29,6 +29,39 @@ from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.identity import digest
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.progress import duration, say
+
+
+class Clock:
+    """Says how long fits will take once one is done that is worth it, and at the end how long they took.
+
+    Parameters
+    ----------
+    fits
+        All fits to run.
+    n_jobs
+        Number of processes.
+    """
+
+    def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
+        slow = {fit.name for fit in fits if not fit.is_quick}
+        self.counted = slow or {fit.name for fit in fits}
+        self.left = sum(fit.name in self.counted for fit in fits)
+        self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
+        self.start, self.told = time.perf_counter(), False
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Take note of a record, and say what is to be said."""
+        self.done += 1
+        if record["method"] in self.counted:
+            self.left -= 1
+            if not self.told and self.left:
+                seconds = self.left * record["seconds"] / min(self.n_jobs, self.left)
+                trained = " that train a network" if len(self.counted) < self.of else ""
+                say(f"{self.left} more fits{trained} will take about {duration(seconds)}.")
+                self.told = True
+        if self.done == self.of:
+            say(f"{self.of} fits in {duration(time.perf_counter() - self.start)}.")
 
 
 class Fit(NamedTuple):
@@ -196,11 +229,14 @@ def benchmark(
         run_all = run_on_ray if backend == "ray" else run_local
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         done = len(fits) - len(left)
+        clock = Clock(left, n_jobs)
         try:
             with bar:
                 for record in run_all(prepared(), n_jobs):
                     store.add(record)
                     done += 1
+                    if progress:
+                        clock.tell(record)
                     bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
                     bar.update()
         except KeyboardInterrupt as stop:

@@ -24,6 +24,7 @@ from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import check_counts, training_data
 from trvae_sc.expression import Keys, check_output, keys_from
 from trvae_sc.levels import as_text, level_name, match_level
+from trvae_sc.notes import log_notes
 
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
 
@@ -204,7 +205,7 @@ def select(  # noqa: PLR0913
     selection |= {"output": output, "metric": metric}
     selection |= _evidence(tasks, best)
     predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
-    return predicted
+    return log_notes(predicted)
 
 
 # -- the question -------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ class TRVAE(PredictingModel):
         self.preset_ = preset
         self.training_ = dict(NOT_STARTED)
         self.training_date_ = ""
+        self._notes_said: set[str] = set()
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
         self.version_ = version("trvae_sc")

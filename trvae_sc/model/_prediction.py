@@ -23,6 +23,7 @@ from trvae_sc.model._predict import (
 )
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._training import TrainableModel
+from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
 
 
@@ -104,7 +105,7 @@ class PredictingModel(TrainableModel):
         ridge errs for labels left out, which is on average more than the mean of network and ridge errs
         (NaN with fewer than three labels to learn from, or where the ridge has no say).
         ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
-        what, by which model, and notes on how far to trust it.
+        what, by which model, and notes on how far to trust it, each logged once a model.
 
         Raises
         ------
@@ -142,7 +143,8 @@ class PredictingModel(TrainableModel):
         request = check_request(trained, request, original)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
-            return predict_cells(trained, original, registered, request)
+            predicted = predict_cells(trained, original, registered, request)
+        return log_notes(predicted, self._notes_said)
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
         """Predict every label x condition combination that the training data lack.
