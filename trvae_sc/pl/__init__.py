@@ -27,6 +27,7 @@ from trvae_sc.pl._intervals import (
     volcano_table,
 )
 from trvae_sc.pl._latent import embedding, latent
+from trvae_sc.pl._response import response
 from trvae_sc.pl._style import COLORS
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "latent",
     "mean_correlation",
     "mean_table",
+    "response",
     "training",
     "volcano",
     "volcano_table",
