@@ -21,6 +21,7 @@ __all__ = [
     "hub",
     "metrics",
     "pl",
+    "predict_labels",
     "report",
     "select",
 ]
@@ -31,6 +32,7 @@ _HOMES = {
     "align_genes": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
     "compare": "trvae_sc.evaluation",
+    "predict_labels": "trvae_sc.evaluation",
     "select": "trvae_sc.evaluation",
 }
 

@@ -30,7 +30,6 @@ RECORD = "trvae_sc"  #: key of ``uns`` with the record of a prediction
 OWN_COLUMNS = ("_scvi_", "_trvae_sc_")  #: how columns of ``obs`` begin that registrations write
 #: Column of ``obs`` that totals over all genes are written to, where no other is named.
 TOTAL_COLUMN = "trvae_sc_total_counts"
-_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 SEPARATOR = " + "  #: joins the parts of a condition in its name
 _MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
 
@@ -74,6 +73,11 @@ def check_columns(
     if len(set(map(str, conditions))) < len(conditions):
         raise InputError(
             f"condition_key is {condition_key}; name one column, or several different."
+        )
+    if labels_key in adata.obs and adata.obs[labels_key].isna().any():
+        raise InputError(
+            f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "
+            "Fill it in or drop them; trvae_sc.predict_labels(adata, ...) finds the most likely labels."
         )
     categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
@@ -210,27 +214,6 @@ def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
 def without_codes(obs: pd.DataFrame) -> pd.DataFrame:
     """Return the columns but those that registrations wrote."""
     return obs.drop(columns=[name for name in obs if str(name).startswith(OWN_COLUMNS)])
-
-
-def say_totals(n_vars: int) -> None:
-    """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
-    logger.log(
-        logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
-        "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
-        "variable genes, name the obs column with the whole cell's totals: total_counts_key=.",
-        n_vars,
-    )
-
-
-def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
-    """Log that the numbers of a column are taken for levels."""
-    if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
-        logger.info(
-            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
-            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
-            condition_key,
-            condition_key,
-        )
 
 
 def layer_names(adata: AnnData) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
-from trvae_sc import checks
+from trvae_sc import checks, hints
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import check_arguments, check_default_type
@@ -170,7 +170,7 @@ class TRVAE(PredictingModel):
         module_kwargs = {k: v for k, v in settings.items() if k not in named}
         self.init_params_ = self._get_init_params({**locals(), **named})
         if adata is not None and self.module.is_count and not self.module.has_total:
-            checks.say_totals(adata.n_vars)
+            hints.say_totals(adata.n_vars)
         if adata is not None and not self.module.is_count:
             self._warn_of_counts()
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
@@ -240,7 +240,8 @@ class TRVAE(PredictingModel):
         }
         if kwargs.get("source_registry") is None:
             checks.check_columns(adata, condition_key, **keys)
-            checks.say_numeric(adata, condition_key)
+            hints.say_numeric(adata, condition_key)
+            hints.say_unlabeled(adata, labels_key)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
         manager_fields = fields(condition_key, **keys)
