@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,17 +155,22 @@ def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
 
 def check_type(adata: Any) -> None:
     """Raise on anything but an AnnData."""
-    if not isinstance(adata, AnnData):
-        raise InputError(
-            f"Expected an AnnData, got {type(adata).__name__}. Of a MuData pass one modality, as in "
-            "mdata['rna']; of a table make one with anndata.AnnData(table)."
-        )
+    if isinstance(adata, AnnData):
+        return
+    found = f"Expected an AnnData, got {type(adata).__name__}."
+    modalities = getattr(adata, "mod", None)
+    if isinstance(modalities, Mapping):  # of a MuData
+        names = list(modalities)
+        of = names[0] if len(names) == 1 or "rna" not in names else "rna"
+        raise InputError(f"{found} Pass one modality, as in mdata['{of}']; there are {names}.")
+    raise InputError(f"{found} Of a table make one with anndata.AnnData(table).")
 
 
 def check_obs(
     adata: AnnData, categorical: Sequence[str | None], numeric: Sequence[str | None] = ()
 ) -> None:
     """Raise on columns that are absent, incomplete, of odd levels or, if numeric, no finite numbers."""
+    check_type(adata)
     for key in [*categorical, *numeric]:
         if key is None:
             continue

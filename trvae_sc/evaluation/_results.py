@@ -96,14 +96,14 @@ class Results:
         Means over tasks and seeds; ``sd`` is the standard deviation of the first score over tasks, beside
         ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
         """
-        wide = self.wide()
-        first = wide.columns[0]
-        statistics = self.statistics().set_index([*_METHOD])
-        one = statistics[(statistics["metric"] == first[0]) & (statistics["genes"] == first[1])]
-        one = one.loc[wide.index]
+        wide, statistics = self.wide(), self.statistics()
+        metric, genes = wide.columns[0]
+        first = statistics[(statistics["metric"] == metric) & (statistics["genes"] == genes)]
+        sd = first.set_index(_METHOD)["sd_tasks"].reindex(wide.index)  # not all have each score
+        sizes = statistics.groupby(_METHOD)[["n_tasks", "n_seeds"]].max().loc[wide.index]
         wide.columns = [f"{_WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
-        wide.insert(1, "sd", one["sd_tasks"])
-        return wide.assign(tasks=one["n_tasks"], seeds=one["n_seeds"])
+        wide.insert(1, "sd", sd)
+        return wide.assign(tasks=sizes["n_tasks"], seeds=sizes["n_seeds"])
 
     def _title(self) -> str:
         """Return what was run, in a line."""

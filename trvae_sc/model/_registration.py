@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,33 @@ class AnnDataModel(BaseModelClass):
                 f"{cls.__name__}.setup_anndata(adata, ...) first."
             ) from error
         manager.validate()
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: there are no files of a former format, and scvi-tools would run code from one."""
+        raise NotImplementedError(f"{cls.__name__} has no files of a former format. Use load.")
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: it registers no condition."""
+        raise NotImplementedError(
+            f"setup_annbatch registers no condition. Pass an AnnData that is on disk "
+            f"(anndata.read_h5ad(path, backed='r')) to {cls.__name__}.setup_anndata: it is streamed."
+        )
+
+    def transfer_fields(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: scvi-tools takes the genes of another AnnData by their place, whatever their names."""
+        raise NotImplementedError(
+            "transfer_fields would take genes by place. Pass adata to the methods, or attach it "
+            "(model.adata = adata): genes are matched by name."
+        )
+
+    def update_setup_method_args(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: data would be read otherwise than what the model was trained on."""
+        raise NotImplementedError(
+            f"What a model was set up with cannot be changed. Call {type(self).__name__}.setup_anndata "
+            "and train a new model."
+        )
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Return the genes of the model, whatever became of those of the AnnData it was made from."""
