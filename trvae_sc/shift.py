@@ -119,9 +119,15 @@ class Ridge:
         Code of the condition to start from.
     likeness
         Conditions that tell of the target.
+    common
+        Prior variance of what all labels share. The default leaves it to the data; what is expected of a
+        target that was not measured needs one: 1, as much as labels differ by.
     """
 
-    def __init__(self, profiles: Profiles, source: int, likeness: Likeness) -> None:
+    def __init__(
+        self, profiles: Profiles, source: int, likeness: Likeness, *, common: float = _COMMON
+    ) -> None:
+        self.common = common
         n_cells = profiles.n_cells
         place = np.full(n_cells.shape[1], -1)
         place[likeness.codes] = np.arange(len(likeness.codes))
@@ -147,7 +153,7 @@ class Ridge:
         """Return how alike labels of profiles z are to those of the groups."""
         own = self.groups[:, 0]
         same = False if label is None else np.equal.outer(label, own)
-        return _COMMON + z @ self.z[own].T / self.size + _RIDGE * same
+        return self.common + z @ self.z[own].T / self.size + _RIDGE * same
 
     def predict(self, profile: np.ndarray, label: int | None) -> np.ndarray:
         """Return f of the target.
@@ -177,6 +183,24 @@ class Ridge:
         alike = _RIDGE * self.of_target[own]
         explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
         return float(explained / (_RIDGE * self.likeness.variance))
+
+    def expected_variance(self, profile: np.ndarray, label: int | None, n: float) -> float:
+        r"""Return the variance of what is wrong with a prediction, in units of the kernel.
+
+        .. math:: k(x, x) - k(x, X)\,K^{-1}\,k(X, x) + 0.3 \frac{30}{n}
+
+        for the target x, measured in n cells, and the groups X (Rasmussen and Williams 2006, eq. 2.26).
+        `profile` and `label` are those of :meth:`predict`.
+        """
+        z = profile - self.centre
+        alike = self._labels(z, label) * self.of_target
+        prior = self.likeness.variance * (self.common + z @ z / self.size + _RIDGE)
+        explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
+        return float(prior - explained + _RIDGE * _HALF_CELLS / n)
+
+    def left_out_variance(self) -> np.ndarray:
+        """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,)."""
+        return 1.0 / np.diag(linalg.inv(self.kernel))
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what is wrong with f of the target of each label if it is left out, and its cells.

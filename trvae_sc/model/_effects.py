@@ -11,6 +11,7 @@ from scipy import stats
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._factors import Sourced
+from trvae_sc.model._interaction import interaction
 from trvae_sc.model._trained import Trained, given_labels
 
 
@@ -58,7 +59,7 @@ def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.Dat
     """Return the change of one label."""
     factors = source.of_training(label)
     start, end, change, lower, upper = factors.change.columns()
-    pval = source.p_values(change)
+    pval = source.p_values(factors.change)
     known = np.isfinite(pval).all()
     is_count = source.trained.module.is_count  # else there are no logarithms of means
     return pd.DataFrame(
@@ -77,5 +78,6 @@ def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.Dat
             "qval": stats.false_discovery_control(pval) if known else pval,
             "n_source_cells": n_cells,
             "novelty": factors.novelty,
+            **interaction(source.trained, factors, source.target, source.units()),
         }
     )

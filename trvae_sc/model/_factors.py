@@ -24,6 +24,7 @@ class Change(NamedTuple):
     source_mean: np.ndarray
     predicted_mean: np.ndarray
     half_width: np.ndarray | None  #: of the interval, where it is known
+    relative: float = 1.0  #: width of the interval, where that of what was left out is 1
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """Return means, change and its interval."""
@@ -117,26 +118,44 @@ class Sourced:
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
         self.others = np.empty((0, len(trained.module.gene_mean)))
         self.missed: tuple[np.ndarray, np.ndarray] | None = None
-        self.half = None
-        code = trained.conditions.code(target)
-        if code is not None and len(self.ridge.groups) and trained.module.n_labels:
+        self.half: np.ndarray | None = None
+        self.expected: Ridge | None = None  # where the target itself was not measured
+        if not (len(self.ridge.groups) and trained.module.n_labels):
+            return
+        is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
+        if is_measured:
             self.others = self.profiles.mean[self.ridge.groups[:, 0], s]
-            if self.weight:
-                self.missed = self.ridge.left_out()
-                self.half = half_width(*self.missed)
-        if self.half is not None:
-            self.half = self.half * self._units()
+        if self.weight:
+            ridge = self.ridge
+            if not is_measured:
+                ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
+            missed, n = ridge.left_out()
+            self.missed = missed / self._spread(ridge.left_out_variance()[:, None]), n
+            half = half_width(*self.missed)
+            self.half = None if half is None else half * self.units()
 
-    def _units(self) -> np.ndarray | float:
+    def _spread(self, variance: Any) -> Any:
+        """Return standard deviations of predictions of conditions that were not measured; else 1."""
+        return 1.0 if self.expected is None else np.sqrt(variance)
+
+    def _relative(self, own: np.ndarray, code: int | None) -> float:
+        """Return how wide the interval of a label is, where labels and conditions left out have 1."""
+        if self.expected is None:
+            return 1.0
+        n = float(np.median(self.expected.n))
+        return self._spread(self.expected.expected_variance(own, code, n))
+
+    def units(self) -> np.ndarray | float:
         """Return what a change of 1 on the scale of f is in predictions."""
         module = self.trained.module
         return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
 
-    def p_values(self, change: np.ndarray) -> np.ndarray:
+    def p_values(self, change: Change) -> np.ndarray:
         """Return p-values of a predicted change; NaN where they are not known."""
+        found = change.predicted_mean - change.source_mean
         if self.missed is None:
-            return np.full(len(change), np.nan)
-        return p_values(change / self._units(), *self.missed)
+            return np.full(len(found), np.nan)
+        return p_values(found / (self.units() * change.relative), *self.missed)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -169,7 +188,10 @@ class Sourced:
             of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
         else:
             of = [o - m for o, m in zip((observed, expected), means, strict=True)]
-        found = Change(*(scaled(module, mean, None) for mean in (observed, expected)), self.half)
+        relative = self._relative(own, code)
+        half = None if self.half is None else self.half * relative
+        ends = (scaled(module, mean, None) for mean in (observed, expected))
+        found = Change(*ends, half, relative)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 
