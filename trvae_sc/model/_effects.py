@@ -10,13 +10,20 @@ from scipy import stats
 
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
+from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Sourced
 from trvae_sc.model._interaction import interaction
 from trvae_sc.model._trained import Trained, given_labels
 
 
 def effects(
-    trained: Trained, genes: pd.Index, *, target: Any, source: Any, labels: Any
+    trained: Trained,
+    genes: pd.Index,
+    *,
+    target: Any,
+    source: Any,
+    labels: Any,
+    exemplars: dict[str, Exemplars] | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
     if not trained.module.calibrate:
@@ -32,6 +39,7 @@ def effects(
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = _labels(trained, labels)
+    check_labels(exemplars or (), chosen)
     tables = []
     for start in sources:
         code, of_source = space.code(start), None
@@ -40,7 +48,7 @@ def effects(
         for label in chosen:
             n_cells = int(trained.n_cells[trained.labels.index(label), code])
             if n_cells:
-                of_source = of_source or Sourced(trained, start, target)
+                of_source = of_source or Sourced(trained, start, target, exemplars)
                 tables.append(_table(of_source, label, genes, n_cells))
     if not tables:
         raise InputError(f"Training has no cells of {chosen} under {sources}.")

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.model._counts import shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, scaled
+from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
-from trvae_sc.shift import Ridge, half_width, novelty, p_values
+from trvae_sc.shift import Ridge, half_width, novelty, p_values, standardised
 
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
 
@@ -24,7 +26,7 @@ class Change(NamedTuple):
     source_mean: np.ndarray
     predicted_mean: np.ndarray
     half_width: np.ndarray | None  #: of the interval, where it is known
-    relative: float = 1.0  #: width of the interval, where that of what was left out is 1
+    relative: Any = 1.0  #: width of the interval, where that of what was left out is 1
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """Return means, change and its interval."""
@@ -61,6 +63,8 @@ class Calibration:
         Their labels and conditions (:meth:`Known.groups`).
     target
         Condition to predict.
+    exemplars
+        Measured cells of labels under the target.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Calibration:
         rows: np.ndarray,
         groups: pd.DataFrame,
         target: Any,
+        exemplars: dict[str, Exemplars] | None = None,
     ) -> None:
         self.module = trained.module
         self.factors: list[Factors] = []
@@ -78,7 +83,7 @@ class Calibration:
         groups = groups.reset_index(drop=True)
         self.group = groups.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         for name, of_source in groups.groupby("source", sort=True):  # one at a time in memory
-            sourced = Sourced(trained, trained.conditions.level(name), target)
+            sourced = Sourced(trained, trained.conditions.level(name), target, exemplars)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
 
@@ -109,8 +114,15 @@ class Calibration:
 class Sourced:
     """What is the same for all labels under one source."""
 
-    def __init__(self, trained: Trained, source: Any, target: Any) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        source: Any,
+        target: Any,
+        exemplars: dict[str, Exemplars] | None = None,
+    ) -> None:
         self.trained, self.of, self.target = trained, source, target
+        self.exemplars = exemplars or {}
         self.profiles = trained.profiles()
         s = trained.conditions.code(source)
         likeness = trained.conditions.likeness(source, target, self.profiles.measured(s).any(0))
@@ -145,6 +157,23 @@ class Sourced:
         n = float(np.median(self.expected.n))
         return self._spread(self.expected.expected_variance(own, code, n))
 
+    def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
+        """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
+
+        Raises
+        ------
+        InputError
+            Too little was measured to tell.
+        """
+        found = None if self.missed is None else standardised(*self.missed)
+        if found is None:
+            raise InputError(
+                f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
+                "and the source, of which there are fewer than three: exemplars cannot be weighted."
+            )
+        own_share = 1.0 - self.ridge.measured(code)
+        return np.square(found[2] * self._relative(own, code)) * own_share
+
     def units(self) -> np.ndarray | float:
         """Return what a change of 1 on the scale of f is in predictions."""
         module = self.trained.module
@@ -176,19 +205,23 @@ class Sourced:
             code = None
             observed, *means = _means_of_cells(trained, adata, rows, self.target)
             own = _scale(module, observed)
-        start, end = (_scale(module, mean) for mean in means)
-        change = end - start
+        start, decoded = (_scale(module, mean) for mean in means)
+        change = decoded - start
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
             of_network = (1.0 - self.weight) * (1.0 - self.ridge.measured(code))
             change = of_network * change + (1.0 - of_network) * by_labels
-        expected = _shares(module, own + change)
+        end, left = own + change, 1.0  # and what is left of the variance of the prediction
+        if label in self.exemplars:
+            error = self._error(own, code)
+            end, left = self.exemplars[label].combined(end, error, is_count=module.is_count)
+        expected = _shares(module, end)
         if module.is_count:
             tiny = np.finfo(np.float32).tiny
             of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
         else:
             of = [o - m for o, m in zip((observed, expected), means, strict=True)]
-        relative = self._relative(own, code)
+        relative = self._relative(own, code) * np.sqrt(left)
         half = None if self.half is None else self.half * relative
         ends = (scaled(module, mean, None) for mean in (observed, expected))
         found = Change(*ends, half, relative)

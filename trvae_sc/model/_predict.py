@@ -35,6 +35,7 @@ from trvae_sc.model._decode import (
     predicted_values,
     scaled,
 )
+from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
@@ -58,6 +59,7 @@ class Request(NamedTuple):
     batch_size: int | None = None
     out: str | Path | None = None
     overwrite: bool = False
+    exemplars: dict[str, Exemplars] | None = None
 
 
 def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
@@ -89,6 +91,8 @@ def predict_cells(
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
+    if request.exemplars:
+        check_labels(request.exemplars, trained.label_column(original.obs.iloc[rows]).unique())
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
     layer = trained.layer if request.output in ("counts", "sample") else None
@@ -120,7 +124,9 @@ class _Prediction:
         self.rows, self.request = rows, request
         self.groups = trained.groups(original.obs.iloc[rows])
         self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
-        self.calibration = Calibration(trained, registered, rows, self.groups, request.target)
+        self.calibration = Calibration(
+            trained, registered, rows, self.groups, request.target, request.exemplars
+        )
         self.latent: list[np.ndarray] = []
         self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
         self.marks: list[np.ndarray] = []  # of the source cells
@@ -169,6 +175,8 @@ class _Prediction:
         table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
         result.uns[RECORD] = provenance(trained, table, request.target, **settings)
+        if request.exemplars:
+            result.uns[RECORD]["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
         return result
 
     def obs(self) -> pd.DataFrame:
