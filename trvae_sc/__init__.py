@@ -18,6 +18,7 @@ __all__ = [
     "family",
     "hub",
     "metrics",
+    "next_experiments",
     "pl",
     "report",
     "select",
@@ -27,6 +28,7 @@ _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
+    "next_experiments": "trvae_sc.experiments",
     "select": "trvae_sc.evaluation",
 }
 

@@ -147,7 +147,17 @@ class Ridge:
         self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
         self.kernel = self.alike * self._labels(self.z[label], label)
         self.of_target = likeness.target[place[condition]]
-        self.kernel[np.diag_indices(len(label))] += _RIDGE * _HALF_CELLS / self.n
+        self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
+
+    @staticmethod
+    def noise(n: np.ndarray | float) -> np.ndarray | float:
+        """Return the variance of a change measured in n cells, in units of the kernel."""
+        return _RIDGE * _HALF_CELLS / n
+
+    def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
+        profile = self.z[one] @ self.z[other].T / self.size
+        return self.common + profile + _RIDGE * np.equal.outer(one, other)
 
     def _labels(self, z: np.ndarray, label: np.ndarray | int | None) -> np.ndarray:
         """Return how alike labels of profiles z are to those of the groups."""
@@ -179,7 +189,7 @@ class Ridge:
         own = self.groups[:, 0] == label
         if label is None or not own.any():
             return 0.0
-        noise = np.diag(_RIDGE * _HALF_CELLS / self.n[own])
+        noise = np.diag(self.noise(self.n[own]))
         alike = _RIDGE * self.of_target[own]
         explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
         return float(explained / (_RIDGE * self.likeness.variance))
@@ -196,7 +206,7 @@ class Ridge:
         alike = self._labels(z, label) * self.of_target
         prior = self.likeness.variance * (self.common + z @ z / self.size + _RIDGE)
         explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
-        return float(prior - explained + _RIDGE * _HALF_CELLS / n)
+        return float(prior - explained + self.noise(n))
 
     def left_out_variance(self) -> np.ndarray:
         """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,)."""

@@ -20,6 +20,7 @@ from trvae_sc.pl._effect import (
     mean_correlation,
     mean_table,
 )
+from trvae_sc.pl._experiments import next_experiments
 from trvae_sc.pl._intervals import (
     calibration,
     calibration_table,
@@ -49,6 +50,7 @@ __all__ = [
     "latent",
     "mean_correlation",
     "mean_table",
+    "next_experiments",
     "training",
     "volcano",
     "volcano_table",
