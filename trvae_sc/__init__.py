@@ -19,6 +19,7 @@ __all__ = [
     "hub",
     "metrics",
     "next_experiments",
+    "pathways",
     "pl",
     "report",
     "select",
@@ -29,6 +30,7 @@ _HOMES = {
     "PRESETS": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
     "next_experiments": "trvae_sc.experiments",
+    "pathways": "trvae_sc.enrichment",
     "select": "trvae_sc.evaluation",
 }
 
