@@ -12,7 +12,9 @@ __all__ = [
     "TRVAE",
     "InputError",
     "__version__",
+    "align_genes",
     "baselines",
+    "compare",
     "datasets",
     "evaluation",
     "family",
@@ -28,9 +30,11 @@ __all__ = [
 _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
+    "align_genes": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
     "next_experiments": "trvae_sc.experiments",
     "pathways": "trvae_sc.enrichment",
+    "compare": "trvae_sc.evaluation",
     "select": "trvae_sc.evaluation",
 }
 

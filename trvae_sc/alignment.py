@@ -13,6 +13,8 @@ from trvae_sc.identity import row_chunks
 from trvae_sc.levels import listing
 from trvae_sc.stored import is_file
 
+ALIGNMENT = "trvae_sc_alignment"  #: key of ``uns`` with what was filled in
+
 
 def align(
     adata: AnnData, var_names: pd.Index, layer: str | None, total_counts_key: str | None = None
@@ -35,7 +37,7 @@ def align(
         if len(missing):
             raise InputError(
                 f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
-                f"{listing(missing)}."
+                f"{listing(missing)}. trvae_sc.align_genes(adata, model) fills in a few."
             )
         if not adata.var_names.is_unique:
             raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
 
 #: Columns that a prediction adds to ``obs`` and ``var``.
-PREDICTED_OBS = ("source_condition", "source_cell")
+PREDICTED_OBS = ("source_condition", "source_cell", "response")
 PREDICTED_VAR = (
     *("source_mean", "predicted_mean", "predicted_change"),
     *("change_lower", "change_upper"),

@@ -241,7 +241,7 @@ def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np
     Parameters
     ----------
     missed
-        Residuals of L labels, shape (n_labels, n_genes).
+        Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
     n
         Cells that each rests on, shape (n_labels,).
     level
@@ -268,14 +268,14 @@ def standardised(
     if len(missed) < 3:
         return None
     weight = n / (n + _SURE_CELLS)
-    weight = weight / weight.max()
-    squares = np.square(missed)
+    known = np.isfinite(missed)
+    weight = (weight / weight.max())[:, None] * known
+    squares = np.square(np.where(known, missed, 0.0))
     scores = [
-        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i))
+        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i, 0))
         for i in range(len(squares))
     ]
-    weights = np.repeat(weight, squares.shape[1])
-    return np.concatenate(scores), weights, _scale(squares, weight)
+    return np.stack(scores)[known], weight[known], _scale(squares, weight)
 
 
 def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -301,13 +301,14 @@ def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarra
     above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
     at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
     one = weights.mean()
-    return (above[at] + one) / (weights.sum() + one)
+    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
 
 
 def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the scale of each gene from squared residuals, shape (n_labels, n_genes)."""
-    total = weight @ squares + _PRIOR_LABELS * np.average(squares.mean(1), weights=weight)
-    return np.sqrt(np.maximum(total / (weight.sum() + _PRIOR_LABELS), np.finfo(float).tiny))
+    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
+    squares = weight * squares
+    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
+    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
 
 
 def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from scipy import sparse
 from trvae_sc.baselines._simple import as_prediction, target_level, with_own_columns
 from trvae_sc.expression import Keys, log_values, median_total
 from trvae_sc.model import TRVAE
+from trvae_sc.notes import unlogged
 
 
 def trvae(
@@ -58,7 +59,8 @@ def trvae(
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
     outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
-    found = {output: model.predict(source, target=level, output=output) for output in outputs}
+    with unlogged():
+        found = {output: model.predict(source, target=level, output=output) for output in outputs}
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
     return found
@@ -106,7 +108,8 @@ def latent_shift(
     kappa = median_total(train, keys)
     found = {}
     for output in ("mean", "delta"):
-        x = model.predict(source, target=level, output=output).X
+        with unlogged():
+            x = model.predict(source, target=level, output=output).X
         found[output] = as_prediction(x, source, target, keys, kappa, "latent_shift")
     return found
 

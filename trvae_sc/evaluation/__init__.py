@@ -3,6 +3,8 @@
 from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._compare import compare
+from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
 from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
 from trvae_sc.evaluation._results import Best, Results
@@ -32,6 +34,7 @@ __all__ = [
     "SCORED",
     "TOTAL_COLUMN",
     "Best",
+    "Comparison",
     "GeneChoice",
     "Holdout",
     "Keys",
@@ -42,6 +45,7 @@ __all__ = [
     "check_counts",
     "check_leaks",
     "choose_genes",
+    "compare",
     "export_cells",
     "gene_table",
     "holdouts",

@@ -15,8 +15,16 @@ from trvae_sc.model._decode import Batch, decoded_batches, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
-from trvae_sc.shift import Ridge, half_width, novelty, p_values, standardised
+from trvae_sc.shift import (
+    Ridge,
+    half_width,
+    log_fold_change,
+    novelty,
+    p_values,
+    standardised,
+)
 
+_RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
 
 
@@ -99,8 +107,6 @@ class Calibration:
         combine = np.multiply if self.module.is_count else np.add
         by_target = np.stack([f.of_target for f in chosen]).astype(np.float32)[codes]
         target = combine(by_target, batch.target, out=by_target)
-        if batch.source is None:
-            return batch._replace(target=target)
         by_source = np.stack([f.of_source for f in chosen]).astype(np.float32)[codes]
         source = combine(by_source, batch.source, out=by_source)
         if not (gain and self.module.is_count):
@@ -109,6 +115,30 @@ class Calibration:
         if self.module.n_labels:
             mean = np.stack([f.gain for f in chosen]).astype(np.float32)[codes]
         return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
+
+    def response(self, batch: Batch, positions: slice) -> np.ndarray:
+        r"""Return how far each cell of a batch on the level of its label moves, shape (n_cells,).
+
+        .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
+
+        over the 100 genes that change most in the label l, with the log fold change d (the difference, of
+        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of
+        networks that are not calibrated.
+        """
+        result = np.full(len(batch.observed), np.nan, dtype=np.float32)
+        if not self.factors:
+            return result
+        group, is_count = self.group[positions], self.module.is_count
+        for code in np.unique(group):
+            cells, change = np.flatnonzero(group == code), self.factors[code].change
+            genes = np.argsort(-np.abs(change.columns()[2]), kind="stable")[:_RESPONDING]
+            ends = (scaled(self.module, x[cells][:, genes], None) for x in batch[2:4])
+            own = log_fold_change(*ends, is_count=is_count)
+            means = change.source_mean[genes], change.predicted_mean[genes]
+            mean = log_fold_change(*means, is_count=is_count)
+            size = np.sqrt(np.square(mean).mean())
+            result[cells] = np.sqrt(np.square(own).mean(1)) / max(size, np.finfo(float).tiny)
+        return result
 
 
 class Sourced:

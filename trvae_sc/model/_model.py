@@ -153,6 +153,8 @@ class TRVAE(PredictingModel):
         check_arguments(settings)
         self.preset_ = preset
         self.training_ = dict(NOT_STARTED)
+        self.training_date_ = ""
+        self._notes_said: set[str] = set()
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
         self.spread_ = np.zeros((0, 0))
@@ -276,6 +278,13 @@ class TRVAE(PredictingModel):
             f"mmd_weight: {module.mmd_weight:g} on {module.mmd_on}, "
             f"transfer_weight: {module.transfer_weight:g}, conditions: {self.conditions}, "
             f"labels: {len(self.labels)}, seed: {self.seed_}"
+        )
+
+    def _settings_shown(self) -> str:
+        module = self.module
+        return (
+            f"preset '{self.preset_}', {module.gene_likelihood}, {module.z_mean.out_features} latent "
+            f"dimensions, seed {self.seed_}"
         )
 
     # -- query data ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from trvae_sc.model._predict import (
 )
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._training import TrainableModel
+from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
 
 
@@ -101,14 +102,17 @@ class PredictingModel(TrainableModel):
         -------
         AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample.
         ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's
-        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``).
+        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``);
+        ``response``: how far the cell moves, the root mean square of its predicted log fold changes of
+        the 100 genes that change most in its label, divided by that of the label's mean change (1: like
+        the label; NaN of networks that are not calibrated).
         ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
         ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
         ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
         ridge errs for labels left out, which is on average more than the mean of network and ridge errs
         (NaN with fewer than three labels to learn from, or where the ridge has no say).
         ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
-        what, by which model, and notes on how far to trust it.
+        what, by which model, and notes on how far to trust it, each logged once a model.
 
         Raises
         ------
@@ -146,7 +150,8 @@ class PredictingModel(TrainableModel):
         request = self._shown(check_request(trained, request, original), exemplars)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
-            return predict_cells(trained, original, registered, request)
+            predicted = predict_cells(trained, original, registered, request)
+        return log_notes(predicted, self._notes_said)
 
     def _shown(self, request: Request, exemplars: AnnData | None) -> Request:
         """Return a request with what exemplars show; raise on those of something else."""

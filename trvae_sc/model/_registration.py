@@ -17,11 +17,14 @@ from trvae_sc.alignment import align
 from trvae_sc.condition_sets import space_of
 from trvae_sc.conditions import PARTS, ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
+from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
 from trvae_sc.model._trained import Known
 from trvae_sc.module import CONDITION_KEY, COUNT_LIKELIHOODS, TOTAL_KEY
+from trvae_sc.show import as_html, as_text, some
 from trvae_sc.training import DataManager
 
+_NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
 NOT_TRAINED = "The model is not trained: call train() first."
 
 
@@ -73,6 +76,38 @@ class AnnDataModel(BaseModelClass):
         if done["interrupted"]:
             text += f" (interrupted after {done['epochs']} of {done['planned']} epochs)"
         return text
+
+    def _shown(self) -> dict[str, str]:
+        """Return what the model is, in rows to show."""
+        args, size = self.registry_["setup_args"], self.summary_stats
+        key = args["condition_key"]
+        key = key if isinstance(key, str) else " x ".join(key)
+        rows = {"cells": f"{size.n_cells:,} of {size.n_vars:,} genes"}
+        rows["conditions"] = f"{some(self.conditions)} in '{key}'"
+        if args["labels_key"] is not None:
+            rows["labels"] = f"{some(self.labels)} in '{args['labels_key']}'"
+        return {**rows, "training": self._training_shown(), "settings": self._settings_shown()}
+
+    def _training_shown(self) -> str:
+        """Return how far the model was trained, and when."""
+        done = self.training_
+        if not self.is_trained_:
+            return "not trained"
+        date = getattr(self, "training_date_", "")
+        stopped = "interrupted after " if done["interrupted"] else ""
+        return f"{stopped}{done['epochs']} of {done['planned']} epochs{date and ', ' + date}"
+
+    def _settings_shown(self) -> str:
+        """Return the settings that tell models apart."""
+        return f"seed {self.seed_}"
+
+    def __repr__(self) -> str:
+        """Return cells, conditions, labels and how far the model was trained."""
+        return as_text(type(self).__name__, self._shown())
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table of a notebook."""
+        return as_html(type(self).__name__, self._shown())
 
     def _check_if_trained(self, warn: bool = True, message: str = NOT_TRAINED) -> None:
         """Raise where the model is not trained."""
@@ -187,6 +222,23 @@ class AnnDataModel(BaseModelClass):
         labels = tuple(map(level_name, self.labels)) or ("all",)
         key = self.registry_["setup_args"]["labels_key"]
         return Known(self.condition_space, labels, key, self.module.n_cells.cpu().numpy())
+
+    @property
+    def keys(self) -> Keys:
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
+
+        Raises
+        ------
+        InputError
+            The condition is made of several columns, of which these have one.
+        """
+        args = self.registry_["setup_args"]
+        if not isinstance(args["condition_key"], str):
+            raise InputError(
+                f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
+                "in a column of their own, and name it with condition_key=."
+            )
+        return Keys(**{k: args[k] for k in _NAMES}, is_count=self.module.is_count)
 
     @property
     def n_cells(self) -> pd.DataFrame:

@@ -112,6 +112,17 @@ class Trained(Known):
         """Return minibatches of rows of a registered AnnData."""
         return self.loader(adata, rows, batch_size)
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """Columns and layer that the model was set up with, those there are."""
+        names = {
+            "condition_key": self.conditions.key,
+            "labels_key": self.labels_key,
+            "layer": self.layer,
+            "total_counts_key": self.total_counts_key,
+        }
+        return {name: value for name, value in names.items() if value is not None}
+
     def features(self, condition: Any) -> Tensor:
         """Return the features of a condition, shape (1, n_features)."""
         return torch.as_tensor(self.conditions.features(condition), device=self.module.kappa.device)

@@ -25,7 +25,7 @@ from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import BestWeights, EpochCheckpoint
+from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
@@ -54,6 +54,8 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
         ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
         loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+        Beside the progress bar a line says after the first epoch how long the others will take, and one at
+        the end how long all took and whether these terms have levelled off.
 
         Parameters
         ----------
@@ -152,7 +154,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
         mode = kwargs.get("early_stopping_mode", "min")
-        callbacks = [*kwargs.pop("callbacks", [])]
+        callbacks = [*kwargs.pop("callbacks", []), Clock()]
         callbacks += [BestWeights(monitor, mode)] if early_stopping else []
         if checkpoint_dir is not None:
             run = {

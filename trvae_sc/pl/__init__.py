@@ -28,6 +28,7 @@ from trvae_sc.pl._intervals import (
     volcano_table,
 )
 from trvae_sc.pl._latent import embedding, latent
+from trvae_sc.pl._response import response
 from trvae_sc.pl._style import COLORS
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "mean_correlation",
     "mean_table",
     "next_experiments",
+    "response",
     "training",
     "volcano",
     "volcano_table",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import hashlib
 import logging
 import pickle
@@ -292,6 +293,7 @@ class TrainRunner(ScviTrainRunner):
             "planned": int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
+        self.model.training_date_ = datetime.datetime.now(datetime.UTC).date().isoformat()
         if (
             not self.model.history
         ):  # stopped in its first epoch before: scvi-tools would add nothing
