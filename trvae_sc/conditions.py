@@ -21,7 +21,7 @@ from trvae_sc.levels import as_text, level_name, levels, match_level
 from trvae_sc.shift import Likeness
 
 PARTS = "parts"  #: entry of the state registry
-_JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
+JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
 
 
 def joint_column(
@@ -282,14 +282,8 @@ class ConditionSpace:
         r"""Return which conditions tell of a target, and how alike they are.
 
         A target that was measured is told by itself. Of another one every part changes alone what the
-        conditions with that part show (levels as they are, numbers linearly between those measured, beyond
-        them the nearest), and parts together, with a hundredth of the variance, what the conditions with
-        such parts show:
-
-        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
-
-        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
-        is that of changes from the source.
+        conditions with that part show, and parts together what the conditions with such parts show
+        (:meth:`alike`).
 
         Parameters
         ----------
@@ -302,11 +296,25 @@ class ConditionSpace:
         if code is not None and (measured[code] or self.parts is None):
             return Likeness.of_itself(code)
         codes = np.flatnonzero(measured)
-        values = [self.parts["values"][c] for c in codes]
-        rows = _table([*values, self.values(target)])
-        start = _table([self.values(source)])[0]
-        kernel = _alone(self.parts, rows, start) + _JOINT * _together(self.parts, rows, start)
+        kernel = self.alike(source, [*(self.levels[c] for c in codes), target])
         return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], float(kernel[-1, -1]))
+
+    def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
+        r"""Return how alike changes from the source to conditions are, shape (n, n).
+
+        Levels change as they are, numbers linearly between those measured (beyond them the nearest), and
+        parts together with a hundredth of the variance:
+
+        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
+
+        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
+        is that of changes from the source. Conditions of one column tell of themselves only.
+        """
+        if self.parts is None:
+            return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
+        rows = _table([self.values(c) for c in conditions])
+        start = _table([self.values(source)])[0]
+        return _alone(self.parts, rows, start) + JOINT * _together(self.parts, rows, start)
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> np.ndarray:

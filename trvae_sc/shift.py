@@ -119,9 +119,15 @@ class Ridge:
         Code of the condition to start from.
     likeness
         Conditions that tell of the target.
+    common
+        Prior variance of what all labels share. The default leaves it to the data; what is expected of a
+        target that was not measured needs one: 1, as much as labels differ by.
     """
 
-    def __init__(self, profiles: Profiles, source: int, likeness: Likeness) -> None:
+    def __init__(
+        self, profiles: Profiles, source: int, likeness: Likeness, *, common: float = _COMMON
+    ) -> None:
+        self.common = common
         n_cells = profiles.n_cells
         place = np.full(n_cells.shape[1], -1)
         place[likeness.codes] = np.arange(len(likeness.codes))
@@ -141,13 +147,23 @@ class Ridge:
         self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
         self.kernel = self.alike * self._labels(self.z[label], label)
         self.of_target = likeness.target[place[condition]]
-        self.kernel[np.diag_indices(len(label))] += _RIDGE * _HALF_CELLS / self.n
+        self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
+
+    @staticmethod
+    def noise(n: np.ndarray | float) -> np.ndarray | float:
+        """Return the variance of a change measured in n cells, in units of the kernel."""
+        return _RIDGE * _HALF_CELLS / n
+
+    def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
+        profile = self.z[one] @ self.z[other].T / self.size
+        return self.common + profile + _RIDGE * np.equal.outer(one, other)
 
     def _labels(self, z: np.ndarray, label: np.ndarray | int | None) -> np.ndarray:
         """Return how alike labels of profiles z are to those of the groups."""
         own = self.groups[:, 0]
         same = False if label is None else np.equal.outer(label, own)
-        return _COMMON + z @ self.z[own].T / self.size + _RIDGE * same
+        return self.common + z @ self.z[own].T / self.size + _RIDGE * same
 
     def predict(self, profile: np.ndarray, label: int | None) -> np.ndarray:
         """Return f of the target.
@@ -173,10 +189,28 @@ class Ridge:
         own = self.groups[:, 0] == label
         if label is None or not own.any():
             return 0.0
-        noise = np.diag(_RIDGE * _HALF_CELLS / self.n[own])
+        noise = np.diag(self.noise(self.n[own]))
         alike = _RIDGE * self.of_target[own]
         explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
         return float(explained / (_RIDGE * self.likeness.variance))
+
+    def expected_variance(self, profile: np.ndarray, label: int | None, n: float) -> float:
+        r"""Return the variance of what is wrong with a prediction, in units of the kernel.
+
+        .. math:: k(x, x) - k(x, X)\,K^{-1}\,k(X, x) + 0.3 \frac{30}{n}
+
+        for the target x, measured in n cells, and the groups X (Rasmussen and Williams 2006, eq. 2.26).
+        `profile` and `label` are those of :meth:`predict`.
+        """
+        z = profile - self.centre
+        alike = self._labels(z, label) * self.of_target
+        prior = self.likeness.variance * (self.common + z @ z / self.size + _RIDGE)
+        explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
+        return float(prior - explained + self.noise(n))
+
+    def left_out_variance(self) -> np.ndarray:
+        """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,)."""
+        return 1.0 / np.diag(linalg.inv(self.kernel))
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what is wrong with f of the target of each label if it is left out, and its cells.

@@ -10,12 +10,20 @@ from scipy import stats
 
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
+from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
+from trvae_sc.model._interaction import interaction
 from trvae_sc.model._trained import Trained, given_labels
 
 
 def effects(
-    trained: Trained, genes: pd.Index, *, target: Any, source: Any, labels: Any
+    trained: Trained,
+    genes: pd.Index,
+    *,
+    target: Any,
+    source: Any,
+    labels: Any,
+    exemplars: dict[str, Exemplars] | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
     if not trained.module.calibrate:
@@ -31,6 +39,7 @@ def effects(
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = _labels(trained, labels)
+    check_labels(exemplars or (), chosen)
     tables = []
     for start in sources:
         code, of_source = space.code(start), None
@@ -39,11 +48,13 @@ def effects(
         for label in chosen:
             n_cells = int(trained.n_cells[trained.labels.index(label), code])
             if n_cells:
-                of_source = of_source or Sourced(trained, start, target)
+                of_source = of_source or Sourced(trained, start, target, exemplars)
                 factors = of_source.of_training(label)
-                pval = of_source.p_values(factors.change.columns()[2])
+                pval = of_source.p_values(factors.change)
                 counts = {"n_cells": n_cells, "is_count": trained.module.is_count}
-                tables.append(effect_table(factors, target, genes, pval, **counts))
+                table = effect_table(factors, target, genes, pval, **counts)
+                beyond = interaction(trained, factors, target, of_source.units())
+                tables.append(table.assign(**beyond))
     if not tables:
         raise InputError(f"Training has no cells of {chosen} under {sources}.")
     return pd.concat(tables, ignore_index=True)

@@ -16,6 +16,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc import checks, hints
+from trvae_sc.condition_sets import check_sets
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import check_arguments, check_default_type
@@ -177,6 +178,7 @@ class TRVAE(PredictingModel):
         self._notes_said: set[str] = set()
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
+        self.spread_ = np.zeros((0, 0))
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
@@ -208,6 +210,7 @@ class TRVAE(PredictingModel):
         total_counts_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        condition_separator: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register the columns and values of an AnnData that the model uses.
@@ -237,6 +240,9 @@ class TRVAE(PredictingModel):
             variable genes; else the total is the sum over the genes of `adata`.
         categorical_covariate_keys, continuous_covariate_keys
             Column or columns with further covariates.
+        condition_separator
+            Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
+            enters with an effect of its own, so that sets never measured can be predicted.
         **kwargs
             Passed to scvi-tools' registration (``source_registry``, ``extend_categories``).
 
@@ -261,11 +267,13 @@ class TRVAE(PredictingModel):
         }
         if kwargs.get("source_registry") is None:
             checks.check_columns(adata, condition_key, **keys)
+            if condition_separator is not None:
+                check_sets(adata.obs, condition_key, condition_separator)
             hints.say_numeric(adata, condition_key)
             hints.say_unlabeled(adata, labels_key)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
-        manager_fields = fields(condition_key, **keys)
+        manager_fields = fields(condition_key, **keys, condition_separator=condition_separator)
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -365,7 +373,7 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        model.codes_ = reference.codes_
+        model.codes_, model.spread_ = reference.codes_, reference.spread_
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)

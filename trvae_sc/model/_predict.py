@@ -36,6 +36,7 @@ from trvae_sc.model._decode import (
     predicted_values,
     scaled,
 )
+from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     batch_size: int | None = None
     out: str | Path | None = None
     overwrite: bool = False
+    exemplars: dict[str, Exemplars] | None = None
 
 
 def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
@@ -90,6 +92,8 @@ def predict_cells(
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
+    if request.exemplars:
+        check_labels(request.exemplars, trained.label_column(original.obs.iloc[rows]).unique())
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
     layer = trained.layer if request.output in ("counts", "sample") else None
@@ -121,7 +125,9 @@ class _Prediction:
         self.rows, self.request = rows, request
         self.groups = trained.groups(original.obs.iloc[rows])
         self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
-        self.calibration = Calibration(trained, registered, rows, self.groups, request.target)
+        self.calibration = Calibration(
+            trained, registered, rows, self.groups, request.target, request.exemplars
+        )
         self.latent: list[np.ndarray] = []
         self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
         self.marks: list[np.ndarray] = []  # of the source cells
@@ -175,6 +181,8 @@ class _Prediction:
         if filled:
             note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
             record["notes"] = np.append(record["notes"], note).astype(object)
+        if request.exemplars:
+            record["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
         result.uns[RECORD] = record
         return result
 

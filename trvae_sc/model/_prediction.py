@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from trvae_sc.errors import InputError
 from trvae_sc.model._effects import effects
+from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
     Output,
@@ -44,6 +45,7 @@ class PredictingModel(TrainableModel):
         batch_size: int | None = None,
         out: str | Path | None = None,
         overwrite: bool = False,
+        exemplars: AnnData | None = None,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -90,6 +92,11 @@ class PredictingModel(TrainableModel):
             input nor output is ever in memory as a whole.
         overwrite
             Replace `out`.
+        exemplars
+            A few measured cells of the labels to predict under the target. The prediction of a label's mean
+            is moved to theirs gene by gene, as far as the variance of their mean is below that of what is
+            wrong with labels left out (:meth:`trvae_sc.model._exemplars.Exemplars.combined`), and the interval
+            gets narrower.
 
         Returns
         -------
@@ -140,11 +147,19 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         trained, original = self.trained, self.adata if adata is None else adata
-        request = check_request(trained, request, original)
+        request = self._shown(check_request(trained, request, original), exemplars)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
+
+    def _shown(self, request: Request, exemplars: AnnData | None) -> Request:
+        """Return a request with what exemplars show; raise on those of something else."""
+        if exemplars is None:
+            return request
+        names = pd.Index(self.get_var_names())
+        found = exemplars_of(self.trained, exemplars, names, request.target)
+        return request._replace(exemplars=found)
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
         """Predict every label x condition combination that the training data lack.
@@ -176,7 +191,14 @@ class PredictingModel(TrainableModel):
             [self.predict(target=t, source=s, labels=label, **kwargs) for label, s, t in missing]
         )
 
-    def effects(self, *, target: Any, source: Any = None, labels: Any = None) -> pd.DataFrame:
+    def effects(
+        self,
+        *,
+        target: Any,
+        source: Any = None,
+        labels: Any = None,
+        exemplars: AnnData | None = None,
+    ) -> pd.DataFrame:
         """Return the predicted change of every gene in every label, as a table.
 
         Parameters
@@ -187,6 +209,8 @@ class PredictingModel(TrainableModel):
             Condition to start from; every other one if None.
         labels
             Label or labels; all that training has cells of under the source if None.
+        exemplars
+            A few measured cells under the target, as of :meth:`predict`.
 
         Returns
         -------
@@ -206,9 +230,11 @@ class PredictingModel(TrainableModel):
             Unknown target, source or labels; the model does not calibrate.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        genes = pd.Index(self.get_var_names())
+        genes, trained = pd.Index(self.get_var_names()), self.trained
+        shown = self._shown(Request(trained.conditions.level(target)), exemplars).exemplars
+        chosen = {"target": target, "source": source, "labels": labels, "exemplars": shown}
         with torch.inference_mode(), suitable_threads(self.module.widest):
-            return effects(self.trained, genes, target=target, source=source, labels=labels)
+            return effects(trained, genes, **chosen)
 
     def generate(
         self,

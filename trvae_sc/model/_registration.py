@@ -14,6 +14,7 @@ from scvi.model.base import BaseModelClass
 
 from trvae_sc import checks
 from trvae_sc.alignment import align
+from trvae_sc.condition_sets import space_of
 from trvae_sc.conditions import PARTS, ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
 from trvae_sc.expression import Keys
@@ -240,7 +241,7 @@ class AnnDataModel(BaseModelClass):
         """How conditions are named, coded and made of parts."""
         state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
         key = self.registry_["setup_args"]["condition_key"]
-        return ConditionSpace(key, tuple(self.conditions), state.get(PARTS))
+        return space_of(key, self.conditions, state.get(PARTS))
 
     @property
     def known(self) -> Known:

@@ -218,6 +218,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             training=self.training_,
             n_frozen=self.frozen_conditions_,
             marks=self.training_marks_,
+            spread=self.spread_,
         )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:

@@ -22,6 +22,7 @@ from trvae_sc.pl._effect import (
     mean_correlation,
     mean_table,
 )
+from trvae_sc.pl._experiments import next_experiments
 from trvae_sc.pl._intervals import calibration, calibration_table
 from trvae_sc.pl._latent import embedding, latent
 from trvae_sc.pl._response import response
@@ -48,6 +49,7 @@ __all__ = [
     "latent",
     "mean_correlation",
     "mean_table",
+    "next_experiments",
     "response",
     "training",
     "volcano",

@@ -59,7 +59,7 @@ def design(
     InputError
         Cells without keys, values that are no numbers of cells, or more than can be read.
     """
-    cells = _numbers_of_cells(cells, condition_key, labels_key)
+    cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
     if ax is None:
         size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
@@ -92,8 +92,8 @@ def design(
     return finish(ax, "design", show=show, save=save)
 
 
-def _numbers_of_cells(
-    cells: AnnData | pd.DataFrame, condition_key: str | None, labels_key: str | None
+def checked_cells(
+    cells: AnnData | pd.DataFrame, condition_key: str | None = None, labels_key: str | None = None
 ) -> pd.DataFrame:
     """Return the number of cells by label and condition, checked."""
     if isinstance(cells, AnnData):
