@@ -114,16 +114,17 @@ class CategoryField(CategoricalObsField):
 
 
 class ConditionField(CategoryField):
-    """The condition: one obs column, or a combination of several.
+    """The condition: one obs column, a combination of several, or none (all cells alike).
 
     Of several columns every combination present is a level, named by its parts. The state registry
     then also has ``parts``: the columns, the features they are coded by (a level of a column, or a
     numeric column), the scaling of numeric columns and the parts of each level.
     """
 
-    def __init__(self, registry_key: str, condition_key: str | Sequence[str]) -> None:
-        self.keys = None if isinstance(condition_key, str) else list(condition_key)
-        super().__init__(registry_key, SEPARATOR.join(self.keys) if self.keys else condition_key)
+    def __init__(self, registry_key: str, condition_key: str | Sequence[str] | None) -> None:
+        single = condition_key is None or isinstance(condition_key, str)
+        self.keys = None if single else list(condition_key)
+        super().__init__(registry_key, condition_key if single else SEPARATOR.join(self.keys))
 
     def validate_field(self, adata: AnnData) -> None:
         """Check the column; several have been checked with the others."""
@@ -199,7 +200,7 @@ class NumbersField(NumericalJointObsField):
 
 
 def fields(
-    condition_key: str | Sequence[str],
+    condition_key: str | Sequence[str] | None,
     *,
     labels_key: str | None,
     layer: str | None,
