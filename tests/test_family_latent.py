@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from trvae_sc import PRESETS, TRVAE, family, pl
 from trvae_sc.errors import InputError
@@ -183,6 +184,21 @@ def test_latent_tools_refuse(model, fit):
     ):
         with pytest.raises(RuntimeError, match="not trained"):
             call()
+
+
+# -- lattice ------------------------------------------------------------------------------------------
+
+
+def test_a_lattice_is_even_in_the_shares_of_the_prior():
+    z = family.lattice(5, coverage=0.8)
+    share = np.unique(stats.norm.cdf(z).round(6))
+    np.testing.assert_allclose(share, [0.1, 0.3, 0.5, 0.7, 0.9], atol=1e-6)
+    assert z.shape == (25, 2)
+    assert len(np.unique(z, axis=0)) == 25
+    with pytest.raises(InputError, match="n is 1; at least 2"):
+        family.lattice(1)
+    with pytest.raises(InputError, match="coverage is 1"):
+        family.lattice(3, coverage=1.0)
 
 
 # -- traverse -----------------------------------------------------------------------------------------

@@ -7,11 +7,48 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.special import ndtri
 
+from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
 from trvae_sc.model import NOT_TRAINED, TRVAE, decoded
+
+
+def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
+    r"""Return codes of two dimensions on a square lattice, evenly spaced in the shares of the prior.
+
+    .. math:: z_{ij} = \big(\Phi^{-1}(u_i), \Phi^{-1}(u_j)\big), \qquad u_i \text{ from } \tfrac{1-c}2
+       \text{ to } \tfrac{1+c}2
+
+    Kingma and Welling 2014, arXiv:1312.6114, appendix A. ``pl.manifold`` draws them once decoded.
+
+    Parameters
+    ----------
+    n
+        Codes along each dimension.
+    coverage
+        Share c of the prior of each dimension that is covered, below 1.
+
+    Returns
+    -------
+    Shape (n * n, 2).
+
+    Raises
+    ------
+    InputError
+        Fewer than two codes along a dimension, or a share that is none.
+
+    Examples
+    --------
+    >>> pl.manifold(model.decode(lattice(15)))
+    """
+    check_whole("n", n, 2)
+    check_number("coverage", coverage, 0.0, 1.0, closed=False)
+    z = ndtri(0.5 + coverage * np.linspace(-0.5, 0.5, n))
+    return np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
+
 
 # -- between cells --------------------------------------------------------------------------------
 

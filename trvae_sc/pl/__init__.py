@@ -20,6 +20,7 @@ from trvae_sc.pl._effect import (
     mean_correlation,
     mean_table,
 )
+from trvae_sc.pl._images import grid, manifold, traversal
 from trvae_sc.pl._intervals import (
     calibration,
     calibration_table,
@@ -43,13 +44,16 @@ __all__ = [
     "embedding",
     "expression_table",
     "gene_distribution",
+    "grid",
     "interpolation",
     "interpolation_means",
     "interpolation_table",
     "latent",
+    "manifold",
     "mean_correlation",
     "mean_table",
     "training",
+    "traversal",
     "volcano",
     "volcano_table",
 ]
