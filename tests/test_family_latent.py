@@ -40,6 +40,7 @@ def linear(fit, n_latent=3):
         preset="autoencoder",
         gene_likelihood="mse",
         norm="none",
+        linear_path=False,
         leaky_slope=1.0,
         n_hidden=(8,),
         n_latent=n_latent,
