@@ -9,6 +9,7 @@ from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._generate import copy_check, generate
 from trvae_sc.family._latent import interpolate, lattice, shift_attribute, traverse
 from trvae_sc.family._methods import METHODS, translate
+from trvae_sc.family._mixing import mixing
 from trvae_sc.family._networks import critic_loss, gradient_penalty
 from trvae_sc.family._outliers import outlier_score
 from trvae_sc.family._paired import PairedTranslator
@@ -31,6 +32,7 @@ __all__ = [
     "gradient_penalty",
     "interpolate",
     "lattice",
+    "mixing",
     "outlier_score",
     "posterior",
     "shift_attribute",
