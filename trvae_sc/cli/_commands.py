@@ -107,7 +107,16 @@ def run_train(args: argparse.Namespace) -> None:
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
     TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
-    model = TRVAE(train, preset=args.preset, gene_likelihood=args.gene_likelihood, seed=args.seed)
+    model = TRVAE(
+        train,
+        preset=args.preset,
+        gene_likelihood=args.gene_likelihood,
+        n_latent=args.n_latent,
+        n_hidden=args.n_hidden,
+        kl_weight=args.kl_weight,
+        mmd_weight=args.mmd_weight,
+        seed=args.seed,
+    )
     try:
         model.train(
             args.max_epochs,

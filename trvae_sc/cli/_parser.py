@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trvae_sc.cli import _commands
+from trvae_sc.cli import _commands, _family
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
         add(commands)
+    _family.add_commands(commands)
     return parser
 
 
@@ -45,6 +46,7 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--preset", default="default")
+    _family.add_training(parser)
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
@@ -59,7 +61,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=_commands.run_train)
+    parser.set_defaults(run=_family.run_train)
 
 
 def _add_predict(commands: Any) -> None:
@@ -73,6 +75,7 @@ def _add_predict(commands: Any) -> None:
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
     parser.add_argument("--n-samples", type=int, default=1)
+    _family.add_prediction(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
@@ -80,7 +83,7 @@ def _add_predict(commands: Any) -> None:
         "--table", type=Path, help=".csv to write, too: the change of every gene in every label"
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    parser.set_defaults(run=_commands.run_predict)
+    parser.set_defaults(run=_family.run_predict)
 
 
 def _add_select(commands: Any) -> None:
