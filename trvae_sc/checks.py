@@ -39,7 +39,7 @@ _MOST = 2**31  # counts above are no counts of molecules, and overflow what they
 
 def check_columns(
     adata: AnnData,
-    condition_key: str | Sequence[str],
+    condition_key: str | Sequence[str] | None,
     *,
     labels_key: str | None = None,
     layer: str | None = None,
@@ -65,8 +65,9 @@ def check_columns(
         raise InputError("adata has no genes; at least 1 is needed.")
     check_names(adata)
     check_matrix(adata, layer)
-    conditions = [condition_key] if isinstance(condition_key, str) else condition_key
-    if not isinstance(conditions, Sequence) or not conditions:
+    conditions = [] if condition_key is None else condition_key
+    conditions = [conditions] if isinstance(conditions, str) else conditions
+    if not isinstance(conditions, Sequence) or (condition_key is not None and not conditions):
         raise InputError(
             f"condition_key is {condition_key!r}; name a column of adata.obs, or several in a list."
         )
@@ -82,13 +83,16 @@ def check_columns(
     categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
     check_obs(adata, categorical, numeric)
+    if condition_key is None:
+        return
     if not isinstance(condition_key, str):
         _check_condition_parts(adata.obs, list(conditions))
     if len(adata.obs[list(conditions)].drop_duplicates()) < 2:
         only = " and ".join(f"adata.obs['{key}']" for key in conditions)
         raise InputError(
             f"{only} has one level, {levels(adata.obs[conditions[0]])}; a prediction needs at least "
-            "two conditions to learn from."
+            "two conditions to learn from. Models that see none ('vae', 'autoencoder') do without: "
+            "condition_key=None."
         )
 
 

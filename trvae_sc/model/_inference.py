@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.model.base import RNASeqMixin, VAEMixin
 
 from trvae_sc.errors import InputError
+from trvae_sc.model._codes import COLLAPSED
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._saving import SavedModel
 from trvae_sc.module import COUNT_LIKELIHOODS
@@ -19,6 +20,17 @@ from trvae_sc.module import COUNT_LIKELIHOODS
 
 class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
     """scvi-tools' methods, where they hold for the likelihood of the model."""
+
+    @property
+    def active_dims(self) -> list[int]:
+        """Latent dimensions that carry something: 0.01 nats of KL or more, over the training cells.
+
+        All of them in an autoencoder, which has no KL.
+        """
+        n_latent = self.module.z_mean.out_features
+        if len(self.kl_) != n_latent:
+            return list(range(n_latent))
+        return np.flatnonzero(self.kl_ >= COLLAPSED).tolist()
 
     @torch.inference_mode()
     def get_mmd_representation(

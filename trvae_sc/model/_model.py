@@ -26,10 +26,7 @@ from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
 from trvae_sc.model._registration import NOT_TRAINED
-from trvae_sc.module import (
-    Likelihood,
-    TRVAEModule,
-)
+from trvae_sc.module import Likelihood, TRVAEModule
 from trvae_sc.training import (
     NOT_STARTED,
     DataLoader,
@@ -172,6 +169,7 @@ class TRVAE(PredictingModel):
         given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
         check_arguments(settings)
+        self._check_condition(preset, settings.get("condition_in"))
         self.preset_ = preset
         self.training_ = dict(NOT_STARTED)
         self.training_date_ = ""
@@ -179,6 +177,7 @@ class TRVAE(PredictingModel):
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
         self.spread_ = np.zeros((0, 0))
+        self.kl_ = np.zeros(0)  # by latent dimension, in nats
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
@@ -202,7 +201,7 @@ class TRVAE(PredictingModel):
     def setup_anndata(
         cls,
         adata: AnnData,
-        condition_key: str | Sequence[str],
+        condition_key: str | Sequence[str] | None = None,
         *,
         labels_key: str | None = None,
         layer: str | None = None,
@@ -228,7 +227,8 @@ class TRVAE(PredictingModel):
             up, as in ``["cytokine", "dose"]``: levels of each enter with an effect of their own, so
             that combinations never measured can be predicted. In a list, a numeric column (dose,
             time) enters as a number, on the scale it has, and values between or beyond those measured
-            can be predicted; make it categorical for levels.
+            can be predicted; make it categorical for levels. None for presets whose network does not
+            see it (``"vae"``, ``"beta_vae"``, ``"autoencoder"``): such a model predicts no condition.
         labels_key
             Column with the label (cell type) of each cell. Needed for the transfer loss.
         layer
@@ -309,8 +309,6 @@ class TRVAE(PredictingModel):
             f"dimensions, seed {self.seed_}"
         )
 
-    # -- query data ---------------------------------------------------------------------------------
-
     def _finish_loading(self) -> None:
         super()._finish_loading()
         if self.frozen_rows_:
@@ -373,7 +371,8 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        model.codes_, model.spread_ = reference.codes_, reference.spread_
+        model.codes_, model.kl_ = reference.codes_, reference.kl_
+        model.spread_ = reference.spread_
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
+from trvae_sc.model._codes import decode_codes
 from trvae_sc.model._effects import effects
 from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._generate import generate_cells
@@ -243,6 +246,7 @@ class PredictingModel(TrainableModel):
         *,
         labels: Any = None,
         latent: Literal["prior", "posterior"] = "posterior",
+        output: Literal["sample", "mean"] = "sample",
         seed: int = 0,
     ) -> AnnData:
         """Draw new cells of a condition.
@@ -259,18 +263,22 @@ class PredictingModel(TrainableModel):
             Where z comes from: the ``"prior"`` N(0, I), or the aggregate ``"posterior"``: a random
             training cell is drawn and z from its posterior. Total, batch and covariates are always
             those of a random training cell.
+        output
+            ``"sample"``: draws from the likelihood; ``"mean"``: their expectation, without noise, on the
+            scale of ``predict(output="mean")``.
         seed
             Seed of all draws.
 
         Returns
         -------
-        AnnData with draws from the likelihood in ``X`` (and in the layer the model was set up with).
+        AnnData with the cells in ``X`` (and in the layer the model was set up with) and z in
+        ``obsm["X_trvae"]``.
 
         Raises
         ------
         InputError
-            Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
-            has none.
+            Unknown condition, label or output, labels with the prior, or the prior of an autoencoder,
+            which has none (:meth:`decode` takes any codes).
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
@@ -281,5 +289,72 @@ class PredictingModel(TrainableModel):
                 n_obs,
                 labels=labels,
                 latent=latent,
+                output=output,
+                seed=seed,
+            )
+
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        condition: Any = None,
+        labels: Any = None,
+        batch: Any = None,
+        output: Literal["mean", "sample"] = "mean",
+        seed: int = 0,
+    ) -> AnnData:
+        """Return the cells that latent codes stand for.
+
+        Parameters
+        ----------
+        z
+            Codes, shape (n_codes, n_latent): from N(0, I), from ``get_latent_representation``, or made by
+            hand.
+        condition
+            Condition to decode with: one, or an array with one for each code. Left out where the network
+            does not see it.
+        labels
+            Label or labels to note in ``obs``: the decoder does not see them.
+        batch
+            Batch to decode with: one, or one for each code; the most frequent if None. So are other
+            categorical covariates, and numeric ones at their mean.
+        output
+            ``"mean"``: expected values, on the scale of ``predict(output="mean")``. ``"sample"``: draws
+            from the likelihood, of counts with the median total of the training cells.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData with a row per code; z in ``obsm["X_trvae"]``, the condition in ``obs``.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Codes of another shape, an unknown condition, batch or output; as many values as there are
+            not codes.
+
+        Examples
+        --------
+        >>> z = np.random.default_rng(0).standard_normal((100, 10))
+        >>> cells = model.decode(z, condition="stimulated")
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        has_batch = self.registry_["setup_args"]["batch_key"] is not None
+        names = pd.Index(self.get_var_names())
+        with torch.inference_mode(), suitable_threads(self.module.widest):
+            return decode_codes(
+                self.trained,
+                pd.DataFrame(index=names)
+                if self.adata is None
+                else self.adata.var.loc[names].copy(),
+                z,
+                condition=condition,
+                labels=labels,
+                batch=batch,
+                batches=self._levels(REGISTRY_KEYS.BATCH_KEY) if has_batch else [],
+                output=output,
                 seed=seed,
             )

@@ -194,6 +194,15 @@ class AnnDataModel(BaseModelClass):
         manager = store.get(adata.uns.get("_scvi_uuid"))
         return manager if manager is not None and manager.adata is adata else None
 
+    def _check_condition(self, preset: str, condition_in: str | None) -> None:
+        """Raise where a network would see a condition that was not registered."""
+        if self.registry_["setup_args"]["condition_key"] is None and condition_in != "none":
+            raise InputError(
+                f"The network of preset '{preset}' sees the condition, and adata was set up with "
+                "condition_key=None. Name the column in setup_anndata, or use a preset that needs none: "
+                "'vae', 'beta_vae', 'autoencoder'."
+            )
+
     def _check_values(self, likelihood: str, manager: DataManager | None = None) -> None:
         """Raise on values that the likelihood cannot take."""
         manager = self.adata_manager if manager is None else manager
@@ -233,15 +242,16 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def conditions(self) -> list[Any]:
-        """Conditions the model knows, in code order."""
-        return self._levels(CONDITION_KEY)
+        """Conditions the model knows, in code order; empty without ``condition_key``."""
+        has_conditions = self.registry_["setup_args"]["condition_key"] is not None
+        return self._levels(CONDITION_KEY) if has_conditions else []
 
     @property
     def condition_space(self) -> ConditionSpace:
         """How conditions are named, coded and made of parts."""
         state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
         key = self.registry_["setup_args"]["condition_key"]
-        return space_of(key, self.conditions, state.get(PARTS))
+        return space_of(key, self._levels(CONDITION_KEY), state.get(PARTS))
 
     @property
     def known(self) -> Known:
@@ -271,7 +281,7 @@ class AnnDataModel(BaseModelClass):
     def n_cells(self) -> pd.DataFrame:
         """Number of training cells by label (row) and condition (column)."""
         table = self.module.n_cells.cpu().numpy().astype(int)
-        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
+        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions or ["all"])
 
 
 def _hold(manager: DataManager) -> None:

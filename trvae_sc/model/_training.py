@@ -20,6 +20,7 @@ from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
+from trvae_sc.model._codes import collapse_note, kl_by_dimension
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._trained import Trained, kept_codes
@@ -201,6 +202,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             since=self.frozen_conditions_,
             seed=self.seed_,
         )
+        if not self.frozen_conditions_:
+            self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
+            note = collapse_note(self.kl_)
+            if note is not None:
+                logger.warning("%s", note)
 
     @property
     def trained(self) -> Trained:
@@ -252,7 +258,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     def _note_one_sided_labels(self) -> None:
         """Log the labels with cells under one condition only."""
-        if self.adata is None or not self.labels:
+        if self.adata is None or not self.labels or not self.conditions:
             return
         codes = [
             self.adata_manager.get_from_registry(key).ravel().astype(int)

@@ -23,6 +23,7 @@ from trvae_sc.pl._effect import (
     mean_table,
 )
 from trvae_sc.pl._experiments import next_experiments
+from trvae_sc.pl._images import grid, manifold, traversal
 from trvae_sc.pl._intervals import calibration, calibration_table
 from trvae_sc.pl._latent import embedding, latent
 from trvae_sc.pl._response import response
@@ -43,15 +44,18 @@ __all__ = [
     "embedding",
     "expression_table",
     "gene_distribution",
+    "grid",
     "interpolation",
     "interpolation_means",
     "interpolation_table",
     "latent",
+    "manifold",
     "mean_correlation",
     "mean_table",
     "next_experiments",
     "response",
     "training",
+    "traversal",
     "volcano",
     "volcano_table",
 ]
