@@ -267,7 +267,7 @@ def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarra
     above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
     at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
     one = weights.mean()
-    return (above[at] + one) / (weights.sum() + one)
+    return np.minimum((above[at] + one) / (weights.sum() + one), 1.0)  # sums differ in rounding
 
 
 def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
