@@ -205,7 +205,7 @@ class ConditionSpace:
     levels
         Conditions in the order of their codes.
     parts
-        How conditions of several columns are coded (:func:`new_parts`); None for one column.
+        How conditions of several columns are coded (``new_parts``); None for one column.
     """
 
     key: str | list[str]
@@ -213,7 +213,7 @@ class ConditionSpace:
     parts: dict[str, Any] | None = None
 
     def level(self, condition: Any) -> Any:
-        """Return a condition as in :attr:`levels`, or the name of a new combination.
+        """Return a condition as in ``levels``, or the name of a new combination.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class ConditionSpace:
         return row
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
-        """Return the condition of each cell, as named in :attr:`levels`."""
+        """Return the condition of each cell, as named in ``levels``."""
         if not isinstance(self.key, str):
             return joint_column(obs, self.key)[0].astype(object)
         known = {level_name(level): level for level in self.levels}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from trvae_sc.evaluation import Results
 
+__all__ = ["hub_model", "model_card"]
+
 _PACKAGES = ("trvae_sc", "scvi-tools", "torch", "anndata")
 
 

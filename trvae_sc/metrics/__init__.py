@@ -26,6 +26,29 @@ from trvae_sc.errors import InputError
 from trvae_sc.metrics import _arrays
 from trvae_sc.metrics._arrays import Cells, Vector
 
+__all__ = [
+    "METRICS",
+    "MMD_FACTORS",
+    "Metric",
+    "de_overlap",
+    "direction_accuracy",
+    "effect_pearson",
+    "effect_r2",
+    "energy_distance",
+    "interval_coverage",
+    "mean",
+    "mmd",
+    "r2_mean",
+    "r2_var",
+    "specific_pearson",
+    "target_rank",
+    "top_genes",
+    "variance",
+    "variance_ratio",
+    "wasserstein",
+    "welch_t",
+]
+
 #: Multiples of the median squared distance that serve as kernel widths.
 MMD_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
