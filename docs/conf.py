@@ -10,8 +10,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 from commands import write_commands  # noqa: E402
-from notebooks import copy_notebooks, write_gallery  # noqa: E402
+from notebooks import copy_notebooks, list_others, write_gallery  # noqa: E402
 from reachable import inventories  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
 
 from trvae_sc.cli._parser import make_parser  # noqa: E402
 
@@ -25,7 +26,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_autodoc_typehints",
@@ -33,6 +33,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.bibtex",
     "docstrings",
+    "mathml",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints", "tutorials/data"]
@@ -58,6 +59,7 @@ write_commands(make_parser(), HERE / "api" / "commands.md")
 # -- docstrings -----------------------------------------------------------------------------------------
 
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = False
@@ -95,6 +97,7 @@ nitpick_ignore_regex = [
 
 # -- appearance -----------------------------------------------------------------------------------------
 
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = f"trvae_sc {version}"
 html_static_path = ["_static"]
@@ -103,9 +106,15 @@ html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_theme_options = {
     "home_page_in_toc": False,
+    "navbar_persistent": [],  # the sidebar has the search
     "navigation_with_keys": False,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is particular to these pages."""
+    app.connect("source-read", list_others)

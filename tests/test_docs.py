@@ -98,11 +98,14 @@ def test_every_public_name_has_a_page(module):
 
 def test_pages_name_what_exists():
     for name in sorted(named()):
-        module, _, last = name.rpartition(".")
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            assert hasattr(importlib.import_module(module), last), name
+        if not name.startswith("trvae_sc.TRVAE."):
+            module, _, last = name.rpartition(".")
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                assert hasattr(importlib.import_module(module), last), name
+        else:
+            assert hasattr(trvae_sc.TRVAE, name.rpartition(".")[2]), name
 
 
 # -- examples -------------------------------------------------------------------------------------------

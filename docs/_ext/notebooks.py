@@ -11,6 +11,7 @@ from typing import Any
 
 #: Plots that a heading of the gallery notebook names, as in "## How training went: `training`".
 _NAMED = re.compile(r"^## (?P<title>.*): `(?P<name>\w+)`", re.MULTILINE)
+_OTHERS = "%% other notebooks %%"
 _PAGE = """# Gallery
 
 Every plot of {{py:mod}}`trvae_sc.pl`. The figures are those stored in the notebook
@@ -47,6 +48,16 @@ def copy_notebooks(source: Path, target: Path) -> None:
             not copy.exists() or copy.read_text(encoding="utf-8") != text
         ):  # unchanged: not built again
             shutil.copyfile(source / name, copy)
+
+
+def list_others(app: Any, name: str, source: list[str]) -> None:
+    """Add the notebooks that the page of tutorials does not list to its end."""
+    if _OTHERS not in source[0]:
+        return
+    folder = Path(app.srcdir, name).parent
+    others = sorted(p.stem for p in folder.glob("*.ipynb") if f"({p.name})" not in source[0])
+    lines = ["```{toctree}", ":maxdepth: 1", "", *others, "```"] if others else []
+    source[0] = source[0].replace(_OTHERS, "\n".join(lines))
 
 
 def write_gallery(notebook: Path, docs: Path) -> None:
