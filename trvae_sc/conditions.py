@@ -51,8 +51,8 @@ def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
     scaling, features = {}, []
     for key in keys:
         if is_number(obs[key]):
-            values = np.array(levels(obs[key]), dtype=np.float64)
-            scaling[key] = [float(f(values)) for f in (np.mean, np.std, np.min, np.max)]
+            numbers = np.array(levels(obs[key]), dtype=np.float64)
+            scaling[key] = [float(f(numbers)) for f in (np.mean, np.std, np.min, np.max)]
             scaling[key][1] = scaling[key][1] or 1.0
             features.append([key, None])
         else:
@@ -267,7 +267,7 @@ class ConditionSpace:
 
     def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
         """Return the obs columns of cells under a condition."""
-        keys = [self.key] if self.parts is None else self.key
+        keys = [self.key] if isinstance(self.key, str) else self.key
         numbers = {} if self.parts is None else self.parts["scaling"]
         return {
             key: value if key in numbers else pd.Categorical([value] * n_obs, categories=[value])
@@ -301,11 +301,11 @@ class ConditionSpace:
         code = self.code(target)
         if code is not None and (measured[code] or self.parts is None):
             return Likeness.of_itself(code)
-        codes = np.flatnonzero(measured)
-        values = [self.parts["values"][c] for c in codes]
+        codes, coding = np.flatnonzero(measured), self.parts or {}
+        values = [coding["values"][c] for c in codes]
         rows = _table([*values, self.values(target)])
         start = _table([self.values(source)])[0]
-        kernel = _alone(self.parts, rows, start) + _JOINT * _together(self.parts, rows, start)
+        kernel = _alone(coding, rows, start) + _JOINT * _together(coding, rows, start)
         return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], float(kernel[-1, -1]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -57,7 +57,9 @@ def trvae(
     elif not keys.is_count:
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
+    outputs: tuple[Literal["counts", "delta", "mean"], ...]
     outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    found: dict[str, AnnData]
     found = {output: model.predict(source, target=level, output=output) for output in outputs}
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
@@ -100,7 +102,11 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    kwargs: dict[str, Any] = {
+        "preset": "vae",
+        "gene_likelihood": likelihood,
+        "train_kwargs": train_kwargs,
+    }
     level = target_level(train, target, keys)
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)

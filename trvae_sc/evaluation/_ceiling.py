@@ -57,7 +57,8 @@ def ceiling(task: Task, *, seed: int = 0) -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(seed)
     halves = _halves(task, rng)
     drawn = _drawn(task, rng)
-    corrected, left = [], []
+    corrected: list[tuple[Any, ...]] = []
+    left: list[tuple[Any, ...]] = []
     for row in halves.itertuples(index=False):
         at = (row.metric, row.genes)
         if at in drawn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,7 +105,7 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 STYLES = ("-", "--", ":", "-.")
 
 
-def line_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
     hues = list(COLORS.values())
     return {
@@ -126,7 +127,8 @@ def corner_legend(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> None
         for name, (x, y) in corners.items()
     }
     corner = min(corners, key=lambda name: (n_points[name], name != prefer))
-    ax.legend(fontsize=8, loc=corner, handletextpad=0.2, edgecolor="none", framealpha=0.85)
+    place: Any = corner
+    ax.legend(fontsize=8, loc=place, handletextpad=0.2, edgecolor="none", framealpha=0.85)
 
 
 def name_points(
@@ -139,7 +141,8 @@ def name_points(
     """
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
-    ax.figure.draw_without_rendering()
+    figure: Any = ax.figure
+    figure.draw_without_rendering()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
     at = ax.transData.transform(xy)
@@ -147,7 +150,9 @@ def name_points(
     legend = ax.get_legend()
     if legend is not None:
         taken.append(tuple(legend.get_window_extent().extents))
-    rest = [] if avoid is None else [_box(*p, 2 * scale) for p in ax.transData.transform(avoid)]
+    rest = (
+        [] if avoid is None else [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
+    )
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     for name, point, corner in zip(map(str, names), xy, at, strict=True):
         places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
@@ -162,8 +167,12 @@ def name_points(
         # the first that covers no other point, else the first
         (side, dx, dy), box = min(free, key=lambda item: _overlaps_any(item[1], rest))
         taken.append(box)
-        place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
-        ax.annotate(plain(name), point, **place, fontsize=7, ha=side, va="center")
+        options: dict[str, Any] = {
+            "xytext": (dx, dy),
+            "textcoords": "offset points",
+            "path_effects": halo,
+        }
+        ax.annotate(plain(name), point, **options, fontsize=7, ha=side, va="center")
 
 
 #: Alignment and offset in points of a name, in the order they are tried.
