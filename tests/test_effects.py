@@ -56,6 +56,16 @@ def test_a_p_value_is_the_level_at_which_the_interval_has_zero_in_it():
     assert np.isnan(p_values(change, missed[:2], n[:2])).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_p_values_of_changes_of_zero_are_not_above_one_by_rounding(seed):
+    """They were 1 + 2e-16, which the control of the false discovery rate refuses."""
+    rng = np.random.default_rng(seed)
+    n = rng.integers(20, 400, 7)
+    p = p_values(np.zeros(300), rng.normal(size=(7, 300)), n)
+    assert p.max() <= 1.0
+    assert np.allclose(p, 1.0)
+
+
 def test_p_values_of_no_change_are_uniform():
     rng = np.random.default_rng(1)
     found = [p_values(rng.normal(size=400), rng.normal(size=(8, 400)), np.full(8, 500.0))]

@@ -94,7 +94,7 @@ def digits(
             "digit": pd.Categorical(source.target[image].astype(str)),
             "image": image,
         },
-        index=[f"image_{i}_{styles[s]}" for i, s in zip(image, style, strict=True)],
+        index=[f"image_{i}_{styles[int(s)]}" for i, s in zip(image, style, strict=True)],
     )
     n_rows, n_columns = source.images.shape[1:]
     row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)

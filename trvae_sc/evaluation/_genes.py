@@ -43,7 +43,7 @@ class GeneChoice:
 def choose_genes(train: AnnData, keys: Keys, n_top_genes: int) -> GeneChoice:
     """Choose genes that respond, a quarter of all, and fill up with those that vary most.
 
-    Genes respond by :func:`response` over the training labels. They vary by scanpy's ``seurat``
+    Genes respond by ``response`` over the training labels. They vary by scanpy's ``seurat``
     dispersion within each condition (of values that are no counts: by their variance). Variable genes
     alone lack much of a response: what is off in one condition and on in the other, in all cells, varies
     little.

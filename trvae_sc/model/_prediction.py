@@ -63,7 +63,7 @@ class PredictingModel(TrainableModel):
             None. Not changed. Labels the model does not know are allowed.
         target
             Condition to predict. With several condition columns a dictionary of their values, a tuple
-            in their order, or the name in :attr:`conditions`; a combination that was never measured
+            in their order, or the name in ``model.conditions``; a combination that was never measured
             is predicted from its parts, with a note in ``uns``.
         source
             Condition of the cells to start from, given like `target`; all but `target` if None.

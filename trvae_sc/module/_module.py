@@ -86,6 +86,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         Whether cells carry a total over more genes than `n_input`. The decoder then has one more
         class, the rest of the genome.
 
+    Notes
+    -----
     The other parameters are those of :class:`trvae_sc.TRVAE`.
     """
 

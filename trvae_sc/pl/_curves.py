@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,13 @@ def dose_response(
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
-        marks = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
+        marks: dict[str, Any] = {
+            "fmt": "o",
+            "ms": 4,
+            "capsize": 2,
+            "elinewidth": 1,
+            "c": style["color"],
+        }
         ax.errorbar(
             x, y, np.nan_to_num(error, nan=0.0), **marks, label=plain(label)
         )  # NaN: one cell
@@ -161,9 +168,9 @@ def dose_response(
     return finish(ax, "dose_response", show=show, save=save)
 
 
-def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, str]], *, with_curves: bool) -> None:
+def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
     """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
-    mark = {"marker": "o", "markersize": 4, "linestyle": ""}
+    mark: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": ""}
     handles = [
         Line2D([], [], **(style if with_curves else style | mark), label=plain(label))
         for label, style in styles.items()
@@ -205,7 +212,8 @@ def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
 
 def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
     """Return the names of rising doses as ticks; empty where there is no room beside the last one."""
-    ax.figure.draw_without_rendering()  # until then the axes do not have their size
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # until then the axes do not have their size
     at = ax.transData.transform(np.column_stack([doses, np.ones(len(doses))]))[:, 0]
     names, end = [], -np.inf
     for x, name in zip(at, [f"{dose:g}" for dose in doses], strict=True):

@@ -73,9 +73,9 @@ def embedding(
     z = np.asarray(dense(adata.obsm[key]), dtype=float)
     if z.ndim != 2 or z.shape[1] < 2 or len(z) < 3:
         raise InputError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
+    if method is None and z.shape[1] > 2:
+        method = "pca"
     if method is None:
-        method = "pca" if z.shape[1] > 2 else "none"
-    if method == "none":
         xy, prefix = z, key.removeprefix("X_").upper()
     elif method == "pca":
         xy, prefix = PCA(2, svd_solver="full").fit_transform(z), "PC"
