@@ -38,11 +38,13 @@ def test_a_term_has_levelled_off_where_it_falls_no_more():
     assert levelled_off({}) == ""
 
 
-def test_training_says_how_long_it_takes_and_took(fit, capsys):
+def test_training_says_how_long_it_takes_and_took(fit, capsys, monkeypatch):
+    ticks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("trvae_sc.training._clock.perf_counter", lambda: next(ticks))
     fit(train={"max_epochs": 12, "enable_progress_bar": True})
     lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith((".", "help."))]
-    assert lines[0].startswith("11 more epochs will take about ")
-    assert lines[1].startswith("Trained 12 epochs in ")
+    assert lines[0] == "11 more epochs will take about 2 min."  # 10 s each
+    assert lines[1].startswith("Trained 12 epochs in 20 s. ")
     assert ("levelled off" in lines[1]) != ("Still falling" in lines[1])
     assert len(lines) == 2
     fit(train={"max_epochs": 12})
@@ -74,8 +76,8 @@ def test_a_benchmark_says_how_long_it_takes_and_took(make_adata, capsys):
     holdouts = [Holdout("NK", "stimulated", "control")]
     benchmark(make_adata(), ["no_change", "mean_shift"], holdouts, **options)
     err = capsys.readouterr().err
-    assert "2 more fits will take about 0 s." in err
     assert "3 fits in " in err
+    assert "more fits" not in err  # in less than a second
     benchmark(make_adata(), ["no_change", "mean_shift"], holdouts, progress=False, **options)
     assert capsys.readouterr().err == ""
 

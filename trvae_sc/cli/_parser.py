@@ -228,7 +228,7 @@ def _add_names(
         choices=names,
         metavar=of.upper(),
         default=default,
-        help=f"of {', '.join(names)} ({chosen})",
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
         **kwargs,
     )
 
