@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pytest
 
-from trvae_sc import baselines
+from trvae_sc import baselines, family
 from trvae_sc.evaluation import Holdout, Keys, benchmark
 from trvae_sc.evaluation._benchmark import Clock, Fit
 from trvae_sc.notes import log_notes
@@ -98,6 +98,16 @@ def test_notes_are_logged_once_a_model(fit, make_adata, caplog):
     caplog.clear()
     log_notes(predicted)  # as where another model made it
     assert notes(caplog) == expected
+
+
+def test_notes_of_other_models_are_logged_too(make_adata, caplog):
+    adata = make_adata()
+    family.ConditionalGAN.setup_anndata(adata, "condition", labels_key="cell_type")
+    model = family.ConditionalGAN(adata)
+    model.train(1, enable_progress_bar=False, accelerator="cpu")
+    predicted = model.predict(target="stimulated", labels="NK")
+    model.predict(target="stimulated", labels="NK")
+    assert notes(caplog) == [f"Note: {note}" for note in predicted.uns["trvae_sc"]["notes"]] != []
 
 
 def test_notes_of_methods_that_are_compared_are_not_logged(make_adata, caplog):
