@@ -25,6 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trvae-sc",
         description="Predict single cells under conditions they were not measured in.",
+        epilog="Your shell completes commands, options and names after: pip install "
+        "'trvae_sc[completion]'; eval \"$(register-python-argcomplete trvae-sc)\"",
     )
     parser.add_argument("--version", action="version", version=f"trvae-sc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -226,7 +228,7 @@ def _add_names(
         choices=names,
         metavar=of.upper(),
         default=default,
-        help=f"of {', '.join(names)} ({chosen})",
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
         **kwargs,
     )
 

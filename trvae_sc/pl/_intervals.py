@@ -162,7 +162,8 @@ def calibration(
     check_columns(table, names, of="the output of pl.calibration_table")
     table = table if "label" in table else table.assign(label="")
     labels = table["label"].astype(str)
-    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if labels.nunique() > 1 else 0.0
+    has_legend = labels.nunique() > 1 or table["scaled"].any()
+    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if has_legend else 0.0
     ax = axes_of(ax, 4.0 + legend, 4.0)
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
