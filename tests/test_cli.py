@@ -1,11 +1,15 @@
 """The command line: results equal to Python's, one line and an exit code where it cannot work."""
 
+import argparse
 import errno
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata
@@ -16,8 +20,10 @@ import pytest
 import torch
 from anndata import AnnData
 
-from trvae_sc import TRVAE, demo
+import trvae_sc
+from trvae_sc import PRESETS, TRVAE, baselines, demo, evaluation, family
 from trvae_sc.checks import TOTAL_COLUMN
+from trvae_sc.cli import _choices, in_words_of_options
 from trvae_sc.model._write import PieceWriter
 from trvae_sc.model_file import read_model
 from trvae_sc.training import BestWeights, TrainingPlan
@@ -81,8 +87,10 @@ def assert_same_weights(a, b):
 def test_train_and_predict_equal_python(run, make_adata, suffix):
     adata = make_adata()
     file = write(adata, f"cells.{suffix}")
-    code, out, _ = run("train", file, *SETUP, *TOTALS, *QUICK, *HOLDOUT, "-o", "new/model")
+    train = ["train", file, *SETUP, *TOTALS, *QUICK, *HOLDOUT, "-o", "new/model", "--json"]
+    code, out, err = run(*train)
     assert code == 0
+    assert "Wrote the model of 100 cells and 30 genes to new/model/" in err
     record = json.loads(out)
     assert record == {
         "model": str(Path("new/model")),
@@ -101,10 +109,10 @@ def test_train_and_predict_equal_python(run, make_adata, suffix):
         record
     )
     predicted = Path(f"new/folder/predicted.{suffix}")
-    code, out, err = run(
-        "predict", "new/model", file, "--target", "stimulated", "--labels", "NK", "-o", predicted
-    )
+    predict = ["predict", "new/model", file, "--target", "stimulated", "--labels", "NK"]
+    code, out, err = run(*predict, "-o", predicted, "--json")
     assert code == 0
+    assert f"Wrote 20 cells predicted under stimulated to {predicted}" in err
     assert json.loads(out) == {"out": str(predicted), "n_cells": 20, "target": "stimulated"}
     assert "Training saw" not in err
     assert err.count("Note: ") == 1  # two labels were seen under both conditions: few to learn from
@@ -309,9 +317,10 @@ def assert_refused(result, message, before):
     """Check the exit code, the one line of the message, and that nothing was written."""
     code, out, err = result
     assert (code, out) == (2, "")
-    assert err.startswith("trvae-sc: ")
-    assert message in err
-    assert err.count("\n") == 1
+    *logged, line = err.splitlines()
+    assert line.startswith("trvae-sc: ")
+    assert message in line
+    assert [text for text in logged if not text.startswith("No total_counts_key")] == []
     assert tree() == before
 
 
@@ -338,7 +347,7 @@ def test_data_that_cannot_be_trained_on(run, make_adata, name):
         (["--batch-key", "x"], "No column 'x' in adata.obs"),
         (["--total-counts-key", "x"], "No column 'x' in adata.obs"),
         (["--layer", "x"], "No layer 'x' in adata.layers; there are []"),
-        (["--preset", "x"], "Unknown preset 'x'; there are ['default', "),
+        (["--preset", "x"], "unknown preset 'x'; there are default, "),
         (["--holdout", "NK"], "Hold-out 'NK' is not of the form 'label:target'"),
         (["--holdout", "NK:x"], "Hold-out 'NK:x' matches no cell: labels are ['B', 'NK', 'T']"),
         (
@@ -370,7 +379,7 @@ def test_options_that_cannot_be_trained_with(run, folder, options, message):
 def test_training_needs_an_epoch_and_a_cell_a_step(run, folder, option):
     before = tree()
     result = run("train", folder / "cells.h5ad", *SETUP, *QUICK, option, "0", "-o", "new/model")
-    assert_refused(result, f"{option[2:].replace('-', '_')} is 0; at least 1 is needed", before)
+    assert_refused(result, f"{option} is 0; at least 1 is needed", before)
 
 
 @pytest.mark.usefixtures("no_training")
@@ -442,7 +451,7 @@ def other_genes(adata):
         (None, ["--source", "x"], "Unknown condition 'x'"),
         (None, ["--source", "stimulated"], "Source and target are both 'stimulated'"),
         (None, ["--labels", "NK", "x"], "Unknown labels ['x']"),
-        (None, ["--n-samples", "0"], "n_samples is 0; at least 1 is needed"),
+        (None, ["--n-samples", "0"], "--n-samples is 0; at least 1 is needed"),
         (None, ["--accelerator", "x"], "--accelerator x cannot be used"),
         (None, ["-o", "new/p.csv"], "is neither .h5ad nor .zarr"),
         (without_condition, [], "No column 'condition' in adata.obs; there are ['cell_type', "),
@@ -497,10 +506,10 @@ def test_folders_without_a_model(run, folder, content, message):
 @pytest.mark.parametrize(
     "arguments", [[], ["x"], ["predict", "model", "cells.h5ad"], ["train", "cells.h5ad", "-o", "m"]]
 )
-def test_incomplete_commands_show_the_usage(run, arguments):
+def test_incomplete_commands_name_the_help_in_one_line(run, arguments):
     code, out, err = run(*arguments)
-    assert (code, out) == (2, "")
-    assert err.startswith("usage: trvae-sc")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(r"^trvae-sc: .*\. See trvae-sc .*--help\.$", err)
     assert tree() == {}
 
 
@@ -577,9 +586,11 @@ def test_a_demo_replaces_its_own_files_only(run, monkeypatch):
     result = run("demo", "-o", "out", "--force")
     assert_refused(result, "out is a folder, but no demo: it is not replaced.", before)
     Path("out/mine.txt").rename("mine.txt")
-    code, out, _ = run("demo", "-o", "out", "--seed", "4", "--force")
-    assert code == 0
-    assert "TRVAE    0.5" in out
+    code, out, err = run("demo", "-o", "out", "--seed", "4", "--force")
+    assert (code, out) == (0, "")
+    assert "TRVAE    0.5" in err
+    _, out, _ = run("demo", "-o", "out", "--seed", "4", "--force", "--json")
+    assert json.loads(out) == {"out": "out", "scores": {"TRVAE": {"score": 0.5}}}
     assert Path("out/report.html").read_text() == "seed 4"
     assert sorted(str(p) for p in Path().rglob("*")) == ["mine.txt", "out", "out/report.html"]
 
@@ -706,7 +717,7 @@ def press_ctrl_c(monkeypatch, method, epoch):
 
 def test_ctrl_c_leaves_a_usable_model(run, folder, monkeypatch):
     press_ctrl_c(monkeypatch, "on_train_epoch_end", 2)
-    arguments = [*command(folder, "train", "model"), "--max-epochs", "50"]
+    arguments = [*command(folder, "train", "model"), "--max-epochs", "50", "--json"]
     code, out, err = run(*arguments)
     assert code == 130
     assert (
@@ -724,6 +735,7 @@ def test_ctrl_c_leaves_a_usable_model(run, folder, monkeypatch):
 def test_an_unfinished_model_is_replaced_by_the_same_command(run, folder, monkeypatch):
     """A finished one is not, and the checkpoints make the rerun go on."""
     command_ = [*command(folder, "train", "model"), "--max-epochs", "5", "--checkpoint-dir", "c"]
+    command_ += ["--json"]
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, "on_train_epoch_end", 2)
         assert run(*command_)[0] == 130
@@ -802,7 +814,8 @@ def test_sigterm_ends_training_as_ctrl_c_does(run, folder, monkeypatch):
 
     monkeypatch.setattr(TrainingPlan, "on_train_epoch_end", terminated)
     before = signal.getsignal(signal.SIGTERM)
-    code, out, err = run(*command(folder, "train", "model"), "--max-epochs", "50")
+    arguments = [*command(folder, "train", "model"), "--max-epochs", "50", "--json"]
+    code, out, err = run(*arguments)
     assert code == 143
     assert "trvae-sc: Training stopped in epoch 2 of 50" in err
     assert json.loads(out)["interrupted"] is True
@@ -847,7 +860,9 @@ def script(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["predict", "--help"]]
+)
 def test_help_waits_for_no_heavy_import(arguments):
     code = f"""
 import sys
@@ -859,7 +874,7 @@ except SystemExit as stop:
 print(sorted({{"torch", "scvi", "lightning", "anndata", "scanpy"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: trvae-sc")
+    assert done.stdout.startswith(("usage: trvae-sc", f"trvae-sc {trvae_sc.__version__}\n"))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -871,8 +886,75 @@ def test_script_exits_with_2_and_one_line(folder):
 
 def test_script_prints_results_alone_to_stdout(folder):
     """scvi-tools' messages and Lightning's progress bar used to be printed among them."""
-    done = script(*command(folder, "train", "model"))
+    done = script(*command(folder, "train", "model"), "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["n_cells"] == 120
     assert "Traceback" not in done.stderr
     assert TRVAE.load("model", adata=False).is_trained
+
+
+def test_names_of_options_are_those_that_there_are():
+    assert list(_choices.PRESETS) == list(PRESETS)
+    assert set(_choices.METHODS) == {*baselines.METHODS, *family.METHODS}
+    assert list(_choices.METRICS) == list(evaluation.SCORED)
+
+
+TYPOS = {
+    "preset": (["train", "x", "--condition-key", "c", "-o", "m", "--preset", "cave"], "'cvae'"),
+    "method": (["benchmark", "x", *SETUP, "-o", "r", "--methods", "trvea"], "'trvae'"),
+    "metric": (
+        ["select", "x", *SETUP, "--target", "s", "-o", "p.h5ad", "--metric", "effectr2"],
+        "'effect_r2'",
+    ),
+}
+
+
+@pytest.mark.parametrize("of", TYPOS)
+def test_a_typo_is_found_before_anything_is_read_or_imported(run, of):
+    arguments, meant = TYPOS[of]
+    start = time.perf_counter()
+    done = script(*arguments)
+    assert time.perf_counter() - start < 3  # 0.1 s where nothing else runs; imports take 10
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"unknown {of} '{arguments[-1]}'; there are " in done.stderr
+    assert done.stderr.endswith(f"Did you mean {meant}? See trvae-sc {arguments[0]} --help.\n")
+    _, out, _ = run(arguments[0], "--help")
+    names = {"preset": PRESETS, "method": baselines.METHODS, "metric": evaluation.SCORED}[of]
+    assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("max_epochs is 0; at least 1 is needed.", "--max-epochs is 0; at least 1 is needed."),
+        ("gene_likelihood='normal' takes any", "--gene-likelihood normal takes any"),
+        ("name it with labels_key=.", "name it with --labels-key."),
+        ("No column 'batch_key' in obs.", "No column 'batch_key' in obs."),
+        ("The seed and the file max_epochs.h5ad", "The seed and the file max_epochs.h5ad"),
+        ("Pass overwrite=True or a smaller n_latent.", "Pass --force or a smaller n_latent."),
+    ],
+)
+def test_messages_have_options_as_they_are_typed(message, expected):
+    names = {"max_epochs": 0, "gene_likelihood": "x", "labels_key": "", "batch_key": "", "seed": 0}
+    assert in_words_of_options(message, argparse.Namespace(**names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("trvae-sc sel", {"select"}),
+        ("trvae-sc train x.h5ad --preset mm", {"mmd_cvae"}),
+        ("trvae-sc benchmark x.h5ad --methods trvae mean", {"mean_shift"}),
+        ("trvae-sc select x.h5ad --max-e", {"--max-epochs"}),
+        ("trvae-sc benchmark x.h5ad --holdo", {"--holdout"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names(line, expected, tmp_path):
+    pytest.importorskip("argcomplete")
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": " "}
+    command = [sys.executable, "-m", "trvae_sc"]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert {word.strip() for word in answer.read_text().split()} == expected

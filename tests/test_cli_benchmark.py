@@ -41,8 +41,9 @@ def strict(text):
 
 
 def test_benchmark_equals_python(run, file, adata):
-    code, out, _ = run("benchmark", file, *SETUP, *TOTALS, *SIMPLE, *SMALL, "-o", "new/results")
-    assert code == 0
+    options = [*SETUP, *TOTALS, *SIMPLE, *SMALL, "-o", "new/results"]
+    code, out, err = run("benchmark", file, *options)
+    assert (code, out) == (0, "")
     holdouts = [Holdout(f"type_{k}", "stimulated", "control") for k in range(3)]
     expected = benchmark(
         adata, ["no_change", "mean_shift"], holdouts, keys=KEYS, n_top_genes=50, progress=False
@@ -50,7 +51,12 @@ def test_benchmark_equals_python(run, file, adata):
     folder = Path("new/results")
     results = Results.load(folder)
     pd.testing.assert_frame_equal(results.table, expected.table, check_exact=True)
-    assert out == expected.wide().round(3).to_string() + "\n"
+    assert expected.wide().round(3).to_string() + "\n" in err
+    assert err.endswith("next: trvae-sc report new/results -o report.html\n")
+    assert strict(run("benchmark", file, *options, "--json")[1]) == {
+        "out": str(folder),
+        **expected.to_json(),
+    }
     table = pd.read_csv(folder / "table.csv")
     np.testing.assert_allclose(table["value"], expected.table["value"], rtol=1e-12)
     assert table.columns.tolist() == expected.table.columns.tolist()
@@ -87,12 +93,12 @@ def test_fewer_cells_are_drawn_from_every_group_in_order(run, file, adata):
     assert code == 0
     assert json.loads(Path("few/run.json").read_text())["n_obs"] == few.n_obs
     code, _, err = run("benchmark", file, *SETUP, *SIMPLE, "--max-cells", "0", "-o", "none")
-    assert (code, err) == (2, "trvae-sc: max_cells is 0; at least 1 is needed.\n")
+    assert (code, err) == (2, "trvae-sc: --max-cells is 0; at least 1 is needed.\n")
 
 
 def test_a_second_call_goes_on(run, file):
-    options = [file, *SETUP, *TOTALS, *SMALL, "-o", "results"]
-    one = ["--holdouts", "type_1:stimulated"]
+    options = [file, *SETUP, *TOTALS, "--json", *SMALL, "-o", "results"]
+    one = ["--holdout", "type_1:stimulated"]
     assert run("benchmark", *options, *one, "--methods", "no_change")[0] == 0
     fits = Path("results/fits")
     kept = {path: path.stat().st_mtime_ns for path in fits.iterdir()}
@@ -112,9 +118,12 @@ def test_a_second_call_goes_on(run, file):
 def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     everything = ["benchmark", file, *SETUP, *SMALL, "-o", "results", "--list"]
     expected = [f"type_{k}:stimulated" for k in range(3)]
-    assert run(*everything)[:2] == (0, json.dumps(expected) + "\n")
-    assert json.loads(run(*everything, "--holdouts", expected[1])[1]) == expected[1:2]
-    code, out, err = run(*everything, "--holdouts", "B:stimulated")
+    assert run(*everything)[:2] == (0, "".join(f"{name}\n" for name in expected))
+    assert run(*everything, "--json")[:2] == (0, json.dumps(expected) + "\n")
+    two = ["--holdout", expected[1], "--holdout", expected[2]]
+    for given in (two, ["--holdout", *expected[1:]], ["--holdouts", *expected[1:]]):
+        assert run(*everything, *given)[1].split() == expected[1:]
+    code, out, err = run(*everything, "--holdout", "B:stimulated")
     assert (code, out) == (2, "")
     assert "matches no cell" in err
     assert not Path("results").exists()
@@ -122,10 +131,10 @@ def test_list_prints_the_holdouts_and_runs_nothing(run, file):
 
 def test_max_epochs_is_for_methods_that_train_and_part_of_the_run(run, file):
     options = ["benchmark", file, *SETUP, *SMALL, "--seeds", "1", "-o", "results"]
-    options += ["--holdouts", "type_1:stimulated", "--methods", "mean_shift", "cvae"]
+    options += ["--holdout", "type_1:stimulated", "--methods", "mean_shift", "cvae"]
     code, out, err = run(*options, "--max-epochs", "0")
     assert (code, out) == (2, "")
-    assert "max_epochs is 0; at least 1 is needed" in err
+    assert "--max-epochs is 0; at least 1 is needed" in err
     assert run(*options, "--max-epochs", "2")[0] == 0
     results = Results.load("results")
     history = {r["method"]: r["history"] for r in results.records}
@@ -197,8 +206,9 @@ def results(adata, tmp_path_factory):
 
 
 def test_report_of_results(run, results):
-    code, out, _ = run("report", results, "-o", "new/report.html")
+    code, out, err = run("report", results, "-o", "new/report.html", "--json")
     assert code == 0
+    assert err.endswith("Wrote new/report.html\n")
     record = strict(out)
     assert record["out"] == str(Path("new/report.html"))
     table = Results.load(results).task_means().query("metric == 'effect_r2' and genes == 'top100'")
@@ -241,7 +251,8 @@ def test_report_lists_predictions(run, results, adata):
 
 
 def test_report_of_another_method(run, results):
-    code, out, _ = run("report", results, "--method", "mean_shift", "-o", "report.html")
+    options = ["report", results, "--method", "mean_shift", "--json", "-o", "report.html"]
+    code, out, _ = run(*options)
     assert code == 0
     assert {row["advice"] for row in strict(out)["verdicts"]} <= {
         "use the model",
@@ -258,12 +269,15 @@ def test_report_of_another_method(run, results):
 BAD = {
     "no labels": (["--condition-key", "condition"], "benchmark needs --labels-key"),
     "unknown column": (["--condition-key", "state", *SETUP[2:]], "state"),
-    "unknown method": ([*SETUP, "--methods", "magic"], "Unknown methods ['magic']"),
-    "unknown hold-out": ([*SETUP, "--holdouts", "type_9:stimulated"], "matches no cell"),
-    "hold-out without target": ([*SETUP, "--holdouts", "type_1"], "not of the form 'label:target'"),
+    "unknown method": (
+        [*SETUP, "--methods", "magic"],
+        "--methods: unknown method 'magic'; there are no_change, mean_shift,",
+    ),
+    "unknown hold-out": ([*SETUP, "--holdout", "type_9:stimulated"], "matches no cell"),
+    "hold-out without target": ([*SETUP, "--holdout", "type_1"], "not of the form 'label:target'"),
     "unknown source": ([*SETUP, "--source", "ctrl"], "Unknown source 'ctrl'"),
     "source is target": (
-        [*SETUP, "--source", "stimulated", "--holdouts", "type_1:stimulated"],
+        [*SETUP, "--source", "stimulated", "--holdout", "type_1:stimulated"],
         "'stimulated' as source and as target",
     ),
     "too few cells": ([*SETUP, "--min-cells", "9999"], "No combination has 9999 cells"),
@@ -330,8 +344,8 @@ def test_help_lists_the_commands(run):
     assert "benchmark" in out
     assert "report" in out
     for command, options in {
-        "benchmark": "--holdouts --source --by --min-cells --methods --seeds --max-epochs --n-jobs --list --backend",
-        "report": "--predictions --method --force",
+        "benchmark": "--holdout --source --by --min-cells --methods --seeds --max-epochs --n-jobs --list --backend --json",
+        "report": "--predictions --method --force --json",
     }.items():
         code, out, _ = run(command, "--help")
         assert code == 0

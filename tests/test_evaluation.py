@@ -1470,7 +1470,7 @@ def hand_made(rows, design=((20, 20), (20, 20))):
     return Results(run, list(records.values()))
 
 
-def test_summary_equals_a_hand_computation():
+def test_statistics_equal_a_hand_computation():
     rows = []
     for metric, sign in (("effect_r2", 1), ("energy_distance", -1)):
         rows += [
@@ -1488,7 +1488,7 @@ def test_summary_equals_a_hand_computation():
         ("net", "delta", "x", 0, "variance_ratio", 0.5),
         ("flat", "delta", "x", 0, "variance_ratio", 1.9),
     ]
-    found = hand_made(rows).summary().set_index(["metric", "method", "output"])
+    found = hand_made(rows).statistics().set_index(["metric", "method", "output"])
     for metric, sign in (("effect_r2", 1), ("energy_distance", -1)):
         net = found.loc[metric, "net", "delta"]
         assert net["mean"] == pytest.approx(sign * 0.4)
@@ -1516,12 +1516,12 @@ def test_ranks_share_the_better_place():
         ("variance_ratio", {"a": 2, "b": 2, "c": 1, "d": 4}),
     ):
         rows = [(m, "delta", "x", 0, metric, v) for m, v in values.items()]
-        assert hand_made(rows).summary().set_index("method")["rank"].to_dict() == expected
+        assert hand_made(rows).statistics().set_index("method")["rank"].to_dict() == expected
 
 
 def test_scores_that_are_missing_do_not_count():
     rows = [("net", "delta", "x", s, "effect_r2", v) for s, v in enumerate((0.2, None, 0.4))]
-    row = hand_made(rows).summary().iloc[0]
+    row = hand_made(rows).statistics().iloc[0]
     assert (row["mean"], row["n_seeds"]) == (pytest.approx(0.3), 2)
 
 
@@ -1615,6 +1615,56 @@ def test_wide_shows_the_main_scores(make_adata):
     assert wide.loc[("no_change", "delta"), ("effect_r2", "all")] == pytest.approx(0, abs=1e-6)
 
 
+def test_summary_and_repr_show_the_main_scores_of_each_method():
+    rows = [
+        ("net", "delta", "x", 0, "effect_r2", 0.5),
+        ("net", "delta", "x", 1, "effect_r2", 0.7),
+        ("net", "delta", "y", 0, "effect_r2", 0.2),
+        ("flat", "delta", "x", 0, "effect_r2", 0.41),
+        ("flat", "delta", "y", 0, "effect_r2", 0.61),
+        ("ceiling", "ceiling", "x", 0, "effect_r2", 0.9),
+        ("ceiling", "replicate half", "x", 0, "energy_distance", 0.1),
+    ]
+    results = hand_made(rows)
+    found = results.summary()
+    half = found.loc[("ceiling", "replicate half")]  # is not scored by effects
+    assert half.isna().sum() == 2
+    assert (half["tasks"], half["seeds"]) == (1, 1)
+    rows = [row for row in rows if row[1] != "replicate half"]
+    results = hand_made(rows)
+    found = results.summary()
+    assert found.index.tolist() == [("ceiling", "ceiling"), ("flat", "delta"), ("net", "delta")]
+    (score,) = {name for name in found if name.startswith("effect R2 (")}
+    assert found[score].tolist() == pytest.approx([0.9, 0.51, 0.4])
+    assert found["sd"].tolist()[1:] == pytest.approx([np.sqrt(0.02), np.sqrt(0.08)])
+    assert found["tasks"].tolist() == [1, 2, 2]
+    assert found["seeds"].tolist() == [1, 1, 2]
+    lines = repr(results).splitlines()
+    assert lines[0] == "Results of 2 methods on 2 hold-outs; quick look (20 of 30 genes)"
+    assert lines[1].split()[:2] == ["method", "output"]
+    assert lines[-1].split() == ["net", "delta", "0.40", "0.283", "2", "2"]
+    shown = results._repr_html_()
+    assert f"<b>{lines[0]}</b>" in shown
+    assert shown.count("<tr") == 4
+    nothing = hand_made([])
+    assert repr(nothing) == "Results of 0 methods on 0 hold-outs: no fit has finished"
+    assert nothing._repr_html_() == f"<p>{nothing!r}</p>"
+
+
+def test_holdouts_and_tasks_show_what_is_hidden(make_adata):
+    assert repr(Holdout("NK", "stimulated")) == "Holdout(NK:stimulated)"
+    other = Holdout("p1", 2, "0", key="donor", also=(Holdout("p2", 2),))
+    assert repr(other) == "Holdout(p1:2 from 0, of 'donor', with p2:2)"
+    task = prepare_task(make_adata(), NK, keys=Keys("condition", "cell_type"), n_top_genes=None)
+    assert repr(task).splitlines() == [
+        "Task NK:stimulated",
+        "  hidden    20 cells",
+        "  source    20 cells under control",
+        "  training  100 cells of 30 genes",
+    ]
+    assert '<td style="text-align: left">100 cells of 30 genes</td>' in task._repr_html_()
+
+
 def test_results_survive_the_disk(make_adata, tmp_path):
     results = benchmark(make_adata(), ["mean_shift"], HOLDOUTS, folder=tmp_path, **QUIET)
     again = Results.load(tmp_path)
@@ -1625,7 +1675,7 @@ def test_results_survive_the_disk(make_adata, tmp_path):
     assert found["run"] == again.run
     summary = pd.DataFrame(found["summary"])
     np.testing.assert_allclose(
-        summary["mean"].astype(float), results.summary()["mean"].astype(float), atol=1e-9
+        summary["mean"].astype(float), results.statistics()["mean"].astype(float), atol=1e-9
     )
     assert summary["sd_seeds"].isna().all()
     with pytest.raises(InputError, match=r"run\.json is missing"):
@@ -1656,3 +1706,23 @@ def test_files_of_fits_are_one_per_fit_whatever_the_names(tmp_path):
     for holdout in plain:
         store.add({**results.records[0], "holdout": holdout})
     assert sorted(r["holdout"]["label"] for r in store.records()) == sorted(names)
+
+
+def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    names = {
+        "condition_key": "condition",
+        "labels_key": "cell_type",
+        "total_counts_key": "n_counts",
+    }
+    named = holdouts(adata, source="control", **names)
+    assert named == holdouts(adata, source="control", keys=Keys(**names))
+    assert named == holdouts(adata, source="control", keys=fit(adata.copy()))
+    options = {"n_top_genes": None, "progress": False}
+    found = benchmark(adata, ["mean_shift"], named[:1], **options, **names)
+    expected = benchmark(adata, ["mean_shift"], named[:1], **options, keys=Keys(**names))
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    with pytest.raises(InputError, match="condition_key="):
+        holdouts(adata)
+    with pytest.raises(InputError, match="give Keys"):
+        holdouts(adata, keys="condition")

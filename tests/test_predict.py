@@ -670,3 +670,27 @@ def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monke
     found = trained.predict(target="stimulated", out="p.h5ad", overwrite=True)
     assert found.n_obs == 60
     found.file.close()
+
+
+def test_the_response_of_a_cell_is_its_move_relative_to_that_of_its_label(make_adata, fit):
+    adata = make_adata(n_cells=240, n_genes=120, values="log")
+    model = fit(adata, gene_likelihood="normal", train={"max_epochs": 10})
+    delta = model.predict(source="control", target="stimulated", output="delta")
+    moved = delta.X - adata[delta.obs["source_cell"]].X.toarray()
+    for label, table in model.effects(source="control", target="stimulated").groupby("label"):
+        change = table["change"].to_numpy()
+        genes = np.argsort(-np.abs(change), kind="stable")[:100]
+        at = (delta.obs["cell_type"] == label).to_numpy()
+        expected = np.sqrt(np.square(moved[at][:, genes]).mean(1) / np.square(change[genes]).mean())
+        np.testing.assert_allclose(delta.obs["response"][at], expected, rtol=1e-3)
+
+
+def test_the_response_of_a_cell_is_the_same_whatever_is_asked_for(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    model = fit(adata)
+    few = model.predict(adata[:7], target="stimulated", output="counts")
+    whole = model.predict(adata, target="stimulated", output="mean")
+    expected = whole.obs["response"].reindex(few.obs_names)
+    np.testing.assert_array_equal(few.obs["response"], expected)
+    plain = fit(adata, preset="vae").predict(adata[:7], target="stimulated")
+    assert plain.obs["response"].isna().all()

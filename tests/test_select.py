@@ -22,9 +22,12 @@ from trvae_sc.evaluation import (
     Keys,
     Results,
     benchmark,
+    prepare_task,
     select,
     training_data,
 )
+from trvae_sc.evaluation._left_out import LeftOut, stacking_weights
+from trvae_sc.shift import half_width
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 SIMPLE = ["no_change", "mean_shift", "context_shift"]
@@ -303,11 +306,21 @@ def on_all(method, adata, *labels, n_top_genes=50, **kwargs):
     return method(train, source, target="stimulated", keys=keys, **kwargs)
 
 
+def simple_on_all(name, adata, *labels, n_top_genes=50):
+    """Return the prediction of a simple method from all cells."""
+    train, keys = training_data(adata, [], keys=KEYS, n_top_genes=n_top_genes)
+    given = {"method": name, "source": "control", "labels": labels, "keys": keys}
+    return baselines.predict(train, "stimulated", **given)
+
+
 def assert_same(a, b):
-    """Compare predictions bit by bit, but for the record of how they were chosen."""
+    """Compare predictions bit by bit, but for the record of how they were chosen, and intervals."""
     np.testing.assert_array_equal(dense(a.X), dense(b.X))
     pd.testing.assert_frame_equal(a.obs, b.obs, check_exact=True)
-    pd.testing.assert_frame_equal(a.var, b.var, check_exact=True)
+    bounds = ["change_lower", "change_upper"]
+    pd.testing.assert_frame_equal(
+        *(x.var.drop(columns=bounds, errors="ignore") for x in (a, b)), check_exact=True
+    )
 
 
 def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
@@ -316,12 +329,12 @@ def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
     record = predicted.uns["trvae_sc"]
     selection = record["selection"]
     assert selection["method"] == "mean_shift"
-    assert selection["output"] == "delta"
+    assert selection["output"] == "counts"
     assert selection["metric"] == "effect_r2"
     assert selection["n_tasks"] == 4
     assert selection["tasks"].tolist() == [f"type_{k}" for k in range(4)]
     assert selection["answer"] == "simple"
-    assert_same(predicted, on_all(baselines.mean_shift, adata, "type_4"))
+    assert_same(predicted, simple_on_all("mean_shift", adata, "type_4"))
     assert set(predicted.obs["cell_type"]) == {"type_4"}
     assert set(predicted.obs["condition"]) == {"stimulated"}
     assert record["method"] == "mean_shift"
@@ -354,7 +367,7 @@ def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
         }
 
     methods = {"mean_shift": baselines.mean_shift, "oracle": oracle}
-    predicted = select(adata, "stimulated", methods=methods, seeds=(7, 3), **QUIET)
+    predicted = select(adata, "stimulated", methods=methods, seeds=(7, 3), output="delta", **QUIET)
     selection = predicted.uns["trvae_sc"]["selection"]
     assert (selection["method"], selection["output"]) == ("oracle", "delta")
     assert selection["answer"] == "model"
@@ -377,7 +390,7 @@ def test_a_trained_model_predicts_what_it_predicts_alone(adata):
     predicted = select(lacking, "stimulated", methods={"trvae": trvae}, seeds=(5,), **QUIET)
     record = predicted.uns["trvae_sc"]
     output = record["selection"]["output"]
-    assert output == "delta"
+    assert output == "counts"
     assert record["output"] == output
     assert_same(predicted, on_all(trvae, lacking, "type_3", "type_4", seed=5)[output])
     assert record["model_seed"] == 5
@@ -590,8 +603,8 @@ def test_with_too_few_known_labels_the_best_simple_method_is_used(case, full):
     assert record["selection"]["method"] == record["method"] == expected
     assert record["selection"]["n_tasks"] == 0
     assert "scores" not in record["selection"]
-    assert_same(predicted, on_all(getattr(baselines, expected), cells, "type_4"))
-    (note,) = record["notes"]
+    assert_same(predicted, simple_on_all(expected, cells, "type_4"))
+    note = record["notes"][-1]
     assert f"there are {len(known)} ({', '.join(known)})" in note
     assert f"The prediction is by {expected}, the strongest simple method" in note
     assert "was not tested" in note
@@ -604,8 +617,8 @@ def test_without_a_known_pair_nothing_is_changed(full):
     predicted = select(cells, "stimulated", labels="type_0", methods=["mean_shift"], **QUIET)
     record = predicted.uns["trvae_sc"]
     assert record["selection"]["method"] == "no_change"
-    assert "there are 0 (none)" in record["notes"][0]
-    assert_same(predicted, on_all(baselines.no_change, cells, "type_0"))
+    assert "there are 0 (none)" in record["notes"][-1]
+    assert_same(predicted, simple_on_all("no_change", cells, "type_0"))
 
 
 def test_levels_that_are_no_text_and_more_conditions(full):
@@ -713,12 +726,12 @@ def file(full):
 
 def test_the_command_equals_python(run, file, full):
     chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", *SIMPLE]
-    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad"]
+    options = ["--folder", "new/fits", "--max-tasks", 3, "-o", "new/p.h5ad", "--json"]
     code, out, err = run("select", file, *chosen, *options)
     assert code == 0
     expected = select(full, "stimulated", labels="type_4", methods=SIMPLE, max_tasks=3, **QUIET)
     found = anndata.read_h5ad("new/p.h5ad")
-    np.testing.assert_array_equal(found.X, expected.X)
+    np.testing.assert_array_equal(dense(found.X), dense(expected.X))
     assert found.obs_names.tolist() == expected.obs_names.tolist()
     selection = expected.uns["trvae_sc"]["selection"]
     record = json.loads(out)
@@ -728,7 +741,7 @@ def test_the_command_equals_python(run, file, full):
         "n_cells": expected.n_obs,
         "target": "stimulated",
         "method": "mean_shift",
-        "output": "delta",
+        "output": "counts",
         "n_tasks": 3,
     }
     assert scores["method"].tolist() == selection["scores"]["method"].tolist()
@@ -758,6 +771,7 @@ def test_the_command_falls_back(run, full):
         "control",
         "-o",
         "p.h5ad",
+        "--json",
     )
     assert code == 0
     assert json.loads(out)["method"] == "mean_shift"
@@ -767,15 +781,28 @@ def test_the_command_falls_back(run, full):
     assert set(labels) == {"type_0", "type_1", "type_2", "type_4"}
 
 
+def test_a_quick_look_has_fewer_epochs_and_cells(run, file):
+    chosen = [*OPTIONS, "--target", "stimulated", "--labels", "type_4", "--methods", "cvae"]
+    quick = ["--max-tasks", 3, "--max-epochs", 1, "--max-cells", 12, "--folder", "fits"]
+    assert run("select", file, *chosen, *quick, "-o", "p.h5ad")[0] == 0
+    results = Results.load("fits")
+    assert results.run["max_epochs"] == 1
+    assert results.run["n_obs"] == 9 * 12  # 5 labels, 2 conditions; one of them is hidden
+    assert anndata.read_h5ad("p.h5ad").n_obs == 12
+
+
 BAD_COMMANDS = {
     "no target": ([*SETUP], "--target"),
     "no labels": (["--condition-key", "condition", "--target", "stimulated"], "needs --labels-key"),
     "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
     "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
-    "methods": ([*SETUP, "--target", "stimulated", "--methods", "magic"], "Unknown methods"),
+    "methods": (
+        [*SETUP, "--target", "stimulated", "--methods", "magic"],
+        "unknown method 'magic'; there",
+    ),
     "metric": (
         [*SETUP, "--target", "stimulated", "--metric", "magic"],
-        "cannot be chosen by 'magic'; choose",
+        "unknown metric 'magic'; there are effect_r2,",
     ),
     "likelihood": (
         [*SETUP, "--target", "stimulated", "--gene-likelihood", "zinb"],
@@ -794,3 +821,115 @@ def test_bad_input_of_the_command(case, run, file):
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert [path.name for path in Path().iterdir()] == ["cells.h5ad"]
+
+
+# -- one contract, intervals and stacks ---------------------------------------------------------------
+
+
+def test_intervals_are_of_what_the_chosen_method_got_wrong_for_labels_left_out(adata):
+    predicted = select(adata, "stimulated", methods=["mean_shift"], **QUIET)
+    train, keys = training_data(adata, [], keys=KEYS, n_top_genes=50)
+    kappa = np.median(train.obs[keys.total_counts_key])
+    missed = pd.DataFrame(index=train.var_names)
+    n = []
+    for label in [f"type_{k}" for k in range(4)]:
+        task = prepare_task(
+            adata, Holdout(label, "stimulated", "control"), keys=KEYS, n_top_genes=50
+        )
+        shifted = baselines.mean_shift(task.train, task.source, target="stimulated", keys=task.keys)
+        real, start, own = (
+            np.log1p(np.maximum(np.expm1(dense(x)).mean(0), 0))
+            for x in (task.real, task.control, shifted.X)
+        )
+        missed[label] = pd.Series((real - start) - (own - start), task.train.var_names)
+        n.append(2 / (1 / task.source.n_obs + 1 / task.real.shape[0]))
+    half = half_width(missed.T.to_numpy(), np.array(n))
+    change = predicted.var["predicted_change"]
+    np.testing.assert_allclose(predicted.var["change_upper"] - change, half, atol=2e-4)
+    np.testing.assert_allclose(change - predicted.var["change_lower"], half, atol=2e-4)
+    assert kappa > 0
+
+
+@pytest.mark.parametrize("output", ["counts", "delta"])
+def test_the_same_columns_come_whoever_wins(adata, output):
+    latent = partial(baselines.latent_shift, train_kwargs=QUICK)
+    found = [
+        select(adata, "stimulated", methods=methods, output=output, **QUIET)
+        for methods in (["context_shift"], {"trvae": trvae}, {"latent_shift": latent})
+    ]
+    found.append(
+        select(
+            adata,
+            "stimulated",
+            methods={"mean_shift": baselines.mean_shift, "trvae": trvae},
+            combine="stack",
+            output=output,
+            **QUIET,
+        )
+    )
+    common = set(found[0].uns["trvae_sc"]) - {"selection"}
+    for predicted in found:
+        assert set(predicted.obs) == set(found[0].obs)
+        assert set(predicted.var) == set(found[0].var)
+        assert common <= set(predicted.uns["trvae_sc"])
+        assert predicted.uns["trvae_sc"]["output"] == output
+        assert np.isfinite(predicted.var["change_lower"]).all()
+        x = dense(predicted.X)
+        assert (x == np.round(x)).all() == (output == "counts")
+
+
+def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
+    methods = ["no_change", "mean_shift"]
+    predicted = select(
+        adata, "stimulated", methods=methods, combine="stack", output="delta", **QUIET
+    )
+    selection = predicted.uns["trvae_sc"]["selection"]
+    weights = selection["weights"]
+    assert sum(weights.values()) == pytest.approx(1.0)
+    assert weights["mean_shift"] > 0.8  # all labels respond alike
+    parts = {name: on_all(getattr(baselines, name), adata, "type_4").X for name in methods}
+    expected = sum(weights[name] * dense(parts[name]) for name in methods)
+    np.testing.assert_allclose(dense(predicted.X), expected, atol=1e-5)
+    assert "weights" in predicted.uns["trvae_sc"]["notes"][-1]
+    predicted.write_h5ad("stack.h5ad")
+    again = anndata.read_h5ad("stack.h5ad").uns["trvae_sc"]["selection"]["weights"]
+    assert again == pytest.approx(weights)
+
+
+def test_stacking_weights_are_those_of_constrained_least_squares():
+    """Of two methods in closed form: the ridge on one free weight, cut to 0 to 1."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(3, 200))
+    own = {"a": real + rng.normal(size=real.shape), "b": real + 2 * rng.normal(size=real.shape)}
+    labels, genes = ["x", "y", "z"], [f"g{i}" for i in range(200)]
+    found = LeftOut(
+        pd.DataFrame(real, labels, genes),
+        {name: pd.DataFrame(values, labels, genes) for name, values in own.items()},
+        np.ones(3),
+    )
+    size = np.linalg.norm(real, axis=1, keepdims=True)
+    d, e = ((own["a"] - own["b"]) / size).ravel(), ((real - own["b"]) / size).ravel()
+    expected = (d @ e + 0.1 * 2) / (d @ d + 0.1 * 2 * 2)
+    weights = stacking_weights(found)
+    assert weights["a"] == pytest.approx(expected, abs=1e-5)
+    assert weights["b"] == pytest.approx(1 - expected, abs=1e-5)
+
+
+def test_columns_may_be_named_and_a_model_may_say_where_the_data_are(adata, fit):
+    named = select(
+        adata,
+        "stimulated",
+        methods=["mean_shift"],
+        condition_key="condition",
+        labels_key="cell_type",
+        **{k: v for k, v in QUIET.items() if k != "keys"},
+        **{k: v for k, v in KEYS.named().items() if k == "total_counts_key"},
+    )
+    expected = select(adata, "stimulated", methods=["mean_shift"], **QUIET)
+    np.testing.assert_array_equal(dense(named.X), dense(expected.X))
+    with pytest.raises(InputError, match="Give keys or"):
+        select(adata, "stimulated", condition_key="condition", **QUIET)
+    with pytest.raises(InputError, match="combine is 'mean'"):
+        select(adata, "stimulated", combine="mean", **QUIET)
+    with pytest.raises(InputError, match="Output 'mean' is not available"):
+        select(adata, "stimulated", output="mean", **QUIET)

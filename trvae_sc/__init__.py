@@ -12,13 +12,18 @@ __all__ = [
     "TRVAE",
     "InputError",
     "__version__",
+    "align_genes",
     "baselines",
+    "compare",
     "datasets",
     "evaluation",
     "family",
     "hub",
     "metrics",
+    "next_experiments",
+    "pathways",
     "pl",
+    "predict_labels",
     "report",
     "select",
 ]
@@ -26,7 +31,12 @@ __all__ = [
 _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
+    "align_genes": "trvae_sc.model",
     "TRVAE": "trvae_sc.model",
+    "next_experiments": "trvae_sc.experiments",
+    "pathways": "trvae_sc.enrichment",
+    "compare": "trvae_sc.evaluation",
+    "predict_labels": "trvae_sc.evaluation",
     "select": "trvae_sc.evaluation",
 }
 

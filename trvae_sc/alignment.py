@@ -7,11 +7,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names, say_totals
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names
 from trvae_sc.errors import InputError
+from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import listing
 from trvae_sc.stored import is_file
+
+ALIGNMENT = "trvae_sc_alignment"  #: key of ``uns`` with what was filled in
 
 
 def align(
@@ -35,7 +38,7 @@ def align(
         if len(missing):
             raise InputError(
                 f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
-                f"{listing(missing)}."
+                f"{listing(missing)}. trvae_sc.align_genes(adata, model) fills in a few."
             )
         if not adata.var_names.is_unique:
             raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")

@@ -21,7 +21,7 @@ from trvae_sc.levels import as_text, level_name, levels, match_level
 from trvae_sc.shift import Likeness
 
 PARTS = "parts"  #: entry of the state registry
-_JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
+JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
 
 
 def joint_column(
@@ -51,8 +51,8 @@ def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
     scaling, features = {}, []
     for key in keys:
         if is_number(obs[key]):
-            numbers = np.array(levels(obs[key]), dtype=np.float64)
-            scaling[key] = [float(f(numbers)) for f in (np.mean, np.std, np.min, np.max)]
+            values = np.array(levels(obs[key]), dtype=np.float64)
+            scaling[key] = [float(f(values)) for f in (np.mean, np.std, np.min, np.max)]
             scaling[key][1] = scaling[key][1] or 1.0
             features.append([key, None])
         else:
@@ -201,25 +201,31 @@ class ConditionSpace:
     Parameters
     ----------
     key
-        Column of ``obs``, or the columns that make up a condition.
+        Column of ``obs``, or the columns that make up a condition; None: there are no conditions, and
+        one level stands for all cells.
     levels
         Conditions in the order of their codes.
     parts
-        How conditions of several columns are coded (``new_parts``); None for one column.
+        How conditions of several columns are coded (:func:`new_parts`); None for one column.
     """
 
-    key: str | list[str]
+    key: str | list[str] | None
     levels: tuple[Any, ...]
     parts: dict[str, Any] | None = None
 
     def level(self, condition: Any) -> Any:
-        """Return a condition as in ``levels``, or the name of a new combination.
+        """Return a condition as in :attr:`levels`, or the name of a new combination.
 
         Raises
         ------
         InputError
             There is no such condition.
         """
+        if self.key is None:
+            raise InputError(
+                f"The model was set up without condition_key and knows no condition {condition!r}. "
+                "Name the column in setup_anndata and train again."
+            )
         if self.parts is not None:
             return name_of(self.values(condition))
         hint = ""
@@ -259,7 +265,9 @@ class ConditionSpace:
         return row
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
-        """Return the condition of each cell, as named in ``levels``."""
+        """Return the condition of each cell, as named in :attr:`levels`."""
+        if self.key is None:
+            return pd.Series(self.levels[0], index=obs.index, dtype=object)
         if not isinstance(self.key, str):
             return joint_column(obs, self.key)[0].astype(object)
         known = {level_name(level): level for level in self.levels}
@@ -267,7 +275,9 @@ class ConditionSpace:
 
     def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
         """Return the obs columns of cells under a condition."""
-        keys = [self.key] if isinstance(self.key, str) else self.key
+        if self.key is None:
+            return {}
+        keys = [self.key] if self.parts is None else self.key
         numbers = {} if self.parts is None else self.parts["scaling"]
         return {
             key: value if key in numbers else pd.Categorical([value] * n_obs, categories=[value])
@@ -282,14 +292,8 @@ class ConditionSpace:
         r"""Return which conditions tell of a target, and how alike they are.
 
         A target that was measured is told by itself. Of another one every part changes alone what the
-        conditions with that part show (levels as they are, numbers linearly between those measured, beyond
-        them the nearest), and parts together, with a hundredth of the variance, what the conditions with
-        such parts show:
-
-        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
-
-        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
-        is that of changes from the source.
+        conditions with that part show, and parts together what the conditions with such parts show
+        (:meth:`alike`).
 
         Parameters
         ----------
@@ -301,12 +305,26 @@ class ConditionSpace:
         code = self.code(target)
         if code is not None and (measured[code] or self.parts is None):
             return Likeness.of_itself(code)
-        codes, coding = np.flatnonzero(measured), self.parts or {}
-        values = [coding["values"][c] for c in codes]
-        rows = _table([*values, self.values(target)])
-        start = _table([self.values(source)])[0]
-        kernel = _alone(coding, rows, start) + _JOINT * _together(coding, rows, start)
+        codes = np.flatnonzero(measured)
+        kernel = self.alike(source, [*(self.levels[c] for c in codes), target])
         return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], float(kernel[-1, -1]))
+
+    def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
+        r"""Return how alike changes from the source to conditions are, shape (n, n).
+
+        Levels change as they are, numbers linearly between those measured (beyond them the nearest), and
+        parts together with a hundredth of the variance:
+
+        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
+
+        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
+        is that of changes from the source. Conditions of one column tell of themselves only.
+        """
+        if self.parts is None:
+            return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
+        rows = _table([self.values(c) for c in conditions])
+        start = _table([self.values(source)])[0]
+        return _alone(self.parts, rows, start) + JOINT * _together(self.parts, rows, start)
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> np.ndarray:

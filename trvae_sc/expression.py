@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -44,10 +44,68 @@ class Keys(NamedTuple):
     is_count: bool = True
     batch_key: str | None = None
 
+    def named(self) -> dict[str, str]:
+        """Return the names that there are, of columns and layer."""
+        fields = ("condition_key", "labels_key", "layer", "total_counts_key")
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
     def further(self) -> dict[str, str | None]:
         """Return the arguments of ``TRVAE.setup_anndata`` besides the condition."""
         names = ("labels_key", "layer", "batch_key", "total_counts_key")
         return {name: getattr(self, name) for name in names}
+
+
+class KeyNames(TypedDict, total=False):
+    """Names that functions take in place of :class:`Keys`."""
+
+    condition_key: str
+    labels_key: str | None
+    layer: str | None
+    total_counts_key: str | None
+    is_count: bool
+    batch_key: str | None
+
+
+def keys_from(keys: Any, names: KeyNames) -> Keys:
+    """Return where the data are.
+
+    Parameters
+    ----------
+    keys
+        :class:`Keys`, a model (what it was set up with), or None.
+    names
+        The names themselves, of :class:`Keys`; they go before those of a model.
+
+    Raises
+    ------
+    InputError
+        There is no condition, a name is unknown, or both are given.
+    """
+    unknown = sorted(set(names) - set(Keys._fields))
+    if unknown:
+        raise InputError(f"Unknown arguments {unknown}; names of columns are {list(Keys._fields)}.")
+    if isinstance(keys, Keys):
+        if names:
+            raise InputError(f"Give keys or {sorted(names)}, not both.")
+        return keys
+    if keys is not None:
+        found = getattr(keys, "keys", None)
+        if not isinstance(found, Keys):
+            raise InputError(
+                f"keys is {keys!r}; give Keys(...) or a model, or name condition_key=."
+            )
+        return found._replace(**names)
+    if names.get("condition_key") is None:
+        raise InputError("Where is the condition? Name its column: condition_key=.")
+    return Keys(**names)
+
+
+def check_output(output: str | None, keys: Keys) -> str:
+    """Return the output to predict, counts of counts if None; raise where values do not have it."""
+    allowed = ["counts", "delta"] if keys.is_count else ["delta"]
+    if output not in (None, *allowed):
+        raise InputError(f"Output {output!r} is not available; choose one of {allowed}.")
+    return output or allowed[0]
 
 
 def evenly_spaced(rows: np.ndarray, n_max: int) -> np.ndarray:

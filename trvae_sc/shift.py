@@ -119,9 +119,15 @@ class Ridge:
         Code of the condition to start from.
     likeness
         Conditions that tell of the target.
+    common
+        Prior variance of what all labels share. The default leaves it to the data; what is expected of a
+        target that was not measured needs one: 1, as much as labels differ by.
     """
 
-    def __init__(self, profiles: Profiles, source: int, likeness: Likeness) -> None:
+    def __init__(
+        self, profiles: Profiles, source: int, likeness: Likeness, *, common: float = _COMMON
+    ) -> None:
+        self.common = common
         n_cells = profiles.n_cells
         place = np.full(n_cells.shape[1], -1)
         place[likeness.codes] = np.arange(len(likeness.codes))
@@ -141,13 +147,23 @@ class Ridge:
         self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
         self.kernel = self.alike * self._labels(self.z[label], label)
         self.of_target = likeness.target[place[condition]]
-        self.kernel[np.diag_indices(len(label))] += _RIDGE * _HALF_CELLS / self.n
+        self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
+
+    @staticmethod
+    def noise(n: np.ndarray | float) -> np.ndarray | float:
+        """Return the variance of a change measured in n cells, in units of the kernel."""
+        return _RIDGE * _HALF_CELLS / n
+
+    def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
+        profile = self.z[one] @ self.z[other].T / self.size
+        return self.common + profile + _RIDGE * np.equal.outer(one, other)
 
     def _labels(self, z: np.ndarray, label: np.ndarray | int | None) -> np.ndarray:
         """Return how alike labels of profiles z are to those of the groups."""
         own = self.groups[:, 0]
         same = False if label is None else np.equal.outer(label, own)
-        return _COMMON + z @ self.z[own].T / self.size + _RIDGE * same
+        return self.common + z @ self.z[own].T / self.size + _RIDGE * same
 
     def predict(self, profile: np.ndarray, label: int | None) -> np.ndarray:
         """Return f of the target.
@@ -173,10 +189,28 @@ class Ridge:
         own = self.groups[:, 0] == label
         if label is None or not own.any():
             return 0.0
-        noise = np.diag(_RIDGE * _HALF_CELLS / self.n[own])
+        noise = np.diag(self.noise(self.n[own]))
         alike = _RIDGE * self.of_target[own]
         explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
         return float(explained / (_RIDGE * self.likeness.variance))
+
+    def expected_variance(self, profile: np.ndarray, label: int | None, n: float) -> float:
+        r"""Return the variance of what is wrong with a prediction, in units of the kernel.
+
+        .. math:: k(x, x) - k(x, X)\,K^{-1}\,k(X, x) + 0.3 \frac{30}{n}
+
+        for the target x, measured in n cells, and the groups X (Rasmussen and Williams 2006, eq. 2.26).
+        `profile` and `label` are those of :meth:`predict`.
+        """
+        z = profile - self.centre
+        alike = self._labels(z, label) * self.of_target
+        prior = self.likeness.variance * (self.common + z @ z / self.size + _RIDGE)
+        explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
+        return float(prior - explained + self.noise(n))
+
+    def left_out_variance(self) -> np.ndarray:
+        """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,)."""
+        return 1.0 / np.diag(linalg.inv(self.kernel))
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what is wrong with f of the target of each label if it is left out, and its cells.
@@ -207,7 +241,7 @@ def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np
     Parameters
     ----------
     missed
-        Residuals of L labels, shape (n_labels, n_genes).
+        Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
     n
         Cells that each rests on, shape (n_labels,).
     level
@@ -234,14 +268,14 @@ def standardised(
     if len(missed) < 3:
         return None
     weight = n / (n + _SURE_CELLS)
-    weight = weight / weight.max()
-    squares = np.square(missed)
+    known = np.isfinite(missed)
+    weight = (weight / weight.max())[:, None] * known
+    squares = np.square(np.where(known, missed, 0.0))
     scores = [
-        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i))
+        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i, 0))
         for i in range(len(squares))
     ]
-    weights = np.repeat(weight, squares.shape[1])
-    return np.concatenate(scores), weights, _scale(squares, weight)
+    return np.stack(scores)[known], weight[known], _scale(squares, weight)
 
 
 def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -267,13 +301,14 @@ def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarra
     above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
     at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
     one = weights.mean()
-    return np.minimum((above[at] + one) / (weights.sum() + one), 1.0)  # sums differ in rounding
+    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
 
 
 def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the scale of each gene from squared residuals, shape (n_labels, n_genes)."""
-    total = weight @ squares + _PRIOR_LABELS * np.average(squares.mean(1), weights=weight)
-    return np.sqrt(np.maximum(total / (weight.sum() + _PRIOR_LABELS), np.finfo(float).tiny))
+    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
+    squares = weight * squares
+    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
+    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
 
 
 def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:

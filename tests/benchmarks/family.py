@@ -67,7 +67,7 @@ def without_exemplars(
 
 def table(results: Results, data: str) -> pd.DataFrame:
     """Return the means of one data set."""
-    means = results.summary().set_index(["metric", "genes", "method", "output"])["mean"]
+    means = results.statistics().set_index(["metric", "genes", "method", "output"])["mean"]
     columns = {metric: means.loc[metric, genes] for metric, genes in SCORES.items()}
     seconds = pd.DataFrame([(r["method"], r["seconds"]) for r in results.records])
     seconds = seconds.groupby(0)[1].mean()

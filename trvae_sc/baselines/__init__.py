@@ -29,10 +29,12 @@ __all__ = [
     "Method",
     "as_prediction",
     "context_shift",
+    "effects",
     "latent_shift",
     "mean_shift",
     "nearest_shift",
     "no_change",
+    "predict",
     "target_level",
     "trvae",
     "with_own_columns",
@@ -41,6 +43,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the methods that train networks only where they are asked for."""
+    if name in ("effects", "predict"):
+        from trvae_sc.baselines import _predict
+
+        return getattr(_predict, name)
     if name not in ("METHODS", "latent_shift", "trvae"):
         raise AttributeError(f"module 'trvae_sc.baselines' has no attribute '{name}'")
     from trvae_sc.baselines import _neural

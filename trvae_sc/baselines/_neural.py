@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -11,6 +11,7 @@ from scipy import sparse
 from trvae_sc.baselines._simple import as_prediction, target_level, with_own_columns
 from trvae_sc.expression import Keys, log_values, median_total
 from trvae_sc.model import TRVAE
+from trvae_sc.notes import unlogged
 
 
 def trvae(
@@ -57,10 +58,9 @@ def trvae(
     elif not keys.is_count:
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
-    outputs: tuple[Literal["counts", "delta", "mean"], ...]
     outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
-    found: dict[str, AnnData]
-    found = {output: model.predict(source, target=level, output=output) for output in outputs}
+    with unlogged():
+        found = {output: model.predict(source, target=level, output=output) for output in outputs}
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
     return found
@@ -102,17 +102,14 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs: dict[str, Any] = {
-        "preset": "vae",
-        "gene_likelihood": likelihood,
-        "train_kwargs": train_kwargs,
-    }
+    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
     level = target_level(train, target, keys)
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)
     found = {}
     for output in ("mean", "delta"):
-        x = model.predict(source, target=level, output=output).X
+        with unlogged():
+            x = model.predict(source, target=level, output=output).X
         found[output] = as_prediction(x, source, target, keys, kappa, "latent_shift")
     return found
 

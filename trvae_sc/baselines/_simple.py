@@ -146,6 +146,7 @@ def as_prediction(
     result = AnnData(np.asarray(x, dtype=np.float32), obs=obs, var=var)
     result.uns[RECORD] = {
         "method": name,
+        "keys": keys.named(),
         "target": level_name(target),
         "scale": "log(1 + kappa * share)" if keys.is_count else "values",
         "kappa": kappa,

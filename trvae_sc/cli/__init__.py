@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -23,14 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed, 2 bad input, 130 interrupted by Ctrl-C, 143 terminated.
     """
-    args = make_parser().parse_args(argv, argparse.Namespace(stdout=sys.stdout))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("lightning", "scvi", "matplotlib", "fontTools"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    parser = make_parser()
+    _complete(parser)
+    args = parser.parse_args(argv, argparse.Namespace(stdout=sys.stdout))
     stops: list[int] = []
     try:
         # progress bars go to stderr: stdout is for results
-        with _terminable(stops), contextlib.redirect_stdout(sys.stderr):
+        with _terminable(stops), _logging(), contextlib.redirect_stdout(sys.stderr):
             args.run(args)
         return 0
     except InputError as error:
@@ -53,6 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions and end; do nothing otherwise.
+
+    Needs ``pip install 'trvae_sc[completion]'`` and, in the shell,
+    ``eval "$(register-python-argcomplete trvae-sc)"``.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
+
+
 @contextlib.contextmanager
 def _terminable(stops: list[int]) -> Iterator[None]:
     """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written is left."""
@@ -71,18 +84,41 @@ def _terminable(stops: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Write what is logged meanwhile to stderr, without what other packages say of themselves."""
+    for name in ("lightning", "scvi", "matplotlib", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+
+
 def in_words_of_options(message: str, args: argparse.Namespace) -> str:
-    """Return a message with arguments of Python, ``name='value'``, written as options."""
+    """Return a message with arguments of Python written as options.
+
+    These are ``name='value'`` and, where no English word reads so, ``a_name``; names in quotes are of
+    the data.
+    """
 
     def option(found: re.Match[str]) -> str:
-        name, value = found.group(1), (found.group(2) or "").strip("'\"")
+        name, value = found.group("name"), found.group("value")
         if name == "overwrite":
             return "--force"
-        if name not in vars(args):
+        if name not in vars(args) or (value is None and "_" not in name):
             return found.group(0)
+        value = (value or "=").removeprefix("=").strip("'\"")
         return f"--{name.replace('_', '-')}{' ' if value else ''}{value}"
 
-    return re.sub(r"\b([a-z][a-z_]*)=('[^']*'|\"[^\"]*\"|[\w.]+)?", option, message)
+    value = r"=('[^']*'|\"[^\"]*\"|\w+(\.\w+)*)?"
+    name = r"(?<![\w'\"\-./])(?P<name>[a-z][a-z_]*)"
+    return re.sub(rf"{name}(?P<value>{value})?(?![\w'\"]|\.\w)", option, message)
 
 
 def _traceback_file() -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import (
     check_suffix,
@@ -24,6 +24,7 @@ from trvae_sc.files import (
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
 
+    from trvae_sc.evaluation import Holdout
     from trvae_sc.expression import Keys
     from trvae_sc.model import TRVAE
 
@@ -73,13 +74,17 @@ def run_demo(args: argparse.Namespace) -> None:
     _check_output(args.out, force=args.force, kind="demo", replaces=_is_demo)
     from trvae_sc import demo
 
+    tables = []
+
     def write(folder: Path) -> None:
-        table = demo.run(folder, seed=args.seed, max_epochs=args.max_epochs)
-        print(table.round(2).to_string(), file=args.stdout)
+        tables.append(demo.run(folder, seed=args.seed, max_epochs=args.max_epochs))
 
     _quiet()
     write_folder(args.out, write, overwrite=args.force)
-    print(f"\nWrote {', '.join(_DEMO[:-1])} and {_DEMO[-1]} to {args.out}/", file=args.stdout)
+    (table,) = tables
+    say(table.round(2).to_string())
+    say(f"\nWrote {', '.join(_DEMO[:-1])} and {_DEMO[-1]} to {args.out}/")
+    answer(args, {"out": str(args.out), "scores": json.loads(table.to_json(orient="index"))})
 
 
 def _is_demo(folder: Path) -> bool:
@@ -97,8 +102,6 @@ def run_train(args: argparse.Namespace) -> None:
     from trvae_sc import PRESETS, TRVAE
     from trvae_sc.evaluation import parse_holdouts, training_data
 
-    if args.preset not in PRESETS:
-        raise InputError(f"Unknown preset '{args.preset}'; there are {list(PRESETS)}.")
     likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
     keys = _keys(args, is_count=likelihood in ("nb", "zinb", "poisson"))
     _quiet()
@@ -107,7 +110,16 @@ def run_train(args: argparse.Namespace) -> None:
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
     TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
-    model = TRVAE(train, preset=args.preset, gene_likelihood=args.gene_likelihood, seed=args.seed)
+    model = TRVAE(
+        train,
+        preset=args.preset,
+        gene_likelihood=args.gene_likelihood,
+        n_latent=args.n_latent,
+        n_hidden=args.n_hidden,
+        kl_weight=args.kl_weight,
+        mmd_weight=args.mmd_weight,
+        seed=args.seed,
+    )
     try:
         model.train(
             args.max_epochs,
@@ -136,7 +148,7 @@ def _is_unfinished(folder: Path) -> bool:
 
 
 def _save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
-    """Write a model with what it was trained on, and print the latter."""
+    """Write a model with what it was trained on, and tell it."""
     record = {
         "file": str(args.file),
         "holdouts": args.holdout,
@@ -147,7 +159,10 @@ def _save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
     model.trained_on_ = record
     # checkpoints may have made the folder meanwhile
     model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
-    print(json.dumps({"model": str(args.out), **record, **model.training_}), file=args.stdout)
+    say(
+        f"Wrote the model of {record['n_cells']:,} cells and {record['n_genes']:,} genes to {args.out}/"
+    )
+    answer(args, {"model": str(args.out), **record, **model.training_})
 
 
 def _keys(args: argparse.Namespace, *, is_count: bool) -> Keys:
@@ -196,9 +211,12 @@ def run_predict(args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
         )
+    exemplars = None if args.exemplars is None else read(args.exemplars)
     table = None
     if args.table is not None:
-        table = model.effects(target=args.target, source=args.source, labels=args.labels)
+        table = model.effects(
+            target=args.target, source=args.source, labels=args.labels, exemplars=exemplars
+        )
     predicted = model.predict(
         adata,
         target=args.target,
@@ -206,6 +224,7 @@ def run_predict(args: argparse.Namespace) -> None:
         labels=args.labels,
         output=args.output,
         n_samples=args.n_samples,
+        exemplars=exemplars,
         seed=args.seed,
         out=args.out,
         overwrite=args.force,
@@ -236,17 +255,15 @@ def _check_prediction_file(args: argparse.Namespace) -> None:
 
 
 def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Write a prediction, and print its notes and a record of it."""
+    """Write a prediction, and tell a record of it."""
     write_anndata(predicted, args.out, overwrite=args.force)
     _tell_prediction(predicted, args, **more)
 
 
 def _tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Print the notes on a prediction and a record of it."""
-    for note in predicted.uns["trvae_sc"]["notes"]:
-        print(f"Note: {note}", file=sys.stderr)
-    record = {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more}
-    print(json.dumps(record), file=args.stdout)
+    """Tell a record of a prediction; notes on it were logged when it was made."""
+    say(f"Wrote {predicted.n_obs:,} cells predicted under {args.target} to {args.out}")
+    answer(args, {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more})
 
 
 def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
@@ -264,11 +281,13 @@ def run_select(args: argparse.Namespace) -> None:
     if args.folder is not None:
         _check_output(args.folder, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
-    from trvae_sc.evaluation import select
+    from trvae_sc.evaluation import select, subsample
 
     keys = _keys_to_compare(args, "select")
     _quiet()
     _check_data(adata, args, keys)
+    if args.max_cells is not None:
+        adata = subsample(adata, keys, args.max_cells)
     predicted = select(
         adata,
         args.target,
@@ -281,11 +300,16 @@ def run_select(args: argparse.Namespace) -> None:
         min_cells=args.min_cells,
         seeds=args.seeds,
         n_top_genes=args.n_top_genes or None,
+        max_epochs=args.max_epochs,
+        combine=args.combine,
+        output=args.output,
         folder=args.folder,
         n_jobs=args.n_jobs,
     )
     chosen = predicted.uns["trvae_sc"]["selection"]
     record = {k: chosen[k] for k in ("method", "output", "n_tasks")}
+    if "weights" in chosen:
+        record["weights"] = {name: float(weight) for name, weight in chosen["weights"].items()}
     if "scores" in chosen:
         record["scores"] = json.loads(chosen["scores"].to_json(orient="records"))
     _write_prediction(predicted, args, **record)
@@ -307,14 +331,14 @@ def run_benchmark(args: argparse.Namespace) -> None:
     _check_data(adata, args, keys)
     if args.max_cells is not None:
         adata = subsample(adata, keys, args.max_cells)
-    if args.holdouts:
-        chosen = parse_holdouts(args.holdouts, adata, keys, source=args.source)
+    if args.holdout:
+        chosen = parse_holdouts(args.holdout, adata, keys, source=args.source)
     else:
         chosen = holdouts(
             adata, keys=keys, source=args.source, by=args.by, min_cells=args.min_cells
         )
     if args.list:
-        print(json.dumps([str(holdout) for holdout in chosen]), file=args.stdout)
+        _list(chosen, args)
         return
     results = benchmark(
         adata,
@@ -331,7 +355,17 @@ def run_benchmark(args: argparse.Namespace) -> None:
     )
     write_text(args.out / "table.csv", results.table.to_csv(index=False))
     write_text(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
-    print(results.wide().round(3).to_string(), file=args.stdout)
+    say(results.wide().round(3).to_string())
+    say(f"\nWrote the results to {args.out}/; next: trvae-sc report {args.out} -o report.html")
+    answer(args, {"out": str(args.out), **results.to_json()})
+
+
+def _list(holdouts: Sequence[Holdout], args: argparse.Namespace) -> None:
+    """Print hold-outs, one a line or as JSON."""
+    names = [str(holdout) for holdout in holdouts]
+    answer(args, names)
+    if not args.json:
+        print("\n".join(names), file=args.stdout)
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -344,5 +378,7 @@ def run_report(args: argparse.Namespace) -> None:
     text = report(results, [read(path) for path in args.predictions], method=args.method)
     write_report(args.out, text, overwrite=args.force)
     table = verdicts(results, method=args.method)
-    record = {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))}
-    print(json.dumps(record), file=args.stdout)
+    for row in table.itertuples():
+        say(f"{row.label} under {row.target}: {row.advice}")
+    say(f"Wrote {args.out}")
+    answer(args, {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))})

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from trvae_sc.cli import _commands
+from trvae_sc import __version__
+from trvae_sc.cli import _commands, _family
+from trvae_sc.cli._choices import METHODS, METRICS, PRESETS, one_of
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the commands themselves do."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"trvae-sc: {message}{end} See {self.prog} --help.\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; the function of a subcommand is its ``run``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="trvae-sc",
         description="Predict single cells under conditions they were not measured in.",
     )
+    parser.add_argument("--version", action="version", version=f"trvae-sc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
         add(commands)
+    _family.add_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--json", action="store_true", help="print a record of the result as JSON on stdout"
+        )
     return parser
 
 
@@ -36,15 +53,10 @@ def _add_demo(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
     _add_data(parser)
-    parser.add_argument(
-        "--holdout",
-        action="append",
-        default=[],
-        metavar="LABEL:TARGET",
-        help="combination to hide from training; may be repeated",
-    )
+    _add_holdout(parser, help="combinations to hide from training (none)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--preset", default="default")
+    _add_names(parser, "--preset", PRESETS, of="preset", default="default")
+    _family.add_training(parser)
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
@@ -59,7 +71,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=_commands.run_train)
+    parser.set_defaults(run=_family.run_train)
 
 
 def _add_predict(commands: Any) -> None:
@@ -73,6 +85,7 @@ def _add_predict(commands: Any) -> None:
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
     parser.add_argument("--n-samples", type=int, default=1)
+    _family.add_prediction(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
@@ -80,7 +93,7 @@ def _add_predict(commands: Any) -> None:
         "--table", type=Path, help=".csv to write, too: the change of every gene in every label"
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    parser.set_defaults(run=_commands.run_predict)
+    parser.set_defaults(run=_family.run_predict)
 
 
 def _add_select(commands: Any) -> None:
@@ -94,13 +107,28 @@ def _add_select(commands: Any) -> None:
     parser.add_argument(
         "--labels", nargs="+", help="labels to predict (those without target cells)"
     )
-    parser.add_argument("--methods", nargs="+", default=["mean_shift", "context_shift", "trvae"])
-    parser.add_argument("--metric", default="effect_r2", help="score to choose by (effect_r2)")
+    _add_methods(parser, default=["mean_shift", "context_shift", "trvae"])
+    _add_names(parser, "--metric", METRICS, of="metric", default="effect_r2")
+    parser.add_argument(
+        "--combine",
+        choices=["best", "stack"],
+        default="best",
+        help="the best method, or a mean of all",
+    )
+    parser.add_argument(
+        "--output", choices=["counts", "delta"], help="what to return (counts of counts)"
+    )
     parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
     parser.add_argument("--min-cells", type=int, default=30, help="cells each of them needs (30)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
+    )
+    parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
+    parser.add_argument(
+        "--max-cells",
+        type=int,
+        help="of each label and condition, also of those to predict, for a quicker look (all)",
     )
     parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
     parser.add_argument(
@@ -116,21 +144,14 @@ def _add_benchmark(commands: Any) -> None:
         "benchmark", help="hide combinations, predict them with every method, score them"
     )
     _add_data(parser)
-    parser.add_argument(
-        "--holdouts",
-        nargs="+",
-        metavar="LABEL:TARGET",
-        help="all that have enough cells by default",
-    )
+    _add_holdout(parser, help="combinations to hide in turn (all that have enough cells)")
     parser.add_argument("--source", help="condition to start from; needed with three or more")
     parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
     parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
     parser.add_argument(
         "--max-cells", type=int, help="of each label and condition, for a quicker look (all)"
     )
-    parser.add_argument(
-        "--methods", nargs="+", default=["no_change", "mean_shift", "context_shift", "trvae"]
-    )
+    _add_methods(parser, default=["no_change", "mean_shift", "context_shift", "trvae"])
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
@@ -138,7 +159,7 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument("--max-epochs", type=int, help="fewer for a quick look")
     parser.add_argument("--n-jobs", type=int, default=1, help="fits at a time (1)")
     parser.add_argument(
-        "--list", action="store_true", help="print the hold-outs as JSON and run nothing"
+        "--list", action="store_true", help="print the hold-outs, one a line, and run nothing"
     )
     parser.add_argument(
         "--export", action="store_true", help="also write predicted and real cells, for cell-eval"
@@ -179,3 +200,37 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gene-likelihood", choices=["nb", "zinb", "poisson", "normal"], help="nb by default"
     )
+
+
+def _add_holdout(parser: argparse.ArgumentParser, *, help: str) -> None:
+    """Add the option that names combinations, one or several at a time, and its former name."""
+    given = {"action": "extend", "nargs": "+", "default": [], "metavar": "LABEL:TARGET"}
+    parser.add_argument("--holdout", **given, help=help)
+    parser.add_argument("--holdouts", dest="holdout", **given | {"help": argparse.SUPPRESS})
+
+
+def _add_names(
+    parser: argparse.ArgumentParser,
+    option: str,
+    names: tuple[str, ...],
+    *,
+    of: str,
+    default: str | list[str],
+    **kwargs: Any,
+) -> None:
+    """Add an option that takes names, which its help lists."""
+    chosen = default if isinstance(default, str) else " ".join(default)
+    parser.add_argument(
+        option,
+        type=one_of(names, of),
+        choices=names,
+        metavar=of.upper(),
+        default=default,
+        help=f"of {', '.join(names)} ({chosen})",
+        **kwargs,
+    )
+
+
+def _add_methods(parser: argparse.ArgumentParser, *, default: list[str]) -> None:
+    """Add the option that names methods."""
+    _add_names(parser, "--methods", METHODS, of="method", default=default, nargs="+")

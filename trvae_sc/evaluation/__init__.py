@@ -3,8 +3,11 @@
 from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._compare import compare
+from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
 from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
+from trvae_sc.evaluation._labels import predict_labels
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import (
     N_TOP,
@@ -32,6 +35,7 @@ __all__ = [
     "SCORED",
     "TOTAL_COLUMN",
     "Best",
+    "Comparison",
     "GeneChoice",
     "Holdout",
     "Keys",
@@ -42,11 +46,13 @@ __all__ = [
     "check_counts",
     "check_leaks",
     "choose_genes",
+    "compare",
     "export_cells",
     "gene_table",
     "holdouts",
     "interval_table",
     "parse_holdouts",
+    "predict_labels",
     "predicted_log_values",
     "prepare_task",
     "score",

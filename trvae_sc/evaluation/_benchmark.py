@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._changes import changes
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
@@ -24,10 +25,43 @@ from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
 from trvae_sc.evaluation._store import Store, fit_name
 from trvae_sc.evaluation._tasks import Task, check_data, check_holdout, prepare_task
 from trvae_sc.evaluation._workers import run_local, run_on_ray
-from trvae_sc.expression import Keys, values
+from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.identity import digest
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.progress import duration, say
+
+
+class Clock:
+    """Says how long fits will take once one is done that is worth it, and at the end how long they took.
+
+    Parameters
+    ----------
+    fits
+        All fits to run.
+    n_jobs
+        Number of processes.
+    """
+
+    def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
+        slow = {fit.name for fit in fits if not fit.is_quick}
+        self.counted = slow or {fit.name for fit in fits}
+        self.left = sum(fit.name in self.counted for fit in fits)
+        self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
+        self.start, self.told = time.perf_counter(), False
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Take note of a record, and say what is to be said."""
+        self.done += 1
+        if record["method"] in self.counted:
+            self.left -= 1
+            if not self.told and self.left:
+                seconds = self.left * record["seconds"] / min(self.n_jobs, self.left)
+                trained = " that train a network" if len(self.counted) < self.of else ""
+                say(f"{self.left} more fits{trained} will take about {duration(seconds)}.")
+                self.told = True
+        if self.done == self.of:
+            say(f"{self.of} fits in {duration(time.perf_counter() - self.start)}.")
 
 
 class Fit(NamedTuple):
@@ -50,9 +84,8 @@ class Fit(NamedTuple):
             target = self.holdout.target
             found = self.method(*cells, target=target, keys=task.keys, seed=self.seed)
             tables = {output: score(task, predicted) for output, predicted in found.items()}
-        if self.export is not None:
-            for output, predicted in found.items():
-                export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
+        for output, predicted in found.items() if self.export is not None else ():
+            export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
         return {
             "method": self.name,
             "identity": self.identity,
@@ -68,6 +101,7 @@ class Fit(NamedTuple):
             "n_genes": task.train.n_vars,
             "n_source_cells": task.source.n_obs,
             "n_hidden_cells": int(task.real.shape[0]),
+            **({} if self.method is None else {"changes": changes(task, found)}),
             **_told(found),
             "seconds": round(time.perf_counter() - start, 2),
         }
@@ -93,7 +127,7 @@ def benchmark(
     methods: Mapping[str, Callable[..., Any]] | Sequence[str],
     holdouts: Sequence[Holdout],
     *,
-    keys: Keys,
+    keys: Any = None,
     seeds: int | Sequence[int] = 3,
     n_top_genes: int | None = 2000,
     max_epochs: int | None = None,
@@ -102,6 +136,7 @@ def benchmark(
     backend: Literal["local", "ray"] = "local",
     export: bool = False,
     progress: bool = True,
+    **names: Unpack[KeyNames],
 ) -> Results:
     """Hide combinations one at a time, let every method predict them, and score the predictions.
 
@@ -118,7 +153,9 @@ def benchmark(
     holdouts
         Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`.
     keys
-        Where the data are.
+        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
+        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
+        ``is_count=``.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -139,6 +176,8 @@ def benchmark(
         :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
+    **names
+        Names of columns, see `keys`.
 
     Returns
     -------
@@ -154,7 +193,8 @@ def benchmark(
     KeyboardInterrupt
         On Ctrl-C. Finished fits are kept in `folder`.
     """
-    chosen = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
+    keys = keys_from(keys, names)
+    methods = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
     seeds, holdouts = check_seeds(seeds), list(holdouts)
     check_whole("n_jobs", n_jobs)
     for name, number in (("max_epochs", max_epochs), ("n_top_genes", n_top_genes)):
@@ -164,7 +204,7 @@ def benchmark(
         raise InputError(f"Unknown backend {backend!r}; choose 'local' or 'ray'.")
     if export and folder is None:
         raise InputError("export=True needs a folder to write to.")
-    columns = [column for method in chosen.values() for column in method.columns]
+    columns = [column for method in methods.values() for column in method.columns]
     check_data(adata, keys, *columns)
     for holdout in holdouts:
         check_holdout(adata, holdout, keys)
@@ -174,12 +214,12 @@ def benchmark(
         store.open(run)
         known = store.records()
         _check_tasks([*map(plain, holdouts), *(record["holdout"] for record in known)])
-        _check_identities(known, chosen, store.folder)
+        _check_identities(known, methods, store.folder)
         out = store.folder.resolve() / "predictions" if export else None
-        fits = [fit for h in holdouts for fit in _fits(h, chosen, seeds, out)]
+        fits = [fit for h in holdouts for fit in _fits(h, methods, seeds, out)]
         left = [f for f in fits if not store.path(plain(f.holdout), f.name, f.seed).exists()]
 
-        def prepared() -> Iterator[tuple[Task, Any]]:
+        def prepared() -> Iterator[tuple[Task, list[Fit]]]:
             for holdout, group in groupby(left, key=lambda fit: fit.holdout):
                 task = prepare_task(
                     adata, holdout, keys=keys, n_top_genes=n_top_genes, columns=columns
@@ -189,11 +229,14 @@ def benchmark(
         run_all = run_on_ray if backend == "ray" else run_local
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         done = len(fits) - len(left)
+        clock = Clock(left, n_jobs)
         try:
             with bar:
                 for record in run_all(prepared(), n_jobs):
                     store.add(record)
                     done += 1
+                    if progress:
+                        clock.tell(record)
                     bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
                     bar.update()
         except KeyboardInterrupt as stop:

@@ -24,7 +24,7 @@ _N_WIDTHS = 20  # of normal distributions in the mixture of true changes
 _N_STEPS = 200  # that fit it
 
 
-def ceiling(task: Task, *, seed: int = 0) -> dict[str, pd.DataFrame]:
+def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.DataFrame]:
     r"""Return what a perfect prediction would score on these hidden cells.
 
     Scores of means: the true change of each gene is drawn from what the hidden cells leave possible, and
@@ -44,6 +44,8 @@ def ceiling(task: Task, *, seed: int = 0) -> dict[str, pd.DataFrame]:
         The task.
     seed
         Seed of draws and splits.
+    n_top
+        Number of genes that change most.
 
     Returns
     -------
@@ -55,10 +57,9 @@ def ceiling(task: Task, *, seed: int = 0) -> dict[str, pd.DataFrame]:
     Mixture: Stephens 2017, doi:10.1093/biostatistics/kxw041.
     """
     rng = np.random.default_rng(seed)
-    halves = _halves(task, rng)
-    drawn = _drawn(task, rng)
-    corrected: list[tuple[Any, ...]] = []
-    left: list[tuple[Any, ...]] = []
+    halves = _halves(task, rng, n_top)
+    drawn = _drawn(task, rng, n_top)
+    corrected, left = [], []
     for row in halves.itertuples(index=False):
         at = (row.metric, row.genes)
         if at in drawn:
@@ -75,20 +76,20 @@ def ceiling(task: Task, *, seed: int = 0) -> dict[str, pd.DataFrame]:
     }
 
 
-def _halves(task: Task, rng: np.random.Generator) -> pd.DataFrame:
+def _halves(task: Task, rng: np.random.Generator, n_top: int) -> pd.DataFrame:
     """Return mean scores of one half of the hidden cells against the other."""
     n_cells, tables = task.real.shape[0], []
     for _ in range(N_SPLITS):
         order = rng.permutation(n_cells)
         first, second = order[: n_cells // 2], order[n_cells // 2 :]
-        tables.append(score_values(task, task.real[first], task.real[second]))
+        tables.append(score_values(task, task.real[first], task.real[second], n_top=n_top))
     return tables[0].assign(value=np.mean([table["value"] for table in tables], axis=0))
 
 
 # -- draws ------------------------------------------------------------------------------------------------
 
 
-def _drawn(task: Task, rng: np.random.Generator) -> dict[tuple[str, str], float]:
+def _drawn(task: Task, rng: np.random.Generator, n_top: int) -> dict[tuple[str, str], float]:
     """Return mean scores of the truth against cells drawn around it, by metric and set of genes."""
     n = task.real.shape[0]
     mean, variance = _arrays.mean(task.real), _arrays.variance(task.real)
@@ -102,8 +103,8 @@ def _drawn(task: Task, rng: np.random.Generator) -> dict[tuple[str, str], float]
         truth = control + change * np.sqrt(length / size if size else 0.0)
         real = truth + noise * np.sqrt(steady / usual)
         error = spread * steady / usual / n + usual / task.control.shape[0]
-        top = np.argsort(-np.abs(real - control) / np.sqrt(error), kind="stable")[:N_TOP]
-        for genes, at in ((f"top{N_TOP}", top), ("all", slice(None))):
+        top = np.argsort(-np.abs(real - control) / np.sqrt(error), kind="stable")[:n_top]
+        for genes, at in ((f"top{n_top}", top), ("all", slice(None))):
             for metric, score in _SCORES.items():
                 value = score(real[at], truth[at], control[at])
                 found.setdefault((metric, genes), []).append(value)

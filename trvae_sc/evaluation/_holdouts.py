@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from anndata import AnnData
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys
+from trvae_sc.expression import KeyNames, Keys, keys_from
 from trvae_sc.levels import as_text, default_source, level_name
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,13 @@ class Holdout:
         """Return ``label:target``."""
         return f"{level_name(self.label)}:{level_name(self.target)}"
 
+    def __repr__(self) -> str:
+        """Return what is hidden, and what it is predicted from."""
+        source = "" if self.source is None else f" from {level_name(self.source)}"
+        column = "" if self.key is None else f", of '{self.key}'"
+        also = f", with {', '.join(map(str, self.also))}" if self.also else ""
+        return f"Holdout({self}{source}{column}{also})"
+
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
         condition = as_text(adata.obs[keys.condition_key]) == level_name(self.target)
@@ -75,11 +82,12 @@ class Holdout:
 def holdouts(
     adata: AnnData,
     *,
-    keys: Keys,
+    keys: Any = None,
     source: Any = None,
     by: str | None = None,
     min_cells: int = 30,
     together: int = 1,
+    **names: Unpack[KeyNames],
 ) -> list[Holdout]:
     """Return every combination with enough cells, to be hidden one at a time.
 
@@ -88,7 +96,9 @@ def holdouts(
     adata
         All cells.
     keys
-        Where the data are.
+        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
+        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
+        ``is_count=``.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
@@ -98,6 +108,8 @@ def holdouts(
         Cells that source and target of a combination need.
     together
         Number of combinations of a target that are hidden from the same training.
+    **names
+        Names of columns, see `keys`.
 
     Returns
     -------
@@ -108,6 +120,7 @@ def holdouts(
     InputError
         `source` is not known, labels or conditions are missing, or nothing has enough cells.
     """
+    keys = keys_from(keys, names)
     check_whole("min_cells", min_cells, 0)
     check_whole("together", together)
     key = keys.labels_key if by is None else by

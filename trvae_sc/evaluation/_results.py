@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from pathlib import Path
@@ -21,9 +22,17 @@ from trvae_sc.shift import LEVEL
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
+#: Scores as they are called in a table to read.
+_WORDS = {
+    "effect_r2": "effect R2",
+    "specific_pearson": "specific r",
+    "energy_distance": "energy distance",
+    "r2_var": "R2 of variances",
+    "variance_ratio": "variance ratio",
+}
 _FEW_GENES = 1000  # below, where the data have more, a benchmark is a quick look
 
 
@@ -82,6 +91,42 @@ class Results:
         return pd.DataFrame(design["cells"], index=design["labels"], columns=design["conditions"])
 
     def summary(self) -> pd.DataFrame:
+        """Return the main scores, one row per method and output, best first.
+
+        Means over tasks and seeds; ``sd`` is the standard deviation of the first score over tasks, beside
+        ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
+        """
+        wide, statistics = self.wide(), self.statistics()
+        metric, genes = wide.columns[0]
+        first = statistics[(statistics["metric"] == metric) & (statistics["genes"] == genes)]
+        sd = first.set_index(_METHOD)["sd_tasks"].reindex(wide.index)  # not all have each score
+        sizes = statistics.groupby(_METHOD)[["n_tasks", "n_seeds"]].max().loc[wide.index]
+        wide.columns = [f"{_WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
+        wide.insert(1, "sd", sd)
+        return wide.assign(tasks=sizes["n_tasks"], seeds=sizes["n_seeds"])
+
+    def _title(self) -> str:
+        """Return what was run, in a line."""
+        n_methods = len({record["method"] for record in self.records} - {CEILING})
+        tasks = {tuple(record["holdout"][k] for k in _TASK) for record in self.records}
+        quick = f"; {self.quick_look}" if self.quick_look else ""
+        return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
+
+    def __repr__(self) -> str:
+        """Return the main scores of each method."""
+        if not self.records:
+            return f"{self._title()}: no fit has finished"
+        table = self.summary().round(3).reset_index().to_string(index=False, na_rep="")
+        return f"{self._title()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table of a notebook."""
+        if not self.records:
+            return f"<p>{self!r}</p>"
+        table = self.summary().round(3).reset_index().to_html(index=False, na_rep="", border=0)
+        return f"<div><b>{html.escape(self._title())}</b>{table}</div>"
+
+    def statistics(self) -> pd.DataFrame:
         """Return one row per metric, set of genes, method and output.
 
         Columns: ``mean`` over tasks of the mean over seeds; ``sd_tasks`` of those means over tasks;
@@ -117,7 +162,7 @@ class Results:
             Pairs of metric and set of genes; the main ones if None.
         """
         columns = main_columns(self.table) if columns is None else columns
-        summary = self.summary().set_index(["metric", "genes", *_METHOD])["mean"]
+        summary = self.statistics().set_index(["metric", "genes", *_METHOD])["mean"]
         wide = pd.DataFrame({column: summary.loc[column] for column in columns}).dropna(how="all")
         losses = [loss(columns[0][0], value) for value in wide[columns[0]]]
         return wide.iloc[np.argsort(losses, kind="stable")]
@@ -276,15 +321,17 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Return run and summary as a dictionary that JSON can hold (NaN as null)."""
-        summary = json.loads(self.summary().to_json(orient="records"))
+        summary = json.loads(self.statistics().to_json(orient="records"))
         return {"run": self.run, "summary": summary, "n_records": len(self.records)}
 
 
 def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the scores to show where there is room for few."""
-    top = next(genes for genes in table["genes"].unique() if genes.startswith("top"))
+    """Return the scores to show where there is room for few, of those that there are."""
+    known = list(dict.fromkeys(zip(table["metric"], table["genes"], strict=True)))
+    top = next((genes for _, genes in known if genes.startswith("top")), "")
     shown = [("effect_r2", top), ("effect_r2", "all"), ("specific_pearson", top)]
-    return [*shown, ("energy_distance", "pcs"), ("r2_var", top), ("variance_ratio", top)]
+    shown += [("energy_distance", "pcs"), ("r2_var", top), ("variance_ratio", top)]
+    return [column for column in shown if column in known] or known[:1]
 
 
 def loss(metric: str, value: float) -> float:
@@ -295,6 +342,11 @@ def loss(metric: str, value: float) -> float:
     if info.better == "closer":
         return abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
+
+
+def _n(number: int, of: str) -> str:
+    """Return a number with what it counts."""
+    return f"{number} {of}{'' if number == 1 else 's'}"
 
 
 def _p(differences: np.ndarray) -> float:

@@ -84,7 +84,7 @@ def _check_predicted(task: Task, predicted: AnnData) -> None:
 # -- scores ---------------------------------------------------------------------------------------------
 
 
-def score(task: Task, predicted: AnnData) -> pd.DataFrame:
+def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame:
     """Score predicted cells against the hidden ones.
 
     Parameters
@@ -93,6 +93,8 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
         The task.
     predicted
         What a method returned.
+    n_top
+        Number of genes, those that change most, which effects are scored over besides all.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
     scoring only) or ``pcs``, the principal components of the training cells. Predictions with
     intervals also get ``interval_coverage``.
     """
-    table = score_values(task, predicted_log_values(task, predicted), task.real)
+    table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
     genes = interval_table(task, predicted)
@@ -114,19 +116,19 @@ def score(task: Task, predicted: AnnData) -> pd.DataFrame:
     )
 
 
-def score_values(task: Task, predicted: Any, real: Any) -> pd.DataFrame:
+def score_values(task: Task, predicted: Any, real: Any, *, n_top: int = N_TOP) -> pd.DataFrame:
     """Return the scores of log values against others; columns as of :func:`score`."""
-    top, everything = metrics.top_genes(task.real, task.control, N_TOP), np.arange(real.shape[1])
+    top, everything = metrics.top_genes(task.real, task.control, n_top), np.arange(real.shape[1])
     rows = []
-    for genes, index in ((f"top{N_TOP}", top), ("all", everything)):
+    for genes, index in ((f"top{n_top}", top), ("all", everything)):
         data = {"real": real[:, index], "predicted": predicted[:, index]}
         data |= {"control": task.control[:, index], "shift": task.shift[index]}
         rows += [(name, genes, _value(name, data)) for name in _BY_GENE]
     data = {"real": task.project(real), "predicted": task.project(predicted)}
     rows += [(name, "pcs", _value(name, data)) for name in _IN_PCS]
     data = {"real": real, "predicted": predicted, "control": task.control}
-    n = min(N_TOP, real.shape[1])
-    rows += [(name, f"top{N_TOP}", _value(name, data, n=n)) for name in _OF_TOP]
+    n = min(n_top, real.shape[1])
+    rows += [(name, f"top{n_top}", _value(name, data, n=n)) for name in _OF_TOP]
     if len(task.by_target) > 2:
         data = {"real_by_target": task.by_target, "predicted": gene_means(predicted)[None]}
         data["target"] = level_name(task.holdout.target)
@@ -172,13 +174,31 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
         raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
-    real, control = (_level(x, as_shares=as_shares) for x in (task.real, task.control))
-    return predicted.var[bounds].assign(real_change=real - control)[["real_change", *bounds]]
+    real = interval_change(task, as_shares=as_shares)
+    return predicted.var[bounds].assign(real_change=real)[["real_change", *bounds]]
+
+
+def interval_change(task: Task, *, as_shares: bool | None = None) -> np.ndarray:
+    """Return the real change of every gene on the scale of intervals: of counts that of mean shares."""
+    of_shares = task.keys.is_count if as_shares is None else as_shares
+    real, control = (_level(x, as_shares=of_shares) for x in (task.real, task.control))
+    return real - control
+
+
+def level_change(task: Task, predicted: AnnData) -> np.ndarray:
+    """Return the predicted change of every gene on the scale of intervals."""
+    if "predicted_change" in predicted.var:
+        return predicted.var["predicted_change"].to_numpy(np.float64)
+    x = predicted_log_values(task, predicted)
+    end, start = (_level(v, as_shares=task.keys.is_count) for v in (x, task.control))
+    return end - start
 
 
 def _level(x: Any, *, as_shares: bool) -> np.ndarray:
     """Return log(1 + kappa share) of the mean share, from log values; else their mean."""
-    return np.log1p(gene_means(np.expm1(x))) if as_shares else gene_means(x)
+    if not as_shares:
+        return gene_means(x)
+    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
 
 
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:

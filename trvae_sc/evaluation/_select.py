@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,17 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.baselines import SIMPLE
 from trvae_sc.checks import check_free, check_obs, without_codes
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._answer import STACK, answer
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.evaluation._methods import OUTPUT, Method, check_seeds, resolve
+from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
+from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import check_counts, training_data
-from trvae_sc.expression import Keys
+from trvae_sc.expression import Keys, check_output, keys_from
 from trvae_sc.levels import as_text, level_name, match_level
+from trvae_sc.notes import log_notes
 
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
 
@@ -42,7 +45,7 @@ def select(  # noqa: PLR0913
     adata: AnnData,
     target: Any,
     *,
-    keys: Keys,
+    keys: Any = None,
     source: Any = None,
     methods: Mapping[str, Callable[..., Any]] | Sequence[str] = (
         *("mean_shift", "context_shift", "trvae"),
@@ -54,6 +57,8 @@ def select(  # noqa: PLR0913
     seeds: int | Sequence[int] = (0,),
     n_top_genes: int | None = 2000,
     max_epochs: int | None = None,
+    combine: Literal["best", "stack"] = "best",
+    output: Literal["counts", "delta"] | None = None,
     folder: str | Path | None = None,
     **kwargs: Any,
 ) -> AnnData:
@@ -71,7 +76,9 @@ def select(  # noqa: PLR0913
     target
         Condition to predict.
     keys
-        Where the data are; labels are needed.
+        Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the
+        columns: ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
+        ``is_count=``.
     source
         Condition to start from. May be None where there are two conditions: the other one.
     methods
@@ -93,18 +100,24 @@ def select(  # noqa: PLR0913
     max_epochs
         Epochs of every method that trains a network, also of the final fit; the method's own number if
         None.
+    combine
+        ``"best"``: the method that is best. ``"stack"``: the mean of all, with weights that predict the
+        labels left out best (:func:`stacking_weights`); each method is fitted on all cells.
+    output
+        ``"counts"`` (default for counts) or ``"delta"``, whichever method predicts.
     folder
         Folder that keeps the fits of the benchmark, so that a selection that was stopped goes on.
         The final fit is not kept.
     **kwargs
-        Further arguments of :func:`trvae_sc.evaluation.benchmark`.
+        Names of columns (see `keys`), and further arguments of :func:`trvae_sc.evaluation.benchmark`.
 
     Returns
     -------
-    What the chosen method predicts from the source cells of the labels, with all their columns of ``obs``
-    and ``source_condition``, ``source_cell`` (``trvae_sc_total_counts``: totals over all genes). ``uns
-    ["trvae_sc"]`` has, besides the method's own record, ``"selection"``: ``method``, ``output``,
-    ``metric``, ``answer`` ("model", "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the
+    What is predicted from the source cells of the labels, with all their columns of ``obs``, and with the
+    columns and the record of :meth:`trvae_sc.TRVAE.predict`, whichever method it is by
+    (``trvae_sc_total_counts``: totals over all genes). Intervals rest on how the chosen method errs for the
+    labels left out. ``uns["trvae_sc"]`` has, besides the method's own record, ``"selection"``: ``method``, ``weights``
+    (of a stack), ``metric``, ``answer`` ("model", "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the
     labels left out) and ``scores`` (:attr:`trvae_sc.evaluation.Best.table`), and one more of ``"notes"``.
     With fewer than three labels to leave out nothing can be compared: the prediction is
     then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one label
@@ -126,7 +139,8 @@ def select(  # noqa: PLR0913
     >>> predicted = select(
     ...     adata[~lacks].copy(),
     ...     "stimulated",
-    ...     keys=Keys("condition", "cell_type"),
+    ...     condition_key="condition",
+    ...     labels_key="cell_type",
     ...     methods=["no_change", "mean_shift"],
     ...     progress=False,
     ... )
@@ -143,12 +157,18 @@ def select(  # noqa: PLR0913
             )
     check_whole("min_cells", min_cells, 0)
     seeds = check_seeds(seeds)
+    if combine not in ("best", "stack"):
+        raise InputError(f"combine is {combine!r}; choose 'best' or 'stack'.")
+    names = {name: kwargs.pop(name) for name in Keys._fields if name in kwargs}
+    keys = keys_from(keys, names)
+    output = check_output(output, keys)
     known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
     question = _ask(adata, target, keys=keys, source=source, labels=labels)
     tasks = _inner_tasks(question, min_cells, max_tasks)
-    best = None
+    best, evidence, weights = None, None, {}
     if len(tasks) < _MIN_TASKS:
         name, method = _fallback(question, known)
+        known, weights = {**known, name: method}, {name: 1.0}
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
         settings: dict[str, Any] = {
@@ -162,17 +182,35 @@ def select(  # noqa: PLR0913
         results = benchmark(question.known, predictors, tasks, **settings)
         results = _of_these(results, known, tasks, seeds)
         best = results.best(metric)
-        name, method = best.method, known[best.method]
-        question.notes.append(_note(best, metric, results.quick_look))
-    found = _fit_on_all(question, method, n_top_genes, seeds[0])
-    output = OUTPUT if OUTPUT in found else next(iter(found))
-    predicted = _with_columns(found[output], question.known)
+        evidence = left_out(results, list(known))
+        if combine == "stack":
+            weights = stacking_weights(evidence)
+            question.notes.append(_stack_note(weights, results, evidence, best, metric))
+        else:
+            weights = {best.method: 1.0}
+            question.notes.append(_note(best, metric, results.quick_look))
+    train, train_keys, start = _all_cells(question, known, weights, n_top_genes)
+    found = answer(
+        train,
+        start,
+        target=question.target,
+        keys=train_keys,
+        methods=known,
+        weights=weights,
+        output=output,
+        seed=seeds[0],
+        evidence=evidence,
+    )
+    predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
-    selection = {"method": name, "output": output, "metric": metric}
+    is_stack = len(weights) > 1
+    selection = {"method": STACK if is_stack else next(iter(weights))}
+    selection |= {"weights": weights} if is_stack else {}
+    selection |= {"output": output, "metric": metric}
     selection |= _evidence(tasks, best)
     predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
-    return predicted
+    return log_notes(predicted)
 
 
 # -- the question -------------------------------------------------------------------------------------
@@ -275,21 +313,20 @@ def _fallback(question: _Question, methods: dict[str, Method]) -> tuple[str, Met
     return name, methods[name] if name in methods else resolve([name])[name]
 
 
-def _fit_on_all(
-    question: _Question, method: Method, n_top_genes: int | None, seed: int
-) -> dict[str, AnnData]:
-    """Return what a method predicts from all cells that are known, by output."""
+def _all_cells(
+    question: _Question,
+    methods: Mapping[str, Method],
+    weights: Mapping[str, float],
+    n_top_genes: int | None,
+) -> tuple[AnnData, Keys, AnnData]:
+    """Return all cells that are known with the genes chosen on them, keys, and the cells to start from."""
+    columns = [c for name, weight in weights.items() if weight > 0 for c in methods[name].columns]
     train, keys = training_data(
-        question.known,
-        [],
-        keys=question.keys,
-        n_top_genes=n_top_genes,
-        columns=method.columns,
+        question.known, [], keys=question.keys, n_top_genes=n_top_genes, columns=columns
     )
     start = as_text(train.obs[keys.labels_key]).isin(question.labels)
     start &= as_text(train.obs[keys.condition_key]) == question.source
-    source = train[start.to_numpy()].copy()
-    return method(train, source, target=question.target, keys=keys, seed=seed)
+    return train, keys, train[start.to_numpy()].copy()
 
 
 def _with_columns(predicted: AnnData, adata: AnnData) -> AnnData:
@@ -332,6 +369,20 @@ def _note(best: Best, metric: str, quick_look: str) -> str:
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
         f"labels in turn: {_ANSWERS[best.decision.answer]}. Mean {metric}: {scores}."
         + (f" This was a {quick_look}." if quick_look else "")
+    )
+
+
+def _stack_note(
+    weights: Mapping[str, float], results: Results, evidence: LeftOut, best: Best, metric: str
+) -> str:
+    """Return how methods were combined, in words."""
+    shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+    own = stacked_scores(results, evidence)
+    scores = ", ".join(f"{r.method} {r.mean:.3g}" for r in best.table.itertuples())
+    return (
+        f"The prediction is the mean of methods with the weights {shares}, which predict {len(own)} known "
+        f"labels best that were left out in turn. Its mean effect_r2 on each of them, with weights from the "
+        f"others: {own['value'].mean():.3g}. Mean {metric} of the methods: {scores}."
     )
 
 

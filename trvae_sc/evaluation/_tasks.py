@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from trvae_sc import show
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import (
     TOTAL_COLUMN,
@@ -21,7 +22,6 @@ from trvae_sc.checks import (
     check_type,
     check_values,
     looks_like_counts,
-    say_totals,
 )
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._genes import choose_genes
@@ -37,6 +37,7 @@ from trvae_sc.expression import (
     totals,
     values,
 )
+from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
 
@@ -289,13 +290,21 @@ class Task:
     kappa: float
     pca: PCA
 
+    def _shown(self) -> dict[str, str]:
+        """Return how much there is of what, in rows to show."""
+        return {
+            "hidden": f"{self.real.shape[0]:,} cells",
+            "source": f"{self.source.n_obs:,} cells under {self.holdout.source}",
+            "training": f"{self.train.n_obs:,} cells of {self.train.n_vars:,} genes",
+        }
+
     def __repr__(self) -> str:
         """Return what is hidden, and how much there is."""
-        return (
-            f"Task({self.holdout} from {self.holdout.source}: {self.real.shape[0]} hidden cells, "
-            f"{self.source.n_obs} source cells, {self.train.n_obs} training cells x "
-            f"{self.train.n_vars} genes)"
-        )
+        return show.as_text(f"Task {self.holdout}", self._shown())
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table of a notebook."""
+        return show.as_html(f"Task {self.holdout}", self._shown())
 
     def project(self, x: Any) -> np.ndarray:
         """Return log values in the principal components of the training cells."""
@@ -353,8 +362,6 @@ def prepare_task(
     source = train[holdout.sources(train, keys)].copy()
     pairs = profiles(train, keys).pairs(holdout.source, holdout.target)
     shift = np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0)
-    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
-    n_components = min(N_PCS, min(x.shape) - 1)
     return Task(
         holdout=holdout,
         keys=keys,
@@ -365,5 +372,12 @@ def prepare_task(
         shift=shift,
         by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
         kappa=kappa,
-        pca=PCA(n_components, svd_solver="randomized", random_state=0).fit(x),
+        pca=fitted_components(train, keys, kappa),
     )
+
+
+def fitted_components(train: AnnData, keys: Keys, kappa: float) -> PCA:
+    """Return the principal components of the log values of training cells, 50 at most."""
+    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
+    n_components = min(N_PCS, min(x.shape) - 1)
+    return PCA(n_components, svd_solver="randomized", random_state=0).fit(x)

@@ -247,7 +247,9 @@ class Translator(TranslatorRegistration):
         checks.check_free(original)
         rows = source_rows(self.known, original, Request(target, **selection))
         cells = registered[rows].copy()
-        cells.obs = checks.without_codes(cells.obs)
+        cells.obs = checks.without_codes(cells.obs).drop(  # of a prediction that is predicted from
+            columns=list(checks.PREDICTED_OBS), errors="ignore"
+        )
         cells.var = original.var.loc[registered.var_names].copy()
         return cells
 

@@ -1,5 +1,6 @@
 """The TRVAE model class and its presets, and what other models of the package share with it."""
 
+from trvae_sc.model._alignment import align_genes
 from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._decode import decoded
 from trvae_sc.model._fields import fields
@@ -17,6 +18,7 @@ __all__ = [
     "AnnDataModel",
     "Request",
     "SavedModel",
+    "align_genes",
     "check_default_type",
     "check_weights",
     "combination_notes",

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     observed: np.ndarray  #: values, (n_cells, n_genes)
     total: np.ndarray | None  #: total counts, (n_cells, 1)
-    source: np.ndarray | None  #: expected shares (values) under the cell's own condition
+    source: np.ndarray  #: expected shares (values) under the cell's own condition
     target: np.ndarray  #: the same under the target
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
     condition: np.ndarray  #: code of each cell's own condition, (n_cells,)
@@ -44,9 +44,8 @@ def decoded_batches(
     shifts: torch.Tensor | None = None,
     draws: Draws | None = None,
     batch_size: int | None = None,
-    decode_source: bool = True,
 ) -> Iterator[Batch]:
-    """Yield rows of a registered AnnData, decoded under source (unless told not to) and target.
+    """Yield rows of a registered AnnData, decoded under source and target.
 
     z is the posterior mean, or drawn with `draws`. For the target it is moved by the row of `shifts`
     (:func:`latent_shifts`) of the cell's condition, if any are given.
@@ -63,13 +62,11 @@ def decoded_batches(
             z = z + qz.scale * torch.as_tensor(noise, device=z.device)
         condition = tensors[CONDITION_KEY].long().flatten()
         moved = z if shifts is None else z + shifts[condition]
-        total, source = module._total(own), None
-        if decode_source:
-            source = module.expected(tensors, z)[:n_cells].cpu().numpy()
+        total = module._total(own)
         yield Batch(
             observed=own[REGISTRY_KEYS.X_KEY].numpy(),
             total=None if total is None else total.cpu().numpy(),
-            source=source,
+            source=module.expected(tensors, z)[:n_cells].cpu().numpy(),
             target=module.expected(tensors, moved, target)[:n_cells].cpu().numpy(),
             latent=qz.loc[:n_cells].cpu().numpy(),
             condition=condition[:n_cells].cpu().numpy(),

@@ -10,12 +10,20 @@ from scipy import stats
 
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
-from trvae_sc.model._factors import Sourced
+from trvae_sc.model._exemplars import Exemplars, check_labels
+from trvae_sc.model._factors import Factors, Sourced
+from trvae_sc.model._interaction import interaction
 from trvae_sc.model._trained import Trained, given_labels
 
 
 def effects(
-    trained: Trained, genes: pd.Index, *, target: Any, source: Any, labels: Any
+    trained: Trained,
+    genes: pd.Index,
+    *,
+    target: Any,
+    source: Any,
+    labels: Any,
+    exemplars: dict[str, Exemplars] | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
     if not trained.module.calibrate:
@@ -31,6 +39,7 @@ def effects(
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = _labels(trained, labels)
+    check_labels(exemplars or (), chosen)
     tables = []
     for start in sources:
         code, of_source = space.code(start), None
@@ -39,8 +48,13 @@ def effects(
         for label in chosen:
             n_cells = int(trained.n_cells[trained.labels.index(label), code])
             if n_cells:
-                of_source = of_source or Sourced(trained, start, target)
-                tables.append(_table(of_source, label, genes, n_cells))
+                of_source = of_source or Sourced(trained, start, target, exemplars)
+                factors = of_source.of_training(label)
+                pval = of_source.p_values(factors.change)
+                counts = {"n_cells": n_cells, "is_count": trained.module.is_count}
+                table = effect_table(factors, target, genes, pval, **counts)
+                beyond = interaction(trained, factors, target, of_source.units())
+                tables.append(table.assign(**beyond))
     if not tables:
         raise InputError(f"Training has no cells of {chosen} under {sources}.")
     return pd.concat(tables, ignore_index=True)
@@ -54,18 +68,23 @@ def _labels(trained: Trained, labels: Any) -> list[str]:
     return [match_level(label, list(trained.labels), of="label") for label in given]
 
 
-def _table(source: Sourced, label: str, genes: pd.Index, n_cells: int) -> pd.DataFrame:
-    """Return the change of one label."""
-    factors = source.of_training(label)
+def effect_table(
+    factors: Factors,
+    target: Any,
+    genes: pd.Index,
+    pval: np.ndarray,
+    *,
+    n_cells: int,
+    is_count: bool,
+) -> pd.DataFrame:
+    """Return the change of one label as a table; of values that are no counts without fold changes."""
     start, end, change, lower, upper = factors.change.columns()
-    pval = source.p_values(change)
     known = np.isfinite(pval).all()
-    is_count = source.trained.module.is_count  # else there are no logarithms of means
     return pd.DataFrame(
         {
-            "label": label,
-            "source": level_name(source.of),
-            "target": level_name(source.target),
+            "label": factors.label,
+            "source": level_name(factors.source),
+            "target": level_name(target),
             "gene": genes.astype(str),
             "source_mean": start,
             "predicted_mean": end,

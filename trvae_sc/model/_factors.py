@@ -8,13 +8,23 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.model._counts import shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, scaled
+from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
-from trvae_sc.shift import Ridge, half_width, novelty, p_values
+from trvae_sc.shift import (
+    Ridge,
+    half_width,
+    log_fold_change,
+    novelty,
+    p_values,
+    standardised,
+)
 
+_RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
 
 
@@ -24,6 +34,7 @@ class Change(NamedTuple):
     source_mean: np.ndarray
     predicted_mean: np.ndarray
     half_width: np.ndarray | None  #: of the interval, where it is known
+    relative: Any = 1.0  #: width of the interval, where that of what was left out is 1
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """Return means, change and its interval."""
@@ -60,6 +71,8 @@ class Calibration:
         Their labels and conditions (:meth:`Known.groups`).
     target
         Condition to predict.
+    exemplars
+        Measured cells of labels under the target.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class Calibration:
         rows: np.ndarray,
         groups: pd.DataFrame,
         target: Any,
+        exemplars: dict[str, Exemplars] | None = None,
     ) -> None:
         self.module = trained.module
         self.factors: list[Factors] = []
@@ -77,7 +91,7 @@ class Calibration:
         groups = groups.reset_index(drop=True)
         self.group = groups.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         for name, of_source in groups.groupby("source", sort=True):  # one at a time in memory
-            sourced = Sourced(trained, trained.conditions.level(name), target)
+            sourced = Sourced(trained, trained.conditions.level(name), target, exemplars)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
 
@@ -93,8 +107,6 @@ class Calibration:
         combine = np.multiply if self.module.is_count else np.add
         by_target = np.stack([f.of_target for f in chosen]).astype(np.float32)[codes]
         target = combine(by_target, batch.target, out=by_target)
-        if batch.source is None:
-            return batch._replace(target=target)
         by_source = np.stack([f.of_source for f in chosen]).astype(np.float32)[codes]
         source = combine(by_source, batch.source, out=by_source)
         if not (gain and self.module.is_count):
@@ -104,12 +116,43 @@ class Calibration:
             mean = np.stack([f.gain for f in chosen]).astype(np.float32)[codes]
         return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
 
+    def response(self, batch: Batch, positions: slice) -> np.ndarray:
+        r"""Return how far each cell of a batch on the level of its label moves, shape (n_cells,).
+
+        .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
+
+        over the 100 genes that change most in the label l, with the log fold change d (the difference, of
+        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of
+        networks that are not calibrated.
+        """
+        result = np.full(len(batch.observed), np.nan, dtype=np.float32)
+        if not self.factors:
+            return result
+        group, is_count = self.group[positions], self.module.is_count
+        for code in np.unique(group):
+            cells, change = np.flatnonzero(group == code), self.factors[code].change
+            genes = np.argsort(-np.abs(change.columns()[2]), kind="stable")[:_RESPONDING]
+            ends = (scaled(self.module, x[cells][:, genes], None) for x in batch[2:4])
+            own = log_fold_change(*ends, is_count=is_count)
+            means = change.source_mean[genes], change.predicted_mean[genes]
+            mean = log_fold_change(*means, is_count=is_count)
+            size = np.sqrt(np.square(mean).mean())
+            result[cells] = np.sqrt(np.square(own).mean(1)) / max(size, np.finfo(float).tiny)
+        return result
+
 
 class Sourced:
     """What is the same for all labels under one source."""
 
-    def __init__(self, trained: Trained, source: Any, target: Any) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        source: Any,
+        target: Any,
+        exemplars: dict[str, Exemplars] | None = None,
+    ) -> None:
         self.trained, self.of, self.target = trained, source, target
+        self.exemplars = exemplars or {}
         self.profiles = trained.profiles()
         s = trained.conditions.code(source)
         likeness = trained.conditions.likeness(source, target, self.profiles.measured(s).any(0))
@@ -117,26 +160,61 @@ class Sourced:
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
         self.others = np.empty((0, len(trained.module.gene_mean)))
         self.missed: tuple[np.ndarray, np.ndarray] | None = None
-        self.half = None
-        code = trained.conditions.code(target)
-        if code is not None and len(self.ridge.groups) and trained.module.n_labels:
+        self.half: np.ndarray | None = None
+        self.expected: Ridge | None = None  # where the target itself was not measured
+        if not (len(self.ridge.groups) and trained.module.n_labels):
+            return
+        is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
+        if is_measured:
             self.others = self.profiles.mean[self.ridge.groups[:, 0], s]
-            if self.weight:
-                self.missed = self.ridge.left_out()
-                self.half = half_width(*self.missed)
-        if self.half is not None:
-            self.half = self.half * self._units()
+        if self.weight:
+            ridge = self.ridge
+            if not is_measured:
+                ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
+            missed, n = ridge.left_out()
+            self.missed = missed / self._spread(ridge.left_out_variance()[:, None]), n
+            half = half_width(*self.missed)
+            self.half = None if half is None else half * self.units()
 
-    def _units(self) -> np.ndarray | float:
+    def _spread(self, variance: Any) -> Any:
+        """Return standard deviations of predictions of conditions that were not measured; else 1."""
+        return 1.0 if self.expected is None else np.sqrt(variance)
+
+    def _relative(self, own: np.ndarray, code: int | None) -> float:
+        """Return how wide the interval of a label is, where labels and conditions left out have 1."""
+        if self.expected is None:
+            return 1.0
+        n = float(np.median(self.expected.n))
+        return self._spread(self.expected.expected_variance(own, code, n))
+
+    def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
+        """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
+
+        Raises
+        ------
+        InputError
+            Too little was measured to tell.
+        """
+        found = None if self.missed is None else standardised(*self.missed)
+        if found is None:
+            raise InputError(
+                f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
+                "and the source, of which there are fewer than three: exemplars cannot be weighted."
+            )
+        own_share = 1.0 - self.ridge.measured(code)
+        return np.square(found[2] * self._relative(own, code)) * own_share
+
+    def units(self) -> np.ndarray | float:
         """Return what a change of 1 on the scale of f is in predictions."""
         module = self.trained.module
         return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
 
-    def p_values(self, change: np.ndarray) -> np.ndarray:
+    def p_values(self, change: Change) -> np.ndarray:
         """Return p-values of a predicted change; NaN where they are not known."""
+        found = change.predicted_mean - change.source_mean
         if self.missed is None:
-            return np.full(len(change), np.nan)
-        return p_values(change / self._units(), *self.missed)
+            return np.full(len(found), np.nan)
+        return p_values(found / (self.units() * change.relative), *self.missed)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -157,19 +235,26 @@ class Sourced:
             code = None
             observed, *means = _means_of_cells(trained, adata, rows, self.target)
             own = _scale(module, observed)
-        start, end = (_scale(module, mean) for mean in means)
-        change = end - start
+        start, decoded = (_scale(module, mean) for mean in means)
+        change = decoded - start
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
             of_network = (1.0 - self.weight) * (1.0 - self.ridge.measured(code))
             change = of_network * change + (1.0 - of_network) * by_labels
-        expected = _shares(module, own + change)
+        end, left = own + change, 1.0  # and what is left of the variance of the prediction
+        if label in self.exemplars:
+            error = self._error(own, code)
+            end, left = self.exemplars[label].combined(end, error, is_count=module.is_count)
+        expected = _shares(module, end)
         if module.is_count:
             tiny = np.finfo(np.float32).tiny
             of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
         else:
             of = [o - m for o, m in zip((observed, expected), means, strict=True)]
-        found = Change(*(scaled(module, mean, None) for mean in (observed, expected)), self.half)
+        relative = self._relative(own, code) * np.sqrt(left)
+        half = None if self.half is None else self.half * relative
+        ends = (scaled(module, mean, None) for mean in (observed, expected))
+        found = Change(*ends, half, relative)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 

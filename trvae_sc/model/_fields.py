@@ -22,6 +22,7 @@ from scvi.data.fields import (
 )
 
 from trvae_sc.checks import SEPARATOR
+from trvae_sc.condition_sets import extended_sets, new_sets
 from trvae_sc.conditions import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, listing
@@ -114,16 +115,24 @@ class CategoryField(CategoricalObsField):
 
 
 class ConditionField(CategoryField):
-    """The condition: one obs column, or a combination of several.
+    """The condition: one obs column, a combination of several, or none (all cells alike).
 
     Of several columns every combination present is a level, named by its parts. The state registry
     then also has ``parts``: the columns, the features they are coded by (a level of a column, or a
-    numeric column), the scaling of numeric columns and the parts of each level.
+    numeric column), the scaling of numeric columns and the parts of each level. With a separator between
+    parts (:mod:`trvae_sc.condition_sets`) these are the parts of one column.
     """
 
-    def __init__(self, registry_key: str, condition_key: str | Sequence[str]) -> None:
-        self.keys = None if isinstance(condition_key, str) else list(condition_key)
-        super().__init__(registry_key, SEPARATOR.join(self.keys) if self.keys else condition_key)
+    def __init__(
+        self,
+        registry_key: str,
+        condition_key: str | Sequence[str] | None,
+        separator: str | None = None,
+    ) -> None:
+        self.separator = separator
+        single = condition_key is None or isinstance(condition_key, str)
+        self.keys = None if single else list(condition_key)
+        super().__init__(registry_key, condition_key if single else SEPARATOR.join(self.keys))
 
     def validate_field(self, adata: AnnData) -> None:
         """Check the column; several have been checked with the others."""
@@ -136,6 +145,8 @@ class ConditionField(CategoryField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column or columns."""
         state = super().register_field(adata)
+        if self.separator is not None:
+            return {**state, PARTS: new_sets(self._column(adata.obs), self.separator)}
         return state if self.keys is None else {**state, PARTS: new_parts(adata.obs, self.keys)}
 
     def transfer_field(
@@ -143,6 +154,9 @@ class ConditionField(CategoryField):
     ) -> dict[str, Any]:
         """Register the column or columns with the levels of another registration."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
+        if self.separator is not None:
+            known = state[self.CATEGORICAL_MAPPING_KEY]
+            return {**state, PARTS: extended_sets(state_registry[PARTS], known)}
         if self.keys is None:
             return state
         parts = state_registry[PARTS]
@@ -199,7 +213,7 @@ class NumbersField(NumericalJointObsField):
 
 
 def fields(
-    condition_key: str | Sequence[str],
+    condition_key: str | Sequence[str] | None,
     *,
     labels_key: str | None,
     layer: str | None,
@@ -207,11 +221,12 @@ def fields(
     total_counts_key: str | None,
     categorical_covariate_keys: Sequence[str] | None,
     continuous_covariate_keys: Sequence[str] | None,
+    condition_separator: str | None = None,
 ) -> list[Any]:
     """Return the fields of a registration."""
     return [
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-        ConditionField(CONDITION_KEY, condition_key),
+        ConditionField(CONDITION_KEY, condition_key, condition_separator),
         CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
         CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         NumericalObsField(TOTAL_KEY, total_counts_key, required=False),

@@ -13,8 +13,9 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_seed, check_whole
-from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger, without_codes
+from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger
 from trvae_sc.errors import InputError
 from trvae_sc.files import (
     as_path,
@@ -35,8 +36,9 @@ from trvae_sc.model._decode import (
     predicted_values,
     scaled,
 )
+from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Calibration, Change
-from trvae_sc.model._record import combination_table, provenance
+from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.stored import files_of
@@ -58,6 +60,7 @@ class Request(NamedTuple):
     batch_size: int | None = None
     out: str | Path | None = None
     overwrite: bool = False
+    exemplars: dict[str, Exemplars] | None = None
 
 
 def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
@@ -89,6 +92,8 @@ def predict_cells(
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
+    if request.exemplars:
+        check_labels(request.exemplars, trained.label_column(original.obs.iloc[rows]).unique())
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
     layer = trained.layer if request.output in ("counts", "sample") else None
@@ -120,10 +125,13 @@ class _Prediction:
         self.rows, self.request = rows, request
         self.groups = trained.groups(original.obs.iloc[rows])
         self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
-        self.calibration = Calibration(trained, registered, rows, self.groups, request.target)
+        self.calibration = Calibration(
+            trained, registered, rows, self.groups, request.target, request.exemplars
+        )
         self.latent: list[np.ndarray] = []
         self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
         self.marks: list[np.ndarray] = []  # of the source cells
+        self.response: list[np.ndarray] = []
         self.sums = np.zeros((2, registered.n_vars))
 
     def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
@@ -141,11 +149,11 @@ class _Prediction:
                 shifts=self.shifts,
                 draws=draws if request.n_samples > 1 else None,
                 batch_size=request.batch_size,
-                decode_source=not (is_calibrated and request.output == "mean"),
             ):
                 at = slice(done, done + len(raw.observed))
                 batch = self.calibration(raw, at, gain=request.output == "counts")
                 done += len(raw.observed)
+                self.response.append(self.calibration.response(batch, at))
                 self.latent.append(batch.latent)
                 self.marks.append(marks_of(raw.observed))
                 if not is_calibrated:
@@ -159,7 +167,7 @@ class _Prediction:
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
         trained, rows, request = self.trained, self.rows, self.request
-        obs = self.obs()
+        obs = self.obs().assign(response=np.concatenate(self.response))
         if self.totals:
             obs = obs.assign(**{trained.total_counts_key: np.concatenate(self.totals)})
         obsm = {"X_trvae": np.concatenate(self.latent)}
@@ -168,13 +176,20 @@ class _Prediction:
         factors = self.calibration.factors
         table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
-        result.uns[RECORD] = provenance(trained, table, request.target, **settings)
+        record = provenance(trained, table, request.target, **settings)
+        filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
+        if filled:
+            note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
+            record["notes"] = np.append(record["notes"], note).astype(object)
+        if request.exemplars:
+            record["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
+        result.uns[RECORD] = record
         return result
 
     def obs(self) -> pd.DataFrame:
         """Return the source cells' columns with the target condition."""
         request = self.request
-        return _predicted_obs(
+        return predicted_obs(
             self.trained, self.original, self.rows, request.target, request.n_samples
         )
 
@@ -310,23 +325,6 @@ def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray
     if unknown:
         raise InputError(f"Unknown labels {unknown}; adata.obs['{labels_key}'] has {present}.")
     return names.isin([level_name(label) for label in chosen]).to_numpy()
-
-
-def _predicted_obs(
-    trained: Trained, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
-) -> pd.DataFrame:
-    """Return the source cells' columns with the target condition."""
-    obs = without_codes(adata.obs.iloc[rows])
-    names = obs.index.astype(str)
-    source = trained.conditions.column(obs).astype("category")
-    own = trained.conditions.columns(target, len(obs))
-    obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
-    obs.index = anndata.utils.make_index_unique(names + f"_{level_name(target)}")
-    obs.index.name = None  # a column of that name may be there
-    if n_samples == 1:
-        return obs
-    samples = [obs.assign(sample=i).set_axis(obs.index + f"_{i}") for i in range(n_samples)]
-    return pd.concat(samples)
 
 
 def missing_combinations(trained: Trained, source: Any) -> list[tuple[str, Any, Any]]:

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
+from trvae_sc.model._codes import decode_codes
 from trvae_sc.model._effects import effects
+from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
     Output,
@@ -23,6 +27,7 @@ from trvae_sc.model._predict import (
 )
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._training import TrainableModel
+from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
 
 
@@ -43,6 +48,7 @@ class PredictingModel(TrainableModel):
         batch_size: int | None = None,
         out: str | Path | None = None,
         overwrite: bool = False,
+        exemplars: AnnData | None = None,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -89,19 +95,27 @@ class PredictingModel(TrainableModel):
             input nor output is ever in memory as a whole.
         overwrite
             Replace `out`.
+        exemplars
+            A few measured cells of the labels to predict under the target. The prediction of a label's mean
+            is moved to theirs gene by gene, as far as the variance of their mean is below that of what is
+            wrong with labels left out (:meth:`trvae_sc.model._exemplars.Exemplars.combined`), and the interval
+            gets narrower.
 
         Returns
         -------
         AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample.
         ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's
-        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``).
+        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``);
+        ``response``: how far the cell moves, the root mean square of its predicted log fold changes of
+        the 100 genes that change most in its label, divided by that of the label's mean change (1: like
+        the label; NaN of networks that are not calibrated).
         ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
         ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
         ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
         ridge errs for labels left out, which is on average more than the mean of network and ridge errs
         (NaN with fewer than three labels to learn from, or where the ridge has no say).
         ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
-        what, by which model, and notes on how far to trust it.
+        what, by which model, and notes on how far to trust it, each logged once a model.
 
         Raises
         ------
@@ -136,10 +150,19 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         trained, original = self.trained, self.adata if adata is None else adata
-        request = check_request(trained, request, original)
+        request = self._shown(check_request(trained, request, original), exemplars)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
-            return predict_cells(trained, original, registered, request)
+            predicted = predict_cells(trained, original, registered, request)
+        return log_notes(predicted, self._notes_said)
+
+    def _shown(self, request: Request, exemplars: AnnData | None) -> Request:
+        """Return a request with what exemplars show; raise on those of something else."""
+        if exemplars is None:
+            return request
+        names = pd.Index(self.get_var_names())
+        found = exemplars_of(self.trained, exemplars, names, request.target)
+        return request._replace(exemplars=found)
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
         """Predict every label x condition combination that the training data lack.
@@ -171,7 +194,14 @@ class PredictingModel(TrainableModel):
             [self.predict(target=t, source=s, labels=label, **kwargs) for label, s, t in missing]
         )
 
-    def effects(self, *, target: Any, source: Any = None, labels: Any = None) -> pd.DataFrame:
+    def effects(
+        self,
+        *,
+        target: Any,
+        source: Any = None,
+        labels: Any = None,
+        exemplars: AnnData | None = None,
+    ) -> pd.DataFrame:
         """Return the predicted change of every gene in every label, as a table.
 
         Parameters
@@ -182,6 +212,8 @@ class PredictingModel(TrainableModel):
             Condition to start from; every other one if None.
         labels
             Label or labels; all that training has cells of under the source if None.
+        exemplars
+            A few measured cells under the target, as of :meth:`predict`.
 
         Returns
         -------
@@ -201,9 +233,11 @@ class PredictingModel(TrainableModel):
             Unknown target, source or labels; the model does not calibrate.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        genes = pd.Index(self.get_var_names())
+        genes, trained = pd.Index(self.get_var_names()), self.trained
+        shown = self._shown(Request(trained.conditions.level(target)), exemplars).exemplars
+        chosen = {"target": target, "source": source, "labels": labels, "exemplars": shown}
         with torch.inference_mode(), suitable_threads(self.module.widest):
-            return effects(self.trained, genes, target=target, source=source, labels=labels)
+            return effects(trained, genes, **chosen)
 
     def generate(
         self,
@@ -212,6 +246,7 @@ class PredictingModel(TrainableModel):
         *,
         labels: Any = None,
         latent: Literal["prior", "posterior"] = "posterior",
+        output: Literal["sample", "mean"] = "sample",
         seed: int = 0,
     ) -> AnnData:
         """Draw new cells of a condition.
@@ -228,18 +263,22 @@ class PredictingModel(TrainableModel):
             Where z comes from: the ``"prior"`` N(0, I), or the aggregate ``"posterior"``: a random
             training cell is drawn and z from its posterior. Total, batch and covariates are always
             those of a random training cell.
+        output
+            ``"sample"``: draws from the likelihood; ``"mean"``: their expectation, without noise, on the
+            scale of ``predict(output="mean")``.
         seed
             Seed of all draws.
 
         Returns
         -------
-        AnnData with draws from the likelihood in ``X`` (and in the layer the model was set up with).
+        AnnData with the cells in ``X`` (and in the layer the model was set up with) and z in
+        ``obsm["X_trvae"]``.
 
         Raises
         ------
         InputError
-            Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
-            has none.
+            Unknown condition, label or output, labels with the prior, or the prior of an autoencoder,
+            which has none (:meth:`decode` takes any codes).
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
@@ -250,5 +289,72 @@ class PredictingModel(TrainableModel):
                 n_obs,
                 labels=labels,
                 latent=latent,
+                output=output,
+                seed=seed,
+            )
+
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        condition: Any = None,
+        labels: Any = None,
+        batch: Any = None,
+        output: Literal["mean", "sample"] = "mean",
+        seed: int = 0,
+    ) -> AnnData:
+        """Return the cells that latent codes stand for.
+
+        Parameters
+        ----------
+        z
+            Codes, shape (n_codes, n_latent): from N(0, I), from ``get_latent_representation``, or made by
+            hand.
+        condition
+            Condition to decode with: one, or an array with one for each code. Left out where the network
+            does not see it.
+        labels
+            Label or labels to note in ``obs``: the decoder does not see them.
+        batch
+            Batch to decode with: one, or one for each code; the most frequent if None. So are other
+            categorical covariates, and numeric ones at their mean.
+        output
+            ``"mean"``: expected values, on the scale of ``predict(output="mean")``. ``"sample"``: draws
+            from the likelihood, of counts with the median total of the training cells.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData with a row per code; z in ``obsm["X_trvae"]``, the condition in ``obs``.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Codes of another shape, an unknown condition, batch or output; as many values as there are
+            not codes.
+
+        Examples
+        --------
+        >>> z = np.random.default_rng(0).standard_normal((100, 10))
+        >>> cells = model.decode(z, condition="stimulated")
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        has_batch = self.registry_["setup_args"]["batch_key"] is not None
+        names = pd.Index(self.get_var_names())
+        with torch.inference_mode(), suitable_threads(self.module.widest):
+            return decode_codes(
+                self.trained,
+                pd.DataFrame(index=names)
+                if self.adata is None
+                else self.adata.var.loc[names].copy(),
+                z,
+                condition=condition,
+                labels=labels,
+                batch=batch,
+                batches=self._levels(REGISTRY_KEYS.BATCH_KEY) if has_batch else [],
+                output=output,
                 seed=seed,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trvae_sc.condition_sets import SETS
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.levels import level_name
 
@@ -33,6 +34,8 @@ def _alike(conditions: ConditionSpace) -> list[str]:
     parts = conditions.parts
     if parts is None:
         return [""] * len(conditions.levels)
+    if SETS in parts:
+        return [""] * len(parts["features"])
     return [
         level_name(key) if key not in parts["scaling"] else f"number {key}"
         for key, _ in parts["features"]

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from trvae_sc.checks import without_codes
 from trvae_sc.levels import level_name
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Known, Trained
@@ -63,6 +66,7 @@ def provenance(
         "gene_likelihood": module.gene_likelihood,
         "model_seed": int(trained.seed),
         "training": dict(done),
+        "keys": dict(trained.names),
         "target": level_name(target),
         "source": np.array(combinations["source"].unique(), dtype=object),
         "output": output,
@@ -80,6 +84,23 @@ def _scale_name(is_count: bool, output: str) -> str:
     if not is_count:
         return "values"
     return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
+
+
+def predicted_obs(
+    known: Known, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
+) -> pd.DataFrame:
+    """Return the source cells' columns with the target condition."""
+    obs = without_codes(adata.obs.iloc[rows])
+    names = obs.index.astype(str)
+    source = known.conditions.column(obs).astype("category")
+    own = known.conditions.columns(target, len(obs))
+    obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
+    obs.index = anndata.utils.make_index_unique(names + f"_{level_name(target)}")
+    obs.index.name = None  # a column of that name may be there
+    if n_samples == 1:
+        return obs
+    samples = [obs.assign(sample=i).set_axis(obs.index + f"_{i}") for i in range(n_samples)]
+    return pd.concat(samples)
 
 
 def combination_table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,17 @@ from scvi.model.base import BaseModelClass
 
 from trvae_sc import checks
 from trvae_sc.alignment import align
+from trvae_sc.condition_sets import space_of
 from trvae_sc.conditions import PARTS, ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
+from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
 from trvae_sc.model._trained import Known
 from trvae_sc.module import CONDITION_KEY, COUNT_LIKELIHOODS, TOTAL_KEY
+from trvae_sc.show import as_html, as_text, some
 from trvae_sc.training import DataManager
 
+_NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
 NOT_TRAINED = "The model is not trained: call train() first."
 
 
@@ -60,6 +64,33 @@ class AnnDataModel(BaseModelClass):
             ) from error
         manager.validate()
 
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: there are no files of a former format, and scvi-tools would run code from one."""
+        raise NotImplementedError(f"{cls.__name__} has no files of a former format. Use load.")
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: it registers no condition."""
+        raise NotImplementedError(
+            f"setup_annbatch registers no condition. Pass an AnnData that is on disk "
+            f"(anndata.read_h5ad(path, backed='r')) to {cls.__name__}.setup_anndata: it is streamed."
+        )
+
+    def transfer_fields(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: scvi-tools takes the genes of another AnnData by their place, whatever their names."""
+        raise NotImplementedError(
+            "transfer_fields would take genes by place. Pass adata to the methods, or attach it "
+            "(model.adata = adata): genes are matched by name."
+        )
+
+    def update_setup_method_args(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: data would be read otherwise than what the model was trained on."""
+        raise NotImplementedError(
+            f"What a model was set up with cannot be changed. Call {type(self).__name__}.setup_anndata "
+            "and train a new model."
+        )
+
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Return the genes of the model, whatever became of those of the AnnData it was made from."""
         fields = self.registry_["field_registries"]
@@ -72,6 +103,38 @@ class AnnDataModel(BaseModelClass):
         if done["interrupted"]:
             text += f" (interrupted after {done['epochs']} of {done['planned']} epochs)"
         return text
+
+    def _shown(self) -> dict[str, str]:
+        """Return what the model is, in rows to show."""
+        args, size = self.registry_["setup_args"], self.summary_stats
+        key = args["condition_key"]
+        key = key if isinstance(key, str) else " x ".join(key)
+        rows = {"cells": f"{size.n_cells:,} of {size.n_vars:,} genes"}
+        rows["conditions"] = f"{some(self.conditions)} in '{key}'"
+        if args["labels_key"] is not None:
+            rows["labels"] = f"{some(self.labels)} in '{args['labels_key']}'"
+        return {**rows, "training": self._training_shown(), "settings": self._settings_shown()}
+
+    def _training_shown(self) -> str:
+        """Return how far the model was trained, and when."""
+        done = self.training_
+        if not self.is_trained_:
+            return "not trained"
+        date = getattr(self, "training_date_", "")
+        stopped = "interrupted after " if done["interrupted"] else ""
+        return f"{stopped}{done['epochs']} of {done['planned']} epochs{date and ', ' + date}"
+
+    def _settings_shown(self) -> str:
+        """Return the settings that tell models apart."""
+        return f"seed {self.seed_}"
+
+    def __repr__(self) -> str:
+        """Return cells, conditions, labels and how far the model was trained."""
+        return as_text(type(self).__name__, self._shown())
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table of a notebook."""
+        return as_html(type(self).__name__, self._shown())
 
     def _check_if_trained(self, warn: bool = True, message: str = NOT_TRAINED) -> None:
         """Raise where the model is not trained."""
@@ -131,6 +194,15 @@ class AnnDataModel(BaseModelClass):
         manager = store.get(adata.uns.get("_scvi_uuid"))
         return manager if manager is not None and manager.adata is adata else None
 
+    def _check_condition(self, preset: str, condition_in: str | None) -> None:
+        """Raise where a network would see a condition that was not registered."""
+        if self.registry_["setup_args"]["condition_key"] is None and condition_in != "none":
+            raise InputError(
+                f"The network of preset '{preset}' sees the condition, and adata was set up with "
+                "condition_key=None. Name the column in setup_anndata, or use a preset that needs none: "
+                "'vae', 'beta_vae', 'autoencoder'."
+            )
+
     def _check_values(self, likelihood: str, manager: DataManager | None = None) -> None:
         """Raise on values that the likelihood cannot take."""
         manager = self.adata_manager if manager is None else manager
@@ -170,15 +242,16 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def conditions(self) -> list[Any]:
-        """Conditions the model knows, in code order."""
-        return self._levels(CONDITION_KEY)
+        """Conditions the model knows, in code order; empty without ``condition_key``."""
+        has_conditions = self.registry_["setup_args"]["condition_key"] is not None
+        return self._levels(CONDITION_KEY) if has_conditions else []
 
     @property
     def condition_space(self) -> ConditionSpace:
         """How conditions are named, coded and made of parts."""
         state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
         key = self.registry_["setup_args"]["condition_key"]
-        return ConditionSpace(key, tuple(self.conditions), state.get(PARTS))
+        return space_of(key, self._levels(CONDITION_KEY), state.get(PARTS))
 
     @property
     def known(self) -> Known:
@@ -188,10 +261,27 @@ class AnnDataModel(BaseModelClass):
         return Known(self.condition_space, labels, key, self.module.n_cells.cpu().numpy())
 
     @property
+    def keys(self) -> Keys:
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
+
+        Raises
+        ------
+        InputError
+            The condition is made of several columns, of which these have one.
+        """
+        args = self.registry_["setup_args"]
+        if not isinstance(args["condition_key"], str):
+            raise InputError(
+                f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
+                "in a column of their own, and name it with condition_key=."
+            )
+        return Keys(**{k: args[k] for k in _NAMES}, is_count=self.module.is_count)
+
+    @property
     def n_cells(self) -> pd.DataFrame:
         """Number of training cells by label (row) and condition (column)."""
         table = self.module.n_cells.cpu().numpy().astype(int)
-        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
+        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions or ["all"])
 
 
 def _hold(manager: DataManager) -> None:

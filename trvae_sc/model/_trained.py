@@ -89,6 +89,9 @@ class Trained(Known):
     preset, seed, training, n_frozen, marks
         Where it comes from: preset, seed, how far training went, number of conditions of the reference of
         a query (0: no query), and marks of the training cells.
+    spread
+        Of counts the dispersion, else the variance within labels, of each condition and gene; shape
+        (n_conditions, n_genes), (0, 0) where a model was saved without.
     """
 
     module: TRVAEModule
@@ -101,12 +104,24 @@ class Trained(Known):
     training: dict[str, Any]
     n_frozen: int
     marks: np.ndarray
+    spread: np.ndarray
 
     def batches(
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None = None
     ) -> Iterable[Tensors]:
         """Return minibatches of rows of a registered AnnData."""
         return self.loader(adata, rows, batch_size)
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """Columns and layer that the model was set up with, those there are."""
+        names = {
+            "condition_key": self.conditions.key,
+            "labels_key": self.labels_key,
+            "layer": self.layer,
+            "total_counts_key": self.total_counts_key,
+        }
+        return {name: value for name, value in names.items() if value is not None}
 
     def features(self, condition: Any) -> Tensor:
         """Return the features of a condition, shape (1, n_features)."""
@@ -116,6 +131,13 @@ class Trained(Known):
         """Return the mean profiles of the training cells."""
         mean = self.module.profiles.cpu().numpy()
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count)
+
+    def spread_of(self, condition: int | None) -> np.ndarray:
+        """Return the spread of a condition, on the scale of profiles; of a new one the mean of all."""
+        own = self.spread.mean(0) if condition is None else self.spread[condition]
+        if self.module.is_count:
+            return own
+        return own / np.square(self.module.gene_scale.cpu().numpy())
 
     def codes_of(self, label: int, condition: int | None) -> tuple[Tensors, Tensor] | None:
         """Return the codes kept of a label and condition: what they are decoded with, and z."""

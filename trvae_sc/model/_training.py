@@ -20,12 +20,13 @@ from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
+from trvae_sc.model._codes import collapse_note, kl_by_dimension
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import BestWeights, EpochCheckpoint
+from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
@@ -54,6 +55,8 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
         ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
         loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+        Beside the progress bar a line says after the first epoch how long the others will take, and one at
+        the end how long all took and whether these terms have levelled off.
 
         Parameters
         ----------
@@ -152,7 +155,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
         mode = kwargs.get("early_stopping_mode", "min")
-        callbacks = [*kwargs.pop("callbacks", [])]
+        callbacks = [*kwargs.pop("callbacks", []), Clock()]
         callbacks += [BestWeights(monitor, mode)] if early_stopping else []
         if checkpoint_dir is not None:
             run = {
@@ -199,6 +202,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             since=self.frozen_conditions_,
             seed=self.seed_,
         )
+        if not self.frozen_conditions_:
+            self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
+            note = collapse_note(self.kl_)
+            if note is not None:
+                logger.warning("%s", note)
 
     @property
     def trained(self) -> Trained:
@@ -216,6 +224,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             training=self.training_,
             n_frozen=self.frozen_conditions_,
             marks=self.training_marks_,
+            spread=self.spread_,
         )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
@@ -249,7 +258,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     def _note_one_sided_labels(self) -> None:
         """Log the labels with cells under one condition only."""
-        if self.adata is None or not self.labels:
+        if self.adata is None or not self.labels or not self.conditions:
             return
         codes = [
             self.adata_manager.get_from_registry(key).ravel().astype(int)

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values, unit_of
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import LOG_UNIT, UNIT, axes_of, check_columns, line_styles, plain
 
 # -- dose response ------------------------------------------------------------------------------------
@@ -93,7 +94,9 @@ def dose_response(
     unit: str | None = None,
     dose_unit: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Observed means of a gene by dose, with standard errors, and the predicted curve of each label.
 
     Parameters
@@ -113,6 +116,8 @@ def dose_response(
         Units of mean and dose, for the axis labels; that of the mean as the table says if None.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -160,7 +165,7 @@ def dose_response(
     _dose_legend(ax, styles, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
-    return ax
+    return finish(ax, "dose_response", show=show, save=save)
 
 
 def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
@@ -302,7 +307,9 @@ def interpolation(
     target: str = "target",
     unit: str = LOG_UNIT,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Mean expression of genes on the way from source to target.
 
     Parameters
@@ -315,6 +322,8 @@ def interpolation(
         Unit of the means, for the axis label.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -336,4 +345,4 @@ def interpolation(
     ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    return finish(ax, "interpolation", show=show, save=save)

@@ -1,6 +1,7 @@
 """Data loading and training of TRVAE, behind scvi-tools' own ``train``."""
 
 from trvae_sc.training._best import BestWeights
+from trvae_sc.training._clock import Clock, levelled_off
 from trvae_sc.training._data import (
     Batches,
     DataLoader,
@@ -16,12 +17,14 @@ __all__ = [
     "NOT_STARTED",
     "Batches",
     "BestWeights",
+    "Clock",
     "DataLoader",
     "DataManager",
     "DataSplitter",
     "EpochCheckpoint",
     "TrainRunner",
     "TrainingPlan",
+    "levelled_off",
     "row_numbers",
     "seed_of",
 ]

@@ -39,7 +39,11 @@ def _own_module(plan: ScviTrainingPlan) -> TRVAEModule:
 
 
 def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
-    """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells."""
+    """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells.
+
+    Also the cells' ``marks``, and the ``spread`` of genes in each condition: of counts their dispersion,
+    else their variance within labels, shape (n_conditions, n_genes).
+    """
     n_groups, n_genes = module.n_cells.numel(), len(module.gene_mean)
     n_cells = torch.zeros(n_groups, dtype=torch.float64)
     sums = torch.zeros(n_groups, n_genes, dtype=torch.float64)
@@ -69,15 +73,25 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     variance = squares.sum(0) / n_cells.sum() - mean.square()
     kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
     moments = sums, squares, inverse_totals, n_cells
+    dispersion = None if not totals else _dispersion(*moments, kappa)
     return {
         "kappa": kappa,
         "mean": mean.float(),
         "scale": variance.clamp_min(0.0).sqrt().float(),
         "sums": sums,
         "n_cells": n_cells.view(module.n_cells.shape),
-        "dispersion": None if not totals else _dispersion(*moments, kappa),
+        "dispersion": dispersion,
+        "spread": _variance(sums, squares, n_cells) if dispersion is None else dispersion,
         "marks": np.concatenate(marks) if marks else np.zeros(0),
     }
+
+
+def _variance(sums: Tensor, squares: Tensor, n_cells: Tensor) -> Tensor:
+    """Return the variance of genes within labels in each condition; see :func:`_dispersion`."""
+    n = n_cells[:, None]
+    within = squares - (sums.square() / n.clamp_min(1)).view(-1, *squares.shape).sum(0)
+    free = (n - 1).clamp_min(0).view(-1, len(squares), 1).sum(0)
+    return within.clamp_min(0.0) / free.clamp_min(1)
 
 
 def _dispersion(
@@ -166,6 +180,9 @@ class TrainingPlan(ScviTrainingPlan):
         self.lr_schedule = lr_schedule
         self._sums: dict[str, dict[str, Tensor]] = {}
         self.marks = np.zeros(0)  #: of the training cells, see trvae_sc.identity.cell_marks
+        self.spread = np.zeros(
+            (0, 0)
+        )  #: of genes in each condition, see :func:`training_statistics`
 
     def setup(self, stage: str) -> None:
         """Collect the statistics of the training cells; meet the other processes."""
@@ -176,7 +193,7 @@ class TrainingPlan(ScviTrainingPlan):
             loader = datamodule.train_dataloader()
         module = _own_module(self)
         found = training_statistics(loader, module)
-        self.marks = found.pop("marks")
+        self.marks, self.spread = found.pop("marks"), found.pop("spread").numpy()
         module.set_statistics(**found)
         if _is_distributed():
             module.peers = Peers(self.trainer.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import hashlib
 import logging
 import pickle
@@ -281,12 +282,18 @@ class TrainRunner(ScviTrainRunner):
         """Hand what was learned to the model, and how far training went."""
         known = self.model.training_marks_
         self.model.training_marks_ = np.union1d(known, self.training_plan.marks)
+        spread, known = self.training_plan.spread, self.model.spread_
+        if len(known) and self.model.frozen_conditions_:  # as the reference of a query had them
+            n_known = self.model.frozen_conditions_
+            spread[:n_known] = known[:n_known]
+        self.model.spread_ = spread
         self.model.training_ = {
             **self.model.training_,
             "epochs": int(self.trainer.current_epoch),
             "planned": int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
+        self.model.training_date_ = datetime.datetime.now(datetime.UTC).date().isoformat()
         if (
             not self.model.history
         ):  # stopped in its first epoch before: scvi-tools would add nothing

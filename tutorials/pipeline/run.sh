@@ -35,7 +35,7 @@ step() {
 }
 
 step "$out/holdouts.json" trvae-sc benchmark "$cells" "${fits[@]}" --min-cells "${MIN_CELLS:-30}" \
-    ${given[@]:+--holdouts "${given[@]}"} --list
+    ${given[@]:+--holdout "${given[@]}"} --list --json
 listed=$(python3 -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' "$out/holdouts.json")
 mapfile -t holdouts <<< "$listed"
 
@@ -48,7 +48,7 @@ if [ -n "$(printf '%s\n' "${names[@]}" | sort | uniq -d)" ]; then
     exit 2
 fi
 
-step "$out/benchmark.txt" trvae-sc benchmark "$cells" "${fits[@]}" --holdouts "${holdouts[@]}"
+step "$out/benchmark.json" trvae-sc benchmark "$cells" "${fits[@]}" --json --holdout "${holdouts[@]}"
 cp "$out/benchmark/summary.json" "$out/benchmark/table.csv" "$out"
 
 for i in "${!names[@]}"; do
@@ -56,16 +56,16 @@ for i in "${!names[@]}"; do
     model=$out/models/$name prediction=$out/predictions/$name checkpoint=$out/checkpoints/$name
     if [ ! -e "$model.json" ]; then
         step "$model.json" trvae-sc train "$cells" "${keys[@]}" "${genes[@]}" "${epochs[@]}" \
-            --holdout "$holdout" --checkpoint-dir "$checkpoint" -o "$model" --force
+            --holdout "$holdout" --checkpoint-dir "$checkpoint" -o "$model" --force --json
     fi
     rm -rf "$checkpoint"
     if [ ! -e "$prediction.json" ]; then
         step "$prediction.json" trvae-sc predict "$model" "$cells" --labels "${holdout%:*}" \
-            --target "${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force
+            --target "${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force --json
     fi
     predictions+=("$prediction.h5ad")
 done
 
-step "$out/report.json" trvae-sc report "$out/benchmark" -o "$out/report.html" --force \
+step "$out/report.json" trvae-sc report "$out/benchmark" -o "$out/report.html" --force --json \
     --predictions "${predictions[@]}"
 step "$out/pipeline.json" python3 "$here/collect.py" "$out" "${names[@]}"

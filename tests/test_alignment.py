@@ -1,0 +1,69 @@
+"""Cells of another data set with the genes of a model."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import trvae_sc
+from trvae_sc.errors import InputError
+
+
+def test_genes_are_ordered_and_those_that_lack_get_their_mean_share(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    model = fit(adata)
+    other = make_adata(n_cells=60, seed=5)
+    lacking = other[:, ["gene_9", *[f"gene_{j}" for j in range(30) if j not in (3, 9)]]].copy()
+    found = trvae_sc.align_genes(lacking, model)
+    assert found.var_names.tolist() == adata.var_names.tolist()
+    share = np.concatenate(
+        [
+            (adata.X.toarray()[rows] / adata.obs["n_counts"].to_numpy()[rows, None])
+            for rows in [np.arange(240)]
+        ]
+    ).mean(0)
+    kept = np.arange(30) != 3
+    np.testing.assert_array_equal(found.X.toarray()[:, kept], other.X.toarray()[:, kept])
+    expected = other.obs["n_counts"].to_numpy() * share[3]
+    assert np.abs(found.X.toarray()[:, 3] - expected).max() <= 0.5 + 1e-3
+    report = found.uns["trvae_sc_alignment"]
+    assert report["missing"].tolist() == ["gene_3"]
+    assert report["share_missing"] == pytest.approx(1 / 30)
+    assert report["n_left_out"] == 0
+    predicted = model.predict(found, target="stimulated", source="control")
+    assert any(
+        "3.3% of the genes were not measured" in note for note in predicted.uns["trvae_sc"]["notes"]
+    )
+
+
+def test_with_all_genes_values_are_what_they_were(make_adata, fit):
+    model = fit(make_adata(n_cells=240))
+    other = make_adata(n_cells=60, n_genes=40, seed=5)
+    shuffled = other[:, np.random.default_rng(0).permutation(40)].copy()
+    found = trvae_sc.align_genes(shuffled, model)
+    np.testing.assert_array_equal(found.X.toarray(), other.X.toarray()[:, :30])
+    assert found.uns["trvae_sc_alignment"]["n_left_out"] == 10
+    expected = model.predict(other[:, :30].copy(), target="stimulated", source="control")
+    own = model.predict(found, target="stimulated", source="control")
+    assert (own.X != expected.X).nnz == 0
+
+
+def test_values_get_the_mean_of_training(make_adata, fit):
+    adata = make_adata(n_cells=240, values="log")
+    adata.layers["logs"] = adata.X
+    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+    model = fit(adata, gene_likelihood="normal", setup={"layer": "logs"})
+    found = trvae_sc.align_genes(adata[:, 1:].copy(), model)
+    expected = adata.layers["logs"].toarray()[:, 0].mean()
+    np.testing.assert_allclose(found.layers["logs"].toarray()[:, 0], expected, rtol=1e-4)
+
+
+def test_too_many_missing_genes_are_refused_and_the_error_names_the_way(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    model = fit(adata)
+    with pytest.raises(InputError, match="At most 10% are filled in"):
+        trvae_sc.align_genes(adata[:, 4:].copy(), model)
+    assert trvae_sc.align_genes(adata[:, 4:].copy(), model, max_missing=0.2).n_vars == 30
+    with pytest.raises(InputError, match="align_genes"):
+        model.predict(adata[:, 1:].copy(), target="stimulated")
+    with pytest.raises(InputError, match="max_missing is 2"):
+        trvae_sc.align_genes(adata, model, max_missing=2)

@@ -1,0 +1,176 @@
+"""A prediction beside measured cells: scores as a benchmark has them, refusals with the reason."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import r2_score
+
+import trvae_sc
+from trvae_sc import baselines
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Holdout, Keys, ceiling, prepare_task, score
+
+KEYS = Keys("condition", "cell_type", total_counts_key="n_counts")
+NK = Holdout("NK", "stimulated", "control")
+
+
+def without(adata, label="NK"):
+    return adata[~((adata.obs["cell_type"] == label) & (adata.obs["condition"] == "stimulated"))]
+
+
+@pytest.fixture
+def adata(make_adata):
+    return make_adata(n_cells=240)
+
+
+@pytest.fixture
+def predicted(adata, fit):
+    model = fit(without(adata).copy())
+    return model.predict(target="stimulated", labels="NK")
+
+
+def test_scores_are_those_of_a_benchmark_on_the_same_cells(adata, predicted):
+    task = prepare_task(adata, NK, keys=KEYS, n_top_genes=None)
+    own = trvae_sc.compare(predicted, adata).scores.set_index(["metric", "genes"])
+    expected = score(task, predicted).set_index(["metric", "genes"])["value"]
+    assert set(own.index) == set(expected.index)
+    np.testing.assert_allclose(own["predicted"], expected.reindex(own.index), rtol=0, atol=1e-9)
+    best = ceiling(task)["ceiling"].set_index(["metric", "genes"])["value"]
+    np.testing.assert_allclose(own["ceiling"], best.reindex(own.index), rtol=0, atol=1e-9)
+
+
+def test_no_change_scores_nothing_and_the_truth_itself_everything(adata, predicted):
+    kappa = float(predicted.uns["trvae_sc"]["kappa"])
+    cells = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")]
+    share = cells.X.toarray() / cells.obs["n_counts"].to_numpy()[:, None]
+    perfect = anndata.AnnData(np.log1p(kappa * share), obs=cells.obs.copy(), var=cells.var)
+    perfect.obs["source_condition"] = "control"
+    perfect.uns["trvae_sc"] = dict(predicted.uns["trvae_sc"], scale="log(1 + kappa * share)")
+    found = trvae_sc.compare(perfect, adata).table()
+    assert found.loc[("NK", "effect_r2"), "no change"] == 0.0
+    assert found.loc[("NK", "effect_r2"), "predicted"] == pytest.approx(1.0, abs=1e-6)
+    assert (
+        found.loc[("NK", "energy_distance"), "predicted"] <= 0.0
+    )  # without bias: below 0 of equal cells
+
+
+def test_an_effect_is_that_of_log_values_by_hand(adata, predicted):
+    comparison = trvae_sc.compare(predicted, adata)
+    kappa = np.median(without(adata).obs["n_counts"])
+
+    def mean(cells):
+        share = cells.X.toarray() / cells.obs["n_counts"].to_numpy()[:, None]
+        return np.log1p(kappa * share).mean(0)
+
+    of = {c: adata[(adata.obs.cell_type == "NK") & (adata.obs.condition == c)] for c in KEYS_OF}
+    start, end = mean(of["control"]), mean(of["stimulated"])
+    change = mean(predicted) - start
+    value = comparison.scores.set_index(["metric", "genes"])["predicted"]["effect_r2", "all"]
+    assert value == pytest.approx(
+        1 - np.square(change - end + start).sum() / np.square(end - start).sum()
+    )
+    genes = comparison.tables()["NK"].loc[adata.var_names]
+    np.testing.assert_allclose(genes["real_change"], end - start, atol=1e-6)
+    np.testing.assert_allclose(genes["predicted_change"], change, atol=1e-6)
+    assert r2_score(genes["real_mean"], end) == pytest.approx(1.0)
+
+
+KEYS_OF = ("control", "stimulated")
+
+
+def test_several_labels_are_compared_each_with_its_own_cells(adata, fit):
+    model = fit(adata)
+    predicted = model.predict(source="control", target="stimulated")
+    found = trvae_sc.compare(predicted, adata)
+    assert list(found.tables()) == ["B", "NK", "T"]
+    assert set(trvae_sc.compare(predicted, adata, label="B").scores["label"]) == {"B"}
+    assert "effect_r2" in repr(found)
+    assert "<table" in found._repr_html_()
+
+
+def test_totals_over_all_genes_are_added_up_where_the_prediction_counts_them(make_adata):
+    adata = make_adata(n_cells=240)
+    del adata.obs["n_counts"]
+    keys = Keys("condition", "cell_type")
+    task = prepare_task(adata, NK, keys=keys, n_top_genes=20)
+    for name in ("mean_shift", "context_shift"):
+        shifted = getattr(baselines, name)(
+            task.train, task.source, target="stimulated", keys=task.keys
+        )
+        own = trvae_sc.compare(shifted, adata).scores.set_index(["metric", "genes"])["predicted"]
+        expected = score(task, shifted).set_index(["metric", "genes"])["value"]
+        np.testing.assert_allclose(own, expected.reindex(own.index), rtol=0, atol=1e-9)
+    with pytest.raises(InputError, match="totals over whole cells"):
+        trvae_sc.compare(shifted, adata[:, task.train.var_names])
+
+
+def test_cells_of_the_combination_alone_need_a_control(adata, predicted):
+    real = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")]
+    start = adata[adata.obs["condition"] == "control"]
+    with pytest.raises(InputError, match="0 cells of NK under control"):
+        trvae_sc.compare(predicted, real)
+    found = trvae_sc.compare(predicted, real, start)
+    everything = trvae_sc.compare(predicted, adata)
+    alone = found.scores.set_index(["metric", "genes"])["predicted"]
+    assert "specific_pearson" not in alone.index.get_level_values("metric")
+    assert alone["effect_r2", "all"] == pytest.approx(
+        everything.scores.set_index(["metric", "genes"])["predicted"]["effect_r2", "all"], abs=1e-6
+    )
+    assert "other labels" in repr(found)
+
+
+def test_a_prediction_read_from_a_file_is_compared_the_same(adata, predicted, tmp_path):
+    before = trvae_sc.compare(predicted, adata).scores
+    predicted.write_h5ad(tmp_path / "p.h5ad")
+    again = trvae_sc.compare(anndata.read_h5ad(tmp_path / "p.h5ad"), adata).scores
+    pd.testing.assert_frame_equal(before, again)
+
+
+def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
+    scores = trvae_sc.compare(predicted, adata, n_top=7).scores
+    assert {"top7", "all", "pcs"} == set(scores["genes"])
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
+    with pytest.raises(InputError, match="This is no prediction"):
+        trvae_sc.compare(adata, adata)
+    with pytest.raises(InputError, match="lacks 10 of the 30 predicted genes"):
+        trvae_sc.compare(predicted, adata[:, 10:])
+    logged, bare = adata.copy(), adata.copy()
+    logged.X = logged.X.log1p()
+    del bare.obs["cell_type"]
+    with pytest.raises(InputError, match="not counts"):
+        trvae_sc.compare(predicted, logged)
+    with pytest.raises(InputError, match="Labels \\['X'\\] were not predicted"):
+        trvae_sc.compare(predicted, adata, label="X")
+    with pytest.raises(InputError, match="truth lacks measured cells"):
+        trvae_sc.compare(predicted, without(adata))
+    with pytest.raises(InputError, match="No column 'cell_type'"):
+        trvae_sc.compare(predicted, bare)
+
+
+def test_log_values_are_not_compared_with_counts(make_adata, fit):
+    adata = make_adata(n_cells=240, values="log")
+    model = fit(without(adata).copy(), gene_likelihood="normal")
+    predicted = model.predict(target="stimulated", labels="NK")
+    assert len(trvae_sc.compare(predicted, adata).scores)
+    counts = adata.copy()
+    counts.X = counts.X.expm1()
+    counts.X.data = np.round(counts.X.data) * 10
+    with pytest.raises(InputError, match="holds counts"):
+        trvae_sc.compare(predicted, counts)
+
+
+def test_conditions_of_several_columns_are_compared_by_their_names(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    adata.obs["dose"] = np.where(adata.obs["condition"] == "stimulated", 2.0, 0.0)
+    adata.obs["drug"] = "x"
+    train = without(adata).copy()
+    trvae_sc.TRVAE.setup_anndata(train, ["drug", "dose"], labels_key="cell_type")
+    model = trvae_sc.TRVAE(train, n_latent=4, n_hidden=(8,))
+    model.train(2, enable_progress_bar=False, accelerator="cpu", devices=1)
+    predicted = model.predict(target=("x", 2.0), labels="NK")
+    scores = trvae_sc.compare(predicted, adata).scores
+    assert set(scores["target"]) == {"x + 2"}
+    assert set(scores["source"]) == {"x + 0"}

@@ -1,0 +1,170 @@
+"""Conditions that are sets of parts: coding, likeness, prediction of sets never measured."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from trvae_sc import TRVAE
+from trvae_sc.condition_sets import ConditionSets, extended_sets, new_sets, space_of
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.errors import InputError
+
+NAMES = ["A", "A+B", "B", "C+ctrl", "control"]
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+
+
+def space():
+    coding = new_sets(pd.Series(NAMES), "+")
+    return space_of("condition", NAMES, coding)
+
+
+def test_a_condition_is_coded_by_its_parts_and_a_control_by_none():
+    coding = new_sets(pd.Series(NAMES), "+")
+    assert coding["features"] == ["A", "B", "C"]
+    assert coding["values"] == [["A"], ["A", "B"], ["B"], ["C"], []]
+    expected = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert space().design().tolist() == expected
+    assert space().features("B+C").tolist() == [[0, 1, 1]]
+    assert type(space_of("c", NAMES, None)) is ConditionSpace
+
+
+@pytest.mark.parametrize("given", ["B+A", "A+B", ["B", "A"], ("A", "B"), {"A", "B"}, "A+ctrl+B"])
+def test_a_set_is_the_same_in_any_order(given):
+    assert space().level(given) == "A+B"
+    assert space().code(space().level(given)) == 1
+
+
+def test_new_sets_have_a_name_and_a_remark():
+    assert space().level(["C", "A"]) == "A+C"
+    assert space().code("A+C") is None
+    assert space().level("C") == "C+ctrl"
+    assert space().values("C+A") == ["A", "C"]
+    assert "predicted from its parts" in space().remarks("A+C")[0]
+    assert space().remarks("A+B") == []
+    assert space().singles("C+A") == ["A", "C+ctrl"]
+    assert space().singles("A") is None
+
+
+@pytest.mark.parametrize("given", ["D", "A+D", "A+A", 3, ""])
+def test_unknown_parts_are_refused(given):
+    with pytest.raises(InputError, match="sets can be"):
+        space().level(given)
+
+
+def test_alike_is_the_covariance_of_sums_of_independent_parts():
+    """Monte Carlo: effects of parts of variance 1, of sets as such and of all of 0.01."""
+    rng, names = np.random.default_rng(0), ["A", "A+B", "B", "C", "A+B+C", "control"]
+    part, own = rng.normal(size=(3, 400_000)), 0.1 * rng.normal(size=(7, 400_000))
+    effects = [[0], [0, 1], [1], [2], [0, 1, 2], []]
+    total = np.stack([part[e].sum(0) + own[i] + own[6] for i, e in enumerate(effects)])
+    total[5] = 0.0  # from itself nothing changes
+    found = space().alike("control", names)
+    assert found == pytest.approx(total @ total.T / part.shape[1], abs=0.02)
+    shifted = total - (part[0] + own[0] + own[6])
+    from_a = space().alike("A", ["A", "A+B", "B"])
+    assert from_a[1, 1] == pytest.approx(np.var(shifted[1]), abs=0.05)
+    assert from_a[1, 2] == pytest.approx(np.mean(shifted[1] * shifted[2]), abs=0.05)
+    assert not from_a[0].any()
+
+
+def test_two_parts_measured_alone_give_their_sum():
+    likeness = space().likeness("control", "A+C", np.array([1, 0, 0, 1, 0], bool))
+    weights = np.linalg.solve(likeness.kernel, likeness.target)
+    assert weights == pytest.approx([1, 1], abs=0.02)
+    own = space().likeness("control", "A+B", np.array([1, 1, 1, 1, 0], bool))
+    assert own.codes.tolist() == [1]
+
+
+def test_a_query_adds_parts_at_the_end():
+    coding = extended_sets(new_sets(pd.Series(NAMES), "+"), [*NAMES, "0new+A"])
+    assert coding["features"] == ["A", "B", "C", "0new"]
+    assert coding["values"][-1] == ["0new", "A"]
+
+
+def sets_data(seed=0, n_each=60, n_genes=60):
+    """Return cells of log values whose parts add up, with A+B there and A+C missing."""
+    genes, rng = np.random.default_rng(1), np.random.default_rng(seed)
+    base = genes.normal(2.0, 1.0, n_genes)
+    effect = {p: genes.normal(0, 1, n_genes) * (genes.random(n_genes) < 0.5) for p in "ABC"}
+    names = ["control", "A", "B", "C", "A+B", "B+C"]
+    x = [
+        base + sum(effect[p] for p in c.split("+") if p in effect)
+        + rng.normal(0, 0.5, (n_each, n_genes))
+        for c in names
+    ]  # fmt: skip
+    obs = pd.DataFrame({"condition": np.repeat(names, n_each), "cell_type": "K"})
+    obs.index = obs.index.astype(str)
+    return AnnData(np.concatenate(x).astype(np.float32), obs=obs), effect
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    adata, effect = sets_data()
+    TRVAE.setup_anndata(adata, "condition", labels_key="cell_type", condition_separator="+")
+    model = TRVAE(adata, gene_likelihood="normal", n_latent=4, n_hidden=(16, 8))
+    model.train(5, **QUIET)
+    return model, effect
+
+
+def test_an_unseen_set_is_predicted_and_saved(fitted, tmp_path):
+    model, effect = fitted
+    predicted = model.predict(target="C+A", source="control", output="mean")
+    change = predicted.var["predicted_change"].to_numpy()
+    truth = effect["A"] + effect["C"]
+    assert 1 - np.square(change - truth).sum() / np.square(truth).sum() > 0.9
+    assert set(predicted.obs["condition"]) == {"A+C"}
+    assert any("from its parts" in note for note in predicted.uns["trvae_sc"]["notes"])
+    predicted.write_h5ad(tmp_path / "p.h5ad")
+    anndata.read_h5ad(tmp_path / "p.h5ad")
+    model.save(tmp_path / "m")
+    again = TRVAE.load(tmp_path / "m", adata=model.adata)
+    assert isinstance(again.condition_space, ConditionSets)
+    table = again.effects(target=["A", "C"], source="control")
+    assert table["change"].to_numpy() == pytest.approx(change, abs=1e-5)
+    assert again.spread_ == pytest.approx(model.spread_)
+    inside = (table["lower"] <= truth) & (truth <= table["upper"])
+    assert inside.mean() > 0.7
+
+
+def test_a_query_with_a_new_part_is_learned(fitted):
+    model, _ = fitted
+    query, _ = sets_data(seed=3, n_each=20)
+    query.obs["condition"] = query.obs["condition"].replace({"A+B": "A+new", "B+C": "new"})
+    extended = TRVAE.load_query_data(query, model)
+    extended.train(2, **QUIET)
+    assert extended.spread_[:6] == pytest.approx(model.spread_)
+    assert len(extended.spread_) == 8
+    assert extended.predict(target="B+new", source="control").n_obs == 20
+
+
+def bad(names):
+    obs = pd.DataFrame({"condition": names, "other": "x"})
+    obs.index = obs.index.astype(str)
+    return AnnData(np.ones((len(names), 2), np.float32), obs=obs)
+
+
+@pytest.mark.parametrize(
+    ("names", "separator", "message"),
+    [
+        (["ctrl", "A", "B"], "+", "No condition .* has '\\+' between parts"),
+        (["ctrl", "A+B"], "", "give the text between parts"),
+        (["ctrl", "A+B"], 1, "give the text between parts"),
+        (["X", "A+B"], "+", "called like a control"),
+        (["ctrl", "A+B", "B+A"], "+", "are the same set"),
+        (["ctrl", "A+A", "B"], "+", "empty or there twice"),
+        (["ctrl", "A+", "B"], "+", "empty or there twice"),
+    ],
+)
+def test_bad_sets_are_refused_before_anything_is_written(names, separator, message):
+    adata = bad(names)
+    with pytest.raises(InputError, match=message):
+        TRVAE.setup_anndata(adata, "condition", condition_separator=separator)
+    assert list(adata.obs) == ["condition", "other"]
+    assert not adata.uns
+
+
+def test_sets_of_several_columns_are_refused():
+    with pytest.raises(InputError, match="those of one column"):
+        TRVAE.setup_anndata(bad(["ctrl", "A+B"]), ["condition", "other"], condition_separator="+")

@@ -1,0 +1,114 @@
+"""Pathways of predicted changes: the t value of a regression, by scipy; overlap and input."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import trvae_sc
+from trvae_sc.errors import InputError, MissingExtraError
+
+GENES = [f"g{i}" for i in range(60)]
+NET = pd.DataFrame(
+    {"source": ["up"] * 8 + ["none"] * 8 + ["tiny"] * 2, "target": GENES[:16] + GENES[20:22]}
+)
+
+
+def table(seed=0):
+    """Return changes of two labels; the first eight genes rise."""
+    rng, rows = np.random.default_rng(seed), []
+    for label in ("B", "T"):
+        change = rng.normal(0, 0.3, 60)
+        change[:8] += 1.5
+        rows.append(
+            pd.DataFrame(
+                {"label": label, "source": "c", "target": "s", "gene": GENES, "change": change}
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_input_that_cannot_be_scored_is_refused_before_decoupler_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    effects, empty = table(), tmp_path / "empty.gmt"
+    empty.write_text("")
+    for net, message in (
+        (NET.assign(target="x" + NET["target"]), "share no genes: net has 'xg0'"),
+        (NET[NET["source"] == "tiny"], "has 5 genes among the 60"),
+        (NET.rename(columns={"target": "gene"}), "columns source"),
+        (NET.iloc[:0], "has no sets"),
+        ("nowhere.gmt", "No file nowhere.gmt"),
+        (empty, "has no sets"),
+        (3, "has no sets"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trvae_sc.pathways(effects, net)
+    with pytest.raises(InputError, match="Unknown method 'x'"):
+        trvae_sc.pathways(effects, NET, method="x")
+    with pytest.raises(InputError, match="label, gene and change"):
+        trvae_sc.pathways(effects.drop(columns="gene"), NET)
+    with pytest.raises(InputError, match="this is str"):
+        trvae_sc.pathways("effects", NET)
+    with pytest.raises(InputError, match="several rows of one gene"):
+        trvae_sc.pathways(pd.concat([effects, effects]), NET)
+    with pytest.raises(InputError, match="no change of some genes"):
+        trvae_sc.pathways(effects.iloc[:-1], NET)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        trvae_sc.pathways(effects, NET)
+
+
+def test_ulm_is_the_t_value_of_the_slope():
+    pytest.importorskip("decoupler", exc_type=ImportError)
+    effects = table()
+    found = trvae_sc.pathways(effects, NET)
+    assert found["pathway"].tolist() == ["up", "none"] * 2
+    assert found["n_genes"].tolist() == [8] * 4
+    for label in ("B", "T"):
+        y = effects[effects["label"] == label]["change"].to_numpy()
+        own = found[found["label"] == label].set_index("pathway")
+        pval = []
+        for name in ("none", "up"):
+            x = np.isin(GENES, NET[NET["source"] == name]["target"]).astype(float)
+            fit = stats.linregress(x, y)
+            assert own.loc[name, "score"] == pytest.approx(fit.slope / fit.stderr)
+            pval.append(fit.pvalue)
+        expected = stats.false_discovery_control(pval)
+        assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
+
+
+def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path):
+    pytest.importorskip("decoupler", exc_type=ImportError)
+    effects = table()
+    effects["real_change"] = -effects["change"]
+    path = tmp_path / "sets.gmt"
+    path.write_text("".join(
+        f"{name}\tabout\t" + "\t".join(own["target"]) + "\n" for name, own in NET.groupby("source")
+    ))  # fmt: skip
+    before = effects.copy()
+    found = trvae_sc.pathways(effects, path)
+    assert effects.equals(before)
+    assert found["real_score"].to_numpy() == pytest.approx(-found["score"].to_numpy())
+    assert not found["agrees"].any()
+    same = trvae_sc.pathways(effects.drop(columns="real_change"), NET)
+    assert found[same.columns].equals(same)
+
+
+@pytest.mark.parametrize("method", ["mlm", "zscore", "waggr", "aucell"])
+def test_other_methods(method):
+    pytest.importorskip("decoupler", exc_type=ImportError)
+    effects = table()
+    effects["change"] = effects["change"].abs()
+    found = trvae_sc.pathways(effects, NET, method=method)
+    assert found["pathway"].tolist() == ["up", "none"] * 2
+    assert found["qval"].isna().all() == (method == "aucell")
+
+
+def test_effects_of_a_model(trained):
+    pytest.importorskip("decoupler", exc_type=ImportError)
+    effects = trained.effects(target="stimulated")
+    net = pd.DataFrame({"source": "s", "target": [f"gene_{i}" for i in range(8)]})
+    found = trvae_sc.pathways(effects, net)
+    assert found["label"].tolist() == ["B", "NK", "T"]
+    assert found["source"].unique().tolist() == ["control"]

@@ -1,0 +1,150 @@
+"""A few measured cells beside a prediction: weights in closed form, gain on simulated truth, bad input."""
+
+import anndata
+import numpy as np
+import pytest
+from scipy import stats
+
+from trvae_sc import TRVAE
+from trvae_sc.datasets import simulate
+from trvae_sc.errors import InputError
+from trvae_sc.model._exemplars import Exemplars
+
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+
+
+def test_values_are_combined_by_their_precision():
+    rng = np.random.default_rng(0)
+    f, seen, spread, error = rng.gamma(2.0, 1.0, (4, 50))
+    found, left = Exemplars(seen, 4, 1.0, spread).combined(f, error, is_count=False)
+    precision = 1 / error, 4 / spread
+    expected = (precision[0] * f + precision[1] * seen) / sum(precision)
+    assert found == pytest.approx(expected)
+    assert left == pytest.approx(1 / sum(precision) / error)
+
+
+def test_the_posterior_of_values_covers_the_truth():
+    """Truth drawn around a prediction, cells around the truth."""
+    rng = np.random.default_rng(1)
+    f, error, spread = np.zeros(4000), np.full(4000, 0.5), np.full(4000, 2.0)
+    truth = rng.normal(f, np.sqrt(error))
+    seen = rng.normal(truth, np.sqrt(spread / 3))
+    found, left = Exemplars(seen, 3, 1.0, spread).combined(f, error, is_count=False)
+    inside = np.abs(truth - found) < stats.norm.ppf(0.95) * np.sqrt(error * left)
+    assert inside.mean() == pytest.approx(0.9, abs=0.015)
+
+
+def test_counts_are_combined_as_means_not_as_logarithms():
+    """One cell of a rare gene: its zero, or its count, says little, and is no bias over many cells."""
+    rng = np.random.default_rng(2)
+    f, error, spread = np.log1p([0.2]), np.array([0.05]), np.array([0.5])
+    counts = rng.poisson(0.2, 4000)
+    moved = [
+        np.expm1(Exemplars(np.log1p([k]), 1, 1.0, spread).combined(f, error, is_count=True)[0])
+        for k in counts
+    ]
+    assert np.mean(moved) == pytest.approx(0.2, rel=0.05)
+    many, left = Exemplars(np.log1p([3.0]), 10**6, 1.0, spread).combined(f, error, is_count=True)
+    assert many == pytest.approx(np.log1p([3.0]), abs=1e-3)
+    assert left < 1e-3
+    sure, _ = Exemplars(np.log1p([3.0]), 5, 1.0, spread).combined(f, 0 * error, is_count=True)
+    assert sure == pytest.approx(f)
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    """Return a model of simulated cells without one label's stimulated ones, these, and their truth."""
+    adata = simulate(3000, 200, n_labels=8, specificity=0.8, seed=3)
+    away = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
+    truth = adata.varm["true_share"]["type_0|stimulated"].to_numpy()
+    train, cells = adata[~away].copy(), adata[away].copy()
+    keys = {"labels_key": "cell_type", "total_counts_key": "total_counts"}
+    TRVAE.setup_anndata(train, "condition", **keys)
+    model = TRVAE(train, n_latent=4, n_hidden=(16, 8))
+    model.train(5, **QUIET)
+    return model, cells, truth
+
+
+def test_both_are_better_than_either(hidden):
+    model, cells, truth = hidden
+    kappa = model.module.kappa.item()
+    real = np.log1p(kappa * truth)
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(5):
+        few = cells[rng.permutation(cells.n_obs)[:10]].copy()
+        shares = few.X.toarray() / few.obs["total_counts"].to_numpy()[:, None]
+        alone, both = (
+            model.effects(target="stimulated", labels="type_0", exemplars=e)["predicted_mean"]
+            for e in (None, few)
+        )
+        seen = np.log1p(kappa * shares.mean(0))
+        errors.append([np.square(x - real).mean() for x in (alone, seen, both)])
+    alone, seen, both = np.mean(errors, 0)
+    assert both < 0.8 * min(alone, seen)
+
+
+def test_predictions_and_effects_say_the_same_and_intervals_get_narrower(hidden, tmp_path):
+    model, cells, _ = hidden
+    few, before = cells[:10].copy(), cells[:10].copy()
+    options = {"target": "stimulated", "labels": "type_0"}
+    predicted = model.predict(exemplars=few, **options)
+    table = model.effects(exemplars=few, **options)
+    assert table["change"].to_numpy() == pytest.approx(
+        predicted.var["predicted_change"].to_numpy(), abs=1e-6
+    )
+    alone = model.effects(**options)
+    assert ((table["upper"] - table["lower"]) < (alone["upper"] - alone["lower"])).all()
+    assert predicted.uns["trvae_sc"]["exemplars"] == {"type_0": 10}
+    predicted.write_h5ad(tmp_path / "p.h5ad")
+    assert anndata.read_h5ad(tmp_path / "p.h5ad").uns["trvae_sc"]["exemplars"] == {"type_0": 10}
+    assert few.obs.equals(before.obs)
+    assert not few.uns
+    shuffled = model.effects(exemplars=few[::-1, ::-1].copy(), **options)
+    assert shuffled["change"].to_numpy() == pytest.approx(table["change"].to_numpy(), abs=1e-9)
+    others = model.effects(target="stimulated", labels=["type_0", "type_1"], exemplars=few)
+    own = others[others["label"] == "type_1"]["change"].to_numpy()
+    without = model.effects(target="stimulated", labels="type_1")["change"].to_numpy()
+    assert own == pytest.approx(without)
+
+
+def test_exemplars_of_something_else_are_refused(hidden):
+    model, cells, _ = hidden
+    few, options = cells[:5].copy(), {"target": "stimulated", "labels": "type_0"}
+    control = model.adata[:5].copy()
+    control.obs["condition"] = "control"
+    unknown = few.copy()
+    unknown.obs["cell_type"] = "type_1"
+    half = few.copy()
+    half.X = half.X * 0.5
+    nameless = few.copy()
+    del nameless.obs["cell_type"]
+    for bad, message in (
+        (control, "has cells of 'control'; all must be of the target, 'stimulated'"),
+        (few[:0].copy(), "has no cells"),
+        (few[:, :50].copy(), "lacks 150 of the 200 genes"),
+        (unknown, "has cells of 'type_1', but predicted are 'type_0'"),
+        (half, "fractional values"),
+        (nameless, "No column 'cell_type'"),
+        ("few.h5ad", "Expected an AnnData, got str"),
+    ):
+        for method in (model.predict, model.effects):
+            with pytest.raises(InputError, match=message):
+                method(exemplars=bad, **options)
+
+
+def test_models_that_cannot_weigh_exemplars_say_so(fit, make_adata):
+    few = make_adata(n_cells=12)
+    few = few[few.obs["condition"] == "stimulated"].copy()
+    with pytest.raises(InputError, match="calibrate=False"):
+        fit(preset="cvae").predict(target="stimulated", exemplars=few)
+    with pytest.raises(InputError, match="labels_key="):
+        fit(setup={"labels_key": None}).predict(target="stimulated", exemplars=few)
+    adata = make_adata()
+    adata = adata[adata.obs["cell_type"] != "B"].copy()
+    few = few[few.obs["cell_type"] != "B"].copy()
+    with pytest.raises(InputError, match="fewer than three"):
+        fit(adata).predict(target="stimulated", exemplars=few)
+    old = fit()
+    old.spread_ = np.zeros((0, 0))
+    with pytest.raises(InputError, match="Train it again"):
+        old.predict(target="stimulated", exemplars=few)

@@ -1,0 +1,52 @@
+"""The matrix of what was measured and what to measure next."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from trvae_sc import pl
+from trvae_sc.errors import InputError
+
+CELLS = pd.DataFrame(
+    {"control": [10, 20, 1500], "a": [5, 0, 30], "b": [0, 0, 7]}, index=["x", "y", "z"]
+)
+TABLE = pd.DataFrame(
+    {"label": ["y", "x", "z"], "condition": ["b", "b", "new"], "lowers": [0.5, 0.2, 0.1]}
+)
+
+
+def test_ranks_are_where_they_belong():
+    ax = pl.next_experiments(CELLS, TABLE)
+    texts = {
+        (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts
+    }
+    assert texts[1, 2] == "1"
+    assert texts[0, 2] == "2"
+    assert texts[2, 3] == "3"
+    assert texts[2, 0] == "1,500"
+    assert texts[1, 1] == "none"
+    shade = ax.images[0].get_array()
+    assert shade[1, 2] == 0.5
+    assert np.ma.count(np.ma.masked_invalid(shade)) == 3
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "a", "b", "new"]
+    assert "share" in ax.figure.axes[-1].get_ylabel()
+
+
+def test_it_draws_on_the_axes_given():
+    _, axes = plt.subplots(1, 2)
+    before = TABLE.copy()
+    assert pl.next_experiments(CELLS, TABLE, ax=axes[1]) is axes[1]
+    assert not axes[0].has_data()
+    assert before.equals(TABLE)
+
+
+def test_other_tables_are_refused():
+    with pytest.raises(InputError, match="no columns"):
+        pl.next_experiments(CELLS, CELLS)
+    with pytest.raises(InputError, match="numbers of cells"):
+        pl.next_experiments("x", TABLE)
+    with pytest.raises(InputError, match="no rows"):
+        pl.next_experiments(CELLS, TABLE.iloc[:0])
+    with pytest.raises(InputError, match="are not in the numbers"):
+        pl.next_experiments(CELLS, TABLE.assign(label="q"))

@@ -1,0 +1,241 @@
+"""Whole predictions from the changes of groups of cells: counts, columns and the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc.checks import (
+    PREDICTED_VAR,
+    RECORD,
+    check_matrix,
+    check_names,
+    check_obs,
+    check_type,
+    check_values,
+)
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.expression import (
+    Keys,
+    dense,
+    gene_means,
+    groups,
+    log_values,
+    median_total,
+    totals,
+    values,
+)
+from trvae_sc.levels import level_name, levels
+from trvae_sc.model._counts import Draws, transport_counts
+from trvae_sc.model._factors import Change, Factors
+from trvae_sc.model._record import combination_notes, combination_table, predicted_obs
+from trvae_sc.model._trained import Known
+from trvae_sc.shift import Profiles, novelty
+
+_BATCH = 1024  # cells moved at a time
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What methods learn from that train nothing.
+
+    Parameters
+    ----------
+    adata, keys
+        Measured cells, and where they have what.
+    known
+        Labels, conditions and numbers of cells.
+    profiles
+        f of mean shares, log(1 + kappa share), or mean values.
+    kappa
+        Median total.
+    """
+
+    adata: AnnData
+    keys: Keys
+    known: Known
+    profiles: Profiles
+    kappa: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Cells of a label under a source, and what is predicted of them."""
+
+    rows: np.ndarray
+    factors: Factors
+
+
+def learn(adata: AnnData, keys: Keys) -> Learned:
+    """Return what can be learned from measured cells.
+
+    Raises
+    ------
+    InputError
+        Columns or values that cannot be used.
+    """
+    check_type(adata)
+    check_names(adata)
+    check_matrix(adata, keys.layer)
+    totals_key = keys.total_counts_key if keys.is_count else None
+    check_obs(adata, [keys.condition_key, keys.labels_key], [totals_key])
+    known_totals = totals(adata, keys) if totals_key else None
+    check_values(values(adata, keys), is_count=keys.is_count, totals=known_totals, name="adata")
+    conditions = ConditionSpace(keys.condition_key, tuple(levels(adata.obs[keys.condition_key])))
+    labels: tuple[str, ...] = ("all",)
+    if keys.labels_key is not None:
+        labels = tuple(map(level_name, levels(adata.obs[keys.labels_key])))
+    kappa = median_total(adata, keys)
+    x = log_values(adata, keys, kappa)
+    names = [level_name(level) for level in conditions.levels]
+    mean = np.zeros((len(labels), len(names), adata.n_vars))
+    n_cells = np.zeros(mean.shape[:2])
+    for (label, condition), rows in groups(adata.obs, keys):
+        at = labels.index(label), names.index(condition)
+        mean[at], n_cells[at] = level(x[rows], is_count=keys.is_count), len(rows)
+    known = Known(conditions, labels, keys.labels_key, n_cells)
+    return Learned(adata, keys, known, Profiles(mean, n_cells, labels, keys.is_count), kappa)
+
+
+def level(x: Any, *, is_count: bool) -> np.ndarray:
+    """Return log(1 + kappa share) of the mean share of cells, from their log values; else the mean."""
+    if not is_count:
+        return gene_means(x)
+    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
+
+
+def factors_of(
+    learned: Learned,
+    label: str,
+    source: Any,
+    end: np.ndarray,
+    others: np.ndarray,
+    half_width: np.ndarray | None,
+) -> Factors:
+    """Return the change of a label to f of the target, and the factor of its mean shares."""
+    code = learned.known.labels.index(label)
+    own = learned.profiles.mean[code, learned.known.conditions.code(source)]
+    end = np.maximum(end, 0.0) if learned.keys.is_count else end
+    start_share, end_share = (np.expm1(mean) / learned.kappa for mean in (own, end))
+    ratio = np.divide(end_share, start_share, out=np.ones_like(own), where=start_share > 0)
+    change, gain = Change(own, end, half_width), end_share - start_share
+    unlike = novelty(own, others)
+    return Factors(label, source, np.ones_like(own), ratio, gain, change, unlike, is_known=True)
+
+
+def finished(
+    learned: Learned,
+    method: str,
+    moved: Sequence[Moved],
+    target: Any,
+    *,
+    output: str,
+    seed: int,
+    x: Any = None,
+) -> AnnData:
+    """Return a prediction with all that one of the model has.
+
+    Parameters
+    ----------
+    learned
+        What was measured.
+    method
+        Name of the method.
+    moved
+        Groups of cells.
+    target
+        Condition.
+    output
+        ``"counts"``, drawn here, or ``"delta"``.
+    seed
+        Seed of the counts.
+    x
+        Values of ``"delta"``, in the order of the rows in `learned`.
+    """
+    rows = np.sort(np.concatenate([group.rows for group in moved]))
+    obs = predicted_obs(learned.known, learned.adata, rows, target, 1)
+    obs["response"] = np.float32(1.0)
+    if output == "counts":
+        x = _counts(learned, moved, rows, seed)
+    result = AnnData(x, obs=obs, var=_var(learned.adata, moved))
+    if output == "counts":
+        _add_totals(result, learned, rows)
+    result.uns[RECORD] = _record(learned, method, moved, target, rows, output, seed)
+    return result
+
+
+def _counts(
+    learned: Learned, moved: Sequence[Moved], rows: np.ndarray, seed: int
+) -> sparse.csr_matrix:
+    """Return the counts of rows, moved as their groups are."""
+    x, total = values(learned.adata, learned.keys), totals(learned.adata, learned.keys)
+    group = np.zeros(learned.adata.n_obs, dtype=int)
+    for i, one in enumerate(moved):
+        group[one.rows] = i
+    ratio = np.stack([one.factors.of_target for one in moved])
+    gain = np.maximum(np.stack([one.factors.gain for one in moved]), 0.0)
+    draws, parts = Draws(seed), []
+    for at in np.array_split(rows, -(-len(rows) // _BATCH)):
+        counts = sparse.csr_matrix(dense(x[at]), dtype=np.float32)
+        own = group[at]
+        added = gain[own] * total[at][:, None]
+        parts.append(transport_counts(counts, ratio[own], added, None, draws))
+    return sparse.vstack(parts, format="csr")
+
+
+def _add_totals(result: AnnData, learned: Learned, rows: np.ndarray) -> None:
+    """Write the totals of predicted cells: what they hold, plus the rest of the source cell."""
+    key = learned.keys.total_counts_key
+    if key is None:
+        return
+    held = np.asarray(values(learned.adata, learned.keys)[rows].sum(1), dtype=np.float64).ravel()
+    rest = np.maximum(totals(learned.adata, learned.keys)[rows] - held, 0.0)
+    result.obs[key] = np.asarray(result.X.sum(1), dtype=np.float64).ravel() + np.round(rest)
+
+
+def _var(adata: AnnData, moved: Sequence[Moved]) -> pd.DataFrame:
+    """Return the genes' columns; of a single label and source with its change and interval."""
+    var = adata.var.copy()
+    var.index.name = None
+    if len(moved) > 1:
+        return var
+    return var.assign(**dict(zip(PREDICTED_VAR, moved[0].factors.change.columns(), strict=True)))
+
+
+def _record(
+    learned: Learned,
+    method: str,
+    moved: Sequence[Moved],
+    target: Any,
+    rows: np.ndarray,
+    output: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the record of a prediction, in types that h5ad and zarr can hold."""
+    known, keys = learned.known, learned.keys
+    cells = known.groups(learned.adata.obs.iloc[rows])
+    factors = [group.factors for group in moved]
+    table = combination_table(known, cells, target, factors, np.ones(len(rows), dtype=bool))
+    notes = combination_notes(table, labelled=keys.labels_key is not None)
+    scale = "counts" if output == "counts" else "log(1 + kappa * share)"
+    return {
+        "method": method,
+        "keys": keys.named(),
+        "target": level_name(target),
+        "source": np.array(table["source"].unique(), dtype=object),
+        "output": output,
+        "scale": scale if keys.is_count else "values",
+        "kappa": learned.kappa,
+        "n_samples": 1,
+        "seed": int(seed),
+        "combinations": table,
+        "notes": np.array(notes, dtype=object),
+        "versions": {"trvae_sc": version("trvae_sc")},
+    }

@@ -1,0 +1,203 @@
+"""Simple methods with all that a prediction of the model has: counts, intervals, tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.arguments import check_seed
+from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
+from trvae_sc.baselines._shift import Shift, shift_of
+from trvae_sc.baselines._simple import (
+    SIMPLE,
+    context_shift,
+    mean_shift,
+    nearest_shift,
+    no_change,
+)
+from trvae_sc.checks import check_free
+from trvae_sc.errors import InputError
+from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
+from trvae_sc.levels import level_name, match_level
+from trvae_sc.model._effects import effect_table
+from trvae_sc.model._factors import Factors
+from trvae_sc.model._trained import given_labels
+from trvae_sc.shift import half_width, p_values
+
+_FUNCTIONS = {f.__name__: f for f in (no_change, mean_shift, nearest_shift, context_shift)}
+
+
+def predict(
+    adata: AnnData,
+    target: Any,
+    *,
+    method: str = "context_shift",
+    source: Any = None,
+    labels: Any = None,
+    output: Literal["counts", "delta"] | None = None,
+    seed: int = 0,
+    keys: Any = None,
+    **names: Unpack[KeyNames],
+) -> AnnData:
+    r"""Return cells as they would be under another condition, by a method that trains nothing.
+
+    The result has the columns and the record of a prediction of the model, so that one can stand where the
+    other does.
+
+    Parameters
+    ----------
+    adata
+        Measured cells. Those of the labels to predict are moved, all are learned from.
+    target
+        Condition to predict.
+    method
+        ``"no_change"``, ``"mean_shift"``, ``"nearest_shift"`` or ``"context_shift"``.
+    source
+        Condition of the cells to start from; all but `target` if None.
+    labels
+        Label or labels of the cells to start from; all if None.
+    output
+        ``"counts"`` (default for counts): each count is kept with probability
+        :math:`\min(1, p_t / p_s)`, and Poisson counts of mean :math:`t \max(0, p_t - p_s)` are added, with
+        the label's mean share p of the gene under source and target and the cell's total t.
+        ``"delta"`` (default otherwise): log values, or values, plus the shift.
+    seed
+        Seed of the counts.
+    keys
+        Where the data are: :class:`trvae_sc.evaluation.Keys` or a model, in place of `names`.
+    **names
+        ``condition_key``, ``labels_key``, ``layer``, ``total_counts_key``, ``is_count`` as in
+        :meth:`trvae_sc.TRVAE.setup_anndata` and :class:`trvae_sc.evaluation.Keys`.
+
+    Returns
+    -------
+    AnnData like that of :meth:`trvae_sc.TRVAE.predict`: the same columns of ``obs`` and ``var``, and
+    ``uns["trvae_sc"]``. ``obs["response"]`` is 1, as all cells of a label move alike.
+
+    Raises
+    ------
+    InputError
+        Unknown method, target, source or labels; columns or values that cannot be used; no label was
+        measured under both conditions.
+    """
+    check_seed(seed)
+    learned = _learned(adata, keys_from(keys, names), method)
+    target = match_level(target, learned.known.conditions.levels, of="condition")
+    output = check_output(output, learned.keys)
+    check_free(adata)
+    found = _groups(learned, method, target, source, labels)
+    x = None
+    if output == "delta":
+        rows = np.sort(np.concatenate([group.rows for group in found]))
+        x = _FUNCTIONS[method](adata, adata[rows], target=target, keys=learned.keys).X
+    return finished(learned, method, found, target, output=output, seed=seed, x=x)
+
+
+def effects(
+    adata: AnnData,
+    target: Any,
+    *,
+    method: str = "context_shift",
+    source: Any = None,
+    labels: Any = None,
+    keys: Any = None,
+    **names: Unpack[KeyNames],
+) -> pd.DataFrame:
+    """Return the change of every gene in every label that a simple method predicts, as a table.
+
+    Parameters
+    ----------
+    adata, target, method, source, labels, keys, **names
+        As in :func:`predict`.
+
+    Returns
+    -------
+    The columns of :meth:`trvae_sc.TRVAE.effects`; intervals and p-values rest on how the method errs for
+    labels left out.
+
+    Raises
+    ------
+    InputError
+        As :func:`predict`.
+    """
+    learned = _learned(adata, keys_from(keys, names), method)
+    target = match_level(target, learned.known.conditions.levels, of="condition")
+    return pd.concat(
+        [
+            effect_table(
+                group.factors,
+                target,
+                adata.var_names,
+                p_values(group.factors.change.columns()[2], group.shift.missed, group.shift.n),
+                n_cells=len(group.rows),
+                is_count=learned.keys.is_count,
+            )
+            for group in _groups(learned, method, target, source, labels)
+        ],
+        ignore_index=True,
+    )
+
+
+@dataclass(frozen=True)
+class _Group(Moved):
+    """A group with how its method errs."""
+
+    shift: Shift
+
+
+def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
+    """Return what can be learned from measured cells, for a method that is known."""
+    if method not in SIMPLE:
+        raise InputError(f"Unknown simple method {method!r}; there are {list(SIMPLE)}.")
+    return learn(adata, keys)
+
+
+def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any) -> list[_Group]:
+    """Return the groups of cells to move, and how."""
+    known, keys = learned.known, learned.keys
+    space = known.conditions
+    starts = [level for level in space.levels if level != target]
+    if source is not None:
+        starts = [match_level(source, space.levels, of="condition")]
+        if starts == [target]:
+            raise InputError(f"Source and target are both {target!r}: nothing changes.")
+    chosen = list(known.labels)
+    if labels is not None:
+        given = given_labels(keys.labels_key, labels)
+        chosen = [match_level(label, known.labels, of="label") for label in given]
+    rows = dict(groups(learned.adata.obs, keys))
+    found = []
+    for start in starts:
+        present = [label for label in chosen if (label, level_name(start)) in rows]
+        if not present:
+            continue
+        shift = _shift(learned, method, start, target)
+        found += [
+            _Group(rows[label, level_name(start)], _factors(learned, shift, label, start), shift)
+            for label in present
+        ]
+    if not found:
+        raise InputError(f"No cell of {chosen} under {starts} to predict {target!r} from.")
+    return found
+
+
+def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
+    """Return the shift between two conditions."""
+    s, t = (learned.known.conditions.code(level) for level in (source, target))
+    if method != "no_change" and not learned.profiles.measured(s)[:, t].any():
+        raise InputError(
+            f"No label was measured under both {source!r} and {target!r}, so there is no shift to learn."
+        )
+    return shift_of(method, learned.profiles, s, t)
+
+
+def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors:
+    """Return the change of a label."""
+    code = learned.known.labels.index(label)
+    own = learned.profiles.mean[code, learned.known.conditions.code(source)]
+    half = half_width(shift.missed, shift.n)
+    return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

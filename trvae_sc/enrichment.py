@@ -1,0 +1,157 @@
+"""Pathways in predicted changes, through decoupler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from trvae_sc.arguments import check_whole
+from trvae_sc.errors import InputError, MissingExtraError
+from trvae_sc.files import as_path
+from trvae_sc.levels import listing
+
+Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
+_METHODS = Method.__args__
+_GROUP = ("label", "source", "target", "donor")  # columns of effects that say whose change it is
+_REAL = "real_change"
+
+
+def pathways(
+    effects: pd.DataFrame,
+    net: pd.DataFrame | str | Path,
+    *,
+    method: Method = "ulm",
+    min_genes: int = 5,
+) -> pd.DataFrame:
+    """Return how far the genes of each pathway change, in every label, by a method of decoupler.
+
+    ``ulm``: the t value of the slope of a gene's change on its weight in the set (Badia-i-Mompel et al. 2022,
+    doi:10.1093/bioadv/vbac016). Genes outside of the sets are the background, so that a set scores if its
+    genes change more than others do. The q-values hold for genes as the sample: they say nothing of how far
+    labels or donors differ.
+
+    Parameters
+    ----------
+    effects
+        Changes as :meth:`trvae_sc.TRVAE.effects` returns them: ``label``, ``gene``, ``change``. With a column
+        ``real_change`` (measured, on the same scale) that is scored, too.
+    net
+        Sets of genes: a table with ``source`` (the set), ``target`` (the gene) and, if they have some,
+        ``weight``, as decoupler takes it, or a GMT file. Nothing is downloaded.
+    method
+        Method of decoupler.
+    min_genes
+        Genes of a set that `effects` must have; smaller ones are left out.
+
+    Returns
+    -------
+    One row a label and set, the largest absolute score of a label first: ``label`` (and ``source``, ``target``,
+    ``donor``), ``pathway``, ``n_genes`` that are in both, ``score``, ``qval`` (Benjamini and Hochberg within
+    the label; NaN where the method has no p-values); with real changes ``real_score``, ``real_qval`` and
+    ``agrees``, whether both scores have the same sign.
+
+    Raises
+    ------
+    InputError
+        No table of effects, no sets, or sets that share no genes with it.
+    MissingExtraError
+        decoupler is not installed.
+
+    Examples
+    --------
+    >>> net = pd.DataFrame(
+    ...     {"source": "interferon", "target": ["ISG15", "IFI6", "MX1", "IFIT1", "IFIT3"]}
+    ... )
+    >>> trvae_sc.pathways(model.effects(target="stimulated"), net)
+    """
+    check_whole("min_genes", min_genes)
+    if method not in _METHODS:
+        raise InputError(f"Unknown method {method!r}; there are {list(_METHODS)}.")
+    wide = _wide(effects, "change")
+    sets = _sets(net)
+    shared = sets[sets["target"].isin(wide.columns)].groupby("source")["target"].size()
+    _check_overlap(sets, shared, wide.columns, min_genes)
+    run = getattr(_decoupler().mt, method)
+    found = _scores(run, wide, sets, min_genes)
+    if _REAL in effects:
+        real = _scores(run, _wide(effects, _REAL), sets, min_genes)
+        found = found.assign(real_score=real["score"], real_qval=real["qval"])
+        found["agrees"] = np.sign(found["score"]) == np.sign(found["real_score"])
+    found.insert(found.columns.get_loc("score"), "n_genes", found["pathway"].map(shared))
+    keys = list(wide.index.names)
+    order = found.assign(_size=-found["score"].abs()).sort_values([*keys, "_size"], kind="stable")
+    return found.loc[order.index].reset_index(drop=True)
+
+
+def _decoupler() -> ModuleType:
+    """Return decoupler."""
+    try:
+        import decoupler
+    except ImportError as error:
+        raise MissingExtraError(
+            "pathways needs decoupler: pip install 'trvae_sc[pathways]', or pip install decoupler."
+        ) from error
+    return decoupler
+
+
+def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return changes as groups (rows) x genes (columns)."""
+    if not isinstance(effects, pd.DataFrame) or not {"label", "gene", column} <= set(effects):
+        what = list(effects) if isinstance(effects, pd.DataFrame) else type(effects).__name__
+        raise InputError(
+            f"effects is a table with label, gene and {column}, as TRVAE.effects returns it; this is {what}."
+        )
+    keys = [key for key in _GROUP if key in effects]
+    if effects.duplicated([*keys, "gene"]).any():
+        raise InputError(f"effects has several rows of one gene and {', '.join(keys)}. Keep one.")
+    wide = effects.pivot(index=keys, columns="gene", values=column)
+    if wide.isna().any(axis=None) or wide.empty:
+        raise InputError(f"effects has no rows, or no {column} of some genes in some labels.")
+    return wide.astype(np.float64)
+
+
+def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
+    """Return sets of genes as a table."""
+    if isinstance(net, str | Path):
+        path = as_path(net, "net")
+        if not path.is_file():
+            raise InputError(f"No file {path}. net is a table of sets, or a GMT file with them.")
+        fields = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+        rows = [(f[0], gene) for f in fields for gene in f[2:] if gene]
+        net = pd.DataFrame(rows, columns=["source", "target"])
+    if not isinstance(net, pd.DataFrame) or not {"source", "target"} <= set(net) or net.empty:
+        raise InputError(
+            "net has no sets of genes. Give a table with the columns source (set) and target (gene), or a GMT "
+            "file: name, description and genes of a set in a line, separated by tabs."
+        )
+    return net.drop_duplicates(["source", "target"])
+
+
+def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+    """Raise where no set has enough genes."""
+    if shared.empty:
+        raise InputError(
+            f"net and effects share no genes: net has {listing(list(sets['target'].unique()))}, effects "
+            f"{listing(list(genes))}. Use the same names in both (symbols, Ensembl ids)."
+        )
+    if shared.max() < min_genes:
+        raise InputError(
+            f"No set of net has {min_genes} genes among the {len(genes)} of effects; the largest share is "
+            f"{shared.max()} ({shared.idxmax()}). Train on more genes, or lower min_genes."
+        )
+
+
+def _scores(run: object, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
+    """Return score and q-value of every group and set."""
+    plain = wide.set_axis([str(i) for i in range(len(wide))])
+    score, qval = run(plain, sets, tmin=min_genes, verbose=False)
+    qval = score * np.nan if qval is None else qval
+    long = pd.concat(
+        {"score": score.stack(), "qval": qval.stack(future_stack=True)}, axis=1
+    ).reset_index(names=["group", "pathway"])
+    groups = wide.index.to_frame(index=False).iloc[long["group"].astype(int)].reset_index(drop=True)
+    return pd.concat([groups, long[["pathway", "score", "qval"]]], axis=1)

@@ -1,0 +1,149 @@
+"""The prediction that a selection returns: the same columns whichever method it is by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from trvae_sc.baselines import SIMPLE
+from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn, level
+from trvae_sc.checks import RECORD
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._left_out import LeftOut
+from trvae_sc.evaluation._methods import OUTPUT, Method
+from trvae_sc.evaluation._scores import rescaled
+from trvae_sc.expression import Keys, dense, groups, log_values
+from trvae_sc.levels import as_text, match_level
+from trvae_sc.shift import half_width
+
+STACK = "stack"  #: name of the weighted mean of methods
+
+
+def answer(
+    train: AnnData,
+    source: AnnData,
+    *,
+    target: Any,
+    keys: Keys,
+    methods: Mapping[str, Method],
+    weights: Mapping[str, float],
+    output: str,
+    seed: int,
+    evidence: LeftOut | None,
+) -> AnnData:
+    """Return what one method, or a weighted mean of several, predicts from cells of the training data.
+
+    Parameters
+    ----------
+    train, source
+        Training cells, and those of them to start from.
+    target
+        Condition.
+    keys
+        Where they have what.
+    methods
+        Methods by name.
+    weights
+        Weights of those to use.
+    output
+        ``"counts"`` or ``"delta"``.
+    seed
+        Seed of the methods and of drawn counts.
+    evidence
+        What the methods said of labels left out, from which intervals are; if None the method's own.
+    """
+    half = None
+    if evidence is not None:
+        half = half_width(evidence.missed(weights, train.var_names), evidence.n)
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    name = next(iter(used)) if len(used) == 1 else STACK
+    if name in SIMPLE:
+        return _simple(train, source, name, target, keys, output, seed, half)
+    found = {
+        method: methods[method](train.copy(), source.copy(), target=target, keys=keys, seed=seed)
+        for method in used
+    }
+    if len(found) == 1 and output in found[name]:
+        predicted = found[name][output]
+        if "response" in predicted.obs or predicted.n_obs != source.n_obs:
+            return _with_interval(predicted, half)
+    learned = learn(train, keys)
+    x, moved = _mean(learned, source, found, used, half)
+    return finished(learned, name, moved, target, output=output, seed=seed, x=x)
+
+
+def _simple(
+    train: AnnData,
+    source: AnnData,
+    method: str,
+    target: Any,
+    keys: Keys,
+    output: str,
+    seed: int,
+    half: np.ndarray | None,
+) -> AnnData:
+    """Return the prediction of a simple method."""
+    from trvae_sc.baselines import predict
+
+    (start,) = as_text(source.obs[keys.condition_key]).unique()
+    labels = None if keys.labels_key is None else as_text(source.obs[keys.labels_key]).unique()
+    given = {"method": method, "source": start, "labels": labels, "keys": keys}
+    return _with_interval(predict(train, target, output=output, seed=seed, **given), half)
+
+
+def _mean(
+    learned: Learned,
+    source: AnnData,
+    found: Mapping[str, Mapping[str, AnnData]],
+    weights: Mapping[str, float],
+    half: np.ndarray | None,
+) -> tuple[np.ndarray, list[Moved]]:
+    """Return the weighted mean of what methods predict: log values, and the change of each label."""
+    keys = learned.keys
+    names = dict(groups(source.obs, keys))
+    x: Any = 0.0
+    ends = dict.fromkeys(names, 0.0)
+    for method, outputs in found.items():
+        predicted = outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
+        if predicted.n_obs != source.n_obs:
+            raise InputError(
+                f"{method} returned {predicted.n_obs} cells for {source.n_obs} source cells: to combine "
+                "methods, or to draw counts from what one says, one row per source cell is needed."
+            )
+        own = _log_values(predicted, learned)
+        x = x + weights[method] * own
+        for group, rows in names.items():
+            end = level(own[rows], is_count=keys.is_count)
+            if len(names) == 1 and "predicted_mean" in predicted.var:
+                end = predicted.var["predicted_mean"].to_numpy()
+            ends[group] = ends[group] + weights[method] * end
+    at = learned.adata.obs_names.get_indexer(source.obs_names)
+    moved = []
+    for (label, condition), rows in names.items():
+        start = match_level(condition, learned.known.conditions.levels, of="condition")
+        others = np.empty((0, learned.adata.n_vars))
+        factors = factors_of(learned, label, start, ends[label, condition], others, half)
+        moved.append(Moved(at[rows], factors))
+    return np.asarray(x, dtype=np.float32), moved
+
+
+def _log_values(predicted: AnnData, learned: Learned) -> np.ndarray:
+    """Return predicted cells on the scale of the methods that are combined."""
+    record, keys = predicted.uns[RECORD], learned.keys
+    if record["scale"] == "counts":
+        return dense(log_values(predicted, keys._replace(layer=None), learned.kappa))
+    x = dense(predicted.X).astype(np.float64)
+    if not keys.is_count or record["scale"] == "values" or "kappa" not in record:
+        return x
+    return rescaled(x, float(record["kappa"]), learned.kappa)
+
+
+def _with_interval(predicted: AnnData, half: np.ndarray | None) -> AnnData:
+    """Return a prediction with intervals of this half-width, where it has a change and there is one."""
+    if half is not None and "predicted_change" in predicted.var:
+        change = predicted.var["predicted_change"].to_numpy()
+        predicted.var["change_lower"], predicted.var["change_upper"] = change - half, change + half
+    return predicted

@@ -1,0 +1,359 @@
+"""A prediction beside the measured cells, on plain AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.arguments import check_whole
+from trvae_sc.checks import (
+    RECORD,
+    TOTAL_COLUMN,
+    check_matrix,
+    check_obs,
+    check_type,
+    looks_like_counts,
+)
+from trvae_sc.conditions import joint_column
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._comparison import Comparison
+from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
+from trvae_sc.evaluation._tasks import Task, check_counts, fitted_components
+from trvae_sc.expression import (
+    Keys,
+    gene_means,
+    log_values,
+    median_total,
+    profiles,
+    totals,
+    values,
+)
+from trvae_sc.levels import as_text, level_name
+
+_COUNTS = 30  # whole numbers up to there may be levels of some other kind
+_LEAST = 4  # measured cells, which the ceiling halves
+_TOTAL = "_trvae_sc_total"  # column with the totals over the genes that the prediction counts
+_CONDITION = "_trvae_sc_condition"  # column with the joint condition
+
+
+class _Group(NamedTuple):
+    """A predicted combination."""
+
+    label: str
+    source: str
+    target: str
+    predicted: AnnData
+
+
+def compare(
+    predicted: AnnData,
+    truth: AnnData,
+    control: AnnData | None = None,
+    *,
+    label: Any = None,
+    n_top: int = N_TOP,
+) -> Comparison:
+    """Score predicted cells against measured ones.
+
+    Parameters
+    ----------
+    predicted
+        A prediction of :meth:`trvae_sc.TRVAE.predict`, :func:`trvae_sc.select` or a simple method. Its
+        record in ``uns`` says on which scale it is, and which columns hold condition and label.
+    truth
+        Measured cells with at least the genes of the prediction: best all cells of the data set, of
+        which those of the predicted combinations are the truth, the others under the source the control,
+        and all others training cells, on which principal components and the mean change of other labels
+        rest. With the cells of the combination alone, `control` is needed and scores that rest on other
+        labels are left out.
+    control
+        Measured cells to start from, if not in `truth`.
+    label
+        Label or labels to compare; all that were predicted and measured if None.
+    n_top
+        Number of genes, those that change most in truth, which effects are scored over besides all.
+
+    Returns
+    -------
+    The comparison: its table is shown, ``scores`` and ``genes`` have all numbers. Scores are those of
+    :func:`trvae_sc.evaluation.score`.
+
+    Raises
+    ------
+    InputError
+        Not a prediction; genes, columns or totals missing from the measured cells; another scale; no cell
+        of a predicted combination.
+
+    Examples
+    --------
+    >>> import trvae_sc
+    >>> adata = trvae_sc.datasets.simulate(600, 60, n_labels=4, specificity=0.0)
+    >>> hidden = (adata.obs["cell_type"] == "type_3") & (adata.obs["condition"] == "stimulated")
+    >>> predicted = trvae_sc.select(
+    ...     adata[~hidden].copy(),
+    ...     "stimulated",
+    ...     keys=trvae_sc.evaluation.Keys("condition", "cell_type"),
+    ...     methods=["mean_shift"],
+    ...     progress=False,
+    ... )
+    >>> comparison = trvae_sc.compare(predicted, adata)
+    >>> bool(comparison.table().loc[("type_3", "effect_r2"), "predicted"] > 0.5)
+    True
+    """
+    check_whole("n_top", n_top)
+    record, keys = _record(predicted)
+    truth = _measured(truth, predicted, record, keys, "truth")
+    if control is not None:
+        control = _measured(control, predicted, record, keys, "control")
+    keys = keys._replace(
+        condition_key=_CONDITION, total_counts_key=_TOTAL if keys.is_count else None
+    )
+    chosen = _groups(predicted, record, keys, truth, label)
+    measured = pd.DataFrame(
+        {
+            "label": as_text(truth.obs[keys.labels_key]) if keys.labels_key else "all",
+            "condition": truth.obs[_CONDITION],
+        }
+    )
+    hidden = measured.apply(tuple, axis=1).isin({(g.label, g.target) for g in chosen}).to_numpy()
+    train = truth[~hidden]
+    notes: list[str] = []
+    scores, genes = [], []
+    for group in chosen:
+        task = _task(group, truth, train, control, measured, keys, float(record.get("kappa", 1.0)))
+        tables = _scored(task, group.predicted, n_top)
+        names = {"label": group.label, "source": group.source, "target": group.target}
+        scores.append(tables.assign(**names))
+        table = gene_table(task, group.predicted).rename_axis("gene").reset_index()
+        genes.append(table.assign(**names))
+        if not (task.train.obs[_CONDITION] == group.target).any():
+            notes.append(
+                f"Nothing but {group.label} was given under {group.target}: scores that compare with "
+                "other labels are left out. Pass all measured cells as truth to have them."
+            )
+    first = ["label", "source", "target"]
+    scores_table, gene_rows = pd.concat(scores), pd.concat(genes)
+    return Comparison(
+        scores_table[[*first, *scores_table.columns.drop(first)]].reset_index(drop=True),
+        gene_rows[[*first, *gene_rows.columns.drop(first)]].reset_index(drop=True),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+# -- what was predicted -----------------------------------------------------------------------------------
+
+
+def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
+    """Return the record of a prediction, and where it and the measured cells have what."""
+    check_type(predicted)
+    record = predicted.uns.get(RECORD, {})
+    if not {"scale", "keys"} <= set(record):
+        raise InputError(
+            "This is no prediction: predicted.uns['trvae_sc'] does not say from what and on which scale it "
+            "was made. Pass what TRVAE.predict, select or baselines.predict returned."
+        )
+    named = {
+        k: list(v) if isinstance(v, np.ndarray | list | tuple) else str(v)
+        for k, v in record["keys"].items()
+    }
+    is_count = record["scale"] != "values"
+    return record, Keys(**named, is_count=is_count)
+
+
+def _groups(
+    predicted: AnnData, record: Mapping[str, Any], keys: Keys, truth: AnnData, label: Any
+) -> list[_Group]:
+    """Return the predicted combinations that were measured."""
+    obs = predicted.obs
+    labels = as_text(obs[keys.labels_key]) if keys.labels_key else pd.Series("all", index=obs.index)
+    target = _conditions(obs, record["keys"]["condition_key"])
+    frame = pd.DataFrame(
+        {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
+    )
+    rows = frame.groupby(["label", "source", "target"], sort=True).indices
+    wanted = None
+    if label is not None:
+        given = [label] if isinstance(label, str) or np.isscalar(label) else list(label)
+        wanted = [level_name(v) for v in given]
+        unknown = [v for v in wanted if v not in set(labels)]
+        if unknown:
+            raise InputError(
+                f"Labels {unknown} were not predicted; there are {sorted(set(labels))}."
+            )
+    own = (
+        as_text(truth.obs[keys.labels_key])
+        if keys.labels_key
+        else pd.Series("all", truth.obs.index)
+    )
+    n_measured = pd.Series(list(zip(own, truth.obs[_CONDITION], strict=True))).value_counts()
+    found, lacking = [], []
+    for (name, source, to), at in rows.items():
+        if wanted is not None and name not in wanted:
+            continue
+        n_cells = int(n_measured.get((name, to), 0))
+        if n_cells >= _LEAST:
+            found.append(_Group(name, source, to, _with_totals(predicted[at], record)))
+        else:
+            lacking.append(f"{name} under {to}: {n_cells} cells")
+    if not found or (wanted and lacking):
+        raise InputError(
+            f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
+        )
+    return found
+
+
+def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
+    """Return predicted cells, counts with the totals that they were predicted with."""
+    found, key = predicted.copy(), record["keys"].get("total_counts_key")
+    if record["scale"] == "counts":
+        if key is not None and key not in found.obs:
+            raise InputError(
+                f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
+                "compared with measured ones, which are of whole cells."
+            )
+        own = (
+            np.asarray(found.X.sum(1), dtype=np.float64).ravel() if key is None else found.obs[key]
+        )
+        found.obs[_TOTAL] = own
+    return found
+
+
+# -- what was measured ------------------------------------------------------------------------------------
+
+
+def _conditions(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
+    """Return the condition of each cell as text; of several columns joined."""
+    if isinstance(condition_key, str):
+        return as_text(obs[condition_key])
+    return joint_column(obs, list(condition_key))[0].astype(object)
+
+
+def _measured(
+    adata: AnnData, predicted: AnnData, record: Mapping[str, Any], keys: Keys, name: str
+) -> AnnData:
+    """Return measured cells with the prediction's genes, and the condition and total of each in columns.
+
+    Raises
+    ------
+    InputError
+        They lack what is needed, or are on another scale.
+    """
+    check_type(adata)
+    condition_key = record["keys"]["condition_key"]
+    parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    check_obs(adata, [*parts, keys.labels_key])
+    check_matrix(adata, keys.layer)
+    missing = predicted.var_names.difference(adata.var_names)
+    if len(missing):
+        raise InputError(
+            f"{name} lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
+            f"{missing[:3].tolist()}. Pass measured cells with all of them."
+        )
+    own = keys._replace(total_counts_key=None)
+    if keys.is_count:
+        check_counts(adata, own)
+    elif looks_like_counts(values(adata, own), adata.n_obs, least=_COUNTS):
+        raise InputError(
+            f"{name} holds counts, and the prediction was made from other values. Pass the values that "
+            "the model was set up with, in the same layer."
+        )
+    genes = adata[:, predicted.var_names]
+    found = AnnData(
+        genes.X if keys.layer is None else genes.layers[keys.layer],
+        obs=pd.DataFrame(index=adata.obs_names.copy()),
+        var=pd.DataFrame(index=predicted.var_names.copy()),
+    )
+    if keys.layer is not None:
+        found.layers[keys.layer] = found.X
+    found.obs[_CONDITION] = _conditions(adata.obs, record["keys"]["condition_key"]).to_numpy()
+    if keys.labels_key is not None:
+        found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
+    if keys.is_count:
+        found.obs[_TOTAL] = _totals(adata, found, keys, name)
+    return found
+
+
+def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:
+    """Return the totals of measured cells, over the genes that the prediction counts them over."""
+    key = keys.total_counts_key
+    if key is None:
+        return totals(found, keys)
+    if key in adata.obs:
+        check_obs(adata, [], [key])
+        return totals(adata, keys)
+    if key == TOTAL_COLUMN and adata.n_vars > found.n_vars:
+        return totals(adata, keys._replace(total_counts_key=None))
+    raise InputError(
+        f"The prediction counts totals over whole cells, and {name} has neither their column "
+        f"'{key}' in obs nor more genes to add up. Pass the cells with all genes, or with that column."
+    )
+
+
+def _task(
+    group: _Group,
+    truth: AnnData,
+    train: AnnData,
+    control: AnnData | None,
+    measured: pd.DataFrame,
+    keys: Keys,
+    kappa: float,
+) -> Task:
+    """Return the task that a group is scored as."""
+    own = (measured["label"] == group.label).to_numpy()
+    start = truth[own & (measured["condition"] == group.source).to_numpy()]
+    if control is not None:
+        of_label = np.ones(control.n_obs, dtype=bool)
+        if keys.labels_key is not None:
+            of_label = (as_text(control.obs[keys.labels_key]) == group.label).to_numpy()
+        start = control[of_label & (control.obs[_CONDITION] == group.source).to_numpy()]
+    if start.n_obs < 2:
+        raise InputError(
+            f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
+            "counted from. Pass them as control, or with the others as truth."
+        )
+    train = train if train.n_obs > 1 else start
+    if keys.is_count and np.isclose(median_total(train, keys), kappa, rtol=1e-6):
+        kappa = median_total(
+            train, keys
+        )  # to the last digit, which models keep in single precision
+    real = {
+        condition: log_values(
+            truth[own & (measured["condition"] == condition).to_numpy()], keys, kappa
+        )
+        for condition in sorted(set(measured["condition"][own]) - {group.source})
+    }
+    known = profiles(train, keys).pairs(group.source, group.target)
+    shift = np.zeros(train.n_vars) if known is None else known.shifts.mean(0)
+    return Task(
+        holdout=Holdout(group.label, group.target, group.source),
+        keys=keys,
+        train=train,
+        source=start,
+        real=real[group.target],
+        control=log_values(start, keys, kappa),
+        shift=shift,
+        by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
+        kappa=kappa,
+        pca=fitted_components(train, keys, kappa),
+    )
+
+
+def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:
+    """Return the scores of the prediction, of no change and of a perfect prediction, side by side."""
+    at = ["metric", "genes"]
+    own = score(task, predicted, n_top=n_top).set_index(at)["value"]
+    found = {"predicted": own}
+    found["no_change"] = score_values(task, task.control, task.real, n_top=n_top).set_index(at)[
+        "value"
+    ]
+    found["ceiling"] = ceiling(task, n_top=n_top)[CEILING].set_index(at)["value"]
+    table = pd.DataFrame(found).reindex(own.index)
+    if not task.shift.any():  # no other label shows a change
+        table = table.drop(index="specific_pearson", level="metric", errors="ignore")
+    return table.reset_index()

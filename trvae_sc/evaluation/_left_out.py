@@ -1,0 +1,115 @@
+"""What methods say of labels that were left out: how they err, and weights that combine them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from trvae_sc.evaluation._methods import OUTPUT
+from trvae_sc.evaluation._results import Results
+
+_EQUAL = 0.1  # weight that equal weights have in a stack, in units of one label left out
+
+
+class LeftOut(NamedTuple):
+    """Changes of labels that were left out, real and as methods predicted them."""
+
+    real: pd.DataFrame  #: labels x genes; NaN of genes that were not chosen for the label's task
+    predicted: dict[str, pd.DataFrame]  #: the same by method, means over seeds
+    n: np.ndarray  #: harmonic mean of the cells of each label under source and target
+
+    def missed(self, weights: Mapping[str, float], genes: pd.Index) -> np.ndarray:
+        """Return truth less the weighted mean of methods, (n_labels, n_genes); NaN where unknown."""
+        found = self.real - sum(w * self.predicted[name] for name, w in weights.items())
+        return found.reindex(columns=genes).to_numpy()
+
+
+def left_out(results: Results, methods: Sequence[str]) -> LeftOut:
+    """Return what a benchmark found for the labels it hid one at a time."""
+    real: dict[str, pd.Series] = {}
+    predicted: dict[str, dict[str, list[pd.Series]]] = {name: {} for name in methods}
+    n = {}
+    for record in results.records:
+        label = record["holdout"]["label"]
+        if record["method"] not in predicted:
+            continue
+        kept = record["changes"]
+        real[label] = pd.Series(kept["real_change"], kept["gene"])
+        own = pd.Series(kept["predicted_change"], kept["gene"])
+        predicted[record["method"]].setdefault(label, []).append(own)
+        n[label] = 2.0 / (1.0 / record["n_source_cells"] + 1.0 / record["n_hidden_cells"])
+    labels = sorted(real)
+    means = {
+        name: pd.DataFrame({label: sum(found[label]) / len(found[label]) for label in labels}).T
+        for name, found in predicted.items()
+    }
+    return LeftOut(
+        pd.DataFrame(real).T.loc[labels], means, np.array([n[label] for label in labels])
+    )
+
+
+def stacking_weights(found: LeftOut, labels: Sequence[str] | None = None) -> dict[str, float]:
+    r"""Return weights of methods, not negative and 1 in all, that predict labels left out best.
+
+    .. math:: \min_w \sum_l \frac{\lVert d_l - \sum_m w_m \hat d_{lm} \rVert^2}{\lVert d_l \rVert^2}
+       + 0.1\, M \lVert w - 1/M \rVert^2
+
+    (Breiman 1996, doi:10.1007/BF00117832); the last term decides where labels do not.
+
+    Parameters
+    ----------
+    found
+        Changes of labels that were left out.
+    labels
+        Those to learn from; all if None.
+    """
+    names = list(found.predicted)
+    rows, goal = [], []
+    for label in found.real.index if labels is None else labels:
+        real = found.real.loc[label].dropna()
+        size = np.linalg.norm(real) or 1.0
+        goal.append(real / size)
+        rows.append(np.stack([found.predicted[m].loc[label, real.index] for m in names], 1) / size)
+    m = len(names)
+    rows.append(np.sqrt(_EQUAL * m) * np.eye(m))
+    goal.append(np.full(m, np.sqrt(_EQUAL * m) / m))
+    a, b = np.concatenate(rows), np.concatenate(goal)
+    found_weights = optimize.minimize(
+        lambda w: np.square(a @ w - b).sum(),
+        np.full(m, 1.0 / m),
+        jac=lambda w: 2.0 * a.T @ (a @ w - b),
+        bounds=[(0.0, 1.0)] * m,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0},
+        method="SLSQP",
+    ).x
+    weights = np.clip(found_weights, 0.0, None)
+    return dict(zip(names, (weights / weights.sum()).tolist(), strict=True))
+
+
+def stacked_scores(results: Results, found: LeftOut) -> pd.DataFrame:
+    """Return effect R2 of the stack of each label left out, with weights from the others.
+
+    Over the genes that change most, as :data:`trvae_sc.metrics.METRICS` has it; columns ``label``,
+    ``value``.
+    """
+    by_label: dict[str, dict[str, list[np.ndarray]]] = {}
+    real: dict[str, np.ndarray] = {}
+    for record in results.records:
+        if record["method"] in found.predicted:
+            label = record["holdout"]["label"]
+            genes = record["genes"].get(OUTPUT) or next(iter(record["genes"].values()))
+            real[label] = np.array(genes["real_change"])
+            own = by_label.setdefault(label, {}).setdefault(record["method"], [])
+            own.append(np.array(genes["predicted_change"]))
+    rows = []
+    for label, methods in sorted(by_label.items()):
+        others = [other for other in found.real.index if other != label]
+        weights = stacking_weights(found, others)
+        predicted = sum(w * np.mean(methods[name], axis=0) for name, w in weights.items())
+        error = np.square(real[label] - predicted).sum()
+        rows.append((label, 1.0 - error / np.square(real[label]).sum()))
+    return pd.DataFrame(rows, columns=["label", "value"])

@@ -1,0 +1,129 @@
+"""Another data set with the genes of a model, those it lacks filled in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from trvae_sc.alignment import ALIGNMENT
+from trvae_sc.arguments import check_number
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, check_names, check_obs, check_type
+from trvae_sc.errors import InputError
+from trvae_sc.levels import listing
+from trvae_sc.model._registration import AnnDataModel
+
+logger = logging.getLogger(__name__)
+
+
+def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1) -> AnnData:
+    """Return cells of another data set with the genes of a model, those they lack filled in.
+
+    Genes are put in the order of the model and others left out. A gene that the cells lack gets the mean
+    that it has in training: of counts its mean share times the cell's total, rounded.
+
+    Parameters
+    ----------
+    adata
+        Cells; not changed.
+    model
+        Trained model.
+    max_missing
+        Share of the model's genes that may be filled in.
+
+    Returns
+    -------
+    Cells with the model's genes and its layer. ``uns["trvae_sc_alignment"]`` says what was done:
+    ``missing`` (names), ``share_missing`` and ``n_left_out``; predictions from them carry a note.
+
+    Raises
+    ------
+    InputError
+        More genes are missing; the names of genes are not unique; there is no such layer.
+    """
+    check_number("max_missing", max_missing, 0.0, 1.0)
+    check_type(adata)
+    check_names(adata)
+    args = model.registry_["setup_args"]
+    layer = args["layer"]
+    check_matrix(adata, layer)
+    names = pd.Index(model.get_var_names())
+    at = adata.var_names.get_indexer(names)
+    missing = names[at < 0]
+    share = len(missing) / len(names)
+    if share > max_missing:
+        raise InputError(
+            f"adata lacks {len(missing)} of the {len(names)} genes of the model ({share:.0%}): "
+            f"{listing(missing)}. At most {max_missing:.0%} are filled in (max_missing=); a model trained on "
+            "the genes that both have predicts better."
+        )
+    x = adata.X if layer is None else adata.layers[layer]
+    present = x[:, at[at >= 0]]
+    obs = adata.obs.copy()
+    values = _filled(present, at, adata, model, obs, args["total_counts_key"])
+    var = adata.var.reindex(names) if len(missing) == 0 else pd.DataFrame(index=names)
+    found = AnnData(values, obs=obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns))
+    if layer is not None:
+        found.layers[layer] = found.X
+    report = {
+        "missing": np.array(missing, dtype=object),
+        "share_missing": share,
+        "n_left_out": int(adata.n_vars - (at >= 0).sum()),
+    }
+    found.uns[ALIGNMENT] = report
+    logger.info(
+        "%d genes of the model were found, %d (%.1f %%) filled with their mean in training, and %d others "
+        "left out.",
+        *(len(names) - len(missing), len(missing), 100 * share, report["n_left_out"]),
+    )
+    return found
+
+
+def _filled(
+    present: Any,
+    at: np.ndarray,
+    adata: AnnData,
+    model: AnnDataModel,
+    obs: pd.DataFrame,
+    total_key: str | None,
+) -> Any:
+    """Return values with all genes of the model; writes totals that follow from all genes to `obs`."""
+    mean, is_count = _training_means(model), model.module.is_count
+    if is_count and total_key == TOTAL_COLUMN and total_key not in obs:
+        layer = model.registry_["setup_args"]["layer"]
+        x = adata.X if layer is None else adata.layers[layer]
+        obs[total_key] = np.asarray(x.sum(1), dtype=np.float64).ravel()
+    if (at >= 0).all():
+        return present
+    lacking = mean[at < 0]
+    if is_count:
+        if total_key is not None:
+            check_obs(adata if total_key in adata.obs else AnnData(obs=obs), [], [total_key])
+            total = obs[total_key].to_numpy(np.float64)
+        else:  # a cell's total is that over the model's genes
+            total = np.asarray(present.sum(1), np.float64).ravel() / (1.0 - lacking.sum())
+        filled = np.rint(np.outer(total, lacking))
+    else:
+        filled = np.broadcast_to(lacking, (adata.n_obs, len(lacking)))
+    order = np.empty(len(at), dtype=int)
+    order[np.flatnonzero(at >= 0)] = np.arange((at >= 0).sum())
+    order[np.flatnonzero(at < 0)] = (at >= 0).sum() + np.arange((at < 0).sum())
+    if sparse.issparse(present):
+        filled = sparse.csr_matrix(filled.astype(present.dtype))
+        return sparse.hstack([present, filled], format="csr")[:, order]
+    return np.concatenate([np.asarray(present), filled.astype(present.dtype)], axis=1)[:, order]
+
+
+def _training_means(model: AnnDataModel) -> np.ndarray:
+    """Return the mean share, or value, of each gene over the labels and conditions of training."""
+    module, known = model.module, model.known
+    f = module.profiles.cpu().numpy().astype(np.float64)
+    if module.is_count:
+        mean = np.expm1(f) / module.kappa.item()
+    else:
+        mean = module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * f
+    return np.average(mean.reshape(-1, mean.shape[-1]), axis=0, weights=known.n_cells.ravel())

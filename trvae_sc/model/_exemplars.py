@@ -1,0 +1,168 @@
+"""A few measured cells of the very combination to predict, combined with the prediction gene by gene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc import checks
+from trvae_sc.alignment import align
+from trvae_sc.errors import InputError
+from trvae_sc.expression import Keys, gene_means, log_values, totals, values
+from trvae_sc.levels import level_name, listing
+from trvae_sc.model._trained import Trained
+from trvae_sc.noise import sampling_variance
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Measured cells of one label under the target.
+
+    Parameters
+    ----------
+    mean
+        f of their mean share, or their mean values on the scale of profiles; shape (n_genes,).
+    n
+        Number of cells.
+    relative_total
+        Harmonic mean of their totals in units of the median of training; 1 of values.
+    spread
+        Of genes under the target (:attr:`Trained.spread`), shape (n_genes,).
+    """
+
+    mean: np.ndarray
+    n: int
+    relative_total: float
+    spread: np.ndarray
+
+    def combined(
+        self, f: np.ndarray, error: np.ndarray, *, is_count: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Return a prediction moved to the cells, and which share of its variance is left.
+
+        .. math:: m \leftarrow m + w\,(m_e - m), \qquad w = \frac{s^2}{s^2 + v}
+
+        for each gene, with the mean m (count of a cell of the median total, or value), the variance
+        :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
+        (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior. The share left is 1 - w.
+
+        Parameters
+        ----------
+        f
+            Prediction, shape (n_genes,).
+        error
+            s squared, on the scale of f.
+        is_count
+            Whether f is log(1 + m); else it is m.
+        """
+        options = {"is_count": is_count, "relative_total": self.relative_total}
+        noise = sampling_variance(f, self.spread, self.n, **options)
+        weight = error / np.maximum(error + noise, np.finfo(float).tiny)
+        if not is_count:
+            return f + weight * (self.mean - f), 1.0 - weight
+        start, seen = (np.expm1(np.maximum(x, 0.0)) for x in (f, self.mean))
+        return np.log1p(start + weight * (seen - start)), 1.0 - weight
+
+
+def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
+    """Return the exemplars of each label.
+
+    Parameters
+    ----------
+    trained
+        Trained model.
+    cells
+        Measured cells of labels under the target, with the genes of the model in any order.
+    names
+        The genes.
+    target
+        Condition of all of them, as the model has it.
+
+    Raises
+    ------
+    InputError
+        No AnnData or no cells, other genes or conditions, columns or values that the model cannot take, a
+        model that does not calibrate, or one saved before there were exemplars.
+    """
+    _check_model(trained)
+    checks.check_type(cells)
+    if not cells.n_obs:
+        raise InputError("exemplars has no cells. Leave it out, or pass measured cells.")
+    space, module = trained.conditions, trained.module
+    key = [space.key] if isinstance(space.key, str) else space.key
+    checks.check_obs(cells, [*key, trained.labels_key])
+    aligned = align(cells, names, trained.layer, trained.total_counts_key)
+    other = [c for c in space.column(cells.obs).unique() if _level(trained, c) != target]
+    if other:
+        raise InputError(
+            f"exemplars has cells of {listing(other)}; all must be of the target, {level_name(target)!r}. Take "
+            "those of it only."
+        )
+    total_key = trained.total_counts_key if module.is_count else None
+    keys = Keys("", None, trained.layer, total_key, module.is_count)
+    checks.check_obs(aligned, [], [total_key])
+    seen = totals(aligned, keys) if module.is_count else None
+    given = seen if total_key else None
+    checks.check_values(
+        values(aligned, keys), is_count=module.is_count, totals=given, name="exemplars"
+    )
+    labels = trained.label_column(cells.obs).to_numpy()
+    return {
+        label: _of_label(trained, aligned[labels == label], keys, target)
+        for label in sorted(set(labels))
+    }
+
+
+def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
+    """Raise on exemplars of labels that are not predicted."""
+    other = sorted(set(exemplars) - set(predicted))
+    if other:
+        raise InputError(
+            f"exemplars has cells of {listing(other)}, but predicted are {listing(sorted(predicted))}. Take "
+            "those of the labels to predict only."
+        )
+
+
+def _check_model(trained: Trained) -> None:
+    """Raise on a model whose predictions no cells can be combined with."""
+    if not trained.module.calibrate:
+        raise InputError(
+            f"Models with calibrate=False (preset '{trained.preset}') take no exemplars: they have no change of "
+            "a label apart from its cells. Use the default preset."
+        )
+    if trained.labels_key is None:
+        raise InputError(
+            "exemplars need labels, which tell how far a prediction is from the truth: name them with "
+            "labels_key= in setup_anndata."
+        )
+    if not trained.spread.size:
+        raise InputError(
+            "The model was saved by a version that did not keep how much genes vary, which exemplars are "
+            "weighted by. Train it again."
+        )
+
+
+def _level(trained: Trained, condition: Any) -> Any:
+    """Return a condition as the model has it; itself if it is none."""
+    try:
+        return trained.conditions.level(condition)
+    except InputError:
+        return condition
+
+
+def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exemplars:
+    """Return the exemplars of one label."""
+    module, spread = trained.module, trained.spread_of(trained.conditions.code(target))
+    if not module.is_count:
+        mean = gene_means(values(cells, keys)) - module.gene_mean.cpu().numpy()
+        return Exemplars(mean / module.gene_scale.cpu().numpy(), cells.n_obs, 1.0, spread)
+    kappa = module.kappa.item()
+    per_cell = log_values(cells, keys, kappa)
+    mean = np.log1p(gene_means(np.expm1(per_cell)))
+    relative = cells.n_obs / float((kappa / totals(cells, keys)).sum())
+    return Exemplars(mean, cells.n_obs, relative, spread)

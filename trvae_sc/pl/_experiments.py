@@ -1,0 +1,75 @@
+"""What to measure next, on the matrix of what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from trvae_sc.errors import InputError
+from trvae_sc.levels import level_name
+from trvae_sc.pl._benchmark import checked_cells
+from trvae_sc.pl._style import COLORS, PALE, axes_of, check_columns, plain
+
+
+def next_experiments(
+    cells: pd.DataFrame, experiments: pd.DataFrame, *, ax: Axes | None = None
+) -> Axes:
+    """Labels x conditions: numbers of cells measured, and the rank of what to measure next.
+
+    Parameters
+    ----------
+    cells
+        Numbers of cells by label (row) and condition (column): ``model.n_cells``.
+    experiments
+        What :func:`trvae_sc.next_experiments` returned. The darker, the more of the expected error of all
+        that is missing a measurement takes away; conditions that are new get a column of their own.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    InputError
+        Tables of something else.
+    """
+    cells = checked_cells(cells)
+    check_columns(experiments, ("label", "condition", "lowers"), of="trvae_sc.next_experiments")
+    labels = [level_name(label) for label in cells.index]
+    unknown = sorted(set(experiments["label"]) - set(labels))
+    if unknown:
+        raise InputError(f"Labels {unknown} are not in the numbers of cells, of {labels}.")
+    known = [level_name(condition) for condition in cells.columns]
+    columns = list(dict.fromkeys([*known, *experiments["condition"]]))
+    counts = cells.set_axis(labels).set_axis(known, axis=1).reindex(columns=columns).fillna(0)
+    ax = axes_of(ax, 2.2 + 0.9 * len(columns), 1.2 + 0.34 * len(labels))
+    shade = np.full(counts.shape, np.nan)
+    texts = {at: "none" if not n else f"{int(n):,}" for at, n in np.ndenumerate(counts.to_numpy())}
+    for rank, row in enumerate(experiments.itertuples(), 1):
+        at = labels.index(row.label), columns.index(row.condition)
+        shade[at], texts[at] = row.lowers, str(rank)
+    image = ax.imshow(
+        shade, cmap="Oranges", aspect="auto", vmin=0, vmax=1.3 * experiments["lowers"].max()
+    )
+    for (i, j), text in texts.items():
+        chosen = not np.isnan(shade[i, j])
+        style = {"weight": "bold", "size": 10} if chosen else {"size": 8, "color": COLORS["grey"]}
+        ax.text(j, i, text, ha="center", va="center", **style)
+    ax.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=8)
+    ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
+    if len(columns) > 4:
+        for text in ax.get_xticklabels():
+            text.set(rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color=PALE, lw=0.6)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
+    bar.set_label("share of expected error taken away", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    ax.set_title("cells measured; bold: what to measure next", fontsize=9)
+    return ax

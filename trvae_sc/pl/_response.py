@@ -1,0 +1,99 @@
+"""How far predicted cells move."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+from trvae_sc.checks import RECORD
+from trvae_sc.errors import InputError
+from trvae_sc.levels import as_text
+from trvae_sc.pl._style import COLORS, PALE, axes_of, plain
+
+
+def response(predicted: AnnData, *, basis: str | None = None, ax: Axes | None = None) -> Axes:
+    """How far each predicted cell moves, relative to its label: by label, or on an embedding.
+
+    Parameters
+    ----------
+    predicted
+        A prediction of :meth:`trvae_sc.TRVAE.predict`, with ``obs["response"]``.
+    basis
+        Embedding in ``obsm`` to draw the cells on, with or without ``X_`` (``"umap"``); by label if None.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    InputError
+        There is no response, or no such embedding.
+    """
+    if "response" not in getattr(predicted, "obs", ()):
+        raise InputError(
+            "There is no obs['response']: pass a prediction, as TRVAE.predict returns it."
+        )
+    value = predicted.obs["response"].to_numpy(dtype=float)
+    if not np.isfinite(value).any():
+        raise InputError(
+            "obs['response'] is NaN: the network is not calibrated, so labels have no change of their own."
+        )
+    if basis is not None:
+        return _on_embedding(predicted, value, basis, ax)
+    return _by_label(predicted, value, ax)
+
+
+def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
+    """Draw the cells of each label as dots, with their quartiles."""
+    key = predicted.uns.get(RECORD, {}).get("keys", {}).get("labels_key")
+    names = as_text(predicted.obs[key]).to_numpy() if key in predicted.obs else None
+    names = np.full(len(value), "all cells") if names is None else names
+    found = [name for name in sorted(set(names)) if np.isfinite(value[names == name]).any()]
+    found.sort(key=lambda name: -np.ptp(np.nanpercentile(value[names == name], [10, 90])))
+    ax = axes_of(ax, 5.0, 1.2 + 0.32 * len(found))
+    rng = np.random.default_rng(0)
+    for y, name in enumerate(found):
+        own = value[(names == name) & np.isfinite(value)]
+        shown = rng.permutation(own)[:500]
+        height = y + rng.uniform(-0.28, 0.28, len(shown))
+        ax.scatter(shown, height, s=5, c=PALE, lw=0, zorder=1, rasterized=True)
+        low, middle, high = np.percentile(own, [25, 50, 75])
+        ax.plot([low, high], [y, y], c=COLORS["blue"], lw=3, zorder=2, solid_capstyle="round")
+        ax.plot(middle, y, "o", c="white", ms=3.5, zorder=3)
+    ax.axvline(1.0, c="k", lw=0.7, ls=":", zorder=0)
+    ax.set_yticks(range(len(found)), [plain(name) for name in found], fontsize=8)
+    ax.set_ylim(len(found) - 0.4, -0.6)
+    ax.set_xlabel("response of a cell (1: like the mean of its label)", fontsize=9)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | None) -> Axes:
+    """Draw the cells on an embedding, coloured by their response."""
+    key = basis if basis in predicted.obsm else f"X_{basis}"
+    if key not in predicted.obsm or np.asarray(predicted.obsm[key]).shape[1] < 2:
+        raise InputError(
+            f"No embedding {basis!r} of two columns in obsm; there are {list(predicted.obsm)}. After "
+            "sc.pp.neighbors(predicted, use_rep='X_trvae') and sc.tl.umap(predicted) there is 'umap'."
+        )
+    xy = np.asarray(predicted.obsm[key])[:, :2]
+    ax = axes_of(ax, 4.6, 3.8)
+    order = np.argsort(np.nan_to_num(value), kind="stable")
+    area = float(np.clip(20000 / len(xy), 1.5, 25))
+    limits = dict(zip(("vmin", "vmax"), np.nanpercentile(value, [2, 98]), strict=True))
+    points = ax.scatter(*xy[order].T, s=area, c=value[order], cmap="viridis", lw=0, **limits)
+    bar = plt.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
+    bar.set_label("response (1: like the mean of its label)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    name = key.removeprefix("X_")
+    ax.set_xlabel(f"{name.upper()} 1", fontsize=9)
+    ax.set_ylabel(f"{name.upper()} 2", fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
