@@ -91,8 +91,11 @@ def test_the_modules_are_those_that_are_public():
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_has_a_page(module):
     known = named()
-    public = [f"{module}.{name}" for name in importlib.import_module(module).__all__]
-    missing = [name for name in public if name not in known]
+    own, missing = importlib.import_module(module), []
+    for name in own.__all__:
+        at_top = getattr(trvae_sc, name, None) is getattr(own, name)  # a page for both
+        if f"{module}.{name}" not in known and not (at_top and f"trvae_sc.{name}" in known):
+            missing.append(name)
     assert not missing, f"not in docs/api/*.md: {missing}"
 
 
