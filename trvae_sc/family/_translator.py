@@ -107,6 +107,9 @@ class Translator(TranslatorRegistration):
     ) -> None:
         """Fit the model; ``history`` then holds the terms of every loss by epoch.
 
+        Every player (generator, critic, flow) has an optimizer and a loss of its own and is updated in turn, by
+        Lightning's manual optimisation, not by the training plan of scvi-tools.
+
         Parameters
         ----------
         max_epochs
