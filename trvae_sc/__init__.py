@@ -23,6 +23,7 @@ __all__ = [
     "next_experiments",
     "pathways",
     "pl",
+    "pseudobulk",
     "report",
     "select",
 ]
@@ -35,6 +36,7 @@ _HOMES = {
     "next_experiments": "trvae_sc.experiments",
     "pathways": "trvae_sc.enrichment",
     "compare": "trvae_sc.evaluation",
+    "pseudobulk": "trvae_sc.bulk",
     "select": "trvae_sc.evaluation",
 }
 

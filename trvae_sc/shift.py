@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
+from trvae_sc.replicates import Pairs, Replicates
+
 LEVEL = 0.9  # share of genes that intervals are to cover
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
 _HALF_CELLS = 30  # of a group whose noise is as large as what is a label's own
@@ -31,12 +33,15 @@ class Profiles:
         Names of the labels.
     is_count
         Whether the values are counts.
+    replicates
+        The same of each donor, if changes are to be taken within them.
     """
 
     mean: np.ndarray
     n_cells: np.ndarray
     labels: tuple[str, ...]
     is_count: bool
+    replicates: Replicates | None = None
 
     def measured(self, source: int) -> np.ndarray:
         """Return where a change from the source was measured, shape (n_labels, n_conditions)."""
@@ -45,11 +50,29 @@ class Profiles:
         return found
 
     def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
-        """Return the change of groups (label, condition) from the source: log fold change of counts."""
+        """Return the change of groups (label, condition) from the source: log fold change of counts.
+
+        With replicates the mean of their own changes, each weighing n / (n + 30), where one has both.
+        """
         label, condition = groups.T
-        return log_fold_change(
-            self.mean[label, source], self.mean[label, condition], is_count=self.is_count
-        )
+        ends = self.mean[label, source], self.mean[label, condition]
+        found = log_fold_change(*ends, is_count=self.is_count)
+        for i, pairs in enumerate(self.pairs(groups, source)):
+            if pairs is not None:
+                own = log_fold_change(pairs.start, pairs.end, is_count=self.is_count)
+                found[i] = np.average(own, axis=0, weights=replicate_weight(pairs.n))
+        return found
+
+    def pairs(self, groups: np.ndarray, source: int) -> list[Pairs | None]:
+        """Return the replicates of each group that have it and its source; None without any."""
+        if self.replicates is None:
+            return [None] * len(groups)
+        return [self.replicates.pairs(label, source, c) for label, c in groups]
+
+
+def replicate_weight(n: np.ndarray) -> np.ndarray:
+    """Return what the changes of replicates weigh, n / (n + 30) of one with n cells."""
+    return n / (n + _HALF_CELLS)
 
 
 @dataclass(frozen=True)
@@ -228,7 +251,9 @@ class Ridge:
         return truth - predicted, self.n
 
 
-def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np.ndarray | None:
+def half_width(
+    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None, level: float = LEVEL
+) -> np.ndarray | None:
     r"""Return half the width of each gene's interval for the change of one more label.
 
     With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
@@ -244,6 +269,8 @@ def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np
         Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
     n
         Cells that each rests on, shape (n_labels,).
+    unit
+        Codes of what is exchangeable, where several residuals are of one; each is one of its own if None.
     level
         Share of genes that the intervals shall cover.
 
@@ -251,7 +278,7 @@ def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np
     -------
     Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
     """
-    found = standardised(missed, n)
+    found = standardised(missed, n, unit=unit)
     if found is None:
         return None
     scores, weights, scale = found
@@ -259,41 +286,44 @@ def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np
 
 
 def standardised(
-    missed: np.ndarray, n: np.ndarray
+    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
 
     See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
     """
-    if len(missed) < 3:
+    unit = np.arange(len(missed)) if unit is None else unit
+    if len(np.unique(unit)) < 3:
         return None
     weight = n / (n + _SURE_CELLS)
     known = np.isfinite(missed)
     weight = (weight / weight.max())[:, None] * known
     squares = np.square(np.where(known, missed, 0.0))
     scores = [
-        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i, 0))
+        np.sqrt(squares[i]) / _scale(squares[unit != unit[i]], weight[unit != unit[i]])
         for i in range(len(squares))
     ]
     return np.stack(scores)[known], weight[known], _scale(squares, weight)
 
 
-def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarray:
+def p_values(
+    change: np.ndarray, missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None
+) -> np.ndarray:
     r"""Return how often a change at least as large is missed by chance, for each gene.
 
     The weighted share of the residuals of labels left out, in units of their gene's scale, that reach
     :math:`|\text{change}| / s_g`: the level at which the interval of :func:`half_width` just has 0 in it, less
-    than 1. NaN for fewer than three labels. It is evidence from how well labels predict each other, not from
-    replicates.
+    than 1. NaN for fewer than three labels. It is evidence from how well labels predict each other, and of
+    replicates only where the residuals are theirs (``replicate_key``).
 
     Parameters
     ----------
     change
         Predicted change, shape (n_genes,).
-    missed, n
-        Residuals of labels that were left out, and their cells.
+    missed, n, unit
+        Residuals of labels that were left out, their cells, and units as of :func:`half_width`.
     """
-    found = standardised(missed, n)
+    found = standardised(missed, n, unit=unit)
     if found is None:
         return np.full(len(change), np.nan)
     scores, weights, scale = found

@@ -30,6 +30,7 @@ from trvae_sc.module import (
     Likelihood,
     TRVAEModule,
 )
+from trvae_sc.replicates import check_replicates
 from trvae_sc.training import (
     NOT_STARTED,
     DataLoader,
@@ -158,6 +159,7 @@ class TRVAE(PredictingModel):
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
         self.spread_ = np.zeros((0, 0))
+        self.replicates_: dict[str, Any] = {}
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
@@ -190,6 +192,7 @@ class TRVAE(PredictingModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         condition_separator: str | None = None,
+        replicate_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register the columns and values of an AnnData that the model uses.
@@ -222,6 +225,10 @@ class TRVAE(PredictingModel):
         condition_separator
             Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
             enters with an effect of its own, so that sets never measured can be predicted.
+        replicate_key
+            Column with the donor (animal, culture). Changes are then taken within donors, where one has
+            source and target, and intervals and p-values hold how donors differ. Unlike `batch_key` it is
+            no input of the network, and data to predict from need not have it.
         **kwargs
             Passed to scvi-tools' registration (``source_registry``, ``extend_categories``).
 
@@ -248,6 +255,9 @@ class TRVAE(PredictingModel):
             checks.check_columns(adata, condition_key, **keys)
             if condition_separator is not None:
                 check_sets(adata.obs, condition_key, condition_separator)
+            if replicate_key is not None:
+                checks.check_obs(adata, [replicate_key])
+                check_replicates(adata.obs, replicate_key, condition_key, labels_key)
             checks.say_numeric(adata, condition_key)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
@@ -352,6 +362,7 @@ class TRVAE(PredictingModel):
         model.module.to(reference.device)
         model.module.eval()
         model.codes_, model.spread_ = reference.codes_, reference.spread_
+        model.replicates_ = reference.replicates_
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)

@@ -198,6 +198,7 @@ class PredictingModel(TrainableModel):
         source: Any = None,
         labels: Any = None,
         exemplars: AnnData | None = None,
+        by: str | None = None,
     ) -> pd.DataFrame:
         """Return the predicted change of every gene in every label, as a table.
 
@@ -211,6 +212,8 @@ class PredictingModel(TrainableModel):
             Label or labels; all that training has cells of under the source if None.
         exemplars
             A few measured cells under the target, as of :meth:`predict`.
+        by
+            ``replicate_key``, for the change in each donor: from its own mean, by the label's fold change.
 
         Returns
         -------
@@ -232,7 +235,13 @@ class PredictingModel(TrainableModel):
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self.trained
         shown = self._shown(Request(trained.conditions.level(target)), exemplars).exemplars
-        chosen = {"target": target, "source": source, "labels": labels, "exemplars": shown}
+        chosen = {
+            "target": target,
+            "source": source,
+            "labels": labels,
+            "exemplars": shown,
+            "by": by,
+        }
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(trained, genes, **chosen)
 

@@ -22,8 +22,10 @@ from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._replicates import replicate_means
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
+from trvae_sc.replicates import Replicates
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
 
@@ -201,6 +203,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             since=self.frozen_conditions_,
             seed=self.seed_,
         )
+        key = self.registry_["setup_args"].get("replicate_key")
+        if key is not None:
+            self.replicates_ = replicate_means(self.trained, manager, rows, key)
 
     @property
     def trained(self) -> Trained:
@@ -219,6 +224,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             n_frozen=self.frozen_conditions_,
             marks=self.training_marks_,
             spread=self.spread_,
+            replicates=Replicates(**self.replicates_) if self.replicates_ else None,
         )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
