@@ -148,7 +148,11 @@ def _add_benchmark(commands: Any) -> None:
     _add_data(parser)
     _add_holdout(parser, help="combinations to hide in turn (all that have enough cells)")
     parser.add_argument("--source", help="condition to start from; needed with three or more")
-    parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        help="columns of obs to hold out levels of, in place of labels: donor, or donor cell_type",
+    )
     parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
     parser.add_argument(
         "--max-cells", type=int, help="of each label and condition, for a quicker look (all)"

@@ -329,6 +329,7 @@ def plain(holdout: Holdout) -> dict[str, Any]:
     """Return a hold-out as types that JSON can hold."""
     levels = {k: getattr(holdout, k) for k in ("label", "source", "target")}
     named = {k: None if level is None else level_name(level) for k, level in levels.items()}
+    named["label"] = holdout.name
     return {**named, "key": holdout.key, "also": [str(other) for other in holdout.also]}
 
 

@@ -17,8 +17,8 @@ from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._choose import Decision, choose
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
+from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
-from trvae_sc.shift import LEVEL
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     BOUNDS,
@@ -22,7 +23,6 @@ from trvae_sc.pl._style import (
     line_styles,
     plain,
 )
-from trvae_sc.shift import LEVEL
 
 # -- calibration --------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ def calibration_table(
     other half-widths, from one of
 
     - `half_widths`, computed from the labels at each level
-      (:func:`trvae_sc.shift.half_width` with ``level=p``): exact.
+      (:func:`trvae_sc.intervals.half_width` with ``level=p``): exact.
     - `n_labels` = L, an approximation. All half-widths are :math:`h_g(p) = q_p\,s_g`, with the scale
       :math:`s_g` of a gene and the quantile :math:`q_p` of :math:`|e| / s` over residuals e of labels
       that were left out. Levels thus differ by one factor for all genes, :math:`q_p / q_{p_0}`. As
