@@ -109,7 +109,8 @@ def _add_select(commands: Any) -> None:
     parser.add_argument(
         "--labels", nargs="+", help="labels to predict (those without target cells)"
     )
-    _add_methods(parser, default=["mean_shift", "context_shift", "trvae"])
+    words = "mean_shift context_shift trvae; to stack, context_shift trvae no_transfer"
+    _add_names(parser, "--methods", METHODS, of="method", default=None, words=words, nargs="+")
     _add_names(parser, "--metric", METRICS, of="metric", default="effect_r2")
     parser.add_argument(
         "--combine",
@@ -221,11 +222,12 @@ def _add_names(
     names: tuple[str, ...],
     *,
     of: str,
-    default: str | list[str],
+    default: str | list[str] | None,
+    words: str = "",
     **kwargs: Any,
 ) -> None:
-    """Add an option that takes names, which its help lists."""
-    chosen = default if isinstance(default, str) else " ".join(default)
+    """Add an option that takes names, which its help lists; `words` say the default."""
+    chosen = words or (default if isinstance(default, str) else " ".join(default or ()))
     parser.add_argument(
         option,
         type=one_of(names, of),
