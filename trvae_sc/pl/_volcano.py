@@ -109,7 +109,7 @@ def volcano(
 
     Examples
     --------
-    >>> trvae_sc.pl.volcano(model.effects(target="stimulated"), label="NK")
+    >>> ax = trvae_sc.pl.volcano(model.effects(target="stimulated"), label="NK")
     """
     effects = effects.var if isinstance(effects, AnnData) else effects
     if isinstance(effects, pd.DataFrame) and "pval" in effects:
