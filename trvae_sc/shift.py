@@ -227,6 +227,11 @@ class Ridge:
         predicted = changed(start, self.changes - missed, is_count=self.profiles.is_count)
         return truth - predicted, self.n
 
+    def measured_changes(self) -> np.ndarray:
+        """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""
+        label, condition = self.groups.T
+        return self.profiles.mean[label, condition] - self.profiles.mean[label, self.source]
+
 
 def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np.ndarray | None:
     r"""Return half the width of each gene's interval for the change of one more label.
@@ -265,43 +270,66 @@ def standardised(
 
     See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
     """
+    found = _scales(missed, n)
+    if found is None:
+        return None
+    others, weight, scale = found
+    known = np.isfinite(missed)
+    return (np.abs(missed) / others)[known], weight[known], scale
+
+
+def p_values(
+    change: np.ndarray, predicted: np.ndarray, missed: np.ndarray, n: np.ndarray
+) -> np.ndarray:
+    r"""Return how often a change at least as large is predicted of a gene that does not change so.
+
+    Of labels that were left out, the predictions with the wrong sign tell how large changes are predicted
+    where there are none: the p-value is the weighted share of their :math:`|\hat d_{lg}| / s_g^{(-l)}` that
+    reach :math:`|\text{change}| / s_g`, in units of the scales of :func:`half_width`. Of genes that do not
+    change, half of the predictions have the wrong sign, by chance (as decoys have; Elias and Gygi 2007,
+    doi:10.1038/nmeth1019). It is evidence from how well labels predict each other, not from replicates.
+
+    Parameters
+    ----------
+    change
+        Predicted change, shape (n_genes,).
+    predicted, missed
+        Predicted changes of labels that were left out, and truth less these, shape (n_labels, n_genes).
+    n
+        Cells that each label rests on, shape (n_labels,).
+
+    Returns
+    -------
+    Shape (n_genes,); NaN for fewer than three labels.
+    """
+    found = _scales(missed, n)
+    if found is None:
+        return np.full(len(change), np.nan)
+    others, weight, scale = found
+    is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
+    scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
+    order = scores.argsort()
+    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
+    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
+    one = weights.mean() if len(weights) else 1.0
+    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
+
+
+def _scales(missed: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """Return each gene's scale without a label, (n_labels, n_genes), the weights of residuals, and its scale.
+
+    None for fewer than three labels.
+    """
     if len(missed) < 3:
         return None
     weight = n / (n + _SURE_CELLS)
     known = np.isfinite(missed)
     weight = (weight / weight.max())[:, None] * known
     squares = np.square(np.where(known, missed, 0.0))
-    scores = [
-        np.sqrt(squares[i]) / _scale(np.delete(squares, i, 0), np.delete(weight, i, 0))
-        for i in range(len(squares))
+    others = [
+        _scale(np.delete(squares, i, 0), np.delete(weight, i, 0)) for i in range(len(squares))
     ]
-    return np.stack(scores)[known], weight[known], _scale(squares, weight)
-
-
-def p_values(change: np.ndarray, missed: np.ndarray, n: np.ndarray) -> np.ndarray:
-    r"""Return how often a change at least as large is missed by chance, for each gene.
-
-    The weighted share of the residuals of labels left out, in units of their gene's scale, that reach
-    :math:`|\text{change}| / s_g`: the level at which the interval of :func:`half_width` just has 0 in it, less
-    than 1. NaN for fewer than three labels. It is evidence from how well labels predict each other, not from
-    replicates.
-
-    Parameters
-    ----------
-    change
-        Predicted change, shape (n_genes,).
-    missed, n
-        Residuals of labels that were left out, and their cells.
-    """
-    found = standardised(missed, n)
-    if found is None:
-        return np.full(len(change), np.nan)
-    scores, weights, scale = found
-    order = scores.argsort()
-    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
-    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
-    one = weights.mean()
-    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
+    return np.stack(others), weight, _scale(squares, weight)
 
 
 def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -132,7 +132,10 @@ def effects(
                 group.factors,
                 target,
                 adata.var_names,
-                p_values(group.factors.change.columns()[2], group.shift.missed, group.shift.n),
+                p_values(
+                    group.factors.change.columns()[2],
+                    *(group.shift.predicted, group.shift.missed, group.shift.n),
+                ),
                 n_cells=len(group.rows),
                 is_count=learned.keys.is_count,
             )

@@ -160,6 +160,7 @@ class Sourced:
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
         self.others = np.empty((0, len(trained.module.gene_mean)))
         self.missed: tuple[np.ndarray, np.ndarray] | None = None
+        self.foretold = np.empty((0, 0))  # changes predicted of labels that were left out
         self.half: np.ndarray | None = None
         self.expected: Ridge | None = None  # where the target itself was not measured
         if not (len(self.ridge.groups) and trained.module.n_labels):
@@ -172,7 +173,9 @@ class Sourced:
             if not is_measured:
                 ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
             missed, n = ridge.left_out()
-            self.missed = missed / self._spread(ridge.left_out_variance()[:, None]), n
+            spread = self._spread(ridge.left_out_variance()[:, None])
+            self.missed = missed / spread, n
+            self.foretold = (ridge.measured_changes() - missed) / spread
             half = half_width(*self.missed)
             self.half = None if half is None else half * self.units()
 
@@ -214,7 +217,7 @@ class Sourced:
         found = change.predicted_mean - change.source_mean
         if self.missed is None:
             return np.full(len(found), np.nan)
-        return p_values(found / (self.units() * change.relative), *self.missed)
+        return p_values(found / (self.units() * change.relative), self.foretold, *self.missed)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""

@@ -150,13 +150,13 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         trained, original = self.trained, self.adata if adata is None else adata
-        request = self._shown(check_request(trained, request, original), exemplars)
+        request = self._with_exemplars(check_request(trained, request, original), exemplars)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
 
-    def _shown(self, request: Request, exemplars: AnnData | None) -> Request:
+    def _with_exemplars(self, request: Request, exemplars: AnnData | None) -> Request:
         """Return a request with what exemplars show; raise on those of something else."""
         if exemplars is None:
             return request
@@ -220,8 +220,8 @@ class PredictingModel(TrainableModel):
         One row a label, source and gene: ``label``, ``source``, ``target``, ``gene``; ``source_mean``,
         ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
         for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
-        interval of the change; ``pval``, how often a change as large is missed by chance
-        (:func:`trvae_sc.shift.p_values`), and ``qval``, the same controlled within the label (Benjamini and
+        interval of the change; ``pval``, how often one as large is predicted of a gene that does not
+        change so (:func:`trvae_sc.shift.p_values`), and ``qval``, the same controlled within the label (Benjamini and
         Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
         evidence from how well labels predict each other, not from replicates.
 
@@ -234,7 +234,7 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self.trained
-        shown = self._shown(Request(trained.conditions.level(target)), exemplars).exemplars
+        shown = self._with_exemplars(Request(trained.conditions.level(target)), exemplars).exemplars
         chosen = {"target": target, "source": source, "labels": labels, "exemplars": shown}
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(trained, genes, **chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         if not self.frozen_conditions_:
             self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
             note = collapse_note(self.kl_)
-            if note is not None:
-                logger.warning("%s", note)
+            if note is not None:  # a few of many are no loss
+                few = len(self.active_dims) <= len(self.kl_) / 2
+                logger.log(logging.WARNING if few else logging.INFO, "%s", note)
 
     @property
     def trained(self) -> Trained:
