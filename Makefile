@@ -25,6 +25,7 @@ types: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/installed-docs  # notebooks are shown as they were stored; a warning is an error
+	rm -rf docs/api/generated
 	$(VENV)/bin/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python

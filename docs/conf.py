@@ -84,7 +84,6 @@ intersphinx_mapping = inventories(
 )
 #: Names of other packages: links where their inventory can be read, else text.
 nitpick_ignore_regex = [
-    ("py:.*", r"trvae_sc\.training\._data\.DataLoader"),
     (
         "py:.*",
         r"(np|pd|anndata|collections|h5py|huggingface_hub|lightning|matplotlib|numpy|os|pandas|pathlib|scanpy|"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 import trvae_sc
@@ -54,6 +55,8 @@ def cells(n_cells=400, seed=0):
     adata = datasets.simulate(n_cells, 60, n_labels=5, seed=seed)
     names = {f"type_{i}": name for i, name in enumerate(["NK", "B", "T", "DC", "Mk"])}
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(names)
+    responders = ["ISG15", "IFI6", "MX1", "IFIT1", "IFIT3"]
+    adata.var_names = [*responders, *adata.var_names[len(responders) :]]
     adata.obs["donor"] = np.array(["d0", "d1", "d2"])[np.arange(n_cells) % 3]
     treated = (adata.obs["condition"] == "stimulated").to_numpy()
     adata.obs["drug"] = np.where(treated, "A", "none")
@@ -139,15 +142,20 @@ EXAMPLES = examples()
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_in_docstrings_run(name, quick):
     test = EXAMPLES[name]
+    if name == "trvae_sc.pathways":
+        pytest.importorskip("decoupler", exc_type=ImportError)
     adata = cells()
-    trvae_sc.TRVAE.setup_anndata(adata, "condition", labels_key="cell_type")
-    model = trvae_sc.TRVAE(adata, n_latent=4, n_hidden=(16, 8))
-    model.train()
     own = ((adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")).to_numpy()
-    given = {"train": cells()[~own].copy(), "five_cells": cells()[own][:5].copy()}
+    train, five_cells = adata[~own].copy(), adata[own][:5].copy()
+    trvae_sc.TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    model = trvae_sc.TRVAE(train, n_latent=4, n_hidden=(16, 8))
+    model.train()
+    predicted = model.predict(target="stimulated", labels="NK")
+    given = {"train": train, "five_cells": five_cells, "np": np, "pd": pd, "pl": trvae_sc.pl}
     for module in MODULES:  # as a reader would have imported them
         given |= {n: getattr(importlib.import_module(module), n) for n in _own_names(module)}
-    test.globs = {**given, "trvae_sc": trvae_sc, "model": model, "adata": adata}
+    given |= {"model": model, "adata": adata, "predicted": predicted}
+    test.globs = {**given, "trvae_sc": trvae_sc}
     said = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -206,7 +206,7 @@ class ConditionSpace:
     levels
         Conditions in the order of their codes.
     parts
-        How conditions of several columns are coded (:func:`new_parts`); None for one column.
+        How conditions of several columns are coded (``new_parts``); None for one column.
     """
 
     key: str | list[str] | None
@@ -214,7 +214,7 @@ class ConditionSpace:
     parts: dict[str, Any] | None = None
 
     def level(self, condition: Any) -> Any:
-        """Return a condition as in :attr:`levels`, or the name of a new combination.
+        """Return a condition as in ``levels``, or the name of a new combination.
 
         Raises
         ------
@@ -265,7 +265,7 @@ class ConditionSpace:
         return row
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
-        """Return the condition of each cell, as named in :attr:`levels`."""
+        """Return the condition of each cell, as named in ``levels``."""
         if self.key is None:
             return pd.Series(self.levels[0], index=obs.index, dtype=object)
         if not isinstance(self.key, str):

@@ -58,7 +58,8 @@ def _resolve(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.No
         return domain.resolve_xref(
             env, node["refdoc"], app.builder, entry.objtype, name, node, contnode
         )
-    return None
+    is_private = target.startswith(f"{_PACKAGE}.") and "._" in target
+    return contnode if is_private else None  # text: it has no page
 
 
 def _candidates(target: str, objects: dict[str, Any]) -> Iterator[str]:

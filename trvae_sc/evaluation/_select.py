@@ -105,7 +105,7 @@ def select(  # noqa: PLR0913
         None.
     combine
         ``"best"``: the method that is best. ``"stack"``: the mean of all, with weights that predict the
-        labels left out best (:func:`stacking_weights`); each method is fitted on all cells.
+        labels left out best (``stacking_weights``); each method is fitted on all cells.
     output
         ``"counts"`` (default for counts) or ``"delta"``, whichever method predicts.
     folder

@@ -42,7 +42,9 @@ def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
 
     Examples
     --------
-    >>> pl.manifold(model.decode(lattice(15)))
+    >>> vae = trvae_sc.TRVAE(train, preset="vae", n_latent=2)
+    >>> vae.train()
+    >>> trvae_sc.pl.manifold(vae.decode(lattice(15)))
     """
     check_whole("n", n, 2)
     check_number("coverage", coverage, 0.0, 1.0, closed=False)

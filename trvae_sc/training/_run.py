@@ -282,8 +282,9 @@ class TrainRunner(ScviTrainRunner):
         """Hand what was learned to the model, and how far training went."""
         known = self.model.training_marks_
         self.model.training_marks_ = np.union1d(known, self.training_plan.marks)
-        if hasattr(self.training_plan, "spread"):  # other models have none
-            spread, known = self.training_plan.spread, self.model.spread_
+        spread = getattr(self.training_plan, "spread", None)
+        if spread is not None:  # models of the family have none
+            known = self.model.spread_
             if len(known) and self.model.frozen_conditions_:  # as the reference of a query had them
                 n_known = self.model.frozen_conditions_
                 spread[:n_known] = known[:n_known]
