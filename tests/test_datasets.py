@@ -62,6 +62,9 @@ def test_digits_thick_and_outlined_are_drawn_image_by_image(style):
 @pytest.mark.parametrize(
     ("style", "share"),
     [
+        ("dark", 0.20),
+        ("slanted", 0.51),
+        ("shifted", 0.54),
         ("thick", 0.26),
         ("inverted", 0.28),
         ("rotated", 0.36),
@@ -75,6 +78,17 @@ def test_digits_leave_a_mean_shift_the_share_that_the_docstring_states(style, sh
     change = (means.loc[style] - means.loc["normal"]).to_numpy()
     others = (change.sum(0) - change) / 9
     assert ((change - others) ** 2).sum() / (change**2).sum() == pytest.approx(share, abs=0.005)
+
+
+def test_digits_dark_shifted_and_slanted_are_drawn_pixel_by_pixel():
+    image = load_digits().images[5]
+    drawn = {s: datasets.digits([s]).X[5].reshape(8, 8) for s in ("dark", "shifted", "slanted")}
+    np.testing.assert_array_equal(drawn["dark"], image / 2)
+    right = np.pad(image, ((0, 0), (1, 0)))[:, :8]
+    left = np.pad(image, ((0, 0), (0, 1)))[:, 1:]
+    np.testing.assert_array_equal(drawn["shifted"], right)
+    expected = np.concatenate([right[:3], image[3:5], left[5:]])
+    np.testing.assert_array_equal(drawn["slanted"], expected)
 
 
 def test_digits_split_between_styles_share_no_image():

@@ -17,7 +17,7 @@ from scipy import stats
 from sklearn.metrics import pairwise_distances
 
 import trvae_sc
-from trvae_sc import metrics
+from trvae_sc import TRVAE, InputError, evaluation, metrics
 
 
 def test_ten_lines_of_scanpy_run_on_predicted_cells_without_a_warning_of_ours(fit, make_adata):
@@ -48,6 +48,43 @@ def test_ten_lines_of_scanpy_run_on_predicted_cells_without_a_warning_of_ours(fi
     ]
     change = mean[1] - mean[0]
     assert np.corrcoef(found[both.var_names], change)[0, 1] > 0.8
+
+
+def test_a_modality_of_a_mudata_is_an_anndata(make_adata):
+    """A MuData itself is refused, everywhere alike, with what to pass in its place."""
+    mudata = pytest.importorskip("mudata")
+    adata = make_adata()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mudata's, of its next version
+        mdata = mudata.MuData({"rna": adata.copy(), "prot": make_adata(n_genes=5)})
+        TRVAE.setup_anndata(mdata["rna"], "condition", labels_key="cell_type")
+        model = TRVAE(mdata["rna"])
+        model.train(2, accelerator="cpu", enable_progress_bar=False)
+        mdata.update()
+        predicted = model.predict(mdata["rna"], target="stimulated", labels="NK")
+        assert predicted.obs["source_cell"].isin(mdata["rna"].obs_names).all()
+        assert mudata.MuData({"rna": predicted})["rna"].n_obs == 20
+    TRVAE.setup_anndata(adata, "condition", labels_key="cell_type")
+    other = TRVAE(adata)
+    other.train(2, accelerator="cpu", enable_progress_bar=False)
+    expected = other.predict(target="stimulated", labels="NK")
+    assert (predicted.X != expected.X).nnz == 0
+
+    keys = evaluation.Keys("condition", "cell_type")
+    model.save("model")
+    for use in (
+        lambda: TRVAE.setup_anndata(mdata, "condition"),
+        lambda: TRVAE(mdata),
+        lambda: TRVAE.load("model", mdata),
+        lambda: TRVAE.load_query_data(mdata, model),
+        lambda: model.predict(mdata, target="stimulated"),
+        lambda: model.get_latent_representation(mdata),
+        lambda: evaluation.holdouts(mdata, keys=keys),
+        lambda: evaluation.benchmark(mdata, ["no_change"], [], keys=keys),
+        lambda: trvae_sc.select(mdata, "stimulated", keys=keys),
+    ):
+        with pytest.raises(InputError, match=r"got MuData. Pass .*mdata\['rna'\]; .*'prot'"):
+            use()
 
 
 @pytest.fixture

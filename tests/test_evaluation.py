@@ -1645,7 +1645,14 @@ def test_summary_and_repr_show_the_main_scores_of_each_method():
         ("flat", "delta", "x", 0, "effect_r2", 0.41),
         ("flat", "delta", "y", 0, "effect_r2", 0.61),
         ("ceiling", "ceiling", "x", 0, "effect_r2", 0.9),
+        ("ceiling", "replicate half", "x", 0, "energy_distance", 0.1),
     ]
+    results = hand_made(rows)
+    found = results.summary()
+    half = found.loc[("ceiling", "replicate half")]  # is not scored by effects
+    assert half.isna().sum() == 2
+    assert (half["tasks"], half["seeds"]) == (1, 1)
+    rows = [row for row in rows if row[1] != "replicate half"]
     results = hand_made(rows)
     found = results.summary()
     assert found.index.tolist() == [("ceiling", "ceiling"), ("flat", "delta"), ("net", "delta")]

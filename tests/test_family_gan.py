@@ -185,6 +185,73 @@ def test_conditional_gan_generates_the_mean_of_every_combination(shifted):
 # -- contract ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def cgan(shifted):
+    adata = hide(shifted[0])
+    ConditionalGAN.setup_anndata(adata, "condition", labels_key="cell_type", is_count=False)
+    model = ConditionalGAN(adata, n_pcs=6, n_hidden=(16,), n_noise=5)
+    model.train(**QUICK)
+    return model
+
+
+def test_conditional_gan_generates_from_noise(cgan):
+    found = cgan.generate("stimulated", 400, seed=1)
+    assert set(found.obs["cell_type"]) == {"B", "C"}  # as often as in training
+    assert set(found.obs["condition"]) == {"stimulated"}
+    again = cgan.decode(
+        found.obsm["X_trvae"], condition="stimulated", labels=found.obs["cell_type"]
+    )
+    np.testing.assert_array_equal(again.X, found.X)
+    module = cgan.module
+    with torch.no_grad():
+        context = torch.zeros(400, 5)
+        context[:, 1] = 1.0  # conditions come first, then labels
+        code = (found.obs["cell_type"] == "C").to_numpy().astype(int) + 1
+        context[torch.arange(400), torch.as_tensor(2 + code)] = 1.0
+        z = torch.as_tensor(found.obsm["X_trvae"])
+        p = module.generator(torch.cat([z, context], 1)) * module.spread
+        expected = module.center + p @ module.components.T
+    np.testing.assert_allclose(found.X, expected, atol=1e-4)
+    new = cgan.generate("stimulated", 3, labels="A")
+    assert new.obs["cell_type"].tolist() == ["A"] * 3
+
+
+def test_noise_is_interpolated_at_the_length_it_has(cgan):
+    path = cgan.interpolate("control", labels="B", steps=5)
+    z = path.obsm["X_trvae"].astype(float)
+    a, b = np.random.default_rng(0).standard_normal((2, 5))
+    np.testing.assert_allclose(z[[0, -1]], [a, b], atol=1e-5)
+    unit = [a / np.linalg.norm(a), b / np.linalg.norm(b)]
+    steps = z / np.linalg.norm(z, axis=1)[:, None]
+    assert np.linalg.matrix_rank(np.vstack([z, unit]), tol=1e-4) == 2
+    assert np.linalg.norm(z, axis=1).min() >= 0.9 * min(map(np.linalg.norm, (a, b)))
+    assert (steps @ unit[0])[0] == pytest.approx(1.0)
+    assert path.obs["fraction"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_conditional_gan_refuses_what_it_cannot_generate(cgan):
+    with pytest.raises(InputError, match="Unknown condition 'x'"):
+        cgan.generate("x")
+    with pytest.raises(InputError, match=r"Unknown labels \['Z'\]"):
+        cgan.generate("control", 3, labels="Z")
+    with pytest.raises(InputError, match="n_obs is 0"):
+        cgan.generate("control", 0)
+    with pytest.raises(InputError, match=r"z has shape \(1, 3\)"):
+        cgan.decode(np.zeros(3), condition="control", labels="A")
+    with pytest.raises(InputError, match="sees the label: choose labels="):
+        cgan.interpolate("control")
+    with pytest.raises(InputError, match="steps is 1"):
+        cgan.interpolate("control", labels="A", steps=1)
+
+
+def test_cyclegan_takes_its_own_prediction(cycle):
+    there = cycle.predict(target="stimulated", labels="B")
+    back = cycle.predict(there, target="control")
+    is_b = (cycle.adata.obs["cell_type"] == "B") & (cycle.adata.obs["condition"] == "control")
+    start = cycle.adata[is_b].X
+    assert np.abs(back.X - start).mean() < 0.1 * np.abs(there.X - start).mean()
+
+
 @pytest.fixture(params=[ConditionalGAN, CycleGAN])
 def quick(request, make_adata):
     """Return a model trained for two epochs."""

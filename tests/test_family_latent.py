@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from trvae_sc import PRESETS, TRVAE, family, pl
 from trvae_sc.errors import InputError
@@ -39,6 +40,7 @@ def linear(fit, n_latent=3):
         preset="autoencoder",
         gene_likelihood="mse",
         norm="none",
+        linear_path=False,
         leaky_slope=1.0,
         n_hidden=(8,),
         n_latent=n_latent,
@@ -117,7 +119,8 @@ def test_cells_that_are_not_the_models_own(model, make_adata):
     found = family.interpolate(model, 0, 2, steps=2, adata=other[:, ::-1].copy())
     z = model.get_latent_representation(other)
     np.testing.assert_allclose(found.obsm["X_trvae"], z[[0, 2]], rtol=1e-3, atol=1e-5)
-    family.shift_attribute(model, before, {"cell_type": "B"})
+    moved = family.shift_attribute(model, before, {"cell_type": "B"})
+    pd.testing.assert_frame_equal(moved.var, model.adata.var)  # what is known of genes, or pixels
     assert list(before.obs) == list(make_adata(n_cells=24).obs)
 
 
@@ -185,6 +188,21 @@ def test_latent_tools_refuse(model, fit):
             call()
 
 
+# -- lattice ------------------------------------------------------------------------------------------
+
+
+def test_a_lattice_is_even_in_the_shares_of_the_prior():
+    z = family.lattice(5, coverage=0.8)
+    share = np.unique(stats.norm.cdf(z).round(6))
+    np.testing.assert_allclose(share, [0.1, 0.3, 0.5, 0.7, 0.9], atol=1e-6)
+    assert z.shape == (25, 2)
+    assert len(np.unique(z, axis=0)) == 25
+    with pytest.raises(InputError, match="n is 1; at least 2"):
+        family.lattice(1)
+    with pytest.raises(InputError, match="coverage is 1"):
+        family.lattice(3, coverage=1.0)
+
+
 # -- traverse -----------------------------------------------------------------------------------------
 
 
@@ -222,7 +240,7 @@ def test_cells_move_towards_the_mean_code_of_an_attribute(model, alpha):
     z = model.get_latent_representation()
     mean = z[(model.adata.obs["batch"] == "b1").to_numpy()].mean(0)
     rows = np.arange(model.adata.n_obs)
-    found = family.shift_attribute(model, None, {"batch": "b1"}, alpha=alpha)
+    found = family.shift_attribute(model, None, {"batch": "b1"}, by="mean", alpha=alpha)
     expected = z + alpha * (mean - z)
     np.testing.assert_allclose(found.obsm["X_trvae"], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found.X, decode(model, expected, rows), rtol=1e-4, atol=1e-4)
@@ -231,8 +249,28 @@ def test_cells_move_towards_the_mean_code_of_an_attribute(model, alpha):
     assert found.uns["trvae_sc"]["n_cells_with_attribute"] == 60
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5])
+def test_cells_move_by_what_an_attribute_changes(model, alpha):
+    z = model.get_latent_representation()
+    is_t = (model.adata.obs["cell_type"] == "T").to_numpy()
+    found = family.shift_attribute(model, None, {"cell_type": "T"}, alpha=alpha)
+    expected = z + alpha * (z[is_t].mean(0) - z[~is_t].mean(0))
+    np.testing.assert_allclose(found.obsm["X_trvae"], expected, rtol=1e-3, atol=1e-5)
+    assert found.uns["trvae_sc"]["by"] == "difference"
+
+
+def test_an_attribute_of_all_cells_makes_no_difference(model):
+    every = np.ones(model.adata.n_obs, dtype=bool)
+    with pytest.raises(InputError, match="Every training cell has the characteristic"):
+        family.shift_attribute(model, None, every)
+    with pytest.raises(InputError, match="by is 'median'; choose"):
+        family.shift_attribute(model, None, {"cell_type": "T"}, by="median")
+
+
 def test_alpha_1_gives_the_decoded_mean_code_to_all(model):
-    moved = family.shift_attribute(model, None, {"cell_type": "T"}, condition="stimulated")
+    moved = family.shift_attribute(
+        model, None, {"cell_type": "T"}, by="mean", condition="stimulated"
+    )
     assert set(moved.obs["condition"]) == {"stimulated"}
     z = model.get_latent_representation()[(model.adata.obs["cell_type"] == "T").to_numpy()].mean(0)
     b0 = (model.adata.obs["batch"] == "b0").to_numpy()

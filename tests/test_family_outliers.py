@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.spatial.distance import cdist
 from scvi import REGISTRY_KEYS
+from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from trvae_sc import PRESETS, TRVAE
@@ -99,18 +101,63 @@ def test_likelihood_is_that_of_importance_sampling(fit):
 # -- calibration --------------------------------------------------------------------------------------
 
 
-def test_p_value_is_the_share_of_reference_cells_that_deviate_as_much(fit, make_adata):
-    made = fit(preset="autoencoder")  # no sampling
-    own = outlier_score(made)
-    expected = 121 - stats.rankdata(own["deviance"], method="min") + 1
-    np.testing.assert_allclose(own["p_value"], expected / 121)
-    reference, cells = make_adata(50, seed=3), make_adata(20, seed=4)
+def by_hand(known, deviances, own, x, *, is_among):
+    """Return deviance and distances as shares of the reference above, joined: T of the docstring."""
+    shares = []
+    n = len(known[0])
+    for reference, values in zip([deviances, *known], [own, *x], strict=True):
+        above = (reference[None] >= values[:, None]).sum(1)
+        shares.append(above / n if is_among else (1 + above) / (1 + n))
+    return -(0.5 * np.log(shares[0]) + np.log(shares[1]) + np.log(shares[2]))
+
+
+def distances(made, train, cells):
+    """Return mean distances to the 5 nearest in 10 and 30 components, by distances of all pairs."""
+
+    def logs(adata):
+        total = adata.obs["n_counts"].to_numpy()[:, None]
+        return np.log1p(made.module.kappa.item() * adata.X.toarray() / total)
+
+    pca = PCA(30, svd_solver="full").fit(logs(train))
+    at = [pca.transform(logs(adata)) for adata in (cells, train)]
+    pairs = [cdist(*(a[:, :n] for a in at)) for n in (10, 30)]
+    return [np.sort(d, 1)[:, :5].mean(1) for d in pairs]
+
+
+def test_score_joins_deviance_and_neighbours_and_p_values_are_its_shares(make_adata, caplog):
+    adata = make_adata(200)
+    TRVAE.setup_anndata(adata, "condition", total_counts_key="n_counts")
+    made = TRVAE(adata, preset="autoencoder", n_latent=4, n_hidden=(16, 8))  # no sampling
+    made.train(train_size=0.75, **{**TRAIN, "max_epochs": 2})
+    train, held = (adata[rows] for rows in (made.train_indices, made.validation_indices))
+    cells = make_adata(20, seed=4)
     before = cells.copy()
-    found = outlier_score(made, cells, reference=reference)
+    found, of_held = outlier_score(made, cells), outlier_score(made, held.copy())
+    assert "trained on" not in caplog.text
     pd.testing.assert_frame_equal(cells.obs, before.obs)
-    deviance = outlier_score(made, reference)["deviance"].to_numpy()
-    share = [(1 + (deviance >= d).sum()) / 51 for d in found["deviance"]]
+    near, far = distances(made, train, held), distances(made, train, cells)
+    np.testing.assert_allclose(found["neighbors"], far[1], rtol=1e-3)
+    known = of_held["deviance"].to_numpy()
+    reference = by_hand(near, known, known, near, is_among=True)
+    score = by_hand(near, known, found["deviance"].to_numpy(), far, is_among=False)
+    np.testing.assert_allclose(found["score"], score, rtol=1e-6)
+    share = [(1 + (reference >= t - 1e-9).sum()) / 51 for t in score]
     np.testing.assert_allclose(found["p_value"], share)
+    named = outlier_score(made, cells, reference=adata[np.sort(made.validation_indices)].copy())
+    pd.testing.assert_frame_equal(found, named)
+
+
+def test_cells_of_training_are_the_reference_if_none_were_held_back(fit, make_adata, caplog):
+    made = fit(preset="autoencoder")
+    found = outlier_score(made)
+    assert "cells that the network was trained on" in caplog.text
+    assert found.index.equals(made.adata.obs_names)
+    assert found["p_value"].min() >= 1 / 61  # of half of them
+
+
+def test_too_few_cells_to_compare_with(fit, make_adata):
+    with pytest.raises(InputError, match="6 cells to compare with; 10 or more"):
+        outlier_score(fit(), reference=make_adata(6))
 
 
 def test_seeds_matter_and_repeat(fit):

@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from scvi import REGISTRY_KEYS as KEYS
+from sklearn.decomposition import PCA
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from trvae_sc import PRESETS, TRVAE
 from trvae_sc.baselines import METHODS
+from trvae_sc.datasets import digits
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import mmd
 from trvae_sc.module import TRVAEModule
@@ -112,19 +114,39 @@ def test_an_autoencoder_has_no_noise_and_no_kl():
     torch.manual_seed(5)
     first, second = (made.inference(**made._get_inference_input(tensors))["z"] for _ in range(2))
     assert torch.allclose(first, second, atol=1e-6)
-    hidden = made.encoder(
-        made.encoder_in(
-            torch.log1p(tensors[KEYS.X_KEY] / tensors[KEYS.X_KEY].sum(1, keepdim=True)),
-            made._context(tensors),
-        )
-    )
-    assert torch.allclose(first, made.z_mean(hidden), atol=1e-5)
+    x = torch.log1p(tensors[KEYS.X_KEY] / tensors[KEYS.X_KEY].sum(1, keepdim=True))
+    hidden = made.encoder(made.encoder_in(x, made._context(tensors)))
+    n = hidden.shape[1]  # the rest of the weights are those of the linear path
+    code = hidden @ made.z_mean.weight[:, :n].T + x @ made.z_mean.weight[:, n:].T + made.z_mean.bias
+    assert torch.allclose(first, code, atol=1e-5)
     _, generated, loss = run(made, tensors)
     assert loss.kl_local["kl_local"].abs().max() == 0.0
     log_likelihood = generated["px"].log_prob(tensors[KEYS.X_KEY]).sum(1).mean()
     assert loss.loss.item() == pytest.approx(-log_likelihood.item(), rel=1e-5)
     loud = run(made, tensors, kl_weight=100.0)[2]
     assert loud.loss.item() == loss.loss.item()
+
+
+@pytest.mark.parametrize("n_latent", [1, 8, 32])
+def test_an_autoencoder_reconstructs_no_worse_than_principal_components(n_latent):
+    adata = digits(["normal"])[:900].copy()
+    adata.X /= 16
+    TRVAE.setup_anndata(adata)
+    made = TRVAE(adata, preset="autoencoder", gene_likelihood="normal", n_latent=n_latent)
+    made.train(accelerator="cpu", enable_progress_bar=False)
+    found = made.decode(made.get_latent_representation()).X
+    pca = PCA(n_latent, svd_solver="full").fit(adata.X)
+    expected = pca.inverse_transform(pca.transform(adata.X))
+    assert np.square(adata.X - found).mean() < np.square(adata.X - expected).mean()
+
+
+def test_a_linear_path_adds_codes_to_the_output_and_values_to_the_codes():
+    made, tensors = module("cvae", linear_path=True), minibatch()
+    with torch.no_grad():
+        made.output.weight[:, :16] = 0.0  # of the hidden layer
+        inferred, generated, _ = run(made, tensors)
+    logits = inferred["z"] @ made.output.weight[:, 16:].T + made.output.bias
+    assert torch.allclose(generated["profile"], torch.log_softmax(logits, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["cvae", *BLIND])

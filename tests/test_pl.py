@@ -251,7 +251,7 @@ def test_benchmark_draws_means_over_seeds():
     assert found["flat, delta"] == {"B": pytest.approx(0.1), "NK": pytest.approx(0.3)}
     assert found["ceiling"] == {"B": 0.9, "NK": 0.9}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["NK", "B"]  # B is on top
-    assert ax.get_xlabel() == "effect r2 (top100)"
+    assert ax.get_xlabel() == "effect R2 (top100)"
     # best first, after the ceiling
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
         "ceiling",

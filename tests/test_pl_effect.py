@@ -115,7 +115,7 @@ def test_mean_correlation_needs_means():
     assert plt.get_fignums() == []
 
 
-def test_legends_go_where_the_fewest_points_are():
+def test_legends_are_over_no_point():
     points = np.array([[0.9, 0.1], [0.8, 0.05], [0.1, 0.9]])
     table = pd.DataFrame(points, columns=["real_change", "predicted_change"], index=list("abc"))
     ax = pl.effect(table, n_labels=0)

@@ -8,9 +8,10 @@ from scipy import sparse
 from trvae_sc import TRVAE
 from trvae_sc.datasets import simulate
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import half_width, standardised
 from trvae_sc.left_out import labels_left_out, replicates_left_out
 from trvae_sc.replicates import Replicates, group_sums
-from trvae_sc.shift import Likeness, Profiles, Ridge, changed, half_width, standardised
+from trvae_sc.shift import Likeness, Profiles, Ridge, changed
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 

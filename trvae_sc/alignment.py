@@ -7,8 +7,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names, say_totals
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names
 from trvae_sc.errors import InputError
+from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import listing
 from trvae_sc.stored import is_file

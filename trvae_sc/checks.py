@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ RECORD = "trvae_sc"  #: key of ``uns`` with the record of a prediction
 OWN_COLUMNS = ("_scvi_", "_trvae_sc_")  #: how columns of ``obs`` begin that registrations write
 #: Column of ``obs`` that totals over all genes are written to, where no other is named.
 TOTAL_COLUMN = "trvae_sc_total_counts"
-_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 SEPARATOR = " + "  #: joins the parts of a condition in its name
 _MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
 
@@ -40,7 +39,7 @@ _MOST = 2**31  # counts above are no counts of molecules, and overflow what they
 
 def check_columns(
     adata: AnnData,
-    condition_key: str | Sequence[str],
+    condition_key: str | Sequence[str] | None,
     *,
     labels_key: str | None = None,
     layer: str | None = None,
@@ -66,8 +65,9 @@ def check_columns(
         raise InputError("adata has no genes; at least 1 is needed.")
     check_names(adata)
     check_matrix(adata, layer)
-    conditions = [condition_key] if isinstance(condition_key, str) else condition_key
-    if not isinstance(conditions, Sequence) or not conditions:
+    conditions = [] if condition_key is None else condition_key
+    conditions = [conditions] if isinstance(conditions, str) else conditions
+    if not isinstance(conditions, Sequence) or (condition_key is not None and not conditions):
         raise InputError(
             f"condition_key is {condition_key!r}; name a column of adata.obs, or several in a list."
         )
@@ -75,16 +75,24 @@ def check_columns(
         raise InputError(
             f"condition_key is {condition_key}; name one column, or several different."
         )
+    if labels_key in adata.obs and adata.obs[labels_key].isna().any():
+        raise InputError(
+            f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "
+            "Fill it in or drop them; trvae_sc.predict_labels(adata, ...) finds the most likely labels."
+        )
     categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
     check_obs(adata, categorical, numeric)
+    if condition_key is None:
+        return
     if not isinstance(condition_key, str):
         _check_condition_parts(adata.obs, list(conditions))
     if len(adata.obs[list(conditions)].drop_duplicates()) < 2:
         only = " and ".join(f"adata.obs['{key}']" for key in conditions)
         raise InputError(
             f"{only} has one level, {levels(adata.obs[conditions[0]])}; a prediction needs at least "
-            "two conditions to learn from."
+            "two conditions to learn from. Models that see none ('vae', 'autoencoder') do without: "
+            "condition_key=None."
         )
 
 
@@ -151,17 +159,22 @@ def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
 
 def check_type(adata: Any) -> None:
     """Raise on anything but an AnnData."""
-    if not isinstance(adata, AnnData):
-        raise InputError(
-            f"Expected an AnnData, got {type(adata).__name__}. Of a MuData pass one modality, as in "
-            "mdata['rna']; of a table make one with anndata.AnnData(table)."
-        )
+    if isinstance(adata, AnnData):
+        return
+    found = f"Expected an AnnData, got {type(adata).__name__}."
+    modalities = getattr(adata, "mod", None)
+    if isinstance(modalities, Mapping):  # of a MuData
+        names = list(modalities)
+        of = names[0] if len(names) == 1 or "rna" not in names else "rna"
+        raise InputError(f"{found} Pass one modality, as in mdata['{of}']; there are {names}.")
+    raise InputError(f"{found} Of a table make one with anndata.AnnData(table).")
 
 
 def check_obs(
     adata: AnnData, categorical: Sequence[str | None], numeric: Sequence[str | None] = ()
 ) -> None:
     """Raise on columns that are absent, incomplete, of odd levels or, if numeric, no finite numbers."""
+    check_type(adata)
     for key in [*categorical, *numeric]:
         if key is None:
             continue
@@ -210,27 +223,6 @@ def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
 def without_codes(obs: pd.DataFrame) -> pd.DataFrame:
     """Return the columns but those that registrations wrote."""
     return obs.drop(columns=[name for name in obs if str(name).startswith(OWN_COLUMNS)])
-
-
-def say_totals(n_vars: int) -> None:
-    """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
-    logger.log(
-        logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
-        "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
-        "variable genes, name the obs column with the whole cell's totals: total_counts_key=.",
-        n_vars,
-    )
-
-
-def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
-    """Log that the numbers of a column are taken for levels."""
-    if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
-        logger.info(
-            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
-            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
-            condition_key,
-            condition_key,
-        )
 
 
 def layer_names(adata: AnnData) -> list[str]:

@@ -201,14 +201,15 @@ class ConditionSpace:
     Parameters
     ----------
     key
-        Column of ``obs``, or the columns that make up a condition.
+        Column of ``obs``, or the columns that make up a condition; None: there are no conditions, and
+        one level stands for all cells.
     levels
         Conditions in the order of their codes.
     parts
         How conditions of several columns are coded (:func:`new_parts`); None for one column.
     """
 
-    key: str | list[str]
+    key: str | list[str] | None
     levels: tuple[Any, ...]
     parts: dict[str, Any] | None = None
 
@@ -220,6 +221,11 @@ class ConditionSpace:
         InputError
             There is no such condition.
         """
+        if self.key is None:
+            raise InputError(
+                f"The model was set up without condition_key and knows no condition {condition!r}. "
+                "Name the column in setup_anndata and train again."
+            )
         if self.parts is not None:
             return name_of(self.values(condition))
         hint = ""
@@ -260,6 +266,8 @@ class ConditionSpace:
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the condition of each cell, as named in :attr:`levels`."""
+        if self.key is None:
+            return pd.Series(self.levels[0], index=obs.index, dtype=object)
         if not isinstance(self.key, str):
             return joint_column(obs, self.key)[0].astype(object)
         known = {level_name(level): level for level in self.levels}
@@ -267,6 +275,8 @@ class ConditionSpace:
 
     def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
         """Return the obs columns of cells under a condition."""
+        if self.key is None:
+            return {}
         keys = [self.key] if self.parts is None else self.key
         numbers = {} if self.parts is None else self.parts["scaling"]
         return {

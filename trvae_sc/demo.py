@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
-import html
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trvae_sc import baselines, datasets, evaluation, pl
+from trvae_sc import baselines, datasets, evaluation, metrics, pl
 from trvae_sc.expression import Keys
 from trvae_sc.files import write_anndata, write_text
 from trvae_sc.model import TRVAE
@@ -25,6 +30,11 @@ _SHOWN = {
     ("variance_ratio", "top100"): "variance ratio",
     ("energy_distance", "pcs"): "energy distance",
 }
+
+
+#: What predicted changes are drawn against.
+_TRUTHS = ("change measured in the hidden cells", "true change of the simulation")
+_LITTLE, _MUCH = 0.5, 0.9  # shares of what a perfect prediction would score
 
 
 def run(folder: Path, *, seed: int = 0, max_epochs: int | None = None) -> pd.DataFrame:
@@ -65,7 +75,7 @@ def run(folder: Path, *, seed: int = 0, max_epochs: int | None = None) -> pd.Dat
     figure = draw(task, adata, predicted)
     figure.savefig(folder / "effect.png", dpi=150)
     plt.close(figure)
-    write_text(folder / "report.html", page(table, folder / "effect.png", predicted))
+    write_text(folder / "report.html", page(table, task, adata, predicted))
     return table
 
 
@@ -84,50 +94,158 @@ def summary(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(wide).T[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
 
 
-def draw(task: evaluation.Task, adata: AnnData, predicted: AnnData) -> Figure:
-    """Return predicted against real change, and against the simulated truth."""
-    genes = evaluation.gene_table(task, predicted)
-    share = adata.varm["true_share"].loc[genes.index]
-    truth = np.log1p(task.kappa * share)
+def true_change(task: evaluation.Task, adata: AnnData) -> pd.Series:
+    """Return the change of every gene that was simulated, log(1 + kappa share)."""
+    truth = np.log1p(task.kappa * adata.varm["true_share"])
     label = _HOLDOUT.label
-    true_change = truth[f"{label}|{_HOLDOUT.target}"] - truth[f"{label}|{_HOLDOUT.source}"]
+    change = truth[f"{label}|{_HOLDOUT.target}"] - truth[f"{label}|{_HOLDOUT.source}"]
+    return change.loc[task.train.var_names]
+
+
+def draw(
+    task: evaluation.Task, adata: AnnData, predicted: AnnData, axes: Sequence[Axes] | None = None
+) -> Figure:
+    """Return predicted against real change, and against the simulated truth; on two Axes if given."""
+    genes = evaluation.gene_table(task, predicted)
     expected = genes.assign(
-        real_change=true_change, predicted_change=predicted.var["predicted_change"].loc[genes.index]
+        real_change=true_change(task, adata).loc[genes.index],
+        predicted_change=predicted.var["predicted_change"].loc[genes.index],
     )
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.4), layout="constrained")
-    pl.effect(genes, ax=axes[0])
-    pl.effect(expected, ax=axes[1])
-    axes[0].set_xlabel("change measured in the hidden cells", fontsize=9)
-    axes[1].set_xlabel("true change of the simulation", fontsize=9)
-    for ax in axes:
+    alone = axes is None
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9.2, 4.4), layout="constrained")[1]
+    for ax, table, what in zip(axes, (genes, expected), _TRUTHS, strict=True):
+        pl.effect(table, ax=ax)
+        ax.set_xlabel(what, fontsize=9)
         ax.set_ylabel("predicted change of mean log(1 + normalised count)", fontsize=9)
-    figure.suptitle(f"{label}, {_HOLDOUT.target}: never seen in training", fontsize=10)
+    figure: Any = axes[0].figure
+    if alone:
+        figure.suptitle(f"{_HOLDOUT.label}, {_HOLDOUT.target}: never seen in training", fontsize=10)
     return figure
 
 
-def page(table: pd.DataFrame, picture: Path, predicted: AnnData) -> str:
-    """Return a small page with the table and the picture in it."""
-    image = base64.b64encode(picture.read_bytes()).decode()
+# -- the page -----------------------------------------------------------------------------------------
+
+
+def page(
+    table: pd.DataFrame,
+    task: evaluation.Task,
+    adata: AnnData,
+    predicted: AnnData,
+    *,
+    n_genes: int = 12,
+) -> str:
+    """Return a page with what was asked, what came out in words, genes, and what to do next.
+
+    Parameters
+    ----------
+    table
+        Scores, as :func:`run` returns them.
+    task
+        What was hidden.
+    adata
+        All simulated cells.
+    predicted
+        What the model predicted.
+    n_genes
+        Number of genes in the table.
+    """
     record = predicted.uns["trvae_sc"]
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>trvae_sc demo</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-th, td {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; }} img {{ max-width: 100%; height: auto; }}
-</style></head><body>
-<h1>A cell type never seen stimulated, predicted</h1>
-<p>{predicted.n_obs} simulated control cells of {html.escape(_HOLDOUT.label)} were moved to
-&ldquo;{html.escape(_HOLDOUT.target)}&rdquo; by a model that saw this cell type in the control only. The
-predicted cells are in <code>predicted.h5ad</code>.</p>
-{table.round(2).to_html(border=0)}
-<p>Effect R2: 1 is perfect, 0 is predicting no change. Specific r: correlation of what is particular to
-this cell type; the mean shift of the other types scores 0. Variance ratio: 1 is right. Energy
-distance: 0 is right.</p>
-<img alt="Predicted against real change of each gene" src="data:image/png;base64,{image}">
-<p>Seed {record["model_seed"]}; {html.escape(versions)}.</p>
-</body></html>
-"""
+    found = evaluation.interval_table(task, predicted).assign(
+        predicted_change=predicted.var["predicted_change"]
+    )
+    ranked = evaluation.gene_table(task, predicted).index
+    environment = Environment(autoescape=True, loader=PackageLoader("trvae_sc.report", "."))
+    return environment.get_template("demo.html").render(
+        label=_HOLDOUT.label,
+        source=_HOLDOUT.source,
+        target=_HOLDOUT.target,
+        n_cells=f"{adata.n_obs:,}",
+        n_labels=adata.obs[_KEYS.labels_key].nunique(),
+        n_hidden=task.real.shape[0],
+        n_source=predicted.n_obs,
+        n_top=evaluation.N_TOP,
+        answer=in_words(table["effect R2"]),
+        scores=_html(table.map("{:.2f}".format).replace({"nan": "", "-0.00": "0.00"})),
+        figures=list(_figures(task, adata, predicted)),
+        genes=_html(_gene_rows(found.loc[ranked[:n_genes]])),
+        coverage=_coverage(found, true_change(task, adata)),
+        notes=[str(note) for note in record["notes"]],
+        seed=record["model_seed"],
+        epochs=record["training"]["epochs"],
+        versions=", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+    )
+
+
+def in_words(scores: pd.Series) -> str:
+    """Return what effect R2 of the model, of simple methods and of the ceiling say, in sentences."""
+    ours, ceiling = scores["TRVAE"], scores["truth ceiling"]
+    others = scores.drop(["TRVAE", "truth ceiling"])
+    simple, best = others.idxmax(), others.max()
+    said = (
+        f"The model explains {max(ours, 0):.0%} of the mean change, of {ceiling:.0%} that a perfect "
+        f"prediction would; the best simple method, {simple}, explains {max(best, 0):.0%}."
+    )
+    if ours <= best:
+        return f"{said} That is no better than the simple method: use the simple one here."
+    if ours < _LITTLE * ceiling:
+        return f"{said} That is better than the simple method, but most of the change is missed."
+    if ours < _MUCH * ceiling:
+        return f"{said} That is better than the simple method, and leaves part of the change unexplained."
+    return f"{said} That is good: little of the change is left to explain, and the model was needed for it."
+
+
+def _coverage(found: pd.DataFrame, truth: pd.Series) -> str:
+    """Return how many genes have their change in the interval."""
+    lower, upper = found["change_lower"], found["change_upper"]
+    if lower.isna().any():
+        return "The model gives no intervals here."
+    real, true = (
+        metrics.interval_coverage(change, lower, upper) for change in (found["real_change"], truth)
+    )
+    return (
+        f"The 90 % intervals hold the change that was measured in the hidden cells in {real:.0%} of all "
+        f"{len(found):,} genes, and the true change of the simulation in {true:.0%}. About 90 % would be "
+        "right; more means that they are wider than they need be."
+    )
+
+
+def _gene_rows(found: pd.DataFrame) -> pd.DataFrame:
+    """Return predicted and measured changes as text."""
+    inside = (found["change_lower"] <= found["real_change"]) & (
+        found["real_change"] <= found["change_upper"]
+    )
+    return pd.DataFrame(
+        {
+            "predicted": found["predicted_change"].map("{:+.2f}".format),
+            "90 % interval": [
+                f"{low:+.2f} to {high:+.2f}"
+                for low, high in zip(found["change_lower"], found["change_upper"], strict=True)
+            ],
+            "measured": found["real_change"].map("{:+.2f}".format),
+            "in the interval": np.where(inside, "yes", "no"),
+        },
+        index=found.index.rename("gene"),
+    )
+
+
+def _figures(
+    task: evaluation.Task, adata: AnnData, predicted: AnnData
+) -> Iterator[dict[str, Markup]]:
+    """Yield the panels of :func:`draw` one by one, so that they stand below each other on a phone."""
+    panels = [plt.subplots(figsize=(4.6, 4.4), layout="constrained") for _ in _TRUTHS]
+    draw(task, adata, predicted, [ax for _, ax in panels])
+    for (figure, _), what in zip(panels, _TRUTHS, strict=True):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        plt.close(figure)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        text = f"Predicted change of each gene against the {what}."
+        image = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(text, data)
+        yield {"image": image, "text": Markup(text)}
+
+
+def _html(frame: pd.DataFrame) -> Markup:
+    """Return a frame of text as a table; pandas escapes what is in it."""
+    frame = frame.rename_axis(None) if frame.index.name is None else frame.reset_index()
+    return Markup(frame.to_html(border=0, index=frame.columns[0] != "gene"))

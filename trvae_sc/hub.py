@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from trvae_sc.evaluation import Results
 
+__all__ = ["hub_model", "model_card"]
+
 _PACKAGES = ("trvae_sc", "scvi-tools", "torch", "anndata")
 
 
@@ -165,7 +167,7 @@ def _settings(model: TRVAE) -> pd.DataFrame:
     rows: dict[str, Any] = {
         "preset": model.preset_,
         "gene_likelihood": module.gene_likelihood,
-        "genes": len(module.gene_mean),
+        "genes": model.summary_stats.n_vars,
         "n_latent": module.z_mean.out_features,
         "kl_weight": module.kl_weight,
         "mmd_weight": f"{module.mmd_weight:g} on {module.mmd_on}",

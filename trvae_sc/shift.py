@@ -9,13 +9,10 @@ from scipy import linalg
 
 from trvae_sc.replicates import Pairs, Replicates
 
-LEVEL = 0.9  # share of genes that intervals are to cover
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
 _HALF_CELLS = 30  # of a group whose noise is as large as what is a label's own
 _COMMON = 1e6  # prior variance of what all labels share
 _EPS = 0.3  # counts added before logarithms are taken: fewer are noise
-_PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
-_SURE_CELLS = 300  # of a label whose residual says half as much as one of very many cells
 
 
 @dataclass(frozen=True)
@@ -250,102 +247,10 @@ class Ridge:
         predicted = changed(start, self.changes - missed, is_count=self.profiles.is_count)
         return truth - predicted, self.n
 
-
-def half_width(
-    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None, level: float = LEVEL
-) -> np.ndarray | None:
-    r"""Return half the width of each gene's interval for the change of one more label.
-
-    With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
-    :math:`s_g^2 = (\sum_l w_l e_{lg}^2 + \overline{e^2}) / (\sum_l w_l + 1)`, drawn towards the mean
-    over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
-    genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
-    with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
-    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise.
-
-    Parameters
-    ----------
-    missed
-        Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
-    n
-        Cells that each rests on, shape (n_labels,).
-    unit
-        Codes of what is exchangeable, where several residuals are of one; each is one of its own if None.
-    level
-        Share of genes that the intervals shall cover.
-
-    Returns
-    -------
-    Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
-    """
-    found = standardised(missed, n, unit=unit)
-    if found is None:
-        return None
-    scores, weights, scale = found
-    return _quantile(scores, level, weights) * scale
-
-
-def standardised(
-    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
-
-    See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
-    """
-    unit = np.arange(len(missed)) if unit is None else unit
-    if len(np.unique(unit)) < 3:
-        return None
-    weight = n / (n + _SURE_CELLS)
-    known = np.isfinite(missed)
-    weight = (weight / weight.max())[:, None] * known
-    squares = np.square(np.where(known, missed, 0.0))
-    scores = [
-        np.sqrt(squares[i]) / _scale(squares[unit != unit[i]], weight[unit != unit[i]])
-        for i in range(len(squares))
-    ]
-    return np.stack(scores)[known], weight[known], _scale(squares, weight)
-
-
-def p_values(
-    change: np.ndarray, missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None
-) -> np.ndarray:
-    r"""Return how often a change at least as large is missed by chance, for each gene.
-
-    The weighted share of the residuals of labels left out, in units of their gene's scale, that reach
-    :math:`|\text{change}| / s_g`: the level at which the interval of :func:`half_width` just has 0 in it, less
-    than 1. NaN for fewer than three labels. It is evidence from how well labels predict each other, and of
-    replicates only where the residuals are theirs (``replicate_key``).
-
-    Parameters
-    ----------
-    change
-        Predicted change, shape (n_genes,).
-    missed, n, unit
-        Residuals of labels that were left out, their cells, and units as of :func:`half_width`.
-    """
-    found = standardised(missed, n, unit=unit)
-    if found is None:
-        return np.full(len(change), np.nan)
-    scores, weights, scale = found
-    order = scores.argsort()
-    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
-    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
-    one = weights.mean()
-    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
-
-
-def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
-    squares = weight * squares
-    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
-    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
-
-
-def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:
-    """Return a quantile of weighted values; of equal ones numpy's ``"hazen"``."""
-    order = values.argsort()
-    below = weight[order].cumsum() - 0.5 * weight[order]
-    return float(np.interp(level * weight.sum(), below, values[order]))
+    def measured_changes(self) -> np.ndarray:
+        """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""
+        label, condition = self.groups.T
+        return self.profiles.mean[label, condition] - self.profiles.mean[label, self.source]
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:

@@ -47,14 +47,16 @@ class Shift:
         Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
     others
         f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
-    missed
-        Truth less prediction of each of them where it is left out, shape (n_labels, n_genes).
+    predicted, missed
+        Predicted change of each of them where it is left out, and truth less prediction, shape
+        (n_labels, n_genes).
     n
         Harmonic mean of their cells under source and target, shape (n_labels,).
     """
 
     predict: Callable[[np.ndarray, int | None], np.ndarray]
     others: np.ndarray
+    predicted: np.ndarray
     missed: np.ndarray
     n: np.ndarray
 
@@ -64,14 +66,16 @@ def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift
     if method == "context_shift":
         ridge = Ridge(profiles, source, Likeness.of_itself(target))
         others = profiles.mean[ridge.groups[:, 0], source]
-        return Shift(ridge.predict, others, *ridge.left_out())
+        missed, n = ridge.left_out()
+        return Shift(ridge.predict, others, ridge.measured_changes() - missed, missed, n)
     rule = RULES[method]
     at = np.flatnonzero(profiles.measured(source)[:, target])
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, target))
     n = 2.0 / (1.0 / profiles.n_cells[at, source] + 1.0 / profiles.n_cells[at, target])
-    missed = np.zeros((0, profiles.mean.shape[2]))
+    predicted = missed = np.zeros((0, profiles.mean.shape[2]))
     if len(at) > 1:
         left = [np.delete(np.arange(len(at)), i) for i in range(len(at))]
         found = [rule(start[k], end[k], start[i]) for i, k in enumerate(left)]
-        missed = end - np.stack(found)
-    return Shift(lambda profile, _: rule(start, end, profile), start, missed, n[: len(missed)])
+        predicted, missed = np.stack(found) - start, end - np.stack(found)
+    whole = n[: len(missed)]
+    return Shift(lambda profile, _: rule(start, end, profile), start, predicted, missed, whole)

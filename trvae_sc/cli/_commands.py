@@ -110,7 +110,16 @@ def run_train(args: argparse.Namespace) -> None:
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
     TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
-    model = TRVAE(train, preset=args.preset, gene_likelihood=args.gene_likelihood, seed=args.seed)
+    model = TRVAE(
+        train,
+        preset=args.preset,
+        gene_likelihood=args.gene_likelihood,
+        n_latent=args.n_latent,
+        n_hidden=args.n_hidden,
+        kl_weight=args.kl_weight,
+        mmd_weight=args.mmd_weight,
+        seed=args.seed,
+    )
     try:
         model.train(
             args.max_epochs,
@@ -202,9 +211,12 @@ def run_predict(args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
         )
+    exemplars = None if args.exemplars is None else read(args.exemplars)
     table = None
     if args.table is not None:
-        table = model.effects(target=args.target, source=args.source, labels=args.labels)
+        table = model.effects(
+            target=args.target, source=args.source, labels=args.labels, exemplars=exemplars
+        )
     predicted = model.predict(
         adata,
         target=args.target,
@@ -212,6 +224,7 @@ def run_predict(args: argparse.Namespace) -> None:
         labels=args.labels,
         output=args.output,
         n_samples=args.n_samples,
+        exemplars=exemplars,
         seed=args.seed,
         out=args.out,
         overwrite=args.force,
@@ -288,11 +301,15 @@ def run_select(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         n_top_genes=args.n_top_genes or None,
         max_epochs=args.max_epochs,
+        combine=args.combine,
+        output=args.output,
         folder=args.folder,
         n_jobs=args.n_jobs,
     )
     chosen = predicted.uns["trvae_sc"]["selection"]
     record = {k: chosen[k] for k in ("method", "output", "n_tasks")}
+    if "weights" in chosen:
+        record["weights"] = {name: float(weight) for name, weight in chosen["weights"].items()}
     if "scores" in chosen:
         record["scores"] = json.loads(chosen["scores"].to_json(orient="records"))
     _write_prediction(predicted, args, **record)
@@ -338,7 +355,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     )
     write_text(args.out / "table.csv", results.table.to_csv(index=False))
     write_text(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
-    say(results.wide().round(3).to_string())
+    say(results)
     say(f"\nWrote the results to {args.out}/; next: trvae-sc report {args.out} -o report.html")
     answer(args, {"out": str(args.out), **results.to_json()})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trvae_sc import __version__
-from trvae_sc.cli import _commands
+from trvae_sc.cli import _commands, _family
 from trvae_sc.cli._choices import METHODS, METRICS, PRESETS, one_of
 
 
@@ -25,12 +25,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trvae-sc",
         description="Predict single cells under conditions they were not measured in.",
+        epilog="Your shell completes commands, options and names after: pip install "
+        "'trvae_sc[completion]'; eval \"$(register-python-argcomplete trvae-sc)\"",
     )
     parser.add_argument("--version", action="version", version=f"trvae-sc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for add in (_add_demo, _add_train, _add_predict, _add_select, _add_benchmark, _add_report):
         add(commands)
+    _family.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument(
             "--json", action="store_true", help="print a record of the result as JSON on stdout"
@@ -55,6 +58,7 @@ def _add_train(commands: Any) -> None:
     _add_holdout(parser, help="combinations to hide from training (none)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
     _add_names(parser, "--preset", PRESETS, of="preset", default="default")
+    _family.add_training(parser)
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
     )
@@ -69,7 +73,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=_commands.run_train)
+    parser.set_defaults(run=_family.run_train)
 
 
 def _add_predict(commands: Any) -> None:
@@ -83,6 +87,7 @@ def _add_predict(commands: Any) -> None:
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
     parser.add_argument("--n-samples", type=int, default=1)
+    _family.add_prediction(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
@@ -90,7 +95,7 @@ def _add_predict(commands: Any) -> None:
         "--table", type=Path, help=".csv to write, too: the change of every gene in every label"
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    parser.set_defaults(run=_commands.run_predict)
+    parser.set_defaults(run=_family.run_predict)
 
 
 def _add_select(commands: Any) -> None:
@@ -106,6 +111,15 @@ def _add_select(commands: Any) -> None:
     )
     _add_methods(parser, default=["mean_shift", "context_shift", "trvae"])
     _add_names(parser, "--metric", METRICS, of="metric", default="effect_r2")
+    parser.add_argument(
+        "--combine",
+        choices=["best", "stack"],
+        default="best",
+        help="the best method, or a mean of all",
+    )
+    parser.add_argument(
+        "--output", choices=["counts", "delta"], help="what to return (counts of counts)"
+    )
     parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
     parser.add_argument("--min-cells", type=int, default=30, help="cells each of them needs (30)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
@@ -218,7 +232,7 @@ def _add_names(
         choices=names,
         metavar=of.upper(),
         default=default,
-        help=f"of {', '.join(names)} ({chosen})",
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
         **kwargs,
     )
 

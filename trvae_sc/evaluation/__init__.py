@@ -7,6 +7,7 @@ from trvae_sc.evaluation._compare import compare
 from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
 from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
+from trvae_sc.evaluation._labels import predict_labels
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import (
     N_TOP,
@@ -51,6 +52,7 @@ __all__ = [
     "holdouts",
     "interval_table",
     "parse_holdouts",
+    "predict_labels",
     "predicted_log_values",
     "prepare_task",
     "score",

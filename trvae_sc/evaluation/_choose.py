@@ -28,7 +28,7 @@ class Decision:
     @property
     def method(self) -> str:
         """The method to use: where it is too close to call, the simple one."""
-        return self.model if self.answer == "model" else self.simple
+        return (self.model if self.answer == "model" else self.simple) or ""
 
 
 def decide(difference: float, error: float, *, model: str | None, simple: str | None) -> Decision:

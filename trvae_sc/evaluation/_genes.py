@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.expression import Keys, log_values, median_total
+from trvae_sc.expression import KeyNames, Keys, keys_from, log_values, median_total
 from trvae_sc.levels import as_text, listing
 
 _SHARE = 0.25  # of the genes that are chosen by how they change between conditions
@@ -40,10 +40,12 @@ class GeneChoice:
         return text
 
 
-def choose_genes(train: AnnData, keys: Keys, n_top_genes: int) -> GeneChoice:
+def choose_genes(
+    train: AnnData, keys: Any = None, n_top_genes: int = 2000, **names: Unpack[KeyNames]
+) -> GeneChoice:
     """Choose genes that respond, a quarter of all, and fill up with those that vary most.
 
-    Genes respond by :func:`response` over the training labels. They vary by scanpy's ``seurat``
+    Genes respond by ``response`` over the training labels. They vary by scanpy's ``seurat``
     dispersion within each condition (of values that are no counts: by their variance). Variable genes
     alone lack much of a response: what is off in one condition and on in the other, in all cells, varies
     little.
@@ -53,10 +55,17 @@ def choose_genes(train: AnnData, keys: Keys, n_top_genes: int) -> GeneChoice:
     train
         Training cells: nothing about a held-out combination enters.
     keys
-        Where the data are.
+        Where the data are: :class:`Keys` or a model, in place of `names`.
     n_top_genes
         Number of genes.
+    **names
+        ``condition_key=``, ``labels_key=``, ``layer=`` and further names of columns.
+
+    Returns
+    -------
+    The choice; ``chosen`` says of each gene whether it is, shape (n_genes,).
     """
+    keys = keys_from(keys, names)
     x, label, condition = _read(train, keys)
     change = response(x, label, condition)
     by_response = _descending(change)

@@ -17,8 +17,8 @@ from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._choose import Decision, choose
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
+from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
-from trvae_sc.shift import LEVEL
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +96,14 @@ class Results:
         Means over tasks and seeds; ``sd`` is the standard deviation of the first score over tasks, beside
         ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
         """
-        wide = self.wide()
-        first = wide.columns[0]
-        statistics = self.statistics().set_index([*_METHOD])
-        one = statistics[(statistics["metric"] == first[0]) & (statistics["genes"] == first[1])]
-        one = one.loc[wide.index]
+        wide, statistics = self.wide(), self.statistics()
+        metric, genes = wide.columns[0]
+        first = statistics[(statistics["metric"] == metric) & (statistics["genes"] == genes)]
+        sd = first.set_index(_METHOD)["sd_tasks"].reindex(wide.index)  # not all have each score
+        sizes = statistics.groupby(_METHOD)[["n_tasks", "n_seeds"]].max().loc[wide.index]
         wide.columns = [f"{_WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
-        wide.insert(1, "sd", one["sd_tasks"])
-        return wide.assign(tasks=one["n_tasks"], seeds=one["n_seeds"])
+        wide.insert(1, "sd", sd)
+        return wide.assign(tasks=sizes["n_tasks"], seeds=sizes["n_seeds"])
 
     def _title(self) -> str:
         """Return what was run, in a line."""
@@ -112,18 +112,22 @@ class Results:
         quick = f"; {self.quick_look}" if self.quick_look else ""
         return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
 
+    def _rounded(self) -> pd.DataFrame:
+        """Return the main scores as they are shown: with three decimals, none of them -0."""
+        return self.summary().round(3).replace(-0.0, 0.0).reset_index()
+
     def __repr__(self) -> str:
         """Return the main scores of each method."""
         if not self.records:
             return f"{self._title()}: no fit has finished"
-        table = self.summary().round(3).reset_index().to_string(index=False, na_rep="")
+        table = self._rounded().to_string(index=False, na_rep="")
         return f"{self._title()}\n{table}"
 
     def _repr_html_(self) -> str:
         """Return the same as a table of a notebook."""
         if not self.records:
             return f"<p>{self!r}</p>"
-        table = self.summary().round(3).reset_index().to_html(index=False, na_rep="", border=0)
+        table = self._rounded().to_html(index=False, na_rep="", border=0)
         return f"<div><b>{html.escape(self._title())}</b>{table}</div>"
 
     def statistics(self) -> pd.DataFrame:

@@ -255,10 +255,10 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
             holdout.key or task.keys.labels_key: level_name(holdout.label),
         }
         obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(condition))])
-        values = np.concatenate(values)
+        both = np.concatenate(values)
         cells = AnnData(
             sparse.csr_matrix(
-                np.maximum(values, 0) if task.keys.is_count else values, dtype=np.float32
+                np.maximum(both, 0) if task.keys.is_count else both, dtype=np.float32
             ),
             obs=obs.astype("category"),
             var=pd.DataFrame(index=task.train.var_names),

@@ -171,7 +171,12 @@ def select(  # noqa: PLR0913
         known, weights = {**known, name: method}, {name: 1.0}
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
-        settings = {"keys": keys, "seeds": seeds, "n_top_genes": n_top_genes, "folder": folder}
+        settings: dict[str, Any] = {
+            "keys": keys,
+            "seeds": seeds,
+            "n_top_genes": n_top_genes,
+            "folder": folder,
+        }
         settings |= {"max_epochs": max_epochs, **kwargs}
         predictors = {name: method.predict for name, method in resolve(methods).items()}
         results = benchmark(question.known, predictors, tasks, **settings)

@@ -22,7 +22,6 @@ from trvae_sc.checks import (
     check_type,
     check_values,
     looks_like_counts,
-    say_totals,
 )
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._genes import choose_genes
@@ -38,6 +37,7 @@ from trvae_sc.expression import (
     totals,
     values,
 )
+from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
 

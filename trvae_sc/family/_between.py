@@ -85,7 +85,7 @@ class BetweenTranslator(Translator):
         adata
             Cells to start from; the model's own data if None.
         target, source
-            The two conditions, in either order.
+            The two conditions, in either order (a :class:`PairedTranslator`: as it was trained).
         **kwargs
             Further arguments of :meth:`Translator.predict`: ``labels``, ``indices``, ``seed``.
 

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
+from trvae_sc.expression import Keys, log_values
 from trvae_sc.levels import codes_of, level_name
 from trvae_sc.model import TRVAE
 from trvae_sc.training import row_numbers
@@ -62,6 +63,18 @@ def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition
     return found[0]
 
 
+def values_of(model: TRVAE, adata: AnnData) -> Any:
+    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
+    setup_args = model.registry_["setup_args"]
+    keys = Keys(
+        "",
+        layer=setup_args["layer"],
+        total_counts_key=setup_args["total_counts_key"],
+        is_count=model.module.is_count,
+    )
+    return log_values(adata, keys, float(model.module.kappa))
+
+
 def as_anndata(
     model: TRVAE,
     x: np.ndarray,
@@ -74,7 +87,7 @@ def as_anndata(
     """Return decoded cells with their codes and where they come from."""
     if condition is not None:
         obs = obs.assign(**model.condition_space.columns(condition, len(obs)))
-    var = pd.DataFrame(index=adata.var_names)
+    var = (adata if model.adata is None else model.adata).var.loc[adata.var_names].copy()
     result = AnnData(x.astype(np.float32), obs=obs, var=var, obsm={"X_trvae": np.float32(z)})
     result.uns["trvae_sc"] = {
         "method": method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.family._networks import (
     GENERATOR_RATE,
@@ -24,6 +26,7 @@ from trvae_sc.family._networks import (
 )
 from trvae_sc.family._translator import Translator
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.threads import suitable_threads
 
 _CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generated cells are alike
 
@@ -91,7 +94,8 @@ class ConditionalGAN(Translator):
 
     Nothing of a source cell enters a prediction but its label: the model has no encoder, and each
     source cell is answered with a new cell of its label under the target. A combination that was
-    never seen rests on label and condition each having been seen in others.
+    never seen rests on label and condition each having been seen in others. :meth:`generate` needs no
+    source cells at all.
 
     Parameters
     ----------
@@ -145,16 +149,155 @@ class ConditionalGAN(Translator):
         )
         self.init_params_ = self._get_init_params(locals())
 
+    # -- cells from noise -----------------------------------------------------------------------------
+
+    def generate(
+        self, condition: Any, n_obs: int = 1000, *, labels: Any = None, seed: int = 0
+    ) -> AnnData:
+        """Return new cells of a condition, from noise alone.
+
+        Parameters
+        ----------
+        condition
+            Condition of the cells.
+        n_obs
+            Number of cells.
+        labels
+            Label of the cells, or one for each; drawn as often as in training if None.
+        seed
+            Seed of noise and labels.
+
+        Returns
+        -------
+        AnnData with log values (values that are no counts: as they are) in ``X``, condition and label in
+        ``obs``, the noise in ``obsm["X_trvae"]``.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Unknown condition or labels, or `n_obs` is no positive number.
+        """
+        check_whole("n_obs", n_obs)
+        check_seed(seed)
+        level = self._level_to_predict(condition)
+        rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((n_obs, self.module.n_noise), dtype=np.float32)
+        if labels is None and self.keys.labels_key is not None:
+            cells = self.module.n_cells[:, self.conditions.index(level)].cpu().numpy()
+            cells = cells if cells.sum() else np.ones_like(cells)
+            labels = np.asarray(self.labels, dtype=object)[
+                rng.choice(len(cells), n_obs, p=cells / cells.sum())
+            ]
+        return self.decode(noise, condition=level, labels=labels)
+
+    def decode(self, z: np.ndarray, *, condition: Any, labels: Any = None) -> AnnData:
+        """Return the cells that noise stands for under a condition.
+
+        Parameters
+        ----------
+        z
+            Noise, shape (n_cells, n_noise).
+        condition
+            Condition of the cells.
+        labels
+            Label of the cells, or one for each; needed where labels were registered.
+
+        Returns
+        -------
+        AnnData as of :meth:`generate`.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Noise of another shape, unknown condition or labels, or no labels where they are needed.
+        """
+        level, key = self._level_to_predict(condition), self.keys.labels_key
+        z = np.atleast_2d(np.asarray(z, dtype=np.float32))
+        if z.ndim != 2 or z.shape[1] != self.module.n_noise:
+            raise InputError(
+                f"z has shape {z.shape}; the model takes noise of shape (n_cells, {self.module.n_noise})."
+            )
+        if (key is None) != (labels is None):
+            raise InputError(
+                "The model was set up without labels_key, so labels cannot be chosen."
+                if key is None
+                else f"The generator sees the label: choose labels= of {self.labels}."
+            )
+        obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(z))])
+        obs = obs.assign(**self.condition_space.columns(level, len(z)))
+        if key is not None:
+            obs[key] = labels
+            obs[key] = obs[key].astype("category")
+        names = pd.Index(self.get_var_names())
+        has_data = self.adata is not None
+        var = self.adata.var.loc[names].copy() if has_data else pd.DataFrame(index=names)
+        cells = AnnData(obs=obs, var=var, obsm={"X_trvae": z})
+        with torch.no_grad(), suitable_threads(self.module.widest):
+            cells.X = self._from_noise(torch.as_tensor(z), self._label_codes(cells), level)
+        cells.uns["trvae_sc"] = {
+            "method": "ConditionalGAN.decode",
+            "scale": "log(1 + kappa * share)" if self.keys.is_count else "values",
+            "kappa": float(self.module.kappa),
+            "versions": {"trvae_sc": version("trvae_sc")},
+        }
+        return cells
+
+    def interpolate(
+        self, condition: Any, *, labels: Any = None, steps: int = 11, seed: int = 0
+    ) -> AnnData:
+        r"""Return what lies between two draws of noise, under a condition.
+
+        .. math:: z_f = \frac{\sin((1 - f)\,\omega)}{\sin\omega}\,a + \frac{\sin(f \omega)}{\sin\omega}\,b
+
+        with the angle :math:`\omega` between a and b: a straight line would leave the lengths that noise has
+        (White 2016, arXiv:1609.04468).
+
+        Parameters
+        ----------
+        condition, labels
+            As for :meth:`decode`.
+        steps
+            Number of points, start and end included.
+        seed
+            Seed of a and b.
+
+        Returns
+        -------
+        AnnData as of :meth:`generate`, with ``obs["fraction"]``, 0 to 1.
+
+        Raises
+        ------
+        NotTrainedError, InputError
+            As :meth:`decode`; also fewer than two steps.
+        """
+        check_whole("steps", steps, 2)
+        check_seed(seed)
+        a, b = np.random.default_rng(seed).standard_normal((2, self.module.n_noise))
+        angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1.0, 1.0))
+        f = np.linspace(0.0, 1.0, steps)[:, None]
+        z = (np.sin((1.0 - f) * angle) * a + np.sin(f * angle) * b) / np.sin(angle)
+        cells = self.decode(z, condition=condition, labels=labels)
+        cells.obs["fraction"] = f.ravel()
+        return cells
+
+    def _from_noise(self, noise: torch.Tensor, label: torch.Tensor, condition: Any) -> np.ndarray:
+        """Return the values of cells of these labels, as codes, under a condition."""
+        code = torch.full_like(label, self.conditions.index(condition))
+        context = self.module.one_hot(code, label).to(self.device)
+        generated = self.module.generate(noise.to(self.device), context)
+        return (self.module.center + self.module.change_of(generated)).cpu().numpy()
+
     @torch.no_grad()
     def _translate(
         self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
     ) -> np.ndarray:
         label = self._label_codes(cells)
-        condition = torch.full_like(label, self.conditions.index(target))
         noise = torch.randn(len(label), self.module.n_noise, generator=generator)
-        context = self.module.one_hot(condition, label).to(self.device)
-        generated = self.module.generate(noise.to(self.device), context)
-        return (self.module.center + self.module.change_of(generated)).cpu().numpy()
+        return self._from_noise(noise, label, target)
 
     def _label_codes(self, cells: AnnData) -> torch.Tensor:
         """Return the label of each cell as a code; 0 where there are no labels.

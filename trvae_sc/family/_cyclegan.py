@@ -105,8 +105,13 @@ class CycleGAN(BetweenTranslator):
 
     The part of a cell outside of the components stays as it was (Zhu et al. 2017, doi:10.1109/ICCV.2017.244, eqs. 2, 3 and section 5.2). Where labels are
     registered, minibatches have the same labels under both conditions and the critics see them;
-    without, a difference of composition is learned as if it were an effect. The generators do not see
-    labels, so that they can be used on labels never seen under the target.
+    without, a difference of composition is learned as if it were an effect, and nothing keeps a cell's
+    identity: a map that exchanges labels closes every cycle and pleases every critic as well as one that
+    does not. The identity term (:math:`\mu`) only says that target cells are moved little, and so keeps labels
+    apart where the change is small against their differences; where it is not, give labels. The generators do
+    not see labels, so that they can be used on labels never seen under the target. To see how far the cycle
+    closes, predict from a prediction, ``model.predict(model.predict(target=b), target=a)`` (of values that are no
+    counts: predictions are on the log scale).
 
     Parameters
     ----------

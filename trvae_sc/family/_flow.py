@@ -115,6 +115,10 @@ class FlowModule(ExpressionModule):
         """Return latent codes of components, shape (n_cells, n_pcs)."""
         return self.flow().transform(p)
 
+    def encode_with_slope(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latent codes, and log |det| of the derivative of codes by components, (n_cells,)."""
+        return self.flow().transform.call_and_ladj(p)
+
     def decode(self, u: Tensor) -> Tensor:
         """Return components of latent codes, shape (n_cells, n_pcs)."""
         return self.flow().transform.inv(u)

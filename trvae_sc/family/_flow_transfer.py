@@ -7,20 +7,19 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
-from trvae_sc.family._translator import Translator
+from trvae_sc.family._flow_space import FlowSpace
 from trvae_sc.levels import as_text, level_name
 
 _ALL = 1e12  # cells that leave exemplars no weight
 _MAX_CELLS = 500  # of a label and condition, to tell what the prior is worth
 
 
-class FlowTransfer(Translator):
+class FlowTransfer(FlowSpace):
     r"""Predicts a combination from a few cells of it, in the latent space of a normalizing flow.
 
     A neural spline flow f (Durkan et al. 2019, arXiv:1906.04032; zuko) maps whitened principal
@@ -89,19 +88,6 @@ class FlowTransfer(Translator):
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
             self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
-
-    @torch.no_grad()
-    def _places(self, cells: AnnData) -> np.ndarray:
-        """Return the places of cells; see :meth:`FlowModule.places`."""
-        parts = torch.as_tensor(self._values(cells)).split(1024)
-        found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
-        return found.cpu().numpy().astype(np.float64)
-
-    @torch.no_grad()
-    def _values_at(self, places: np.ndarray) -> np.ndarray:
-        """Return the values of cells at these places."""
-        places = torch.as_tensor(places, dtype=torch.float32, device=self.device)
-        return self.module.values_at(places).cpu().numpy()
 
     def _shifts(self, source: Any, target: Any) -> dict[str, np.ndarray]:
         """Return how the mean place of every label measured under both differs."""

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys, log_values
+from trvae_sc.family._cells import values_of
 from trvae_sc.model import NOT_TRAINED, TRVAE
 
 Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
@@ -73,7 +73,7 @@ def generate(
     cells = model.generate(condition, n_obs, labels=label, latent=latent, seed=seed)
     train = model._validate_anndata(None)
     real = None if held_back is None else model._validate_anndata(held_back)
-    values = [None if adata is None else _values(model, adata) for adata in (cells, train, real)]
+    values = [None if adata is None else values_of(model, adata) for adata in (cells, train, real)]
     cells.uns["trvae_sc"]["copy_check"] = copy_check(*values, seed=seed)
     return cells
 
@@ -178,15 +178,3 @@ def _note(result: dict[str, Any], *, held_back: bool) -> str:
         f"against {result['median_distance_real']:.3g}: {verdict} This compares distances; it does not "
         "prove that nobody can be recognised."
     )
-
-
-def _values(model: TRVAE, adata: AnnData) -> Matrix:
-    """Return cells on the scale that they are compared on."""
-    setup_args = model.registry_["setup_args"]
-    keys = Keys(
-        "",
-        layer=setup_args["layer"],
-        total_counts_key=setup_args["total_counts_key"],
-        is_count=model.module.is_count,
-    )
-    return log_values(adata, keys, float(model.module.kappa))

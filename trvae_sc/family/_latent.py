@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.special import ndtri
 
+from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
 from trvae_sc.model import NOT_TRAINED, TRVAE, decoded
+
+
+def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
+    r"""Return codes of two dimensions on a square lattice, evenly spaced in the shares of the prior.
+
+    .. math:: z_{ij} = \big(\Phi^{-1}(u_i), \Phi^{-1}(u_j)\big), \qquad u_i \text{ from } \tfrac{1-c}2
+       \text{ to } \tfrac{1+c}2
+
+    Kingma and Welling 2014, arXiv:1312.6114, appendix A. ``pl.manifold`` draws them once decoded.
+
+    Parameters
+    ----------
+    n
+        Codes along each dimension.
+    coverage
+        Share c of the prior of each dimension that is covered, below 1.
+
+    Returns
+    -------
+    Shape (n * n, 2).
+
+    Raises
+    ------
+    InputError
+        Fewer than two codes along a dimension, or a share that is none.
+
+    Examples
+    --------
+    >>> pl.manifold(model.decode(lattice(15)))
+    """
+    check_whole("n", n, 2)
+    check_number("coverage", coverage, 0.0, 1.0, closed=False)
+    z = ndtri(0.5 + coverage * np.linspace(-0.5, 0.5, n))
+    return np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
+
 
 # -- between cells --------------------------------------------------------------------------------
 
@@ -127,13 +164,18 @@ def traverse(
     NotTrainedError
         The model is not trained.
     InputError
-        No such dimension, limits that do not rise, no such cells, an unknown condition, or several
-        and no choice.
+        No such dimension, or one that collapsed (not in ``model.active_dims``), limits that do not
+        rise, no such cells, an unknown condition, or several and no choice.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
-    n_latent = model.module.z_mean.out_features
+    n_latent, active = model.module.z_mean.out_features, model.active_dims
     if not 0 <= dimension < n_latent:
         raise InputError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
+    if dimension not in active:
+        raise InputError(
+            f"Dimension {dimension} collapsed: it says nothing of a cell. model.active_dims is {active}"
+            + ("." if active else "; train with a lower kl_weight.")
+        )
     if steps < 2:
         raise InputError(f"steps is {steps}; at least 2 are needed for a slope.")
     if limits is not None and not limits[0] < limits[1]:
@@ -166,12 +208,18 @@ def shift_attribute(
     adata: AnnData | None,
     attribute: Cells,
     *,
+    by: Literal["difference", "mean"] = "difference",
     alpha: float = 1.0,
     condition: Any = None,
 ) -> AnnData:
-    r"""Return cells moved towards the mean code of the training cells that have a characteristic.
+    r"""Return cells that are given a characteristic: their codes moved by what it changes.
 
-    .. math:: z' = z + \alpha\,(\bar z_{\mathrm{attribute}} - z)
+    .. math:: \text{difference:}\quad z' = z + \alpha\,(\bar z_{\mathrm{with}} - \bar z_{\mathrm{without}}),
+       \qquad \text{mean:}\quad z' = z + \alpha\,(\bar z_{\mathrm{with}} - z)
+
+    with the mean codes of the training cells that have the characteristic and of all others (Larsen et
+    al. 2016, arXiv:1512.09300, section 4.2.1). The difference leaves what else a code holds; the mean
+    replaces it, all of it at alpha = 1.
 
     Parameters
     ----------
@@ -182,9 +230,10 @@ def shift_attribute(
     attribute
         Characteristic, the value of a column of ``obs`` of the training cells, as in
         ``{"cell_type": "NK"}`` (all of several); or rows of the training cells.
+    by
+        ``"difference"`` or ``"mean"``.
     alpha
-        Share of the way: 0 decodes each cell's own code, 1 the mean code for all of them; beyond 1
-        exaggerates, below 0 moves away.
+        Share of the way: 0 decodes each cell's own code; beyond 1 exaggerates, below 0 moves away.
     condition
         Condition to decode with; each cell's own if None.
 
@@ -199,21 +248,37 @@ def shift_attribute(
     NotTrainedError
         The model is not trained.
     InputError
-        No training cell has the characteristic, alpha is not finite, the condition is unknown.
+        No training cell has the characteristic, or all have (by difference); alpha is not finite, `by`
+        or the condition is unknown.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     if not np.isfinite(alpha):
         raise InputError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
+    if by not in ("difference", "mean"):
+        raise InputError(f"by is {by!r}; choose 'difference' or 'mean'.")
     known = model._validate_anndata(None)
     having = rows_of(known, attribute)
+    without = np.delete(np.arange(known.n_obs), having)
+    if by == "difference" and not len(without):
+        raise InputError(
+            "Every training cell has the characteristic, so there is no difference. Use by='mean'."
+        )
     adata = model._validate_anndata(adata)
     if condition is not None:
         condition = decoding_condition(model, adata, np.arange(0), condition)
     mean = model.get_latent_representation(known, indices=having).mean(0)
     z = model.get_latent_representation(adata)
-    z = z + np.float32(alpha) * (mean - z)
+    if by == "difference":
+        start = model.get_latent_representation(known, indices=without).mean(0)
+    else:
+        start = z
+    z = z + np.float32(alpha) * (mean - start)
     x = decoded(model.trained, adata, np.arange(adata.n_obs), z, condition)
     obs = without_codes(adata.obs)
     result = as_anndata(model, x, z, obs, condition, adata, "shift_attribute")
-    result.uns["trvae_sc"] |= {"alpha": float(alpha), "n_cells_with_attribute": len(having)}
+    result.uns["trvae_sc"] |= {
+        "by": by,
+        "alpha": float(alpha),
+        "n_cells_with_attribute": len(having),
+    }
     return result

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
+from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
+from trvae_sc.expression import dense, evenly_spaced
+from trvae_sc.family._cells import values_of
 from trvae_sc.model import NOT_TRAINED, TRVAE
 
 _SAMPLES_PER_PASS = 8
+_COMPONENTS = (10, 30)  # few for what differs by programmes, more for what differs in detail
+_NEIGHBORS = 5
+#: Deviance, and distances in few and more components: chosen on labels left out of digits, Kang's donors and
+#: lung cell lines; without the first it is 0.02 lower on cells, with 1 it is 0.01 lower on digits (AUROC).
+_WEIGHTS = (0.5, 1.0, 1.0)
+_MAX_CELLS = 5000  # cells that are compared with
+_FEWEST = 10
 
 
 def outlier_score(
@@ -21,20 +35,24 @@ def outlier_score(
     n_samples: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Score cells by how badly the model explains them, against cells it was trained on.
+    r"""Score cells by how unlike the training cells they are: for the model, and by their neighbours.
 
-    The log-likelihood of a cell is estimated by importance sampling (Burda et al. 2016,
-    arXiv:1509.00519); an autoencoder and ``mse`` have none, and the log-likelihood (half the squared
-    error) at the posterior mean takes its place:
+    For the model a cell counts by its deviance, the distance to the log-likelihood that a perfect fit of
+    the same cell would have,
 
-    .. math:: \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)},
-       \qquad z_s \sim q(z \mid x)
+    .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x), \qquad
+       \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)}
 
-    It is no score of outliers as it stands: deep cells and cells that express many genes have a low one
-    however well they fit (Nalisnick et al. 2019, arXiv:1810.09136). What is ranked is the deviance, the
-    distance to the log-likelihood that a perfect fit of the same cell would have,
+    (importance sampling, Burda et al. 2016, arXiv:1509.00519; an autoencoder and ``mse`` have no likelihood of
+    cells, and that at the posterior mean takes its place). The likelihood itself is no score of outliers: deep
+    cells and cells that express many genes have a low one however well they fit (Nalisnick et al. 2019,
+    arXiv:1810.09136). Models also explain what they can compose from what they know. So the mean distance to
+    the 5 nearest training cells counts as well, in 10 and in 30 principal components of the log values, and the
+    three are joined as Fisher does (1925, Statistical Methods for Research Workers, section 21.1),
 
-    .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x)
+    .. math:: T(x) = -\sum_{c=1}^3 w_c \log \frac{1 + \#\{i : s_c(x_i) \ge s_c(x)\}}{n + 1}
+
+    with half the weight for the deviance.
 
     Parameters
     ----------
@@ -44,9 +62,9 @@ def outlier_score(
         Cells to score, with the genes of the model and conditions it knows; the model's own if None.
         Not changed.
     reference
-        Cells that are no outliers; the model's training cells if None. Better are cells of the same
-        kind that were held back: to training cells the network, if it is large, fits a little better
-        than to any others.
+        The n cells that are no outliers. If None those that training held back to validate on
+        (``train(train_size=0.9)``); if it held back none, a random half of the training cells (the other half
+        are the neighbours), with a warning: a network fits these better than any others.
     n_samples
         Samples S of each cell's posterior.
     seed
@@ -54,36 +72,113 @@ def outlier_score(
 
     Returns
     -------
-    A row per cell: ``log_likelihood``, in nats; ``deviance``, in nats, the higher the less like the
-    training cells; and ``p_value``, the share of reference cells whose deviance is as high,
-    :math:`(1 + \#\{d_i \ge d\}) / (n + 1)`: uniform for cells like them, small for outliers. Cells of a
-    kind the model can compose from what it knows, such as types between others, are not found.
+    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``neighbors``, the distance to training cells
+    in 30 components, the simple score; ``score``, T, the higher the less like the training cells; and
+    ``p_value``, the share of reference cells with as high a T, :math:`(1 + \#\{T_i \ge T\}) / (n + 1)`: uniform
+    for cells like them, small for outliers.
 
     Raises
     ------
     NotTrainedError
         The model is not trained.
     InputError
-        `n_samples` is below 1, or there are no reference cells.
+        `n_samples` is below 1, or there are fewer than 10 reference cells.
     """
     model._check_if_trained(warn=False, message=NOT_TRAINED)
     if n_samples < 1:
         raise InputError(f"n_samples is {n_samples}; at least 1 is needed.")
     known = model._validate_anndata(reference)
+    train = known if model.adata is None else model._validate_anndata(None)
     scored = known if adata is None and reference is None else model._validate_anndata(adata)
+    trained_on, held_back, is_apart = _split(model, train)
+    rows = held_back if known is train else np.arange(known.n_obs)
+    if min(len(rows), len(trained_on)) < _FEWEST:
+        n_cells = min(len(rows), len(trained_on))
+        raise InputError(f"{n_cells} cells to compare with; {_FEWEST} or more are needed.")
+    if reference is None and not is_apart:
+        logger.warning(
+            "Outliers are judged against cells that the network was trained on, which it fits better than "
+            "any others: p-values may be somewhat off. Train with train_size=0.9, or pass reference=."
+        )
+    neighbors = Neighbors(model, train, trained_on)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        of_known = _deviance(model, known, n_samples)
-        found = of_known if scored is known else _deviance(model, scored, n_samples)
-    deviance = found["deviance"].to_numpy()
-    below = np.searchsorted(np.sort(of_known["deviance"].to_numpy()), deviance, side="left")
-    return found.assign(p_value=(1 + len(of_known) - below) / (1 + len(of_known)))
+        of_known = _deviance(model, known, rows, n_samples)
+        found = _deviance(model, scored, np.arange(scored.n_obs), n_samples)
+    near_known, near = neighbors.distances(known, rows), neighbors.distances(scored)
+    ends = [(of_known["deviance"].to_numpy(), found["deviance"].to_numpy())]
+    ends += list(zip(near_known, near, strict=True))
+    of_reference = _joined([_share_above(a, a, is_among=True) for a, _ in ends])
+    score = _joined([_share_above(a, b) for a, b in ends])
+    p_value = _share_above(of_reference, score)
+    return found.assign(neighbors=near[-1], score=score, p_value=p_value)
 
 
-def _deviance(model: TRVAE, adata: AnnData, n_samples: int) -> pd.DataFrame:
-    """Return log-likelihood and deviance of registered cells."""
+def _joined(shares: Sequence[np.ndarray]) -> np.ndarray:
+    """Return T of the shares of reference cells above."""
+    return -sum(w * np.log(share) for w, share in zip(_WEIGHTS, shares, strict=True))
+
+
+def _share_above(known: np.ndarray, values: np.ndarray, *, is_among: bool = False) -> np.ndarray:
+    """Return the share of known values, and the value itself, that are as high as each value."""
+    n_above = len(known) - np.searchsorted(np.sort(known), values, side="left")
+    return n_above / len(known) if is_among else (1 + n_above) / (1 + len(known))
+
+
+def _split(model: TRVAE, train: AnnData) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return rows to be neighbours, rows to be the reference, and whether training did not see the latter.
+
+    Up to 5,000 of each. They are never the same: components fit the noise of their own cells.
+    """
+    parts = [getattr(model, f"{name}_indices", None) for name in ("train", "validation")]
+    parts = [np.zeros(0, int) if part is None else np.asarray(part, int) for part in parts]
+    is_own = sum(map(len, parts)) == train.n_obs  # else other data were attached since
+    if len(parts[1]) < _FEWEST or not is_own:
+        halves = np.array_split(np.random.default_rng(0).permutation(train.n_obs), 2)
+        return *(evenly_spaced(np.sort(half), _MAX_CELLS) for half in halves), False
+    return *(evenly_spaced(np.sort(part), _MAX_CELLS) for part in parts), True
+
+
+class Neighbors:
+    """Training cells in their principal components, to measure distances to.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    train
+        AnnData with its training cells.
+    rows
+        Which of them to use.
+    """
+
+    def __init__(self, model: TRVAE, train: AnnData, rows: np.ndarray) -> None:
+        self.model, self.train, self.rows = model, train, rows
+        x = dense(values_of(model, train[self.rows])).astype(np.float32)
+        n_most = min(max(_COMPONENTS), len(x) - 1, x.shape[1])
+        self.pca = PCA(n_most, random_state=0).fit(x)
+        self.cells = self.pca.transform(x)
+
+    def distances(self, adata: AnnData, rows: Sequence[int] | None = None) -> list[np.ndarray]:
+        """Return the mean distance to the nearest training cells, by number of components.
+
+        A cell that is itself one of them is not its own neighbour.
+        """
+        rows = np.arange(adata.n_obs) if rows is None else np.asarray(rows)
+        at = self.pca.transform(dense(values_of(self.model, adata[rows])).astype(np.float32))
+        own = np.isin(rows, self.rows) if adata is self.train else np.zeros(len(at), dtype=bool)
+        found = []
+        for n in _COMPONENTS:
+            tree = NearestNeighbors(n_neighbors=_NEIGHBORS + 1).fit(self.cells[:, :n])
+            distance = tree.kneighbors(at[:, :n])[0]
+            found.append(np.where(own, distance[:, 1:].mean(1), distance[:, :-1].mean(1)))
+        return found
+
+
+def _deviance(model: TRVAE, adata: AnnData, rows: np.ndarray, n_samples: int) -> pd.DataFrame:
+    """Return log-likelihood and deviance of rows of a registered AnnData."""
     module, fitted, saturated = model.module, [], []
-    for tensors in model._make_data_loader(adata):
+    for tensors in model._make_data_loader(adata, rows):
         if module.variational and module.gene_likelihood != "mse":
             per_pass = min(n_samples, _SAMPLES_PER_PASS)
             ll = module.marginal_ll(tensors, n_samples, n_mc_samples_per_pass=per_pass)
@@ -92,4 +187,4 @@ def _deviance(model: TRVAE, adata: AnnData, n_samples: int) -> pd.DataFrame:
         fitted.append(ll.numpy())
         saturated.append(module.saturated_ll(tensors).numpy())
     ll, best = np.concatenate(fitted).astype(float), np.concatenate(saturated)
-    return pd.DataFrame({"log_likelihood": ll, "deviance": best - ll}, index=adata.obs_names)
+    return pd.DataFrame({"log_likelihood": ll, "deviance": best - ll}, index=adata.obs_names[rows])

@@ -86,7 +86,8 @@ class PairedTranslator(BetweenTranslator):
     for d principal components p, q of the cells of a pair (Isola et al. 2017,
     doi:10.1109/CVPR.2017.632, eq. 4; without noise, which G learns to ignore). The part of a cell
     outside of them stays as it was. Dissociated cells are measured once and have no partners: this
-    is for images, time-lapse data and simulations.
+    is for images, time-lapse data and simulations. It goes from source to target only; for the way back train
+    another with the two exchanged.
 
     Parameters
     ----------

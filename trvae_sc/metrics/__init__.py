@@ -16,7 +16,7 @@ needed. Inputs are never modified. `METRICS` lists all scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,29 @@ from scipy import sparse
 from trvae_sc.errors import InputError
 from trvae_sc.metrics import _arrays
 from trvae_sc.metrics._arrays import Cells, Vector
+
+__all__ = [
+    "METRICS",
+    "MMD_FACTORS",
+    "Metric",
+    "de_overlap",
+    "direction_accuracy",
+    "effect_pearson",
+    "effect_r2",
+    "energy_distance",
+    "interval_coverage",
+    "mean",
+    "mmd",
+    "r2_mean",
+    "r2_var",
+    "specific_pearson",
+    "target_rank",
+    "top_genes",
+    "variance",
+    "variance_ratio",
+    "wasserstein",
+    "welch_t",
+]
 
 #: Multiples of the median squared distance that serve as kernel widths.
 MMD_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -93,8 +116,8 @@ def effect_pearson(real: Cells, predicted: Cells, control: Cells) -> float:
     inflates it.
     Raises ValueError if cells are invalid (one suffices) or the real change is equal in all genes.
     """
-    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
-    return _arrays.effect_pearson(*arrays, np.zeros(arrays[0].shape[1]))
+    a, b, c = _arrays.validated(real=real, predicted=predicted, control=control)
+    return _arrays.effect_pearson(a, b, c, np.zeros(a.shape[1]))
 
 
 def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: ArrayLike) -> float:
@@ -105,8 +128,8 @@ def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: Ar
     no change leaves -s, which may correlate with the truth: doing nothing need not score 0.
     Raises ValueError if cells (one suffices) or `shift` are invalid, or all real change is usual.
     """
-    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
-    return _arrays.effect_pearson(*arrays, _arrays.vector(shift, "shift", arrays[0].shape[1]))
+    a, b, c = _arrays.validated(real=real, predicted=predicted, control=control)
+    return _arrays.effect_pearson(a, b, c, _arrays.vector(shift, "shift", a.shape[1]))
 
 
 def r2_mean(real: Cells, predicted: Cells) -> float:
@@ -172,9 +195,8 @@ def mmd(x: Cells, y: Cells, *, max_cells: int = 500, seed: int = 0) -> float:
     squared, n_x = _arrays.pooled_squared_distances(x, y, max_cells, seed)
     median = np.median(squared[np.triu_indices(len(squared), 1)])
     scaled = squared / max(median, np.finfo(float).tiny ** 0.5)
-    return _arrays.discrepancy(
-        sum(np.exp(-scaled / b) for b in MMD_FACTORS) / len(MMD_FACTORS), n_x
-    )
+    kernel: Any = sum(np.exp(-scaled / b) for b in MMD_FACTORS) / len(MMD_FACTORS)
+    return _arrays.discrepancy(kernel, n_x)
 
 
 def wasserstein(x: Cells, y: Cells) -> float:

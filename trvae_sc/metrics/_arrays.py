@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,8 +10,8 @@ from scipy import sparse
 
 from trvae_sc.errors import InputError
 
-Cells = np.ndarray | sparse.spmatrix | sparse.sparray
-Vector = NDArray[np.float64]
+Cells: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray
+Vector: TypeAlias = NDArray[np.float64]
 
 #: What is smaller, relative to what it was computed from, is 0: predictions are rounded to float32.
 ROUNDING = 1e-6
@@ -21,7 +21,7 @@ def validated(min_cells: int = 1, /, **arrays: Any) -> list[Cells]:
     """Return finite matrices with the same genes, sparse ones as CSR without duplicate entries."""
     checked: list[Cells] = []
     for name, given in arrays.items():
-        x = given.tocsr() if sparse.issparse(given) else np.asarray(given)
+        x: Any = given.tocsr() if sparse.issparse(given) else np.asarray(given)
         if x.ndim != 2 or x.dtype.kind not in "biuf":
             raise InputError(
                 f"`{name}` has shape {x.shape} and type {x.dtype}; give numbers, cells x genes"
@@ -58,14 +58,14 @@ def check_finite(values: np.ndarray, name: str) -> None:
         raise InputError(f"`{name}` has {(~finite).sum()} NaN or infinite values; replace them")
 
 
-def mean(x: Cells) -> Vector:
+def mean(x: Any) -> Vector:
     """Return the mean of each gene; the sum of scipy would be in the type of `x`."""
     if sparse.issparse(x):
         return np.bincount(x.indices, weights=x.data, minlength=x.shape[1]) / x.shape[0]
     return x.mean(axis=0, dtype=np.float64)
 
 
-def variance(x: Cells) -> Vector:
+def variance(x: Any) -> Vector:
     """Return the unbiased variance of each gene, rounding errors set to 0."""
     m = mean(x)
     if sparse.issparse(x):
@@ -140,7 +140,7 @@ def pooled_squared_distances(x: Cells, y: Cells, max_cells: int, seed: int) -> t
     groups = []
     for group in validated(2, x=x, y=y):
         n = group.shape[0]
-        a = group[rng.choice(n, max_cells, replace=False)] if n > max_cells else group
+        a: Any = group[rng.choice(n, max_cells, replace=False)] if n > max_cells else group
         groups.append(np.asarray(a.toarray() if sparse.issparse(a) else a, dtype=np.float64))
     z = np.vstack(groups)
     z -= z.mean(axis=0)  # less cancellation below

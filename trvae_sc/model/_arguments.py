@@ -33,7 +33,7 @@ _NUMBERS = {
         (0.0, math.inf, False),
     ),
 }
-_SWITCHES = ("mmd_within_labels", "calibrate", "variational", "relu_output")
+_SWITCHES = ("mmd_within_labels", "calibrate", "variational", "relu_output", "linear_path")
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:

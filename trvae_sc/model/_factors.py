@@ -10,18 +10,14 @@ from anndata import AnnData
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
+from trvae_sc.intervals import standardised
 from trvae_sc.left_out import Missed, labels_left_out, replicates_left_out
 from trvae_sc.model._counts import shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
-from trvae_sc.shift import (
-    Ridge,
-    log_fold_change,
-    novelty,
-    standardised,
-)
+from trvae_sc.shift import Ridge, log_fold_change, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
@@ -174,7 +170,7 @@ class Sourced:
                 ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
             missed = labels_left_out(ridge)
             spread = self._spread(ridge.left_out_variance()[missed.unit, None])
-            self.missed = missed._replace(residuals=missed.residuals / spread)
+            self.missed = missed.divided(spread)
             if is_measured:
                 self.replicates = replicates_left_out(ridge, likeness.codes[0])
 

@@ -115,7 +115,7 @@ class CategoryField(CategoricalObsField):
 
 
 class ConditionField(CategoryField):
-    """The condition: one obs column, or a combination of several.
+    """The condition: one obs column, a combination of several, or none (all cells alike).
 
     Of several columns every combination present is a level, named by its parts. The state registry
     then also has ``parts``: the columns, the features they are coded by (a level of a column, or a
@@ -124,11 +124,15 @@ class ConditionField(CategoryField):
     """
 
     def __init__(
-        self, registry_key: str, condition_key: str | Sequence[str], separator: str | None = None
+        self,
+        registry_key: str,
+        condition_key: str | Sequence[str] | None,
+        separator: str | None = None,
     ) -> None:
         self.separator = separator
-        self.keys = None if isinstance(condition_key, str) else list(condition_key)
-        super().__init__(registry_key, SEPARATOR.join(self.keys) if self.keys else condition_key)
+        single = condition_key is None or isinstance(condition_key, str)
+        self.keys = None if single else list(condition_key)
+        super().__init__(registry_key, condition_key if single else SEPARATOR.join(self.keys))
 
     def validate_field(self, adata: AnnData) -> None:
         """Check the column; several have been checked with the others."""
@@ -209,7 +213,7 @@ class NumbersField(NumericalJointObsField):
 
 
 def fields(
-    condition_key: str | Sequence[str],
+    condition_key: str | Sequence[str] | None,
     *,
     labels_key: str | None,
     layer: str | None,

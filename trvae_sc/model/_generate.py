@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from anndata import AnnData
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
+from trvae_sc.model._codes import check_output, record
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, predicted_values
 from trvae_sc.model._predict import check_weights, has_label
@@ -28,11 +28,13 @@ def generate_cells(
     *,
     labels: Any,
     latent: str,
+    output: str,
     seed: int,
 ) -> AnnData:
     """Return new cells; see :meth:`TRVAE.generate`. `adata` are the registered training cells."""
     module = trained.module
     check_seed(seed)
+    check_output(output)
     level = _check_generation(trained, condition, n_obs, labels=labels, latent=latent)
     check_weights(module)
     features = None if level is None else trained.features(level)
@@ -41,17 +43,18 @@ def generate_cells(
         pool = np.flatnonzero(has_label(adata, trained.labels_key, labels))
     draws = Draws(seed)
     rows = draws.keep.choice(pool, size=n_obs)
-    values = []
+    values, codes = [], []
     for tensors in trained.batches(adata, rows):
         qz = module.encode(tensors)
         noise = draws.latent.standard_normal(tuple(qz.loc.shape), dtype=np.float32)
         noise = torch.as_tensor(noise, device=qz.loc.device)
         z = noise if latent == "prior" else qz.loc + qz.scale * noise
+        codes.append(z.cpu().numpy())
         mean = module.expected(tensors, z, features).cpu().numpy()
         total = module._total(tensors)
         total = None if total is None else total.cpu().numpy()
         batch = Batch(mean, total, mean, mean, mean, mean)
-        values.append(predicted_values(module, batch, features, "sample", draws))
+        values.append(predicted_values(module, batch, features, output, draws))
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
     if level is not None:
         obs = obs.assign(**trained.conditions.columns(level, n_obs))
@@ -60,16 +63,16 @@ def generate_cells(
     x = stacked(values, n_obs)
     if module.has_total:  # of the training cell; a draw of the genes may exceed it
         total = adata.obs[trained.total_counts_key].to_numpy(float)[rows]
-        obs[trained.total_counts_key] = np.maximum(total, np.asarray(x.sum(axis=1)).ravel())
-    result = AnnData(x, obs=obs, var=adata.var.copy())
+        drawn = np.asarray(x.sum(axis=1)).ravel() if output == "sample" else total
+        obs[trained.total_counts_key] = np.maximum(total, drawn)
+    z = np.concatenate(codes)
+    result = AnnData(x, obs=obs, var=adata.var.copy(), obsm={"X_trvae": z})
     if trained.layer is not None:
         result.layers[trained.layer] = result.X.copy()
     result.uns["trvae_sc"] = {
-        "method": "TRVAE.generate",
+        **record(trained, "TRVAE.generate", output, seed),
         **({} if level is None else {"condition": level_name(level)}),
         "latent": latent,
-        "seed": int(seed),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
     }
     return result
 

@@ -11,6 +11,8 @@ import torch
 from anndata import AnnData
 from scvi.model.base import RNASeqMixin, VAEMixin
 
+from trvae_sc.errors import InputError
+from trvae_sc.model._codes import COLLAPSED
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._saving import SavedModel
 from trvae_sc.module import COUNT_LIKELIHOODS
@@ -18,6 +20,17 @@ from trvae_sc.module import COUNT_LIKELIHOODS
 
 class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
     """scvi-tools' methods, where they hold for the likelihood of the model."""
+
+    @property
+    def active_dims(self) -> list[int]:
+        """Latent dimensions that carry something: 0.01 nats of KL or more, over the training cells.
+
+        All of them in an autoencoder, which has no KL.
+        """
+        n_latent = self.module.z_mean.out_features
+        if len(self.kl_) != n_latent:
+            return list(range(n_latent))
+        return np.flatnonzero(self.kl_ >= COLLAPSED).tolist()
 
     @torch.inference_mode()
     def get_mmd_representation(
@@ -62,14 +75,26 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         Raises
         ------
         InputError
-            Unknown condition.
+            Unknown condition, or a network that does not see it (presets ``vae``, ``beta_vae``,
+            ``autoencoder``).
         """
         if transform_condition is not None:
+            self._needs_condition()
             features = self.condition_space.features(transform_condition)
             target = torch.as_tensor(features, device=self.device)
             loader_kwargs = {**kwargs.pop("data_loader_kwargs", {}), "target_condition": target}
             kwargs["data_loader_kwargs"] = loader_kwargs
         return super().get_normalized_expression(adata, indices, **kwargs)
+
+    def get_elbo(self, *args: Any, **kwargs: Any) -> float:
+        """See :meth:`scvi.model.base.VAEMixin.get_elbo`; not of an autoencoder, which has no posterior."""
+        self._needs_posterior("get_elbo")
+        return super().get_elbo(*args, **kwargs)
+
+    def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`scvi.model.base.VAEMixin.get_marginal_ll`; not of an autoencoder."""
+        self._needs_posterior("get_marginal_ll")
+        return super().get_marginal_ll(*args, **kwargs)
 
     def differential_expression(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
         """Bayesian differential expression of scvi-tools between groups of observed cells.
@@ -108,6 +133,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         dof
             Degrees of freedom of Student's t in place of each Gaussian; None: Gaussians.
         """
+        self._needs_posterior("get_aggregated_posterior")
         mean, variance = self.get_latent_representation(
             adata, indices, batch_size=batch_size, return_dist=True
         )
@@ -128,6 +154,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         Also written to ``adata.obsm["da_log_probs"]``. See
         :meth:`scvi.model.base.VAEMixin.differential_abundance`.
         """
+        self._needs_posterior("differential_abundance")
         if kwargs.get("dataloader") is not None:
             return super().differential_abundance(adata, **kwargs)
         registered = self._validate_anndata(adata)
@@ -171,6 +198,22 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         """See :meth:`scvi.model.base.RNASeqMixin.get_latent_library_size`; counts only."""
         self._needs("get_latent_library_size", list(COUNT_LIKELIHOODS))
         return super().get_latent_library_size(*args, **kwargs)
+
+    def _needs_posterior(self, what: str) -> None:
+        """Raise where the encoder gives a point, with a width that means nothing."""
+        if not self.module.variational:
+            raise NotImplementedError(
+                f"{what} needs a posterior, which an autoencoder does not have. Use another preset, or "
+                "get_reconstruction_error."
+            )
+
+    def _needs_condition(self) -> None:
+        """Raise where the network gives the same under every condition."""
+        if self.module.decoder_in.condition is None:
+            raise InputError(
+                f"The network of preset '{self.preset_}' does not see the condition: transform_condition "
+                "would change nothing. Use predict, which moves the codes."
+            )
 
     def _needs(self, what: str, likelihoods: list[str]) -> None:
         """Raise where scvi-tools' code assumes another likelihood than the model's."""

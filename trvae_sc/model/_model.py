@@ -13,9 +13,8 @@ import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 
-from trvae_sc import checks
+from trvae_sc import checks, hints
 from trvae_sc.condition_sets import check_sets
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
@@ -26,10 +25,7 @@ from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
 from trvae_sc.model._registration import NOT_TRAINED
-from trvae_sc.module import (
-    Likelihood,
-    TRVAEModule,
-)
+from trvae_sc.module import Likelihood, TRVAEModule
 from trvae_sc.replicates import check_replicates
 from trvae_sc.training import (
     NOT_STARTED,
@@ -104,6 +100,27 @@ class TRVAE(PredictingModel):
     InputError
         Values that the likelihood cannot take, or an unknown preset.
 
+    Notes
+    -----
+    What scvi-tools gives besides :meth:`train` and :meth:`predict` is
+
+    ========  =====================================================================================
+    as there  ``get_latent_representation``, ``get_reconstruction_error``, ``history``, ``registry``,
+              ``posterior_predictive_sample``, ``device``, ``to_device``, ``is_trained``,
+              ``train_indices``, ``validation_indices``, ``test_indices``, ``adata_manager``,
+              ``get_anndata_manager``, ``deregister_manager``, ``data_registry``, ``get_setup_arg``,
+              ``get_from_registry``, ``get_state_registry``, ``get_normalized_function_name``,
+              ``view_anndata_setup``, ``view_registry``, ``view_setup_method_args``, ``run_id``,
+              ``run_name``
+    adapted   ``get_normalized_expression`` (``transform_condition``); ``get_elbo``,
+              ``get_marginal_ll``, ``get_aggregated_posterior``, ``differential_abundance`` (not of
+              autoencoders); ``differential_expression``, ``get_likelihood_parameters``,
+              ``get_feature_correlation_matrix``, ``get_importance_weights``,
+              ``get_latent_library_size`` (of counts); ``save``, ``load``, ``load_query_data``
+    refused   ``transfer_fields``, ``update_setup_method_args``, ``convert_legacy_save``,
+              ``setup_annbatch``
+    ========  =====================================================================================
+
     Examples
     --------
     >>> adata = trvae_sc.datasets.simulate()
@@ -152,6 +169,7 @@ class TRVAE(PredictingModel):
         given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
         check_arguments(settings)
+        self._check_condition(preset, settings.get("condition_in"))
         self.preset_ = preset
         self.training_ = dict(NOT_STARTED)
         self.training_date_ = ""
@@ -159,6 +177,7 @@ class TRVAE(PredictingModel):
         self.training_marks_ = np.zeros(0)
         self.codes_: dict[str, np.ndarray] = {}
         self.spread_ = np.zeros((0, 0))
+        self.kl_ = np.zeros(0)  # by latent dimension, in nats
         self.replicates_: dict[str, Any] = {}
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
@@ -174,7 +193,7 @@ class TRVAE(PredictingModel):
         module_kwargs = {k: v for k, v in settings.items() if k not in named}
         self.init_params_ = self._get_init_params({**locals(), **named})
         if adata is not None and self.module.is_count and not self.module.has_total:
-            checks.say_totals(adata.n_vars)
+            hints.say_totals(adata.n_vars)
         if adata is not None and not self.module.is_count:
             self._warn_of_counts()
         weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)
@@ -183,7 +202,7 @@ class TRVAE(PredictingModel):
     def setup_anndata(
         cls,
         adata: AnnData,
-        condition_key: str | Sequence[str],
+        condition_key: str | Sequence[str] | None = None,
         *,
         labels_key: str | None = None,
         layer: str | None = None,
@@ -210,7 +229,8 @@ class TRVAE(PredictingModel):
             up, as in ``["cytokine", "dose"]``: levels of each enter with an effect of their own, so
             that combinations never measured can be predicted. In a list, a numeric column (dose,
             time) enters as a number, on the scale it has, and values between or beyond those measured
-            can be predicted; make it categorical for levels.
+            can be predicted; make it categorical for levels. None for presets whose network does not
+            see it (``"vae"``, ``"beta_vae"``, ``"autoencoder"``): such a model predicts no condition.
         labels_key
             Column with the label (cell type) of each cell. Needed for the transfer loss.
         layer
@@ -258,27 +278,14 @@ class TRVAE(PredictingModel):
             if replicate_key is not None:
                 checks.check_obs(adata, [replicate_key])
                 check_replicates(adata.obs, replicate_key, condition_key, labels_key)
-            checks.say_numeric(adata, condition_key)
+            hints.say_numeric(adata, condition_key)
+            hints.say_unlabeled(adata, labels_key)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
         manager_fields = fields(condition_key, **keys, condition_separator=condition_separator)
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    def _data_sizes(self) -> dict[str, Any]:
-        """Return the module's arguments that follow from the registered data."""
-        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
-        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        return {
-            "n_input": self.summary_stats.n_vars,
-            "condition_design": torch.as_tensor(self.condition_space.design()),
-            "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
-            "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
-            "n_cats_per_cov": covariates.get("n_cats_per_key"),
-            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
-            "has_total": setup_args["total_counts_key"] is not None,
-        }
 
     def _summary(self) -> str:
         module = self.module
@@ -296,8 +303,6 @@ class TRVAE(PredictingModel):
             f"preset '{self.preset_}', {module.gene_likelihood}, {module.z_mean.out_features} latent "
             f"dimensions, seed {self.seed_}"
         )
-
-    # -- query data ---------------------------------------------------------------------------------
 
     def _finish_loading(self) -> None:
         super()._finish_loading()
@@ -361,8 +366,8 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        model.codes_, model.spread_ = reference.codes_, reference.spread_
-        model.replicates_ = reference.replicates_
+        for name in ("codes_", "kl_", "spread_", "replicates_"):
+            setattr(model, name, getattr(reference, name))
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
+from trvae_sc.model._codes import decode_codes
 from trvae_sc.model._effects import effects
 from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._generate import generate_cells
@@ -60,7 +63,7 @@ class PredictingModel(TrainableModel):
             None. Not changed. Labels the model does not know are allowed.
         target
             Condition to predict. With several condition columns a dictionary of their values, a tuple
-            in their order, or the name in :attr:`conditions`; a combination that was never measured
+            in their order, or the name in ``model.conditions``; a combination that was never measured
             is predicted from its parts, with a note in ``uns``.
         source
             Condition of the cells to start from, given like `target`; all but `target` if None.
@@ -147,13 +150,13 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         trained, original = self.trained, self.adata if adata is None else adata
-        request = self._shown(check_request(trained, request, original), exemplars)
+        request = self._with_exemplars(check_request(trained, request, original), exemplars)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
 
-    def _shown(self, request: Request, exemplars: AnnData | None) -> Request:
+    def _with_exemplars(self, request: Request, exemplars: AnnData | None) -> Request:
         """Return a request with what exemplars show; raise on those of something else."""
         if exemplars is None:
             return request
@@ -220,8 +223,8 @@ class PredictingModel(TrainableModel):
         One row a label, source and gene: ``label``, ``source``, ``target``, ``gene``; ``source_mean``,
         ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
         for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
-        interval of the change; ``pval``, how often a change as large is missed by chance
-        (:func:`trvae_sc.shift.p_values`), and ``qval``, the same controlled within the label (Benjamini and
+        interval of the change; ``pval``, how often one as large is predicted of a gene that does not
+        change so (:func:`trvae_sc.intervals.p_values`), and ``qval``, the same controlled within the label (Benjamini and
         Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
         evidence from how well labels predict each other, not from replicates.
 
@@ -234,14 +237,9 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self.trained
-        shown = self._shown(Request(trained.conditions.level(target)), exemplars).exemplars
-        chosen = {
-            "target": target,
-            "source": source,
-            "labels": labels,
-            "exemplars": shown,
-            "by": by,
-        }
+        shown = self._with_exemplars(Request(trained.conditions.level(target)), exemplars).exemplars
+        chosen = {"target": target, "source": source, "labels": labels}
+        chosen |= {"exemplars": shown, "by": by}
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(trained, genes, **chosen)
 
@@ -252,6 +250,7 @@ class PredictingModel(TrainableModel):
         *,
         labels: Any = None,
         latent: Literal["prior", "posterior"] = "posterior",
+        output: Literal["sample", "mean"] = "sample",
         seed: int = 0,
     ) -> AnnData:
         """Draw new cells of a condition.
@@ -268,18 +267,22 @@ class PredictingModel(TrainableModel):
             Where z comes from: the ``"prior"`` N(0, I), or the aggregate ``"posterior"``: a random
             training cell is drawn and z from its posterior. Total, batch and covariates are always
             those of a random training cell.
+        output
+            ``"sample"``: draws from the likelihood; ``"mean"``: their expectation, without noise, on the
+            scale of ``predict(output="mean")``.
         seed
             Seed of all draws.
 
         Returns
         -------
-        AnnData with draws from the likelihood in ``X`` (and in the layer the model was set up with).
+        AnnData with the cells in ``X`` (and in the layer the model was set up with) and z in
+        ``obsm["X_trvae"]``.
 
         Raises
         ------
         InputError
-            Unknown condition or label, labels with the prior, or the prior of an autoencoder, which
-            has none.
+            Unknown condition, label or output, labels with the prior, or the prior of an autoencoder,
+            which has none (:meth:`decode` takes any codes).
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
@@ -290,5 +293,72 @@ class PredictingModel(TrainableModel):
                 n_obs,
                 labels=labels,
                 latent=latent,
+                output=output,
+                seed=seed,
+            )
+
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        condition: Any = None,
+        labels: Any = None,
+        batch: Any = None,
+        output: Literal["mean", "sample"] = "mean",
+        seed: int = 0,
+    ) -> AnnData:
+        """Return the cells that latent codes stand for.
+
+        Parameters
+        ----------
+        z
+            Codes, shape (n_codes, n_latent): from N(0, I), from ``get_latent_representation``, or made by
+            hand.
+        condition
+            Condition to decode with: one, or an array with one for each code. Left out where the network
+            does not see it.
+        labels
+            Label or labels to note in ``obs``: the decoder does not see them.
+        batch
+            Batch to decode with: one, or one for each code; the most frequent if None. So are other
+            categorical covariates, and numeric ones at their mean.
+        output
+            ``"mean"``: expected values, on the scale of ``predict(output="mean")``. ``"sample"``: draws
+            from the likelihood, of counts with the median total of the training cells.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData with a row per code; z in ``obsm["X_trvae"]``, the condition in ``obs``.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Codes of another shape, an unknown condition, batch or output; as many values as there are
+            not codes.
+
+        Examples
+        --------
+        >>> z = np.random.default_rng(0).standard_normal((100, 10))
+        >>> cells = model.decode(z, condition="stimulated")
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        has_batch = self.registry_["setup_args"]["batch_key"] is not None
+        names = pd.Index(self.get_var_names())
+        with torch.inference_mode(), suitable_threads(self.module.widest):
+            return decode_codes(
+                self.trained,
+                pd.DataFrame(index=names)
+                if self.adata is None
+                else self.adata.var.loc[names].copy(),
+                z,
+                condition=condition,
+                labels=labels,
+                batch=batch,
+                batches=self._levels(REGISTRY_KEYS.BATCH_KEY) if has_batch else [],
+                output=output,
                 seed=seed,
             )

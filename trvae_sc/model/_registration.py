@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
@@ -63,6 +64,47 @@ class AnnDataModel(BaseModelClass):
                 f"{cls.__name__}.setup_anndata(adata, ...) first."
             ) from error
         manager.validate()
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: there are no files of a former format, and scvi-tools would run code from one."""
+        raise NotImplementedError(f"{cls.__name__} has no files of a former format. Use load.")
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: it registers no condition."""
+        raise NotImplementedError(
+            f"setup_annbatch registers no condition. Pass an AnnData that is on disk "
+            f"(anndata.read_h5ad(path, backed='r')) to {cls.__name__}.setup_anndata: it is streamed."
+        )
+
+    def transfer_fields(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: scvi-tools takes the genes of another AnnData by their place, whatever their names."""
+        raise NotImplementedError(
+            "transfer_fields would take genes by place. Pass adata to the methods, or attach it "
+            "(model.adata = adata): genes are matched by name."
+        )
+
+    def update_setup_method_args(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: data would be read otherwise than what the model was trained on."""
+        raise NotImplementedError(
+            f"What a model was set up with cannot be changed. Call {type(self).__name__}.setup_anndata "
+            "and train a new model."
+        )
+
+    def _data_sizes(self) -> dict[str, Any]:
+        """Return the module's arguments that follow from the registered data."""
+        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
+        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        return {
+            "n_input": self.summary_stats.n_vars,
+            "condition_design": torch.as_tensor(self.condition_space.design()),
+            "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
+            "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
+            "n_cats_per_cov": covariates.get("n_cats_per_key"),
+            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
+            "has_total": setup_args["total_counts_key"] is not None,
+        }
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Return the genes of the model, whatever became of those of the AnnData it was made from."""
@@ -167,6 +209,15 @@ class AnnDataModel(BaseModelClass):
         manager = store.get(adata.uns.get("_scvi_uuid"))
         return manager if manager is not None and manager.adata is adata else None
 
+    def _check_condition(self, preset: str, condition_in: str | None) -> None:
+        """Raise where a network would see a condition that was not registered."""
+        if self.registry_["setup_args"]["condition_key"] is None and condition_in != "none":
+            raise InputError(
+                f"The network of preset '{preset}' sees the condition, and adata was set up with "
+                "condition_key=None. Name the column in setup_anndata, or use a preset that needs none: "
+                "'vae', 'beta_vae', 'autoencoder'."
+            )
+
     def _check_values(self, likelihood: str, manager: DataManager | None = None) -> None:
         """Raise on values that the likelihood cannot take."""
         manager = self.adata_manager if manager is None else manager
@@ -206,15 +257,16 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def conditions(self) -> list[Any]:
-        """Conditions the model knows, in code order."""
-        return self._levels(CONDITION_KEY)
+        """Conditions the model knows, in code order; empty without ``condition_key``."""
+        has_conditions = self.registry_["setup_args"]["condition_key"] is not None
+        return self._levels(CONDITION_KEY) if has_conditions else []
 
     @property
     def condition_space(self) -> ConditionSpace:
         """How conditions are named, coded and made of parts."""
         state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
         key = self.registry_["setup_args"]["condition_key"]
-        return space_of(key, self.conditions, state.get(PARTS))
+        return space_of(key, self._levels(CONDITION_KEY), state.get(PARTS))
 
     @property
     def known(self) -> Known:
@@ -244,7 +296,7 @@ class AnnDataModel(BaseModelClass):
     def n_cells(self) -> pd.DataFrame:
         """Number of training cells by label (row) and condition (column)."""
         table = self.module.n_cells.cpu().numpy().astype(int)
-        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions)
+        return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions or ["all"])
 
 
 def _hold(manager: DataManager) -> None:

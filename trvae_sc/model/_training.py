@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
+from trvae_sc.model._codes import collapse_note, kl_by_dimension
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._replicates import replicate_means
@@ -203,6 +205,12 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             since=self.frozen_conditions_,
             seed=self.seed_,
         )
+        if not self.frozen_conditions_:
+            self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
+            note = collapse_note(self.kl_)
+            if note is not None:  # a few of many are no loss
+                few = len(self.active_dims) <= len(self.kl_) / 2
+                logger.log(logging.WARNING if few else logging.INFO, "%s", note)
         key = self.registry_["setup_args"].get("replicate_key")
         if key is not None:
             self.replicates_ = replicate_means(self.trained, manager, rows, key)
@@ -258,7 +266,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     def _note_one_sided_labels(self) -> None:
         """Log the labels with cells under one condition only."""
-        if self.adata is None or not self.labels:
+        if self.adata is None or not self.labels or not self.conditions:
             return
         codes = [
             self.adata_manager.get_from_registry(key).ravel().astype(int)

@@ -80,10 +80,14 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         Numbers of batches, labels (0: no transfer loss) and continuous covariates; 0 without.
     n_cats_per_cov
         Number of levels of each further categorical covariate.
+    linear_path
+        Whether codes, and what is decoded, also have a linear part, as principal components are.
     has_total
         Whether cells carry a total over more genes than `n_input`. The decoder then has one more
         class, the rest of the genome.
 
+    Notes
+    -----
     The other parameters are those of :class:`trvae_sc.TRVAE`.
     """
 
@@ -107,6 +111,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         condition_in: Literal["both", "decoder", "none"] = "both",
         variational: bool = True,
         relu_output: bool = False,
+        linear_path: bool = False,
         recon_weight: float = 1.0,
         kl_weight: float = 1.0,
         mmd_weight: float = 100.0,
@@ -121,19 +126,16 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self._frozen: dict[str, Tensor] = {}
         self.gene_likelihood = gene_likelihood
         self.is_count = gene_likelihood in COUNT_LIKELIHOODS
-        self.variational = variational
+        self.variational, self.linear_path = variational, linear_path
         self.relu_output = relu_output
-        self.recon_weight = recon_weight
-        self.kl_weight = kl_weight
+        self.recon_weight, self.kl_weight = recon_weight, kl_weight
         self.mmd_weight = mmd_weight if condition_in != "none" else 0.0
-        self.mmd_on = mmd_on
         self.mmd_within_labels = mmd_within_labels and n_labels > 0
-        self.mmd_kernel = mmd_kernel
+        self.mmd_on, self.mmd_kernel = mmd_on, mmd_kernel
         self.transfer_weight = transfer_weight if n_labels and condition_in != "none" else 0.0
         self.calibrate = calibrate and condition_in != "none"
         self.context_weight = context_weight
-        self.n_batch = n_batch
-        self.n_labels = n_labels
+        self.n_batch, self.n_labels = n_batch, n_labels
         self.has_total = has_total and self.is_count
 
         hidden = list(n_hidden)
@@ -147,8 +149,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         n_encoder = n_features if condition_in == "both" else 0
         self.encoder_in = ConditionedLayer(n_input, hidden[0], n_features=n_encoder, **layer)
         self.encoder = nn.Sequential(Activation(hidden[0], **act), *stack(hidden, bias=bias, **act))
-        self.z_mean = nn.Linear(hidden[-1], n_latent)
-        self.z_log_variance = nn.Linear(hidden[-1], n_latent) if variational else None
+        n_code = hidden[-1] + linear_path * n_input
+        self.z_mean = nn.Linear(n_code, n_latent)
+        self.z_log_variance = nn.Linear(n_code, n_latent) if variational else None
 
         n_decoder = n_features if condition_in != "none" else 0
         self.decoder_in = ConditionedLayer(n_latent, hidden[-1], n_features=n_decoder, **layer)
@@ -156,8 +159,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         self.decoder = nn.Sequential(
             nn.Dropout(dropout_rate), *stack(hidden[::-1], bias=bias, **act)
         )
-        self.output = nn.Linear(hidden[0], n_input + self.has_total)
-        self.zero_inflation = nn.Linear(hidden[0], n_input) if gene_likelihood == "zinb" else None
+        n_last = hidden[0] + linear_path * n_latent
+        self.output = nn.Linear(n_last, n_input + self.has_total)
+        self.zero_inflation = nn.Linear(n_last, n_input) if gene_likelihood == "zinb" else None
         if gene_likelihood in ("nb", "zinb", "normal"):  # log theta, or log standard deviation
             self.log_dispersion = nn.Parameter(torch.zeros(n_input))
             per_condition = dispersion == "gene-condition" and condition_in != "none"
@@ -174,8 +178,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
                 if isinstance(layer, nn.BatchNorm1d):
                     layer.eval()
         return self
-
-    # -- inference and generation ---------------------------------------------------------------
 
     def _context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
         """Return what the cells of a minibatch are observed under."""
@@ -223,6 +225,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         elif self.gene_likelihood == "normal":
             x = (x - self.gene_mean) / self.gene_scale
         hidden = self.encoder(self.encoder_in(x, context))
+        hidden = torch.cat([hidden, x], -1) if self.linear_path else hidden
         mean = self.z_mean(hidden).float()  # in mixed precision layers return half of the digits
         if self.z_log_variance is None:  # autoencoder: a point, with a width nobody can see
             scale = torch.full_like(mean, _EPS)
@@ -249,7 +252,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     def hidden_layers(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return y and the last hidden layer."""
         y = self.mmd_layer(self.decoder_in(z, context))
-        return y, self.decoder(y)
+        hidden = self.decoder(y)
+        return y, torch.cat([hidden, z], -1) if self.linear_path else hidden
 
     def to_profile(self, hidden: Tensor) -> Tensor:
         """Return the profile of last hidden layers, shape (..., n_cells, n_genes).
@@ -320,8 +324,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if self.gene_likelihood == "zinb":
             return ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=logits, scale=rates)
         return NegativeBinomial(mu=mean, theta=theta, scale=rates)
-
-    # -- loss -------------------------------------------------------------------------------------
 
     def reconstruction_loss(
         self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]

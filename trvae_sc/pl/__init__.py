@@ -1,5 +1,7 @@
 """Plots: data first, draw on `ax` or make one, return what was drawn on.
 
+With ``show=True`` a figure is shown and None returned; ``save=`` writes it, as in scanpy.
+
 What is computed before it is drawn comes from functions that end in ``_table`` (and
 :func:`embedding`), which return a DataFrame.
 """
@@ -21,15 +23,12 @@ from trvae_sc.pl._effect import (
     mean_table,
 )
 from trvae_sc.pl._experiments import next_experiments
-from trvae_sc.pl._intervals import (
-    calibration,
-    calibration_table,
-    volcano,
-    volcano_table,
-)
+from trvae_sc.pl._images import grid, manifold, traversal
+from trvae_sc.pl._intervals import calibration, calibration_table
 from trvae_sc.pl._latent import embedding, latent
 from trvae_sc.pl._response import response
 from trvae_sc.pl._style import COLORS
+from trvae_sc.pl._volcano import volcano, volcano_table
 
 __all__ = [
     "COLORS",
@@ -45,15 +44,18 @@ __all__ = [
     "embedding",
     "expression_table",
     "gene_distribution",
+    "grid",
     "interpolation",
     "interpolation_means",
     "interpolation_table",
     "latent",
+    "manifold",
     "mean_correlation",
     "mean_table",
     "next_experiments",
     "response",
     "training",
+    "traversal",
     "volcano",
     "volcano_table",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,12 @@ from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
-from trvae_sc.pl._style import COLORS, method_colors, plain
+from trvae_sc.evaluation import Results
+from trvae_sc.pl._finish import Save, finish
+from trvae_sc.pl._style import COLORS, arrows, axes_of, method_colors, plain, within
+
+if TYPE_CHECKING:
+    from trvae_sc.model import TRVAE
 
 _MOST = (200, 60)  # rows and columns that can be read
 
@@ -25,7 +31,9 @@ def design(
     *,
     hidden: Iterable[tuple[str, str]] = (),
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Conditions x labels with the number of cells; what was never measured or is hidden is marked.
 
     Parameters
@@ -39,6 +47,8 @@ def design(
         Pairs (label, condition) that are hidden from training.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -79,7 +89,7 @@ def design(
     ax.spines[:].set_visible(False)
     title = "cells" if not marked else "cells; framed: hidden,\none at a time"
     ax.set_title(title, fontsize=9)
-    return ax
+    return finish(ax, "design", show=show, save=save)
 
 
 def checked_cells(
@@ -118,22 +128,29 @@ _TERMS = {
 
 
 def training(
-    history: Mapping[str, Sequence[float] | pd.DataFrame], *, ax: Axes | None = None
-) -> Axes:
+    history: Mapping[str, Sequence[float] | pd.DataFrame] | TRVAE,
+    *,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Draw what each term adds to the loss, by epoch.
 
     Parameters
     ----------
     history
-        ``model.history``, or the same with lists in place of frames.
+        A trained model, its ``history``, or the same with lists in place of frames.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
     The Axes.
     """
-    ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")[1] if ax is None else ax
+    history = getattr(history, "history", history)
+    ax = axes_of(ax, 4.6, 3.2)
     for term, color in _TERMS.items():
         for part, style in (("train", "-"), ("validation", ":")):
             values = history.get(f"{term}_weighted_{part}")
@@ -149,7 +166,7 @@ def training(
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    return finish(ax, "training", show=show, save=save)
 
 
 _NO_METHODS = ("ceiling", "replicate half")
@@ -157,32 +174,37 @@ _MARKERS = {"counts": "o", "delta": "D", "mean": "s", "sample": "^"}
 
 
 def benchmark(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Results,
     *,
     metric: str = "effect_r2",
     genes: str = "top100",
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Score of every method on every hold-out, with what a perfect prediction would score.
 
     Parameters
     ----------
     table
-        ``results.table`` of :func:`trvae_sc.evaluation.benchmark`.
+        Results of :func:`trvae_sc.evaluation.benchmark`, or their ``table``.
     metric, genes
         Score to draw.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
-    The Axes.
+    The Axes. Scores far from the others are arrows at the end of the axis, with their value.
 
     Raises
     ------
     InputError
         The table has no such score.
     """
+    table = table.table if isinstance(table, Results) else table
     part = table[(table["metric"] == metric) & (table["genes"] == genes)]
     if part.empty:
         known = sorted(set(zip(table["metric"], table["genes"], strict=True)))
@@ -208,9 +230,25 @@ def benchmark(
         ax.scatter(wide[method, output], y, **style)
     ax.set_yticks(y, [plain(task) for task in wide.index], fontsize=8)
     ax.set_ylim(-0.6, len(wide) - 0.4)
-    ax.set_xlabel(f"{metric.replace('_', ' ')} ({genes})", fontsize=9)
+    ax.set_xlabel(f"{metric.replace('_', ' ').replace('r2', 'R2')} ({genes})", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    _clip(ax, wide)
+    for method, output in wide:
+        points = np.column_stack([wide[method, output].to_numpy(float), y])
+        arrows(ax, "x", points[np.isfinite(points[:, 0])], colors.get(method, "k"))
+    return finish(ax, "benchmark", show=show, save=save)
+
+
+def _clip(ax: Axes, wide: pd.DataFrame) -> None:
+    """Limit the axis to scores but for outliers, with room for these as arrows; references are none."""
+    scores = wide.to_numpy(float)
+    known = [column for column in wide if column[0] in (*_NO_METHODS, "no_change")]
+    references = wide[known].median().dropna().tolist()
+    low, high = within(scores.ravel())
+    low, high = min(low, *references, high), max(high, *references, low)
+    span = (high - low) or 1.0
+    left, right = (0.12 if far.any() else 0.05 for far in (scores < low, scores > high))
+    ax.set_xlim(low - left * span, high + right * span)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import LOG_UNIT, STYLES, UNIT, check_columns, group_colors, plain
 
 
@@ -126,7 +127,9 @@ def gene_distribution(
     palette: Mapping[str, str] | None = None,
     ncols: int = 4,
     unit: str | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    save: Save = None,
+) -> list[Axes] | None:
     """Distribution of genes in groups of cells, such as control, predicted and real.
 
     Parameters
@@ -142,6 +145,8 @@ def gene_distribution(
         Panels per row.
     unit
         What the values are, for the axis labels; as the table says if None.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -175,14 +180,14 @@ def gene_distribution(
     if kind == "violin":
         figure.supylabel(unit, fontsize=9)
         figure.supxlabel("group (number of cells); point: mean", fontsize=8)
-        return figure.axes
+        return finish(figure.axes, "gene_distribution", show=show, save=save)
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
     place = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
     shown = figure.axes
     figure.legend(lines.values(), lines, **place, frameon=False, fontsize=8)
-    return shown
+    return finish(shown, "gene_distribution", show=show, save=save)
 
 
 def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:

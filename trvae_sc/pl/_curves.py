@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.lines import Line2D
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values, unit_of
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import LOG_UNIT, UNIT, axes_of, check_columns, line_styles, plain
 
 # -- dose response ------------------------------------------------------------------------------------
@@ -92,7 +94,9 @@ def dose_response(
     unit: str | None = None,
     dose_unit: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Observed means of a gene by dose, with standard errors, and the predicted curve of each label.
 
     Parameters
@@ -112,6 +116,8 @@ def dose_response(
         Units of mean and dose, for the axis labels; that of the mean as the table says if None.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -139,7 +145,13 @@ def dose_response(
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
-        marks = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
+        marks: dict[str, Any] = {
+            "fmt": "o",
+            "ms": 4,
+            "capsize": 2,
+            "elinewidth": 1,
+            "c": style["color"],
+        }
         ax.errorbar(
             x, y, np.nan_to_num(error, nan=0.0), **marks, label=plain(label)
         )  # NaN: one cell
@@ -153,12 +165,12 @@ def dose_response(
     _dose_legend(ax, styles, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
-    return ax
+    return finish(ax, "dose_response", show=show, save=save)
 
 
-def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, str]], *, with_curves: bool) -> None:
+def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
     """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
-    mark = {"marker": "o", "markersize": 4, "linestyle": ""}
+    mark: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": ""}
     handles = [
         Line2D([], [], **(style if with_curves else style | mark), label=plain(label))
         for label, style in styles.items()
@@ -200,7 +212,8 @@ def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
 
 def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
     """Return the names of rising doses as ticks; empty where there is no room beside the last one."""
-    ax.figure.draw_without_rendering()  # until then the axes do not have their size
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # until then the axes do not have their size
     at = ax.transData.transform(np.column_stack([doses, np.ones(len(doses))]))[:, 0]
     names, end = [], -np.inf
     for x, name in zip(at, [f"{dose:g}" for dose in doses], strict=True):
@@ -294,7 +307,9 @@ def interpolation(
     target: str = "target",
     unit: str = LOG_UNIT,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Mean expression of genes on the way from source to target.
 
     Parameters
@@ -307,6 +322,8 @@ def interpolation(
         Unit of the means, for the axis label.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -328,4 +345,4 @@ def interpolation(
     ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    return finish(ax, "interpolation", show=show, save=save)

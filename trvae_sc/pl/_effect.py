@@ -3,84 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Comparison
+from trvae_sc.pl._finish import Save, finish
+from trvae_sc.pl._sources import Predicted, color_of, gene_table, label_tables
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
     PALE,
+    arrows,
     axes_of,
     check_columns,
-    corner_legend,
+    legend_below,
     name_points,
+    number,
     plain,
+    to_name,
 )
 
 
 def effect(
-    genes: pd.DataFrame,
+    predicted: Predicted,
+    truth: AnnData | None = None,
+    control: AnnData | None = None,
     *,
+    label: Any = None,
     n_top: int = 100,
     n_labels: int = 8,
     unit: str = LOG_UNIT,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Predicted against real change of each gene.
 
     Parameters
     ----------
-    genes
-        Output of :func:`trvae_sc.evaluation.gene_table`.
+    predicted, truth, control, label
+        Predicted and measured cells as for :func:`trvae_sc.compare`, of one label. Or, alone, what that
+        returned, or a table of genes (:func:`trvae_sc.evaluation.gene_table`).
     n_top
-        Number of genes that change most, drawn in colour; statistics are over these.
+        Number of genes that change most, drawn in the colour of the method; statistics are over these.
     n_labels
-        Number of genes named, largest change first.
+        Number of genes named, largest change first, rising and falling ones.
     unit
         Unit of the means, for the axis labels.
     ax
         Axes to draw on.
+    show
+        Show the figure and return None.
+    save
+        Save it, as in scanpy: True or an ending of the file's name; or a Path.
 
     Returns
     -------
-    The Axes.
+    The Axes. Predictions far outside of the range of real changes are arrows, with their value.
+
+    Raises
+    ------
+    InputError
+        As for :func:`trvae_sc.compare`; several labels and no choice.
+
+    Examples
+    --------
+    >>> trvae_sc.pl.effect(predicted, adata, label="NK")
     """
-    ax = axes_of(ax, 4.4, 4.2)
+    genes, name = gene_table(predicted, truth, control, label)
+    check_columns(genes, _CHANGES, of="predicted and measured cells, or evaluation.gene_table")
+    ax = axes_of(ax, 4.4, 4.6)
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
-    columns = ["real_change", "predicted_change"]
-    _dots(ax, rest[columns], "other genes", s=6, c=PALE)
-    _dots(ax, top[columns], f"{len(top)} genes that change most", s=14, c=COLORS["blue"])
-    _diagonal(ax, genes[columns])
-    ax.axhline(0, c="k", lw=0.5, zorder=0)
-    ax.axvline(0, c="k", lw=0.5, zorder=0)
-    x, y = top["real_change"].to_numpy(), top["predicted_change"].to_numpy()
-    r2 = 1 - np.square(y - x).sum() / np.square(x).sum()
-    r = np.corrcoef(x, y)[0, 1] if np.ptp(x) and np.ptp(y) else np.nan
-    ax.set_title(f"effect R2 = {r2:.2f} (no change: 0), r = {r:.2f}", fontsize=9)
+    color = color_of(predicted)
+    _lines_of_equal(ax, genes)
+    _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
+    _dots(ax, top[_CHANGES], f"{len(top)} genes that change most", s=14, c=color)
+    x, y = (top[column].to_numpy(float) for column in _CHANGES)
+    ax.set_title(_effect_title(x, y, name), fontsize=9)
     ax.set_xlabel(f"real change of mean {unit}", fontsize=9)
     ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
     ax.tick_params(labelsize=8)
-    xy = np.column_stack([x, y])
-    corner_legend(ax, xy)
-    named = np.argsort(-np.abs(x), kind="stable")[:n_labels]
+    ax.margins(x=0.18)  # room for names
+    legend_below(ax)
+    arrows(ax, "y", np.column_stack([x, y]), color)
+    named = to_name(x, n_labels)
+    xy = np.column_stack([x, np.clip(y, *ax.get_ylim())])
     name_points(ax, top.index[named], xy[named], avoid=xy)
-    return ax
+    return finish(ax, "effect", show=show, save=save)
+
+
+_CHANGES = ["real_change", "predicted_change"]
+
+
+def _lines_of_equal(ax: Axes, genes: pd.DataFrame) -> None:
+    """Draw zero and equal changes, and limit the axis up to half the range beyond the real changes."""
+    real, predicted = (genes[column].to_numpy(float) for column in _CHANGES)
+    low, high = min(real.min(), 0.0), max(real.max(), 0.0)
+    room = 0.5 * (high - low) or 1.0
+    ends = np.clip([predicted.min(), predicted.max()], low - room, high + room)
+    low, high = min(low, ends[0]), max(high, ends[1])
+    edge = 0.05 * (high - low)
+    ax.set_ylim(low - edge, high + edge)
+    ax.plot([low, high], [low, high], c="k", lw=0.8, ls=":", zorder=0, label="equal")
+    ax.axhline(0, c="k", lw=0.5, zorder=0)
+    ax.axvline(0, c="k", lw=0.5, zorder=0)
+
+
+def _effect_title(real: np.ndarray, predicted: np.ndarray, label: str) -> str:
+    """Return R2 and r of changes, after the label if it is known."""
+    r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum()
+    r = np.corrcoef(real, predicted)[0, 1] if np.ptp(real) and np.ptp(predicted) else np.nan
+    scores = f"effect R2 = {number(r2)} (no change: 0), r = {number(r)}"
+    return f"{plain(label)}: {scores}" if label else scores
 
 
 def _dots(ax: Axes, points: pd.DataFrame, label: str, *, s: float, c: str) -> None:
     """Draw genes as dots, the first column of `points` across and the second up."""
     ax.scatter(points.iloc[:, 0], points.iloc[:, 1], s=s, c=c, lw=0, label=label)
-
-
-def _diagonal(ax: Axes, values: pd.DataFrame) -> None:
-    """Draw the line of equal values over all that is drawn."""
-    ends = np.array([values.min().min(), values.max().max()])
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
 
 
 _MEANS = ("control_mean", "real_mean", "predicted_mean")
@@ -119,13 +165,18 @@ def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
 
 
 def mean_correlation(
-    genes: pd.DataFrame,
+    predicted: Predicted,
+    truth: AnnData | None = None,
+    control: AnnData | None = None,
     *,
+    label: Any = None,
     n_top: int = 100,
     n_labels: int = 8,
     unit: str = LOG_UNIT,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Predicted against real mean of each gene, with the squared correlation that no change would reach.
 
     A correlation can be high far from the line of equal means: how large changes are is in
@@ -133,17 +184,19 @@ def mean_correlation(
 
     Parameters
     ----------
-    genes
-        Output of :func:`trvae_sc.evaluation.gene_table`: genes that change most come first.
+    predicted, truth, control, label
+        As in :func:`effect`.
     n_top
         Number of genes that change most, drawn in colour, and as open circles where they would be
         without any change.
     n_labels
-        Number of genes named, first in the table first.
+        Number of genes named, largest change first, rising and falling ones.
     unit
         Unit of the means, for the axis labels.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -152,35 +205,32 @@ def mean_correlation(
     Raises
     ------
     InputError
-        Means are missing.
+        Means are missing, or as in :func:`effect`.
     """
+    genes, name = gene_table(predicted, truth, control, label)
     scores = mean_table(genes, n_top=n_top)
-    ax = axes_of(ax, 4.4, 4.4)
+    ax = axes_of(ax, 4.4, 4.9)
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
-    columns = ["real_mean", "predicted_mean"]
+    columns, before = ["real_mean", "predicted_mean"], ["real_mean", "control_mean"]
     if len(rest):
         _dots(ax, rest[columns], "other genes", s=6, c=PALE)
-    ax.scatter(
-        top["real_mean"],
-        top["control_mean"],
-        s=14,
-        facecolors="none",
-        edgecolors=COLORS["orange"],
-        lw=0.7,
-        label=f"top {len(top)} genes, control",
-    )
-    _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=COLORS["blue"])
-    _diagonal(ax, genes[list(_MEANS)])
-    ax.set_title(_mean_title(scores), fontsize=9)
+    hollow = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
+    x, control_mean = top[before].to_numpy().T
+    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top)} genes, control")
+    _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=color_of(predicted))
+    ends = [genes[list(_MEANS)].min().min(), genes[list(_MEANS)].max().max()]
+    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
+    title = _mean_title(scores)
+    ax.set_title(f"{plain(name)}\n{title}" if name else title, fontsize=9)
     ax.set_xlabel(f"real mean {unit}", fontsize=9)
     ax.set_ylabel(f"predicted mean {unit}", fontsize=9)
     ax.tick_params(labelsize=8)
+    legend_below(ax)
     xy = top[columns].to_numpy()
-    before = top[["real_mean", "control_mean"]].to_numpy()
-    both = np.concatenate([xy, before])
-    corner_legend(ax, both, "upper left")
-    name_points(ax, top.index[:n_labels], xy[:n_labels], avoid=both)
-    return ax
+    named = to_name(x - control_mean, n_labels)
+    both = np.concatenate([xy, top[before].to_numpy()])
+    name_points(ax, top.index[named], xy[named], avoid=both)
+    return finish(ax, "mean_correlation", show=show, save=save)
 
 
 def _mean_title(scores: pd.DataFrame) -> str:
@@ -188,8 +238,8 @@ def _mean_title(scores: pd.DataFrame) -> str:
     words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
     shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
     return "\n".join(
-        f"{words[name]}: squared correlation of means {row['predicted']:.2f} (no change "
-        f"{row['no_change']:.2f})"
+        f"{words[name]}: squared correlation of means {number(row['predicted'])} (no change "
+        f"{number(row['no_change'])})"
         for name, row in shown.iterrows()
     )
 
@@ -256,20 +306,27 @@ def _largest(tables: Mapping[str, pd.DataFrame], n_genes: int) -> list[str]:
 
 
 def effect_heatmap(
-    tables: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, pd.DataFrame] | Comparison | AnnData,
+    truth: AnnData | None = None,
+    control: AnnData | None = None,
     *,
     var_names: Sequence[str] | None = None,
     n_genes: int = 20,
     vmax: float | None = None,
     cmap: str = "RdBu_r",
     unit: str = LOG_UNIT,
-) -> list[Axes]:
+    show: bool | None = None,
+    save: Save = None,
+) -> list[Axes] | None:
     """Real and predicted changes of genes x labels, and their difference.
 
     Parameters
     ----------
     tables, var_names, n_genes
-        As in :func:`effect_table`.
+        As in :func:`effect_table`; in place of tables a comparison (:func:`trvae_sc.compare`), or
+        predicted cells of several labels.
+    truth, control
+        Measured cells, as for :func:`trvae_sc.compare`, with predicted ones.
     vmax
         Change at the ends of the colours, -`vmax` to `vmax`. If None, the absolute value that 98 %
         do not exceed: one gene of large change would leave the others pale.
@@ -277,6 +334,8 @@ def effect_heatmap(
         Diverging colour map; the default is safe with any colour vision.
     unit
         Unit of the means, for the colour bar.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -287,6 +346,7 @@ def effect_heatmap(
     InputError
         As in :func:`effect_table`.
     """
+    tables = label_tables(tables, truth, control)
     table = effect_table(tables, var_names=var_names, n_genes=n_genes)
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0
@@ -307,4 +367,4 @@ def effect_heatmap(
     bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, extend=extend)
     bar.set_label(f"change of mean {unit}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return list(axes)
+    return finish(list(axes), "effect_heatmap", show=show, save=save)

@@ -1,4 +1,4 @@
-"""Intervals of predicted changes: which exclude zero, and how often they hold."""
+"""How often intervals of predicted changes hold."""
 
 from __future__ import annotations
 
@@ -13,124 +13,16 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import LEVEL
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    COLORS,
-    LOG_UNIT,
-    PALE,
+    BOUNDS,
     axes_of,
+    check_bounds,
     check_columns,
-    corner_legend,
     line_styles,
-    name_points,
     plain,
 )
-from trvae_sc.shift import LEVEL
-
-_BOUNDS = ("change_lower", "change_upper")
-
-
-def _check_bounds(table: pd.DataFrame) -> None:
-    """Raise where intervals are missing or upside down."""
-    if table[list(_BOUNDS)].isna().any(axis=None):
-        raise InputError(
-            f"{table[list(_BOUNDS)].isna().any(axis=1).sum()} of {len(table)} genes have no interval. "
-            "Intervals need three labels or more that were seen under source and target."
-        )
-    n_wrong = (table["change_lower"] > table["change_upper"]).sum()
-    if n_wrong:
-        raise InputError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
-
-
-# -- volcano ------------------------------------------------------------------------------------------
-
-
-def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
-    r"""Return how far the predicted change of each gene is from zero, in half-widths of its interval.
-
-    Parameters
-    ----------
-    var
-        ``predicted.var`` of a prediction: ``predicted_change``, ``change_lower``, ``change_upper``.
-
-    Returns
-    -------
-    Columns ``predicted_change``, ``half_widths`` = :math:`2\,|change| / (upper - lower)` (no unit;
-    inf where an interval has no width) and ``excludes_zero``: whether zero is outside of the interval.
-
-    Raises
-    ------
-    InputError
-        Columns are missing.
-        A gene has no interval.
-    """
-    check_columns(var, ("predicted_change", *_BOUNDS), of="predicted.var of TRVAE.predict")
-    _check_bounds(var)
-    change = var["predicted_change"].to_numpy(float)
-    lower, upper = (var[name].to_numpy(float) for name in _BOUNDS)
-    far = np.where(change == 0, 0.0, np.inf)
-    np.divide(2 * np.abs(change), upper - lower, out=far, where=upper > lower)
-    return pd.DataFrame(
-        {
-            "predicted_change": change,
-            "half_widths": far,
-            "excludes_zero": (lower > 0) | (upper < 0),
-        },
-        index=var.index,
-    )
-
-
-def volcano(
-    var: pd.DataFrame, *, n_labels: int = 10, unit: str = LOG_UNIT, ax: Axes | None = None
-) -> Axes:
-    """Predicted change of each gene against how far it is from zero, in half-widths of its interval.
-
-    Not a volcano of p-values: a half-width is what the change of an unseen label is uncertain by.
-
-    Parameters
-    ----------
-    var
-        ``predicted.var`` of a prediction: ``predicted_change``, ``change_lower``, ``change_upper``.
-    n_labels
-        Number of genes named: largest change first, of those whose interval excludes zero.
-    unit
-        Unit of the means, for the axis label.
-    ax
-        Axes to draw on.
-
-    Returns
-    -------
-    The Axes. Intervals without width are drawn at the top.
-
-    Raises
-    ------
-    InputError
-        As in :func:`volcano_table`.
-    """
-    table = volcano_table(var)
-    ax = axes_of(ax, 4.6, 4.2)
-    x, far = table["predicted_change"].to_numpy(), table["half_widths"].to_numpy()
-    y = np.minimum(far, np.max(far[np.isfinite(far)], initial=1.0) * 1.05)
-    excludes = table["excludes_zero"].to_numpy()
-    for words, part, color in (
-        ("interval includes zero", ~excludes, PALE),
-        ("falls", excludes & (x < 0), COLORS["blue"]),
-        ("rises", excludes & (x > 0), COLORS["red"]),
-    ):
-        label = f"{words} ({part.sum():,})"
-        ax.scatter(x[part], y[part], s=6 if color == PALE else 14, c=color, lw=0, label=label)
-    ax.axhline(1, c="k", lw=0.8, ls=":", zorder=0)
-    ax.axvline(0, c="k", lw=0.5, zorder=0)
-    ax.set_xlabel(f"predicted change of mean {unit}", fontsize=9)
-    ax.set_ylabel("distance from zero (half-widths of the interval)", fontsize=9)
-    ax.set_title(f"{excludes.sum():,} of {len(table):,} intervals exclude zero", fontsize=9)
-    ax.tick_params(labelsize=8)
-    xy = np.column_stack([x, y])
-    corner_legend(ax, xy[excludes], "upper left")
-    order = np.argsort(-np.abs(x), kind="stable")
-    named = order[excludes[order]][:n_labels]
-    name_points(ax, table.index[named], xy[named], avoid=xy[excludes])
-    return ax
-
 
 # -- calibration --------------------------------------------------------------------------------------
 
@@ -152,7 +44,7 @@ def calibration_table(
     other half-widths, from one of
 
     - `half_widths`, computed from the labels at each level
-      (:func:`trvae_sc.shift.half_width` with ``level=p``): exact.
+      (:func:`trvae_sc.intervals.half_width` with ``level=p``): exact.
     - `n_labels` = L, an approximation. All half-widths are :math:`h_g(p) = q_p\,s_g`, with the scale
       :math:`s_g` of a gene and the quantile :math:`q_p` of :math:`|e| / s` over residuals e of labels
       that were left out. Levels thus differ by one factor for all genes, :math:`q_p / q_{p_0}`. As
@@ -197,14 +89,14 @@ def calibration_table(
     Genes are not independent, so coverage scatters more between labels than
     their number suggests: show several.
     """
-    check_columns(genes, ("real_change", *_BOUNDS), of="the output of evaluation.interval_table")
-    _check_bounds(genes)
+    check_columns(genes, ("real_change", *BOUNDS), of="the output of evaluation.interval_table")
+    check_bounds(genes)
     if half_widths is not None and n_labels is not None:
         raise InputError("Give half_widths (exact) or n_labels (approximate), not both.")
     wrong = [p for p in (level, *levels, *(half_widths or ())) if not 0 < p < 1]
     if wrong:
         raise InputError(f"Levels {wrong} are not between 0 and 1, such as 0.9.")
-    lower, upper = (genes[name].to_numpy(float) for name in _BOUNDS)
+    lower, upper = (genes[name].to_numpy(float) for name in BOUNDS)
     centre, half = (upper + lower) / 2, (upper - lower) / 2
     widths = {level: (half, False)}
     for p, given in (half_widths or {}).items():
@@ -237,7 +129,13 @@ def _at_least_one(n_labels: int) -> int:
     return n_labels
 
 
-def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def calibration(
+    table: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Share of genes that intervals cover against the level that they claim.
 
     Parameters
@@ -247,6 +145,8 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         a line per label.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -262,7 +162,8 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     check_columns(table, names, of="the output of pl.calibration_table")
     table = table if "label" in table else table.assign(label="")
     labels = table["label"].astype(str)
-    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if labels.nunique() > 1 else 0.0
+    has_legend = labels.nunique() > 1 or table["scaled"].any()
+    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if has_legend else 0.0
     ax = axes_of(ax, 4.0 + legend, 4.0)
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
@@ -281,7 +182,7 @@ def calibration(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("share of genes covered", fontsize=9)
     ax.tick_params(labelsize=8)
     _calibration_words(ax, table, styles)
-    return ax
+    return finish(ax, "calibration", show=show, save=save)
 
 
 def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]) -> None:
@@ -298,8 +199,6 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
         for label, face in (("computed", "k"), ("approximated", "white")):
             point = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
-    if len(styles) > 1:
+    if handles:
         outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         ax.legend(handles=handles, frameon=False, fontsize=8, **outside)
-    elif handles:
-        ax.legend(handles=handles, frameon=False, fontsize=8, loc="lower right")

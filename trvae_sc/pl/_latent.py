@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.expression import dense
 from trvae_sc.levels import levels
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import COLORS, plain
 
 
@@ -72,9 +73,9 @@ def embedding(
     z = np.asarray(dense(adata.obsm[key]), dtype=float)
     if z.ndim != 2 or z.shape[1] < 2 or len(z) < 3:
         raise InputError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
+    if method is None and z.shape[1] > 2:
+        method = "pca"
     if method is None:
-        method = "pca" if z.shape[1] > 2 else "none"
-    if method == "none":
         xy, prefix = z, key.removeprefix("X_").upper()
     elif method == "pca":
         xy, prefix = PCA(2, svd_solver="full").fit_transform(z), "PC"
@@ -109,7 +110,9 @@ def latent(
     *,
     palette: Mapping[str, str] | None = None,
     size: float | None = None,
-) -> list[Axes]:
+    show: bool | None = None,
+    save: Save = None,
+) -> list[Axes] | None:
     """Cells in two dimensions, in one panel per column, such as condition and label.
 
     Parameters
@@ -120,6 +123,8 @@ def latent(
         Colour by name, of any panel.
     size
         Area of a point, in square points; by the number of cells if None.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -151,7 +156,7 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
-    return list(axes.flat)
+    return finish(list(axes.flat), "latent", show=show, save=save)
 
 
 def _groups(column: pd.Series) -> list[str]:

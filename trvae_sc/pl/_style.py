@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.errors import InputError
 
@@ -26,6 +27,7 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
+BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
 _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
@@ -48,6 +50,18 @@ def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None
         )
     if table.empty:
         raise InputError(f"The table has no rows, so there is nothing to draw. Give {of}.")
+
+
+def check_bounds(table: pd.DataFrame) -> None:
+    """Raise where intervals are missing or upside down."""
+    if table[list(BOUNDS)].isna().any(axis=None):
+        raise InputError(
+            f"{table[list(BOUNDS)].isna().any(axis=1).sum()} of {len(table)} genes have no interval. "
+            "Intervals need three labels or more that were seen under source and target."
+        )
+    n_wrong = (table["change_lower"] > table["change_upper"]).sum()
+    if n_wrong:
+        raise InputError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
 
 
 def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -116,17 +130,76 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def corner_legend(ax: Axes, xy: np.ndarray, prefer: str = "lower right") -> None:
-    """Draw the legend in the corner with fewest of some points, (n_points, 2)."""
-    at = ax.transAxes.inverted().transform(ax.transData.transform(xy))
-    corners = {"lower right": (1, 0), "upper left": (0, 1), "upper right": (1, 1)}
-    corners["lower left"] = (0, 0)
-    n_points = {
-        name: ((np.abs(at[:, 0] - x) < 0.62) & (np.abs(at[:, 1] - y) < 0.22)).sum()
-        for name, (x, y) in corners.items()
-    }
-    corner = min(corners, key=lambda name: (n_points[name], name != prefer))
-    ax.legend(fontsize=8, loc=corner, handletextpad=0.2, edgecolor="none", framealpha=0.85)
+def number(value: float, digits: int = 2) -> str:
+    """Return a number with so many decimals, without a sign where these are all zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def legend_below(ax: Axes) -> None:
+    """Draw the legend below the axis label, where no data are, in as many columns as fit."""
+    handles, names = ax.get_legend_handles_labels()
+    figure = ax.figure
+    figure.draw_without_rendering()  # until then the axes do not have their size
+    dpi = figure.dpi
+    width = ax.get_window_extent().width / dpi * 72
+    n_columns = int(width // (24 + 4.4 * max(map(len, names), default=1)))
+    label = ax.xaxis.label.get_window_extent() if ax.get_xlabel() else ax.get_window_extent()
+    gap = (ax.get_window_extent().y0 - label.y0) / dpi + 4 / 72
+    place = ax.transAxes + ScaledTranslation(0, -gap, figure.dpi_scale_trans)
+    ax.legend(
+        handles,
+        names,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=place,
+        ncols=min(max(n_columns, 1), len(names)),
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.2,
+        columnspacing=1.2,
+        borderaxespad=0,
+    )
+
+
+def to_name(change: np.ndarray, n_labels: int) -> np.ndarray:
+    """Return the positions of the changes to name, largest first, a third at least of each sign."""
+    order = np.argsort(-np.abs(change), kind="stable")
+    least = [order[sign * change[order] > 0][: n_labels // 3] for sign in (1, -1)]
+    wanted = list(dict.fromkeys([*np.concatenate(least), *order]))[:n_labels]
+    return np.array([i for i in order if i in wanted], dtype=int)
+
+
+def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str]) -> None:
+    """Draw points (n_points, 2) that are outside of an axis as arrows at its end, with their values.
+
+    The limits of the axis have to be set.
+    """
+    at = "xy".index(axis)
+    low, high = sorted((ax.get_xlim, ax.get_ylim)[at]())
+    colors = [colors] * len(points) if isinstance(colors, str) else colors
+    for point, color in zip(points, colors, strict=True):
+        value = point[at]
+        if low <= value <= high:
+            continue
+        end = np.array(point, dtype=float)
+        end[at] = np.clip(value, low, high)
+        marker = {"x": "<>", "y": "v^"}[axis][int(value > high)]
+        ax.plot(*end, marker=marker, c=color, ms=6, mew=0, clip_on=False, zorder=4, ls="")
+        shift = [0, 0]
+        shift[at] = 7 if value < low else -7
+        side = {"x": ("left", "right"), "y": ("center", "center")}[axis][int(value > high)]
+        place = {"xytext": tuple(shift), "textcoords": "offset points", "va": "center", "ha": side}
+        ax.annotate(number(value, 1), tuple(end), **place, fontsize=7, color=color)
+
+
+def within(values: np.ndarray) -> tuple[float, float]:
+    """Return the range of values but for outliers, three quartile ranges beyond the quartiles."""
+    values = values[np.isfinite(values)]
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    far = 3 * (upper - lower)
+    kept = values[(values >= lower - far) & (values <= upper + far)]
+    return float(kept.min()), float(kept.max())
 
 
 def name_points(
@@ -159,8 +232,8 @@ def name_points(
         free = [(place, box) for place, box in places if not _overlaps_any(box, taken)]
         if not free:
             continue
-        # the first that covers no other point, else the first
-        (side, dx, dy), box = min(free, key=lambda item: _overlaps_any(item[1], rest))
+        # the first of those that cover the fewest other points
+        (side, dx, dy), box = min(free, key=lambda item: _n_overlaps(item[1], rest))
         taken.append(box)
         place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
         ax.annotate(plain(name), point, **place, fontsize=7, ha=side, va="center")
@@ -190,4 +263,9 @@ def _name_box(
 
 def _overlaps_any(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
     """Return whether a box overlaps one of others."""
-    return any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in others)
+    return _n_overlaps(a, others) > 0
+
+
+def _n_overlaps(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> int:
+    """Return how many of other boxes a box overlaps."""
+    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in others)

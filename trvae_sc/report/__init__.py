@@ -157,7 +157,7 @@ def _genes(results: Results, method: str) -> Iterator[dict[str, Any]]:
 
 
 def _scatter(genes: pd.DataFrame) -> Figure:
-    ax = pl.effect(genes, n_top=len(genes))
+    ax: Any = pl.effect(genes, n_top=len(genes))
     ax.get_legend().remove()
     return ax.figure
 
@@ -199,7 +199,7 @@ def _notes(results: Results) -> list[str]:
     return [*results.run.get("notes", ()), *sorted(notes)]
 
 
-def _image(figure: Figure, text: str) -> Markup:
+def _image(figure: Any, text: str) -> Markup:
     """Return a figure as an image in the page, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

@@ -45,7 +45,7 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
     perfect prediction would score, or where that is less than 0.3 itself. A difference that is no larger
     than its standard error is too close to call: the simple method is as good.
     """
-    ours, theirs = (scores.get(name, np.nan) for name in (decision.model, decision.simple))
+    ours, theirs = (scores.get(name or "", np.nan) for name in (decision.model, decision.simple))
     named = f"the model {ours:.2f}, {decision.simple or 'no simple method'} {theirs:.2f}"
     if ceiling < _TOO_LOW:
         return Verdict(
@@ -114,7 +114,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     errors = pd.Series(np.nan, ours.index) if best is None else _errors(differences)
     for task in ours.index:
         own = {name: float(t.loc[task].mean()) for name, t in scores.items() if task in t.index}
-        other = None if best is None or task not in best.index else simple[task]
+        other = None if best is None or simple is None or task not in best.index else simple[task]
         gap = np.nan if other is None else own[method] - own[other]
         decision = decide(gap, errors[task], model=method, simple=other)
         found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))

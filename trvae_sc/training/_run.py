@@ -282,11 +282,12 @@ class TrainRunner(ScviTrainRunner):
         """Hand what was learned to the model, and how far training went."""
         known = self.model.training_marks_
         self.model.training_marks_ = np.union1d(known, self.training_plan.marks)
-        spread, known = self.training_plan.spread, self.model.spread_
-        if len(known) and self.model.frozen_conditions_:  # as the reference of a query had them
-            n_known = self.model.frozen_conditions_
-            spread[:n_known] = known[:n_known]
-        self.model.spread_ = spread
+        if hasattr(self.training_plan, "spread"):  # other models have none
+            spread, known = self.training_plan.spread, self.model.spread_
+            if len(known) and self.model.frozen_conditions_:  # as the reference of a query had them
+                n_known = self.model.frozen_conditions_
+                spread[:n_known] = known[:n_known]
+            self.model.spread_ = spread
         self.model.training_ = {
             **self.model.training_,
             "epochs": int(self.trainer.current_epoch),

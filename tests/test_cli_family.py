@@ -1,0 +1,183 @@
+"""The other models, and what is done in latent spaces, from the command line."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from trvae_sc import TRVAE, family
+from trvae_sc.family import ConditionalGAN, CycleGAN, FlowTransfer
+
+SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
+TOTALS = ["--total-counts-key", "n_counts"]
+QUICK = ["--n-top-genes", "0", "--max-epochs", "2", "--accelerator", "cpu"]
+CPU = ["--accelerator", "cpu"]
+HOLDOUT = ["--holdout", "NK:stimulated"]
+
+
+@pytest.fixture
+def cells(make_adata):
+    adata = make_adata()
+    adata.write_h5ad("cells.h5ad")
+    return adata
+
+
+def train(run, *options):
+    options = ["cells.h5ad", *SETUP, *TOTALS, *QUICK, *options, "-o", "model", "--json"]
+    code, out, err = run("train", *options)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_cls"),
+    [("cgan", ConditionalGAN), ("cyclegan", CycleGAN), ("flow_matching", None)],
+)
+def test_other_models_are_trained_and_predict(run, cells, name, model_cls):
+    record = train(run, "--model", name, "--n-hidden", "16", *HOLDOUT)
+    assert record["holdouts"] == ["NK:stimulated"]
+    options = ["--target", "stimulated", "--labels", "NK", *CPU, "-o", "out.h5ad"]
+    code, _, err = run("predict", "model", "cells.h5ad", *options)
+    assert code == 0, err
+    model_cls = model_cls or family.FlowMatching
+    model = model_cls.load("model", False, accelerator="cpu")
+    expected = model.predict(cells, target="stimulated", labels="NK")
+    np.testing.assert_allclose(anndata.read_h5ad("out.h5ad").X, expected.X, rtol=1e-4, atol=1e-5)
+    assert model.trained_on_["n_cells"] == 100
+
+
+def test_pairs_are_named(run, cells):
+    cells.obs["pair"] = np.arange(120) // 2
+    cells.write_h5ad("cells.h5ad")
+    train(
+        run,
+        "--model",
+        "paired",
+        "--pair-key",
+        "pair",
+        "--source",
+        "control",
+        "--target",
+        "stimulated",
+    )
+    options = ["--target", "stimulated", *CPU, "-o", "out.h5ad"]
+    assert run("predict", "model", "cells.h5ad", *options)[0] == 0
+    assert anndata.read_h5ad("out.h5ad").n_obs == 60
+
+
+def test_a_flow_takes_exemplars_and_draws(run, cells):
+    pytest.importorskip("zuko")
+    train(run, "--model", "flow_transfer", "--n-hidden", "8", *HOLDOUT)
+    shown = cells[(cells.obs["cell_type"] == "NK") & (cells.obs["condition"] == "stimulated")][:5]
+    shown.copy().write_h5ad("few.h5ad")
+    options = ["--target", "stimulated", "--labels", "NK", "--exemplars", "few.h5ad", *CPU]
+    code, _, err = run("predict", "model", "cells.h5ad", *options, "-o", "out.h5ad")
+    assert code == 0, err
+    table = anndata.read_h5ad("out.h5ad").uns["trvae_sc"]["combinations"]
+    assert int(table["n_exemplars"].iloc[0]) == 5
+    assert run("generate", "model", "--n-obs", "7", *CPU, "-o", "new.h5ad")[0] == 0
+    model = FlowTransfer.load("model", False, accelerator="cpu")
+    np.testing.assert_allclose(anndata.read_h5ad("new.h5ad").X, model.generate(7).X, atol=1e-4)
+    ends = ["--start", "B", "--end", "NK", "--steps", "3", *CPU, "-o", "way.h5ad"]
+    assert run("interpolate", "model", "cells.h5ad", *ends)[0] == 0
+    assert anndata.read_h5ad("way.h5ad").obs["fraction"].tolist() == [0.0, 0.5, 1.0]
+
+
+def test_settings_of_trvae_reach_the_model(run, cells):
+    options = [
+        "--n-latent",
+        "3",
+        "--n-hidden",
+        "12",
+        "6",
+        "--kl-weight",
+        "0.2",
+        "--mmd-weight",
+        "7",
+    ]
+    train(run, *options)
+    module = TRVAE.load("model", False, accelerator="cpu").module
+    assert module.z_mean.out_features == 3
+    assert module.decoder_in.linear.out_features == 6
+    assert (module.kl_weight, module.mmd_weight) == (0.2, 7.0)
+
+
+def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
+    train(run, "--n-latent", "3", "--n-hidden", "8", *HOLDOUT)
+    model = TRVAE.load("model", False, accelerator="cpu")
+    hidden = (cells.obs["cell_type"] == "NK") & (cells.obs["condition"] == "stimulated")
+    model.adata = cells[~hidden].copy()
+    options = ["--condition", "control", "--n-obs", "9", "--labels", "NK", "--output", "mean"]
+    options += ["--json"]
+    code, out, err = run("generate", "model", "cells.h5ad", *options, *CPU, "-o", "new.h5ad")
+    assert code == 0, err
+    assert json.loads(out) == {"out": "new.h5ad", "n_cells": 9}
+    expected = model.generate("control", 9, labels="NK", output="mean")
+    np.testing.assert_allclose(anndata.read_h5ad("new.h5ad").X, expected.X, rtol=1e-5)
+    ends = ["--start", "B", "--end", "T", "--condition", "control", "--steps", "4"]
+    assert run("interpolate", "model", "cells.h5ad", *ends, *CPU, "-o", "way.h5ad")[0] == 0
+    path = family.interpolate(
+        model, {"cell_type": "B"}, {"cell_type": "T"}, steps=4, condition="control", adata=cells
+    )
+    np.testing.assert_allclose(anndata.read_h5ad("way.h5ad").X, path.X, rtol=1e-5)
+    other = make_adata(20, seed=4)
+    other.write_h5ad("other.h5ad")
+    files = ["model", "other.h5ad", "--reference", "cells.h5ad"]
+    assert run("outliers", *files, *CPU, "-o", "scores.csv")[0] == 0
+    table = pd.read_csv("scores.csv", index_col="cell")
+    assert table.index.tolist() == other.obs_names.tolist()
+    assert table["p_value"].between(0, 1).all()
+
+
+def test_a_gan_generates_a_label(run, cells):
+    train(run, "--model", "cgan", "--n-hidden", "8")
+    options = ["--condition", "control", "--labels", "B", "--n-obs", "4", *CPU, "-o", "new.h5ad"]
+    assert run("generate", "model", *options)[0] == 0
+    assert anndata.read_h5ad("new.h5ad").obs["cell_type"].tolist() == ["B"] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "cgan", "--n-latent", "3"], "--n-latent: only with --model trvae"),
+        (["--model", "paired"], "--pair-key is needed"),
+        (["--model", "cgan", "--source", "control"], "--source and --target are of"),
+        (["--model", "cgan", "--preset", "vae"], "--preset: only with --model trvae"),
+        (["--model", "cgan", "--gene-likelihood", "zinb"], "takes counts (nb) or other values"),
+    ],
+)
+def test_options_of_another_model_are_refused(run, cells, options, message):
+    code, out, err = run("train", "cells.h5ad", *SETUP, *QUICK, *options, "-o", "model")
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_requests_that_a_model_cannot_answer(run, cells):
+    train(run, "--model", "cyclegan", "--n-hidden", "8")
+    for request, message in (
+        (["generate", "model", "-o", "x.h5ad"], "translates cells and draws none"),
+        (
+            ["interpolate", "model", "cells.h5ad", "--start", "B", "--end", "T", "-o", "x.h5ad"],
+            "no codes",
+        ),
+        (
+            ["outliers", "model", "cells.h5ad", "--reference", "cells.h5ad", "-o", "x.csv"],
+            "needs a TRVAE",
+        ),
+        (
+            ["outliers", "model", "cells.h5ad", "--reference", "cells.h5ad", "-o", "x.txt"],
+            "no .csv",
+        ),
+        (
+            [
+                *("predict", "model", "cells.h5ad", "--target", "stimulated"),
+                *("--exemplars", "cells.h5ad", "-o", "x.h5ad"),
+            ],
+            "--exemplars is of trvae and flow_transfer",
+        ),
+    ):
+        code, _, err = run(*request, *CPU)
+        assert code == 2
+        assert message in err

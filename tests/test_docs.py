@@ -1,0 +1,205 @@
+"""Every public name has a page, and every example in docstrings, pages and README runs.
+
+No page is built here: ``make docs`` does that, with every warning an error.
+"""
+
+import doctest
+import importlib
+import re
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import trvae_sc
+from trvae_sc import datasets
+from trvae_sc.family import Translator
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MODULES = ["trvae_sc"] + [
+    f"trvae_sc.{name}"
+    for name in trvae_sc.__all__
+    if hasattr(getattr(trvae_sc, name), "__path__") or name == "hub"
+]
+#: Written when the site is built.
+MADE = {"gallery.md", "api/commands.md", "api/generated", "_build"}
+PAGES = [
+    path
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if not any(path.is_relative_to(DOCS / made) for made in MADE)
+]
+
+
+def named():
+    """Return the names that the pages of the API describe."""
+    found = set()
+    for path in (DOCS / "api").glob("*.md"):
+        module = "trvae_sc"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"\.\. (?:currentmodule|automodule):: (\S+)", line):
+                module = match[1]
+                found.add(module)
+            elif match := re.match(r"\.\. py:data:: (\S+)", line):
+                found.add(match[1])
+            elif match := re.match(r"   ([\w.]+)$", line):
+                found.add(f"{module}.{match[1]}")
+    return found
+
+
+def cells(n_cells=400, seed=0):
+    """Return cells with the columns that the examples name."""
+    adata = datasets.simulate(n_cells, 60, n_labels=5, seed=seed)
+    names = {f"type_{i}": name for i, name in enumerate(["NK", "B", "T", "DC", "Mk"])}
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(names)
+    adata.obs["donor"] = np.array(["d0", "d1", "d2"])[np.arange(n_cells) % 3]
+    treated = (adata.obs["condition"] == "stimulated").to_numpy()
+    adata.obs["drug"] = np.where(treated, "A", "none")
+    adata.obs["log_dose"] = np.where(treated, 1.0 + np.arange(n_cells) % 2, 0.0)
+    return adata
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Train for an epoch where nothing else is asked for, and have the files that examples read."""
+
+    def briefly(train):
+        def run(self, max_epochs=None, **kwargs):
+            options = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+            return train(self, max_epochs or 1, **{**options, **kwargs})
+
+        return run
+
+    monkeypatch.setattr(trvae_sc.TRVAE, "train", briefly(trvae_sc.TRVAE.train))
+    monkeypatch.setattr(Translator, "train", briefly(Translator.train))
+    monkeypatch.setattr(datasets, "kang18", cells)
+    cells().write_h5ad("cells.h5ad")
+    cells(seed=1).write_h5ad("cells_of_another_study.h5ad")
+    yield
+    plt.close("all")
+
+
+# -- names ----------------------------------------------------------------------------------------------
+
+
+def test_the_modules_are_those_that_are_public():
+    assert {"trvae_sc.metrics", "trvae_sc.pl", "trvae_sc.hub", "trvae_sc.family"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_has_a_page(module):
+    known = named()
+    own, missing = importlib.import_module(module), []
+    for name in own.__all__:
+        at_top = getattr(trvae_sc, name, None) is getattr(own, name)  # a page for both
+        if f"{module}.{name}" not in known and not (at_top and f"trvae_sc.{name}" in known):
+            missing.append(name)
+    assert not missing, f"not in docs/api/*.md: {missing}"
+
+
+def test_pages_name_what_exists():
+    for name in sorted(named()):
+        if not name.startswith("trvae_sc.TRVAE."):
+            module, _, last = name.rpartition(".")
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                assert hasattr(importlib.import_module(module), last), name
+        else:
+            assert hasattr(trvae_sc.TRVAE, name.rpartition(".")[2]), name
+
+
+# -- examples -------------------------------------------------------------------------------------------
+
+
+class _Checker(doctest.OutputChecker):
+    """Compares output where one is written down; other examples only have to run."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or super().check_output(want, got, optionflags)
+
+
+def examples():
+    """Return the docstrings with examples of everything public, by name."""
+    finder, found = doctest.DocTestFinder(exclude_empty=True, recurse=True), {}
+    for module in MODULES:
+        for name in importlib.import_module(module).__all__:
+            thing = getattr(importlib.import_module(module), name)
+            if str(getattr(thing, "__module__", "")).startswith("trvae_sc"):
+                tests = finder.find(thing, f"{module}.{name}", globs={})
+                found |= {test.name: test for test in tests if test.examples}
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_run(name, quick):
+    test = EXAMPLES[name]
+    adata = cells()
+    trvae_sc.TRVAE.setup_anndata(adata, "condition", labels_key="cell_type")
+    model = trvae_sc.TRVAE(adata, n_latent=4, n_hidden=(16, 8))
+    model.train()
+    own = ((adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")).to_numpy()
+    given = {"train": cells()[~own].copy(), "five_cells": cells()[own][:5].copy()}
+    for module in MODULES:  # as a reader would have imported them
+        given |= {n: getattr(importlib.import_module(module), n) for n in _own_names(module)}
+    test.globs = {**given, "trvae_sc": trvae_sc, "model": model, "adata": adata}
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        doctest.DocTestRunner(checker=_Checker()).run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+def _own_names(module):
+    return importlib.import_module(module).__all__ if module != "trvae_sc" else []
+
+
+def test_docstrings_have_examples():
+    assert {"trvae_sc.TRVAE", "trvae_sc.select", "trvae_sc.datasets.simulate"} <= set(EXAMPLES)
+
+
+def blocks(path):
+    """Return the Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if blocks(path)], ids=lambda path: path.stem
+)
+def test_python_on_pages_runs(path, quick):
+    """Blocks of a page run one after the other, as a reader would copy them."""
+    names = {"__name__": "__main__", "trvae_sc": trvae_sc}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, block in enumerate(blocks(path)):
+            exec(compile(block, f"{path.name}, block {number + 1}", "exec"), names)
+
+
+# -- links ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link or link.startswith(("#", "mailto:")):
+            continue
+        target = (path.parent / link.partition("#")[0]).resolve()
+        notebook = target.parent == DOCS / "tutorials" and target.suffix == ".ipynb"
+        target = ROOT / "tutorials" / target.name if notebook else target
+        made = any(target.is_relative_to(DOCS / name) for name in MADE)
+        assert made or target.exists(), link
+
+
+def test_llms_txt_names_pages():
+    for link in re.findall(r"\]\(([^)]+)\.html\)", (DOCS / "llms.txt").read_text("utf-8")):
+        assert link in {"api/commands"} or (DOCS / f"{link}.md").exists(), link
+
+
+def test_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

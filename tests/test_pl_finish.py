@@ -1,0 +1,225 @@
+"""What all plots share: given cells, shown and saved as in scanpy, legends beside the data, outliers."""
+
+import inspect
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+
+from trvae_sc import InputError, compare, pl
+from trvae_sc.pl._style import arrows, number, to_name, within
+
+TABLES = {"embedding", "expression_table"} | {n for n in pl.__all__ if n.endswith("_table")}
+PLOTS = sorted(set(pl.__all__) - TABLES - {"COLORS", "interpolation_means"})
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left():
+    yield
+    plt.close("all")
+
+
+def genes(n=40, outlier=None):
+    """Return a table of genes, largest real change first: three of ten fall."""
+    rng = np.random.default_rng(0)
+    size = np.sort(rng.uniform(0.5, 2.0, n))[::-1]
+    real = np.where(np.arange(n) % 10 > 6, -0.5, 1.0) * size
+    predicted = real + rng.normal(0, 0.1, n)
+    if outlier is not None:
+        predicted[2] = outlier
+    columns = {"real_change": real, "predicted_change": predicted}
+    return pd.DataFrame(columns, index=[f"G{i}" for i in range(n)])
+
+
+EFFECTS = pd.DataFrame(
+    {
+        "label": "B",
+        "gene": [f"g{i}" for i in range(6)],
+        "change": [2.0, -1.0, 0.5, 0.1, -0.1, 0.0],
+        "pval": [0.0001, 0.001, 0.01, 0.2, 0.5, 1.0],
+        "qval": [0.0006, 0.003, 0.02, 0.3, 0.6, 1.0],
+    }
+)
+
+
+# -- show and save --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_can_be_shown_and_saved(name):
+    found = inspect.signature(getattr(pl, name)).parameters
+    for option in ("show", "save"):
+        assert found[option].kind is inspect.Parameter.KEYWORD_ONLY
+        assert found[option].default is None
+
+
+def test_plots_are_shown_and_saved_as_in_scanpy(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    folder = Path(sc.settings.figdir)
+    assert pl.effect(genes(), show=False).has_data()
+    assert pl.effect(genes()).has_data()
+    assert shown == []
+    assert pl.effect(genes(), show=True) is None
+    assert len(shown) == 1
+    pl.effect(genes(), save=True)
+    pl.volcano(EFFECTS, save="_B.png")
+    pl.effect(genes(), save="_2", show=False)
+    pl.effect_heatmap({"B": genes()}, save=Path("mine/heat.svg"))
+    files = set(Path().rglob("*.*"))
+    form = sc.settings.file_format_figs
+    assert files == {
+        *(folder / f"effect.{form}", folder / "volcano_B.png", folder / f"effect_2.{form}"),
+        Path("mine/heat.svg"),
+    }
+
+
+# -- cells in place of tables -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(fit, make_adata):
+    """Return predicted and measured cells."""
+    adata = make_adata(240)
+    model = fit(adata)
+    return model.predict(target="stimulated", source="control", labels=["B", "NK"]), adata
+
+
+def test_plots_of_genes_take_predicted_and_measured_cells(cells):
+    predicted, adata = cells
+    tables = compare(predicted, adata, label="NK").tables()
+    assert list(tables) == ["NK"]
+    for plot, columns in (
+        (pl.effect, ["real_change", "predicted_change"]),
+        (pl.mean_correlation, ["real_mean", "predicted_mean"]),
+    ):
+        drawn = [
+            plot(predicted, adata, label="NK"),
+            plot(compare(predicted, adata), label="NK"),
+            plot(tables["NK"]),
+        ]
+        for ax in drawn:
+            np.testing.assert_allclose(ax.collections[-1].get_offsets(), tables["NK"][columns])
+        assert drawn[0].get_title().startswith("NK")
+        with pytest.raises(InputError, match=r"several labels, \['B', 'NK'\]"):
+            plot(predicted, adata)
+        with pytest.raises(InputError, match="pass them too"):
+            plot(predicted)
+        with pytest.raises(InputError, match="No label 'T' in the comparison"):
+            plot(compare(predicted, adata), label="T")
+    both = [pl.effect_heatmap(predicted, adata), pl.effect_heatmap(compare(predicted, adata))]
+    for axes in both:
+        assert [t.get_text() for t in axes[0].get_xticklabels()] == ["B", "NK"]
+
+
+def test_a_method_has_its_colour_in_every_plot(cells):
+    predicted, adata = cells
+    for method, color in (("TRVAE", "#0072B2"), ("context_shift", "#E69F00"), ("mine", "#0072B2")):
+        other = predicted.copy()
+        other.uns["trvae_sc"] = {**other.uns["trvae_sc"], "method": method}
+        for plot in (pl.effect, pl.mean_correlation):
+            face = plot(other, adata, label="NK").collections[-1].get_facecolor()[0]
+            np.testing.assert_allclose(face[:3], plt.matplotlib.colors.to_rgb(color))
+
+
+# -- volcano of effects -------------------------------------------------------------------------------------
+
+
+def test_volcano_draws_effects_by_their_evidence():
+    ax = pl.volcano(EFFECTS)
+    rest, falls, rises = ax.collections
+    np.testing.assert_allclose(rises.get_offsets(), [[2.0, 4.0], [0.5, 2.0]])
+    np.testing.assert_allclose(falls.get_offsets(), [[-1.0, 3.0]])
+    assert len(rest.get_offsets()) == 3
+    assert ax.get_title() == "B: 3 of 6 genes have q \u2264 0.1"
+    assert {text.get_text() for text in ax.texts} == {"g0", "g1", "g2"}
+    assert len(pl.volcano(EFFECTS, max_qval=0.01).collections[2].get_offsets()) == 1
+
+
+def test_volcano_draws_one_label_and_source():
+    two = pd.concat([EFFECTS, EFFECTS.assign(label="NK", pval=1.0, qval=1.0)])
+    assert pl.volcano(two, label="NK").get_title() == "NK: 0 of 6 genes have q \u2264 0.1"
+    with pytest.raises(InputError, match=r"several of \{'label': \['B', 'NK'\]\}.*label="):
+        pl.volcano(two)
+    with pytest.raises(InputError, match="No label 'T' in the table"):
+        pl.volcano(two, label="T")
+    with pytest.raises(InputError, match="6 genes have no p-value"):
+        pl.volcano(EFFECTS.assign(pval=np.nan))
+
+
+# -- names, legends, outliers -------------------------------------------------------------------------------
+
+
+def test_falling_genes_are_named_too():
+    changes = np.array([9.0, 8, 7, 6, 5, -1, 4, -0.5])
+    assert to_name(changes, 3).tolist() == [0, 1, 5]
+    assert to_name(changes, 6).tolist() == [0, 1, 2, 3, 5, 7]
+    assert to_name(changes[:5], 3).tolist() == [0, 1, 2]
+    assert to_name(changes, 0).tolist() == []
+    names = {text.get_text() for text in pl.effect(genes(), n_top=20).texts}
+    assert {"G7", "G8"} & names
+
+
+@pytest.mark.parametrize("plot", [pl.effect, pl.volcano])
+@pytest.mark.parametrize("width", [2.0, 4.0, 8.0])
+def test_legends_are_below_data_and_axis_label(plot, width):
+    _, ax = plt.subplots(figsize=(width, 4), layout="constrained")
+    plot(genes() if plot is pl.effect else EFFECTS, ax=ax)
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert not legend.overlaps(ax.get_window_extent())
+    assert not legend.overlaps(ax.xaxis.label.get_window_extent())
+    assert legend.y1 < ax.get_window_extent().y0
+
+
+def test_a_prediction_far_outside_is_an_arrow_with_its_value():
+    ax = pl.effect(genes(outlier=-30.0))
+    assert "\u22122" not in ax.get_title()
+    low, high = ax.get_ylim()
+    assert -3 < low < high < 4
+    assert "-30.0" in {text.get_text() for text in ax.texts}
+    (marker,) = [line for line in ax.lines if line.get_marker() == "v"]
+    assert marker.get_ydata()[0] == low
+    assert [line for line in pl.effect(genes()).lines if line.get_marker() in "v^"] == []
+
+
+def test_a_score_far_from_the_others_does_not_squeeze_the_axis():
+    columns = {"label": list("abcdefgh"), "value": [0.6, 0.7, 0.7, 0.8, 0.8, 0.9, 0.9, -5.0]}
+    same = {"method": "trvae", "output": "delta", "source": "c", "target": "s", "seed": 0}
+    table = pd.DataFrame({**columns, **same, "metric": "effect_r2", "genes": "top100"})
+    ax = pl.benchmark(table)
+    low, high = ax.get_xlim()
+    assert 0.5 < low < 0.6
+    assert 0.9 < high < 1.0
+    assert [text.get_text() for text in ax.texts] == ["-5.0"]
+    no_change = table.assign(method="no_change", value=0.0)
+    ax = pl.benchmark(pd.concat([table, no_change]))  # what scores are compared with stays in sight
+    assert -0.2 < ax.get_xlim()[0] < 0
+    assert [text.get_text() for text in ax.texts] == ["-5.0"]
+
+
+def test_arrows_are_at_the_end_of_the_axis():
+    _, ax = plt.subplots()
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 10)
+    arrows(ax, "x", np.array([[0.5, 1.0], [3.0, 2.0], [-4.0, 3.0]]), "k")
+    assert [tuple(line.get_xydata()[0]) for line in ax.lines] == [(1.0, 2.0), (0.0, 3.0)]
+    assert [line.get_marker() for line in ax.lines] == [">", "<"]
+    assert [text.get_text() for text in ax.texts] == ["3.0", "-4.0"]
+
+
+def test_the_range_without_outliers():
+    assert within(np.array([1.0, 2, 3, 4, 100])) == (1.0, 4.0)
+    assert within(np.array([1.0, np.nan, np.inf])) == (1.0, 1.0)
+    assert within(np.array([0.0, 10.0])) == (0.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-0.001, "0.00"), (-0.0, "0.00"), (-0.005001, "-0.01"), (1.239, "1.24")]
+)
+def test_numbers_have_no_sign_where_they_are_zero(value, expected):
+    assert number(value) == expected
+    assert number(float("nan")) == "nan"

@@ -1,0 +1,127 @@
+"""Grids, traversals and manifolds: which pixel or gene is drawn where."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from trvae_sc import family, pl
+from trvae_sc.datasets import digits
+from trvae_sc.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def images(n=6):
+    """Return images of 2 x 3 pixels, each of one value: its number."""
+    var = pd.DataFrame({"row": [0, 0, 0, 1, 1, 1], "column": [0, 1, 2] * 2})
+    var.index = [f"pixel_{i}" for i in range(6)]
+    obs = pd.DataFrame({"style": list("bbaabc")[:n], "step": [0.0, 0.5, 0.0, 0.5, 1.0, 0.0][:n]})
+    obs.index = obs.index.astype(str)
+    x = np.repeat(np.arange(n, dtype=float)[:, None], 6, 1)
+    return AnnData(x, obs=obs, var=var)
+
+
+def tile(ax, row, column):
+    """Return the pixels of a tile of images of 2 x 3 pixels."""
+    return np.asarray(ax.images[0].get_array())[3 * row : 3 * row + 2, 4 * column : 4 * column + 3]
+
+
+def test_images_are_laid_out_by_row_and_column():
+    ax = pl.grid(images(), rows="style", columns="step")
+    expected = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 3, (0, 2): 4, (2, 0): 5}
+    for at, value in expected.items():
+        assert (tile(ax, *at) == value).all()
+    assert np.isnan(np.ma.filled(tile(ax, 2, 2), np.nan)).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a", "c"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.5", "1"]
+
+
+def test_images_without_rows_follow_each_other():
+    ax = pl.grid(images(), n_columns=4)
+    assert (tile(ax, 0, 3) == 3).all()
+    assert (tile(ax, 1, 1) == 5).all()
+
+
+def test_a_digit_is_drawn_the_right_way_up():
+    adata = digits(["normal"])[:1].copy()
+    ax = pl.grid(adata)
+    np.testing.assert_array_equal(ax.images[0].get_array(), adata.X.reshape(8, 8))
+
+
+def test_expression_is_a_heat_map_of_the_genes_that_vary_most(make_adata):
+    adata = make_adata(values="log")
+    ax = pl.grid(adata, rows="cell_type", n_genes=3)
+    x = pd.DataFrame(adata.X.toarray(), columns=adata.var_names)
+    means = x.groupby(adata.obs["cell_type"].astype(str).to_numpy(), sort=False).mean()
+    top = means.var().sort_values(ascending=False).index[:3]
+    assert [t.get_text() for t in ax.get_xticklabels()] == top.tolist()
+    np.testing.assert_allclose(ax.images[0].get_array(), means[top], rtol=1e-5)
+    named = pl.grid(adata[:4], var_names=["gene_2"])
+    np.testing.assert_allclose(named.images[0].get_array(), x[["gene_2"]][:4], rtol=1e-5)
+
+
+def test_a_traversal_draws_the_genes_that_respond_most(trained):
+    walk = family.traverse(trained, trained.active_dims[0], condition="control", steps=4)
+    ax = pl.traversal(walk, n_genes=2)
+    top = walk.var["range"].sort_values(ascending=False).index[:2]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == top.tolist()
+    for line, gene in zip(ax.lines, top, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), walk[:, gene].X.ravel())
+    assert ax.get_xlabel() == f"latent dimension {trained.active_dims[0]}"
+
+
+def test_a_traversal_of_images_is_a_row_of_them():
+    walk = images(3)
+    walk.obs["value"] = [-1.0, 0.0, 1.0]
+    walk.var["range"] = 1.0
+    walk.uns["trvae_sc"] = {"dimension": 2}
+    ax = pl.traversal(walk)
+    assert (tile(ax, 0, 2) == 2).all()
+    assert ax.get_title() == "latent dimension 2"
+
+
+def test_a_manifold_draws_codes_at_their_places():
+    z = family.lattice(3)
+    cells = AnnData(z.copy(), obsm={"X_trvae": z})
+    cells.var_names = ["first", "second"]
+    for i, gene in enumerate(cells.var_names):
+        ax = pl.manifold(cells, gene)
+        drawn = np.asarray(ax.images[0].get_array())
+        end = np.unique(z)
+        expected = np.tile(end, (3, 1)) if i == 0 else np.tile(end[:, None], 3)
+        np.testing.assert_allclose(drawn, expected)
+    shown = images(4)
+    shown.obsm["X_trvae"] = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=float)
+    ax = pl.manifold(shown)
+    assert (tile(ax, 1, 0) == 0).all()  # the first dimension to the right, the second upwards
+    assert (tile(ax, 1, 1) == 1).all()
+    assert (tile(ax, 0, 0) == 2).all()
+
+
+def test_plots_of_codes_refuse(make_adata):
+    adata = make_adata(4)
+    with pytest.raises(InputError, match=r"No columns \['style'\] in obs"):
+        pl.grid(adata, rows="style")
+    with pytest.raises(InputError, match="no cells to draw"):
+        pl.grid(adata[:0])
+    with pytest.raises(InputError, match=r"No genes \['x'\]"):
+        pl.grid(adata, var_names=["x"])
+    with pytest.raises(InputError, match="give the output of family"):
+        pl.traversal(adata)
+    with pytest.raises(InputError, match="no lattice of two dimensions"):
+        pl.manifold(adata)
+    cells = AnnData(np.ones((4, 1)), obsm={"X_trvae": family.lattice(2)})
+    with pytest.raises(InputError, match="No gene 'x'"):
+        pl.manifold(cells, "x")
+
+
+def test_images_are_drawn_on_the_axes_given():
+    _, axes = plt.subplots(1, 2)
+    assert pl.grid(images(), ax=axes[1]) is axes[1]
+    assert not axes[0].has_data()

@@ -1,0 +1,324 @@
+"""The latent space of a normalizing flow: codes, densities, new cells and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from trvae_sc.arguments import check_number, check_seed, check_whole
+from trvae_sc.errors import InputError
+from trvae_sc.family._cells import Cells, rows_of
+from trvae_sc.family._flow import FlowModule, Gaussian, posterior
+from trvae_sc.family._translator import Translator
+from trvae_sc.levels import as_text, level_name
+from trvae_sc.model import NOT_TRAINED
+
+_LEAST_VARIANCE = 1e-4
+
+
+class FlowSpace(Translator):
+    """A model with an invertible map between cells and N(0, I); see :class:`FlowTransfer`."""
+
+    module: FlowModule
+
+    # -- codes ----------------------------------------------------------------------------------------
+
+    def encode(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Return the latent codes u = f(p) of cells, shape (n_cells, n_pcs).
+
+        Parameters
+        ----------
+        adata
+            Cells, with the genes of the model in any order; the model's own if None.
+        indices
+            Rows of them; all if None.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        """
+        return self._cell_places(adata, indices)[:, : len(self.module.spread)]
+
+    def decode(self, u: np.ndarray, *, condition: Any = None, labels: Any = None) -> AnnData:
+        """Return the cells that codes stand for.
+
+        Parameters
+        ----------
+        u
+            Codes, shape (n_codes, n_pcs).
+        condition, labels
+            Condition and label or labels to note in ``obs``; the flow does not see them.
+
+        Returns
+        -------
+        AnnData with a row per code: log values (values that are no counts: as they are) of cells with
+        nothing outside of the principal components. u in ``obsm["X_trvae"]``.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            Codes of another shape, an unknown condition.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        n_pcs = len(self.module.spread)
+        u = np.atleast_2d(np.asarray(u, dtype=np.float64))
+        if u.ndim != 2 or u.shape[1] != n_pcs:
+            raise InputError(
+                f"u has shape {u.shape}; the model decodes codes of shape (n, {n_pcs})."
+            )
+        rest = np.zeros((len(u), self.summary_stats.n_vars))
+        obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(u))])
+        if condition is not None:
+            level = self.condition_space.level(condition)
+            obs = obs.assign(**self.condition_space.columns(level, len(u)))
+        if labels is not None:
+            obs[self.keys.labels_key or "label"] = labels
+        return self._as_cells(np.concatenate([u, rest], 1), obs, "decode")
+
+    def generate(
+        self,
+        n_obs: int = 1000,
+        *,
+        exemplars: AnnData | None = None,
+        strength: float = 1.0,
+        seed: int = 0,
+    ) -> AnnData:
+        r"""Return new cells: f^-1(u) of u from N(0, I), or from its posterior around exemplars.
+
+        Parameters
+        ----------
+        n_obs
+            Number of cells.
+        exemplars
+            Cells to be like, such as those of a label: u is then drawn from :func:`posterior` of N(0, I).
+        strength
+            Number of exemplars that N(0, I) counts as.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData as of :meth:`decode`.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            `n_obs` is no positive number, or `strength` is negative.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        check_whole("n_obs", n_obs)
+        check_seed(seed)
+        around = self._around(exemplars, strength)
+        noise = np.random.default_rng(seed).standard_normal((n_obs, len(around.mean)))
+        return self.decode(around.mean + np.sqrt(around.variance) * noise)
+
+    # -- densities ------------------------------------------------------------------------------------
+
+    def log_prob(
+        self,
+        adata: AnnData | None = None,
+        *,
+        exemplars: AnnData | None = None,
+        strength: float = 1.0,
+    ) -> pd.Series:
+        r"""Return the log density of cells, in nats, by cell.
+
+        .. math:: \log p(x) = \log N\big(f(p); \mu, \sigma^2\big) + \log |\det \partial f / \partial p|
+
+        of the whitened principal components p, with N(0, I) or its posterior around exemplars.
+
+        Parameters
+        ----------
+        adata
+            Cells; the model's own if None.
+        exemplars, strength
+            As in :meth:`generate`.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            `strength` is negative.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        around = self._around(exemplars, strength)
+        cells = self._validate_anndata(adata)
+        u, log_slope = self._codes_and_slopes(cells)
+        return pd.Series(_log_normal(u, around) + log_slope, cells.obs_names, name="log_prob")
+
+    def classify(
+        self,
+        adata: AnnData | None = None,
+        *,
+        exemplars: AnnData | None = None,
+        strength: float = 1.0,
+    ) -> pd.DataFrame:
+        r"""Return how probable each label is for a cell, by its density under the posterior of that label.
+
+        .. math:: P(l \mid x) = \frac{p_l(x)}{\sum_m p_m(x)}
+
+        with :math:`p_l` of :meth:`log_prob` around the exemplars of label l: labels are equally likely before.
+
+        Parameters
+        ----------
+        adata
+            Cells to classify; the model's own if None.
+        exemplars
+            Cells of the labels to tell apart, with the labels' column; the model's own if None.
+        strength
+            As in :meth:`generate`.
+
+        Returns
+        -------
+        Cells x labels; rows sum to 1. ``.idxmax(axis=1)`` is the most probable label.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            No labels were registered, or the exemplars lack their column.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        key = self.keys.labels_key
+        if key is None:
+            raise InputError(
+                "The model was set up without labels_key, so there are no labels to tell."
+            )
+        shown = self._validate_anndata(exemplars)
+        if key not in shown.obs:
+            raise InputError(
+                f"No column {key!r} in obs of the exemplars; there are {list(shown.obs)}."
+            )
+        check_number("strength", strength, 0.0)
+        names, codes = as_text(shown.obs[key]).to_numpy(), self.encode(shown)
+        start = _standard(codes.shape[1])
+        cells = self._validate_anndata(adata)
+        u = self.encode(cells)
+        levels = [name for name in map(level_name, self.labels) if (names == name).any()]
+        logs = [_log_normal(u, posterior(start, codes[names == name], strength)) for name in levels]
+        logs = np.stack(logs, 1)
+        share = np.exp(logs - logs.max(1, keepdims=True))
+        share /= share.sum(1, keepdims=True)
+        return pd.DataFrame(share, index=cells.obs_names, columns=levels)
+
+    # -- lines ----------------------------------------------------------------------------------------
+
+    def interpolate(
+        self, a: Cells | None, b: Cells, *, steps: int = 11, adata: AnnData | None = None
+    ) -> AnnData:
+        r"""Return what lies between two cells or groups of cells: the straight line of codes, decoded.
+
+        What is outside of the principal components is mixed in the same shares.
+
+        Parameters
+        ----------
+        a, b
+            Start and end: cells as in :func:`trvae_sc.family.interpolate`; a = None: the origin u = 0.
+        steps
+            Number of points, start and end included.
+        adata
+            Cells that a and b are among; the model's own if None.
+
+        Returns
+        -------
+        AnnData with a row per point, as of :meth:`decode`; ``obs["fraction"]``, 0 to 1.
+
+        Raises
+        ------
+        NotTrainedError
+            The model is not trained.
+        InputError
+            No such cells, or fewer than two steps.
+        """
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        check_whole("steps", steps, 2)
+        cells = self._validate_anndata(adata)
+        end = self._cell_places(cells, rows_of(cells, b)).mean(0)
+        start = np.zeros_like(end)
+        if a is not None:
+            start = self._cell_places(cells, rows_of(cells, a)).mean(0)
+        fraction = np.linspace(0.0, 1.0, steps)
+        places = (1.0 - fraction[:, None]) * start + fraction[:, None] * end
+        obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
+        return self._as_cells(places, obs, "interpolate")
+
+    # -- parts ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _places(self, cells: AnnData) -> np.ndarray:
+        """Return the places of cells; see :meth:`FlowModule.places`."""
+        parts = torch.as_tensor(self._values(cells)).split(1024)
+        found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
+        return found.cpu().numpy().astype(np.float64)
+
+    @torch.no_grad()
+    def _values_at(self, places: np.ndarray) -> np.ndarray:
+        """Return the values of cells at these places."""
+        places = torch.as_tensor(places, dtype=torch.float32, device=self.device)
+        return self.module.values_at(places).cpu().numpy()
+
+    @torch.no_grad()
+    def _codes_and_slopes(self, cells: AnnData) -> tuple[np.ndarray, np.ndarray]:
+        """Return codes, and the log of how much the flow stretches volumes at the cells."""
+        found = []
+        for part in torch.as_tensor(self._values(cells)).split(1024):
+            u, slope = self.module.encode_with_slope(
+                self.module.to_components(part.to(self.device))
+            )
+            found.append(torch.cat([u, slope[:, None]], 1).cpu().numpy().astype(np.float64))
+        found = np.concatenate(found)
+        return found[:, :-1], found[:, -1]
+
+    def _cell_places(self, adata: AnnData | None, rows: Sequence[int] | None = None) -> np.ndarray:
+        """Return the places of some cells, once the model is trained."""
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        cells = self._validate_anndata(adata)
+        return self._places(cells if rows is None else cells[rows])
+
+    def _around(self, exemplars: AnnData | None, strength: float) -> Gaussian:
+        """Return N(0, I), or its posterior given exemplars."""
+        check_number("strength", strength, 0.0)
+        start = _standard(len(self.module.spread))
+        return start if exemplars is None else posterior(start, self.encode(exemplars), strength)
+
+    def _as_cells(self, places: np.ndarray, obs: pd.DataFrame, method: str) -> AnnData:
+        """Return the cells at these places."""
+        names = pd.Index(self.get_var_names())
+        has_data = self.adata is not None
+        var = self.adata.var.loc[names].copy() if has_data else pd.DataFrame(index=names)
+        u = places[:, : len(self.module.spread)].astype(np.float32)
+        result = AnnData(self._values_at(places), obs=obs, var=var, obsm={"X_trvae": u})
+        result.uns["trvae_sc"] = {
+            "method": f"{type(self).__name__}.{method}",
+            "scale": "log(1 + kappa * share)" if self.keys.is_count else "values",
+            "kappa": float(self.module.kappa),
+            "versions": {"trvae_sc": version("trvae_sc")},
+        }
+        return result
+
+
+def _standard(n: int) -> Gaussian:
+    """Return N(0, I)."""
+    return Gaussian(np.zeros(n), np.ones(n))
+
+
+def _log_normal(u: np.ndarray, around: Gaussian) -> np.ndarray:
+    """Return the log density of codes under a Gaussian, shape (n_codes,)."""
+    variance = np.maximum(around.variance, _LEAST_VARIANCE)
+    square = np.square(u - around.mean) / variance
+    return -0.5 * (square + np.log(2 * np.pi * variance)).sum(1)

@@ -1,0 +1,63 @@
+"""What is said in the log of data that can be registered, and may not be meant so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from anndata import AnnData
+
+from trvae_sc.checks import is_number
+from trvae_sc.levels import levels
+
+logger = logging.getLogger(__name__)
+# scvi.settings.verbosity counts here too
+logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
+
+_FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
+_UNLABELED = (
+    "unknown",
+    "unassigned",
+    "unlabeled",
+    "unlabelled",
+    "undetermined",
+    "na",
+    "nan",
+    "none",
+    "",
+)
+
+
+def say_totals(n_vars: int) -> None:
+    """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
+    logger.log(
+        logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
+        "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
+        "variable genes, name the obs column with the whole cell's totals: total_counts_key=.",
+        n_vars,
+    )
+
+
+def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
+    """Warn of a label that seems to mean that none is known: it is learned as if it were one."""
+    if labels_key is None:
+        return
+    found = [level for level in levels(adata.obs[labels_key]) if str(level).lower() in _UNLABELED]
+    if found:
+        logger.warning(
+            "adata.obs['%s'] has the label %r, which is learned as a label of its own. If it means that the "
+            "label is not known, find the most likely ones first: trvae_sc.predict_labels(adata, "
+            "unlabeled_category=%r, ...).",
+            *(labels_key, found[0], found[0]),
+        )
+
+
+def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
+    """Log that the numbers of a column are taken for levels."""
+    if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
+        logger.info(
+            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
+            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
+            condition_key,
+            condition_key,
+        )

@@ -1,0 +1,40 @@
+"""What every plot does at its end: save and show the figure, as scanpy's plots do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Drawn = TypeVar("Drawn", Axes, list[Axes])
+Save = bool | str | Path | None
+_FORMATS = (".pdf", ".png", ".svg")
+
+
+def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn | None:
+    """Save and show a figure; return what was drawn on, or None where it was shown.
+
+    `save` is as in scanpy: True, or a text that is appended to the name of the plot, in
+    ``scanpy.settings.figdir``; or a Path, which is the file itself.
+    """
+    figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
+    if save is not None and save is not False:
+        path = save if isinstance(save, Path) else _path(name, "" if save is True else str(save))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dpi = plt.rcParams["savefig.dpi"]
+        figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")
+    if show:
+        plt.show()
+        return None
+    return drawn
+
+
+def _path(name: str, text: str) -> Path:
+    """Return the file that scanpy would write."""
+    from scanpy import settings
+
+    has_format = text.endswith(_FORMATS)
+    ending = "" if has_format else f"{settings.plot_suffix}.{settings.file_format_figs}"
+    return Path(settings.figdir) / f"{name}{text}{ending}"

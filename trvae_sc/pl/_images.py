@@ -1,0 +1,275 @@
+"""Cells of latent codes, side by side: images as images, expression as heat maps and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+from trvae_sc.errors import InputError
+from trvae_sc.expression import dense
+from trvae_sc.levels import level_name
+from trvae_sc.pl._finish import Save, finish
+from trvae_sc.pl._style import LOG_UNIT, axes_of, line_styles, plain
+
+_MISSING = "0.75"  # grey of a tile without a cell
+_TILE = 0.5  # inches
+
+
+def grid(
+    cells: AnnData,
+    *,
+    rows: str | None = None,
+    columns: str | None = None,
+    n_columns: int = 10,
+    n_genes: int = 30,
+    var_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
+    """Cells as tiles of a grid if they are images; else their expression as a heat map.
+
+    Parameters
+    ----------
+    cells
+        Images have the columns ``row`` and ``column`` in ``var``, as those of
+        :func:`trvae_sc.datasets.digits` and what is decoded from them.
+    rows
+        Column of ``obs``, such as the condition: one row a level, in order of appearance. If None, images
+        are laid out one row after the other, and a heat map has a row a cell.
+    columns
+        Column of ``obs`` that says where in its row an image is, and names it. If None, in order.
+    n_columns
+        Images a row, without `rows`.
+    n_genes, var_names
+        Genes of a heat map: so many that vary most between its rows (means of the cells of a level), or
+        these.
+    ax
+        Axes to draw on.
+    show, save
+        As in :func:`effect`.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    InputError
+        No cells, or no such column or gene.
+    """
+    _check(cells, [rows, columns])
+    if not _are_images(cells):
+        ax = _heat_map(cells, rows, n_genes, var_names, ax)
+        return finish(ax, "grid", show=show, save=save)
+    row = _places(cells.obs[rows]) if rows is not None else np.arange(cells.n_obs) // n_columns
+    if columns is not None:
+        column = _places(cells.obs[columns])
+    else:
+        column = pd.Series(row).groupby(row).cumcount().to_numpy()
+    names = [
+        [] if key is None else [_name(v) for v in pd.unique(cells.obs[key])]
+        for key in (rows, columns)
+    ]
+    tiles = _tiles(cells, row, column)
+    ax = axes_of(ax, _TILE * (column.max() + 1) + 1.0, _TILE * (row.max() + 1) + 0.4)
+    _draw_tiles(ax, tiles, *names)
+    return finish(ax, "grid", show=show, save=save)
+
+
+def traversal(
+    walk: AnnData,
+    *,
+    n_genes: int = 7,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
+    """Response to a latent dimension: images in a row, or lines of the genes that respond most.
+
+    Parameters
+    ----------
+    walk
+        Output of :func:`trvae_sc.family.traverse`.
+    n_genes
+        Genes drawn, those of largest ``var["range"]``.
+    unit
+        Unit of the values, for the axis label.
+    ax
+        Axes to draw on.
+    show, save
+        As in :func:`effect`.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    InputError
+        `walk` is no traversal.
+    """
+    if "value" not in walk.obs or "range" not in walk.var:
+        raise InputError(
+            "cells have no obs['value'] and var['range']; give the output of family.traverse."
+        )
+    name = f"latent dimension {walk.uns['trvae_sc']['dimension']}"
+    if _are_images(walk):
+        ax = grid(walk, columns="value", n_columns=walk.n_obs, ax=ax)
+        ax.set_title(name, fontsize=9)
+        return finish(ax, "traversal", show=show, save=save)
+    ax = axes_of(ax, 4.9, 3.3)
+    genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
+    for gene, style in line_styles(map(str, genes)).items():
+        x = dense(walk[:, gene].X).ravel()
+        ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
+    ax.set_xlabel(name, fontsize=9)
+    ax.set_ylabel(plain(unit), fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return finish(ax, "traversal", show=show, save=save)
+
+
+def manifold(
+    cells: AnnData,
+    gene: str | None = None,
+    *,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
+    """Latent space of two dimensions, decoded: images at their places, or the map of a gene.
+
+    Parameters
+    ----------
+    cells
+        Decoded codes of :func:`trvae_sc.family.lattice`, as in ``model.decode(lattice(15))``.
+    gene
+        Gene to colour by; that of most variance if None. Not for images.
+    unit
+        Unit of its values, for the colour bar.
+    ax
+        Axes to draw on.
+    show, save
+        As in :func:`effect`.
+
+    Returns
+    -------
+    The Axes, the first dimension from left to right and the second from below.
+
+    Raises
+    ------
+    InputError
+        Codes have not two dimensions or are no lattice, or there is no such gene.
+    """
+    z = np.asarray(cells.obsm.get("X_trvae", np.zeros((0, 0))), dtype=float)
+    ends = [np.unique(z[:, d].round(6)) for d in range(z.shape[1])]
+    if len(ends) != 2 or len(ends[0]) * len(ends[1]) != cells.n_obs or cells.n_obs < 4:
+        raise InputError(
+            f"obsm['X_trvae'] has shape {z.shape} and is no lattice of two dimensions. Decode one: "
+            "model.decode(family.lattice(15))."
+        )
+    at = [np.searchsorted(end, z[:, d].round(6)) for d, end in enumerate(ends)]
+    ax = axes_of(ax, 5.2, 4.8)
+    if _are_images(cells):
+        _draw_tiles(ax, _tiles(cells, len(ends[1]) - 1 - at[1], at[0]), (), ())
+    else:
+        x = pd.DataFrame(dense(cells.X), columns=cells.var_names)
+        gene = x.var().idxmax() if gene is None else gene
+        if gene not in x:
+            raise InputError(f"No gene {gene!r}; there are {cells.n_vars} others.")
+        image = np.full((len(ends[1]), len(ends[0])), np.nan)
+        image[at[1], at[0]] = x[gene]
+        drawn = ax.imshow(image, origin="lower", cmap="viridis", aspect="auto")
+        bar = ax.figure.colorbar(drawn, ax=ax)
+        bar.set_label(plain(f"{gene}, {unit}"), fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    ax.set_xlabel("latent dimension 0", fontsize=9)
+    ax.set_ylabel("latent dimension 1", fontsize=9)
+    return finish(ax, "manifold", show=show, save=save)
+
+
+# -- parts --------------------------------------------------------------------------------------------
+
+
+def _check(cells: AnnData, keys: Sequence[str | None]) -> None:
+    """Raise on no cells, or on columns that are absent."""
+    if not isinstance(cells, AnnData) or not cells.n_obs:
+        raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
+    missing = [key for key in keys if key is not None and key not in cells.obs]
+    if missing:
+        raise InputError(f"No columns {missing} in obs; there are {list(cells.obs)}.")
+
+
+def _are_images(cells: AnnData) -> bool:
+    return {"row", "column"} <= set(cells.var)
+
+
+def _places(column: pd.Series) -> np.ndarray:
+    """Return the number of each level, by order of appearance."""
+    return pd.factorize(column)[0]
+
+
+def _name(level: object) -> str:
+    return f"{level:.2g}" if isinstance(level, float) else level_name(level)
+
+
+def _tiles(cells: AnnData, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return images side by side, one pixel apart; NaN where there is none."""
+    at = cells.var["row"].to_numpy(), cells.var["column"].to_numpy()
+    height, width = at[0].max() + 1, at[1].max() + 1
+    tiles = np.full(((row.max() + 1), height + 1, (column.max() + 1), width + 1), np.nan)
+    x = dense(cells.X)
+    for image, i, j in zip(x, row, column, strict=True):
+        tiles[i, at[0], j, at[1]] = image
+    return tiles.reshape(tiles.shape[0] * (height + 1), -1)[:-1, :-1]
+
+
+def _draw_tiles(
+    ax: Axes, tiles: np.ndarray, row_names: Sequence[str], column_names: Sequence[str]
+) -> None:
+    """Draw images; names of rows and columns in their middle."""
+    cmap = plt.get_cmap("gray").with_extremes(bad=_MISSING)
+    limits = np.nanquantile(tiles, (0.01, 0.99))  # decoded pixels may be off by a little
+    ax.imshow(tiles, cmap=cmap, interpolation="nearest", vmin=limits[0], vmax=limits[1])
+    for axis, names, length in (
+        (ax.yaxis, row_names, tiles.shape[0]),
+        (ax.xaxis, column_names, tiles.shape[1]),
+    ):
+        step = (length + 1) / max(len(names), 1)
+        ticks = step * (np.arange(len(names)) + 0.5) - 1
+        axis.set_ticks(ticks, [plain(name) for name in names])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+
+
+def _heat_map(
+    cells: AnnData, rows: str | None, n_genes: int, var_names: Sequence[str] | None, ax: Axes | None
+) -> Axes:
+    """Draw mean expression, rows x genes."""
+    table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
+    if rows is not None:
+        table = table.groupby(cells.obs[rows].map(_name).astype(str).to_numpy(), sort=False).mean()
+    missing = [name for name in var_names or () if name not in table]
+    if missing:
+        raise InputError(f"No genes {missing} among the {cells.n_vars} of the cells.")
+    if var_names is None:
+        order = np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]
+        var_names = table.columns[order]
+    table = table[list(var_names)]
+    ax = axes_of(ax, 0.22 * table.shape[1] + 2.0, max(0.22 * len(table) + 1.2, 2.6))
+    drawn = ax.imshow(table, cmap="viridis", aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(table.shape[1]), [plain(g) for g in table], rotation=90)
+    ax.set_yticks(range(len(table)), [plain(name) for name in table.index])
+    ax.tick_params(length=0, labelsize=8)
+    ax.figure.colorbar(drawn, ax=ax).set_label(LOG_UNIT, fontsize=8)
+    return ax
