@@ -48,11 +48,10 @@ def pseudobulk(
 
     Examples
     --------
-    >>> both = anndata.concat([controls, model.predict(controls, target="stimulated")])
-    >>> bulk = trvae_sc.pseudobulk(both, by=["cell_type", "donor", "condition"])
-    >>> dds = pydeseq2.dds.DeseqDataSet(
-    ...     adata=bulk[bulk.obs.cell_type == "B"].copy(), design="~condition"
-    ... )
+    >>> adata = trvae_sc.datasets.simulate(600, 60, n_labels=3, n_donors=3)
+    >>> bulk = trvae_sc.pseudobulk(adata, by=["cell_type", "donor", "condition"])
+    >>> one = bulk[bulk.obs.cell_type == "type_0"].copy()
+    >>> dds = pydeseq2.dds.DeseqDataSet(adata=one, design="~condition")  # doctest: +SKIP
     """
     check_type(adata)
     by = [by] if isinstance(by, str) else list(by)
