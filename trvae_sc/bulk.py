@@ -52,6 +52,8 @@ def pseudobulk(
     >>> bulk = trvae_sc.pseudobulk(adata, by=["cell_type", "donor", "condition"])
     >>> bulk.n_obs == 3 * 4 * 2
     True
+    >>> one = bulk[bulk.obs.cell_type == "type_0"].copy()
+    >>> dds = pydeseq2.dds.DeseqDataSet(adata=one, design="~condition")  # doctest: +SKIP
     """
     check_type(adata)
     by = [by] if isinstance(by, str) else list(by)

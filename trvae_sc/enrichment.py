@@ -68,10 +68,11 @@ def pathways(
 
     Examples
     --------
+    >>> import pandas as pd
     >>> net = pd.DataFrame(
     ...     {"source": "interferon", "target": ["ISG15", "IFI6", "MX1", "IFIT1", "IFIT3"]}
     ... )
-    >>> trvae_sc.pathways(model.effects(target="stimulated"), net)
+    >>> trvae_sc.pathways(model.effects(target="stimulated"), net)  # doctest: +SKIP
     """
     check_whole("min_genes", min_genes)
     if method not in _METHODS:

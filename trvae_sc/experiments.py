@@ -73,8 +73,16 @@ def next_experiments(
 
     Examples
     --------
+    >>> adata = trvae_sc.datasets.simulate(600, 60, n_labels=6)
+    >>> missing = adata.obs.cell_type.isin(["type_0", "type_1"]) & (
+    ...     adata.obs.condition == "stimulated"
+    ... )
+    >>> train = adata[~missing].copy()
+    >>> trvae_sc.TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    >>> model = trvae_sc.TRVAE(train)
+    >>> model.train(1)
     >>> table = trvae_sc.next_experiments(model, n=5)
-    >>> trvae_sc.pl.next_experiments(model.n_cells, table)
+    >>> ax = trvae_sc.pl.next_experiments(model.n_cells, table)
     """
     model._check_if_trained(warn=False)
     for name, number in (("n", n), ("n_cells", n_cells)):
