@@ -26,7 +26,7 @@ types: $(VENV)/installed
 
 docs: $(VENV)/installed-docs  # notebooks are shown as they were stored; a warning is an error
 	rm -rf docs/api/generated
-	$(VENV)/bin/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+	$(VENV)/bin/python -m sphinx -E -n -W --keep-going -b html docs docs/_build/html
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

@@ -91,14 +91,23 @@ def test_the_modules_are_those_that_are_public():
     assert {"trvae_sc.metrics", "trvae_sc.pl", "trvae_sc.hub", "trvae_sc.family"} <= set(MODULES)
 
 
+def described():
+    """Return what the pages describe: of names for one thing one has a page."""
+    found = []
+    for name in named():
+        module, _, last = name.rpartition(".")
+        try:
+            found.append(getattr(importlib.import_module(module), last))
+        except (ImportError, AttributeError, ValueError):  # a package, or a method
+            continue
+    return [thing for thing in found if callable(thing)]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_has_a_page(module):
-    known = named()
-    own, missing = importlib.import_module(module), []
-    for name in own.__all__:
-        at_top = getattr(trvae_sc, name, None) is getattr(own, name)  # a page for both
-        if f"{module}.{name}" not in known and not (at_top and f"trvae_sc.{name}" in known):
-            missing.append(name)
+    known, things, own = named(), described(), importlib.import_module(module)
+    missing = [name for name in own.__all__ if f"{module}.{name}" not in known]
+    missing = [name for name in missing if not any(getattr(own, name) is t for t in things)]
     assert not missing, f"not in docs/api/*.md: {missing}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,9 @@ from trvae_sc.files import as_path
 from trvae_sc.levels import listing
 
 Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
-_METHODS = Method.__args__
-_GROUP = (
-    "label",
-    "replicate",
-    "source",
-    "target",
-)  # columns of effects that say whose change it is
+_METHODS = get_args(Method)
+#: Columns of effects that say whose change it is.
+_GROUP = ("label", "replicate", "source", "target")
 _REAL = "real_change"
 
 
@@ -151,7 +147,7 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         )
 
 
-def _scores(run: object, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
+def _scores(run: Any, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
     plain = wide.set_axis([str(i) for i in range(len(wide))])
     score, qval = run(plain, sets, tmin=min_genes, verbose=False)

@@ -58,9 +58,11 @@ def trvae(
     elif not keys.is_count:
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
-    outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    outputs: Any = ("counts", "delta") if model.module.is_count else ("mean", "delta")
     with unlogged():
-        found = {output: model.predict(source, target=level, output=output) for output in outputs}
+        found: Any = {
+            output: model.predict(source, target=level, output=output) for output in outputs
+        }
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
     return found
@@ -102,7 +104,11 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
+    kwargs: dict[str, Any] = {
+        "preset": "vae",
+        "gene_likelihood": likelihood,
+        "train_kwargs": train_kwargs,
+    }
     level = target_level(train, target, keys)
     model = _fit(train, keys, seed, **kwargs)
     kappa = median_total(train, keys)

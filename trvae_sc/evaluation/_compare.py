@@ -163,7 +163,8 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         for k, v in record["keys"].items()
     }
     is_count = record["scale"] != "values"
-    return record, Keys(**named, is_count=is_count)
+    options: Any = named
+    return record, Keys(**options, is_count=is_count)
 
 
 def _groups(

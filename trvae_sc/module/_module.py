@@ -68,7 +68,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     s and t. Nothing enters of a combination held out of training: it has no profile.
 
     Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with median bandwidths,
-    inside labels, the count likelihoods and T are ours.
+    inside labels, the count likelihoods and T are ours. Parameters not named here: :class:`trvae_sc.TRVAE`.
 
     Parameters
     ----------
@@ -85,10 +85,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     has_total
         Whether cells carry a total over more genes than `n_input`. The decoder then has one more
         class, the rest of the genome.
-
-    Notes
-    -----
-    The other parameters are those of :class:`trvae_sc.TRVAE`.
     """
 
     def __init__(  # noqa: PLR0913

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,7 +174,12 @@ def calibration(
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
             if len(points):
-                kwargs = {"s": 22, "facecolors": face, "edgecolors": style["color"], "zorder": 3}
+                kwargs: dict[str, Any] = {
+                    "s": 22,
+                    "facecolors": face,
+                    "edgecolors": style["color"],
+                    "zorder": 3,
+                }
                 ax.scatter(points["level"], points["coverage"], **kwargs)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
@@ -197,8 +203,8 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
         handles = [Line2D([], [], **style, label=plain(k)) for k, style in styles.items()]
     if table["scaled"].any():
         for label, face in (("computed", "k"), ("approximated", "white")):
-            point = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
+            point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
     if handles:
-        outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        outside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         ax.legend(handles=handles, frameon=False, fontsize=8, **outside)

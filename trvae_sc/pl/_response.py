@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
@@ -98,8 +100,10 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
     ax = axes_of(ax, 4.6, 3.8)
     order = np.argsort(np.nan_to_num(value), kind="stable")
     area = float(np.clip(20000 / len(xy), 1.5, 25))
-    limits = dict(zip(("vmin", "vmax"), np.nanpercentile(value, [2, 98]), strict=True))
-    points = ax.scatter(*xy[order].T, s=area, c=value[order], cmap="viridis", lw=0, **limits)
+    limits: Any = dict(zip(("vmin", "vmax"), np.nanpercentile(value, [2, 98]), strict=True))
+    points = ax.scatter(
+        xy[order, 0], xy[order, 1], s=area, c=value[order], cmap="viridis", lw=0, **limits
+    )
     bar = plt.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
