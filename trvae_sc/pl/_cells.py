@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from trvae_sc.errors import InputError
@@ -183,8 +184,8 @@ def gene_distribution(
         return finish(figure.axes, "gene_distribution", show=show, save=save)
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
-    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    place = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
+    lines = {str(line.get_label()): line for ax in figure.axes for line in ax.lines}
+    place: dict[str, Any] = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
     shown = figure.axes
     figure.legend(lines.values(), lines, **place, frameon=False, fontsize=8)
     return finish(shown, "gene_distribution", show=show, save=save)
@@ -204,7 +205,8 @@ def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, 
     """Draw a violin and the mean of each group."""
     x = np.arange(len(by_group))
     parts = ax.violinplot(list(by_group.values()), positions=x, widths=0.85, showextrema=False)
-    for body, group in zip(parts["bodies"], by_group, strict=True):
+    bodies = cast("list[PolyCollection]", parts["bodies"])
+    for body, group in zip(bodies, by_group, strict=True):
         body.set(facecolor=colors[group], alpha=0.75, linewidth=0)
     ax.scatter(x, [v.mean() for v in by_group.values()], s=16, c="k", zorder=3, label="mean")
     is_long = max(map(len, by_group)) > 11

@@ -215,7 +215,7 @@ def mean_correlation(
     columns, before = ["real_mean", "predicted_mean"], ["real_mean", "control_mean"]
     if len(rest):
         _dots(ax, rest[columns], "other genes", s=6, c=PALE)
-    hollow = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
+    hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
     x, control_mean = top[before].to_numpy().T
     ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top)} genes, control")
     _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=color_of(predicted))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -64,13 +66,15 @@ def next_experiments(
     )
     for (i, j), text in texts.items():
         chosen = not np.isnan(shade[i, j])
-        style = {"weight": "bold", "size": 10} if chosen else {"size": 8, "color": COLORS["grey"]}
+        style: dict[str, Any] = {"size": 8, "color": COLORS["grey"]}
+        if chosen:
+            style = {"weight": "bold", "size": 10}
         ax.text(j, i, text, ha="center", va="center", **style)
     ax.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=8)
     ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
     if len(columns) > 4:
-        for text in ax.get_xticklabels():
-            text.set(rotation=40, ha="right", rotation_mode="anchor")
+        for tick in ax.get_xticklabels():
+            tick.set(rotation=40, ha="right", rotation_mode="anchor")
     ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color=PALE, lw=0.6)

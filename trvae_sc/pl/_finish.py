@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Drawn = TypeVar("Drawn", Axes, list[Axes])
 Save = bool | str | Path | None
@@ -19,7 +20,7 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
     `save` is as in scanpy: True, or a text that is appended to the name of the plot, in
     ``scanpy.settings.figdir``; or a Path, which is the file itself.
     """
-    figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
+    figure = cast("Figure", (drawn[0] if isinstance(drawn, list) else drawn).figure)
     if save is not None and save is not False:
         path = save if isinstance(save, Path) else _path(name, "" if save is True else str(save))
         path.parent.mkdir(parents=True, exist_ok=True)

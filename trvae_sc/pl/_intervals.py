@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,8 +174,8 @@ def calibration(
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
             if len(points):
-                kwargs = {"s": 22, "facecolors": face, "edgecolors": style["color"], "zorder": 3}
-                ax.scatter(points["level"], points["coverage"], **kwargs)
+                colors = {"facecolors": face, "edgecolors": style["color"]}
+                ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **colors)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_aspect("equal")
@@ -185,7 +186,7 @@ def calibration(
     return finish(ax, "calibration", show=show, save=save)
 
 
-def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]) -> None:
+def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict[str, Any]]) -> None:
     """Write legend and title."""
     stored = table[~table["scaled"].astype(bool)]
     if len(stored) == 1:
@@ -197,8 +198,8 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
         handles = [Line2D([], [], **style, label=plain(k)) for k, style in styles.items()]
     if table["scaled"].any():
         for label, face in (("computed", "k"), ("approximated", "white")):
-            point = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
+            point: dict[str, Any] = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
     if handles:
-        outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         ax.legend(handles=handles, frameon=False, fontsize=8, **outside)

@@ -99,7 +99,8 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
     order = np.argsort(np.nan_to_num(value), kind="stable")
     area = float(np.clip(20000 / len(xy), 1.5, 25))
     limits = dict(zip(("vmin", "vmax"), np.nanpercentile(value, [2, 98]), strict=True))
-    points = ax.scatter(*xy[order].T, s=area, c=value[order], cmap="viridis", lw=0, **limits)
+    across, up = xy[order].T
+    points = ax.scatter(across, up, s=area, c=value[order], cmap="viridis", lw=0, **limits)
     bar = plt.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from anndata import AnnData
@@ -14,7 +14,7 @@ from trvae_sc.evaluation import Comparison, compare
 from trvae_sc.levels import level_name
 from trvae_sc.pl._style import COLORS, METHOD_COLORS
 
-Predicted = AnnData | Comparison | pd.DataFrame
+Predicted: TypeAlias = AnnData | Comparison | pd.DataFrame
 
 
 def gene_tables(

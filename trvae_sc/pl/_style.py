@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.errors import InputError
@@ -119,7 +121,7 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 STYLES = ("-", "--", ":", "-.")
 
 
-def line_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
     hues = list(COLORS.values())
     return {
@@ -140,7 +142,7 @@ def number(value: float, digits: int = 2) -> str:
 def legend_below(ax: Axes) -> None:
     """Draw the legend below the axis label, where no data are, in as many columns as fit."""
     handles, names = ax.get_legend_handles_labels()
-    figure = ax.figure
+    figure = cast("Figure", ax.figure)
     figure.draw_without_rendering()  # until then the axes do not have their size
     dpi = figure.dpi
     width = ax.get_window_extent().width / dpi * 72
@@ -190,8 +192,8 @@ def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str])
         shift = [0, 0]
         shift[at] = 7 if value < low else -7
         side = {"x": ("left", "right"), "y": ("center", "center")}[axis][int(value > high)]
-        place = {"xytext": tuple(shift), "textcoords": "offset points", "va": "center", "ha": side}
-        ax.annotate(number(value, 1), tuple(end), **place, fontsize=7, color=color)
+        place: dict[str, Any] = {"xytext": tuple(shift), "textcoords": "offset points", "ha": side}
+        ax.annotate(number(value, 1), tuple(end), **place, va="center", fontsize=7, color=color)
 
 
 def within(values: np.ndarray) -> tuple[float, float]:
@@ -213,15 +215,18 @@ def name_points(
     """
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
-    ax.figure.draw_without_rendering()
-    scale = ax.figure.dpi / 72
+    figure = cast("Figure", ax.figure)
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
     frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
     at = ax.transData.transform(xy)
     taken = [_box(x, y, 3 * scale) for x, y in at]
     legend = ax.get_legend()
     if legend is not None:
         taken.append(tuple(legend.get_window_extent().extents))
-    rest = [] if avoid is None else [_box(*p, 2 * scale) for p in ax.transData.transform(avoid)]
+    rest = (
+        [] if avoid is None else [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
+    )
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     for name, point, corner in zip(map(str, names), xy, at, strict=True):
         places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
@@ -236,8 +241,10 @@ def name_points(
         # the first of those that cover the fewest other points
         (side, dx, dy), box = min(free, key=lambda item: _n_overlaps(item[1], rest))
         taken.append(box)
-        place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
-        ax.annotate(plain(name), point, **place, fontsize=7, ha=side, va="center")
+        beside: dict[str, Any] = {"xytext": (dx, dy), "textcoords": "offset points"}
+        ax.annotate(
+            plain(name), point, **beside, path_effects=halo, fontsize=7, ha=side, va="center"
+        )
 
 
 #: Alignment and offset in points of a name, in the order they are tried.

@@ -6,13 +6,14 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trvae_sc import pl
@@ -104,9 +105,10 @@ def _verdict_row(row: dict[str, Any]) -> dict[str, Any]:
 def _figures(results: Results) -> Iterator[Markup]:
     """Yield what was measured and hidden, and scores of every method on every task."""
     hidden = {(r["holdout"]["label"], r["holdout"]["target"]) for r in results.records}
-    yield _image(pl.design(results.design, hidden=hidden).figure, "Cells by label and condition")
+    ax = cast("Axes", pl.design(results.design, hidden=hidden))
+    yield _image(ax.figure, "Cells by label and condition")
     for metric, genes in (("effect_r2", TOP), ("energy_distance", "pcs")):
-        ax = pl.benchmark(results.table, metric=metric, genes=genes)
+        ax = cast("Axes", pl.benchmark(results.table, metric=metric, genes=genes))
         yield _image(ax.figure, f"{metric} of every method on every task")
 
 
@@ -128,7 +130,7 @@ def _training(results: Results, method: str) -> dict[str, Any] | None:
     """Return the terms of the loss of the first fit that has them."""
     for record in results.records:
         if record["method"] == method and record["history"]:
-            figure = pl.training(record["history"]).figure
+            figure = cast("Axes", pl.training(record["history"])).figure
             where = f"{record['holdout']['label']} hidden, seed {record['seed']}"
             return {"where": where, "image": _image(figure, "Terms of the loss by epoch")}
     return None
