@@ -11,6 +11,7 @@ from scipy import sparse
 from trvae_sc.baselines._simple import as_prediction, target_level, with_own_columns
 from trvae_sc.expression import Keys, log_values, median_total
 from trvae_sc.model import TRVAE
+from trvae_sc.model._predict import Output
 from trvae_sc.notes import unlogged
 
 
@@ -58,9 +59,13 @@ def trvae(
     elif not keys.is_count:
         model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
     model = _fit(train, keys, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
-    outputs = ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    outputs: tuple[Output, ...] = (
+        ("counts", "delta") if model.module.is_count else ("mean", "delta")
+    )
+    found: dict[str, AnnData] = {}
     with unlogged():
-        found = {output: model.predict(source, target=level, output=output) for output in outputs}
+        for output in outputs:
+            found[output] = model.predict(source, target=level, output=output)
     for predicted in found.values():
         predicted.uns["trvae_sc"]["history"] = _history(model)
     return found
@@ -102,9 +107,10 @@ def latent_shift(
     values plus the decoded change.
     """
     likelihood = "nb" if keys.is_count else "normal"
-    kwargs = {"preset": "vae", "gene_likelihood": likelihood, "train_kwargs": train_kwargs}
     level = target_level(train, target, keys)
-    model = _fit(train, keys, seed, **kwargs)
+    model = _fit(
+        train, keys, seed, preset="vae", gene_likelihood=likelihood, train_kwargs=train_kwargs
+    )
     kappa = median_total(train, keys)
     found = {}
     for output in ("mean", "delta"):

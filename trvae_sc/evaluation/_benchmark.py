@@ -85,8 +85,9 @@ class Fit(NamedTuple):
             target = self.holdout.target
             found = self.method(*cells, target=target, keys=task.keys, seed=self.seed)
             tables = {output: score(task, predicted) for output, predicted in found.items()}
-        for output, predicted in found.items() if self.export is not None else ():
-            export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
+        if self.export is not None:
+            for output, predicted in found.items():
+                export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
         return {
             "method": self.name,
             "identity": self.identity,
@@ -195,7 +196,7 @@ def benchmark(
         On Ctrl-C. Finished fits are kept in `folder`.
     """
     keys = keys_from(keys, names)
-    methods = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
+    chosen = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
     seeds, holdouts = check_seeds(seeds), list(holdouts)
     check_whole("n_jobs", n_jobs)
     for name, number in (("max_epochs", max_epochs), ("n_top_genes", n_top_genes)):
@@ -205,7 +206,7 @@ def benchmark(
         raise InputError(f"Unknown backend {backend!r}; choose 'local' or 'ray'.")
     if export and folder is None:
         raise InputError("export=True needs a folder to write to.")
-    columns = [column for method in methods.values() for column in method.columns]
+    columns = [column for method in chosen.values() for column in method.columns]
     check_data(adata, keys, *columns)
     for holdout in holdouts:
         check_holdout(adata, holdout, keys)
@@ -215,9 +216,9 @@ def benchmark(
         store.open(run)
         known = store.records()
         _check_tasks([*map(plain, holdouts), *(record["holdout"] for record in known)])
-        _check_identities(known, methods, store.folder)
+        _check_identities(known, chosen, store.folder)
         out = store.folder.resolve() / "predictions" if export else None
-        fits = [fit for h in holdouts for fit in _fits(h, methods, seeds, out)]
+        fits = [fit for h in holdouts for fit in _fits(h, chosen, seeds, out)]
         left = [f for f in fits if not store.path(plain(f.holdout), f.name, f.seed).exists()]
 
         def prepared() -> Iterator[tuple[Task, list[Fit]]]:

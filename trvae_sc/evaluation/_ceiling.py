@@ -59,7 +59,8 @@ def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.Da
     rng = np.random.default_rng(seed)
     halves = _halves(task, rng, n_top)
     drawn = _drawn(task, rng, n_top)
-    corrected, left = [], []
+    corrected: list[tuple[Any, ...]] = []
+    left: list[tuple[Any, ...]] = []
     for row in halves.itertuples(index=False):
         at = (row.metric, row.genes)
         if at in drawn:
