@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -51,8 +51,8 @@ def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
     scaling, features = {}, []
     for key in keys:
         if is_number(obs[key]):
-            values = np.array(levels(obs[key]), dtype=np.float64)
-            scaling[key] = [float(f(values)) for f in (np.mean, np.std, np.min, np.max)]
+            numbers = np.array(levels(obs[key]), dtype=np.float64)
+            scaling[key] = [float(f(numbers)) for f in (np.mean, np.std, np.min, np.max)]
             scaling[key][1] = scaling[key][1] or 1.0
             features.append([key, None])
         else:
@@ -277,7 +277,7 @@ class ConditionSpace:
         """Return the obs columns of cells under a condition."""
         if self.key is None:
             return {}
-        keys = [self.key] if self.parts is None else self.key
+        keys = cast("Sequence[str]", [self.key] if self.parts is None else self.key)
         numbers = {} if self.parts is None else self.parts["scaling"]
         return {
             key: value if key in numbers else pd.Categorical([value] * n_obs, categories=[value])

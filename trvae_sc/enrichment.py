@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from trvae_sc.files import as_path
 from trvae_sc.levels import listing
 
 Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
-_METHODS = Method.__args__
+_METHODS = get_args(Method)
 _GROUP = (
     "label",
     "replicate",
@@ -150,7 +151,9 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         )
 
 
-def _scores(run: object, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
+def _scores(
+    run: Callable[..., Any], wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int
+) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
     plain = wide.set_axis([str(i) for i in range(len(wide))])
     score, qval = run(plain, sets, tmin=min_genes, verbose=False)

@@ -211,7 +211,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_holdout(parser: argparse.ArgumentParser, *, help: str) -> None:
     """Add the option that names combinations, one or several at a time, and its former name."""
-    given = {"action": "extend", "nargs": "+", "default": [], "metavar": "LABEL:TARGET"}
+    given: dict[str, Any] = {
+        "action": "extend",
+        "nargs": "+",
+        "default": [],
+        "metavar": "LABEL:TARGET",
+    }
     parser.add_argument("--holdout", **given, help=help)
     parser.add_argument("--holdouts", dest="holdout", **given | {"help": argparse.SUPPRESS})
 
