@@ -84,6 +84,9 @@ def check_sets(obs: pd.DataFrame, key: Any, separator: Any) -> None:
 class ConditionSets(ConditionSpace):
     """Conditions that are sets of parts; `parts` is what :func:`new_sets` returns."""
 
+    key: str
+    parts: dict[str, Any]
+
     def level(self, condition: Any) -> Any:
         """Return a condition as in :attr:`levels`, or the name of a new set, in any order of its parts."""
         given = self._given(condition)
@@ -156,5 +159,6 @@ class ConditionSets(ConditionSpace):
 
 def space_of(key: Any, names: Sequence[Any], parts: dict[str, Any] | None) -> ConditionSpace:
     """Return the conditions of a registration."""
-    kind = ConditionSets if parts is not None and SETS in parts else ConditionSpace
-    return kind(key, tuple(names), parts)
+    if parts is not None and SETS in parts:
+        return ConditionSets(key, tuple(names), parts)
+    return ConditionSpace(key, tuple(names), parts)

@@ -173,7 +173,7 @@ class _State:
         cls, profiles: Profiles, space: ConditionSpace, source: Any, missing: list[tuple[int, Any]]
     ) -> _State:
         """Return the state; the kernel of conditions is that of :meth:`ConditionSpace.alike`."""
-        s = space.code(source)
+        s = space.levels.index(source)
         codes = np.flatnonzero(profiles.measured(s).any(0))
         targets = list(dict.fromkeys(condition for _, condition in missing))
         every = list(dict.fromkeys([*(space.levels[c] for c in codes), *targets]))

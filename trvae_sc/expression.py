@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
+CellOutput = Literal["counts", "delta"]  #: what every method can predict of cells
 _ROWS = 4096  # of a matrix that may be in a file, summed at a time
 
 
@@ -100,9 +101,9 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
     return Keys(**names)
 
 
-def check_output(output: str | None, keys: Keys) -> str:
+def check_output(output: str | None, keys: Keys) -> CellOutput:
     """Return the output to predict, counts of counts if None; raise where values do not have it."""
-    allowed = ["counts", "delta"] if keys.is_count else ["delta"]
+    allowed: list[CellOutput] = ["counts", "delta"] if keys.is_count else ["delta"]
     if output not in (None, *allowed):
         raise InputError(f"Output {output!r} is not available; choose one of {allowed}.")
     return output or allowed[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -180,7 +180,7 @@ def _counts(
     for i, one in enumerate(moved):
         group[one.rows] = i
     ratio = np.stack([one.factors.of_target for one in moved])
-    gain = np.maximum(np.stack([one.factors.gain for one in moved]), 0.0)
+    gain = np.maximum(np.stack([cast("np.ndarray", one.factors.gain) for one in moved]), 0.0)
     draws, parts = Draws(seed), []
     for at in np.array_split(rows, -(-len(rows) // _BATCH)):
         counts = sparse.csr_matrix(dense(x[at]), dtype=np.float32)

@@ -190,7 +190,7 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
 
 def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
     """Return the shift between two conditions."""
-    s, t = (learned.known.conditions.code(level) for level in (source, target))
+    s, t = (learned.known.conditions.levels.index(level) for level in (source, target))
     if method != "no_change" and not learned.profiles.measured(s)[:, t].any():
         raise InputError(
             f"No label was measured under both {source!r} and {target!r}, so there is no shift to learn."

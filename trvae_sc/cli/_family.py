@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trvae_sc.cli import _commands
 from trvae_sc.cli._commands import (
@@ -22,6 +22,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.files import read, write_anndata, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
     from anndata import AnnData
 
 #: Models by name: their class, and what it is in words.
@@ -213,7 +214,7 @@ def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     hidden = [
         h.hidden(adata, keys) for h in parse_holdouts(_trained_on(model)["holdouts"], adata, keys)
     ]
-    return adata[~sum(hidden).astype(bool)].copy() if hidden else adata
+    return adata[~cast("np.ndarray", sum(hidden)).astype(bool)].copy() if hidden else adata
 
 
 def _trained_on(model: Any) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _mean(
     keys = learned.keys
     names = dict(groups(source.obs, keys))
     x: Any = 0.0
-    ends = dict.fromkeys(names, 0.0)
+    ends: dict[tuple[str, str], Any] = dict.fromkeys(names, 0.0)
     for method, outputs in found.items():
         predicted = outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
         if predicted.n_obs != source.n_obs:

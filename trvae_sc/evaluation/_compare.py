@@ -158,7 +158,7 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
             "This is no prediction: predicted.uns['trvae_sc'] does not say from what and on which scale it "
             "was made. Pass what TRVAE.predict, select or baselines.predict returned."
         )
-    named = {
+    named: dict[str, Any] = {
         k: list(v) if isinstance(v, np.ndarray | list | tuple) else str(v)
         for k, v in record["keys"].items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import check_counts, training_data
-from trvae_sc.expression import Keys, check_output, keys_from
+from trvae_sc.expression import KeyNames, Keys, check_output, keys_from
 from trvae_sc.levels import as_text, level_name, match_level
 from trvae_sc.notes import log_notes
 
@@ -162,7 +162,7 @@ def select(  # noqa: PLR0913
     seeds = check_seeds(seeds)
     if combine not in ("best", "stack"):
         raise InputError(f"combine is {combine!r}; choose 'best' or 'stack'.")
-    names = {name: kwargs.pop(name) for name in Keys._fields if name in kwargs}
+    names = cast("KeyNames", {k: kwargs.pop(k) for k in Keys._fields if k in kwargs})
     keys = keys_from(keys, names)
     output = check_output(output, keys)
     methods = _DEFAULTS[combine] if methods is None else methods
@@ -209,7 +209,7 @@ def select(  # noqa: PLR0913
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
     is_stack = len(weights) > 1
-    selection = {"method": STACK if is_stack else next(iter(weights))}
+    selection: dict[str, Any] = {"method": STACK if is_stack else next(iter(weights))}
     selection |= {"weights": weights} if is_stack else {}
     selection |= {"output": output, "metric": metric}
     selection |= _evidence(tasks, best)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import joblib
 
@@ -19,13 +19,24 @@ from trvae_sc.errors import MissingExtraError
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.files import scratch
 
-Fit = Callable[[Task], dict[str, Any]]
+
+class Fit(Protocol):
+    """What is run on a task."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is not worth a worker of its own."""
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """Return the record of its scores."""
+
+
 Prepared = Iterator[tuple[Task, Sequence[Fit]]]
 
 _AHEAD = 2  # parts that wait for each worker
 
 
-def _parts(fits: Sequence[Any]) -> list[list[Any]]:
+def _parts(fits: Sequence[Fit]) -> list[list[Fit]]:
     """Return what is worth a worker: each fit that trains; the others of a hold-out together."""
     quick = [fit for fit in fits if fit.is_quick]
     return [*([quick] if quick else []), *([fit] for fit in fits if not fit.is_quick)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -121,7 +122,7 @@ def traversal(
         )
     name = f"latent dimension {walk.uns['trvae_sc']['dimension']}"
     if _are_images(walk):
-        ax = grid(walk, columns="value", n_columns=walk.n_obs, ax=ax)
+        ax = cast("Axes", grid(walk, columns="value", n_columns=walk.n_obs, ax=ax))
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
     ax = axes_of(ax, 4.9, 3.3)
