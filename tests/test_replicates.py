@@ -198,6 +198,16 @@ def test_cells_without_donors_can_be_predicted(donors):
     assert model.predict(cells, target="stimulated").n_obs == 20
 
 
+def test_a_query_without_donors_keeps_those_of_its_reference(donors):
+    model, adata = donors
+    query = adata[adata.obs["cell_type"] == "type_1"][:80].copy()
+    del query.obs["donor"]
+    query.obs["condition"] = query.obs["condition"].astype(str).replace("stimulated", "new")
+    extended = TRVAE.load_query_data(query, model)
+    extended.train(1, **QUIET)
+    assert extended.trained.replicates.names == model.trained.replicates.names
+
+
 def test_bad_replicates_are_refused(donors, trained, make_adata):
     adata = make_adata()
     adata.obs["donor"] = np.where(adata.obs["condition"] == "control", "a", "b")

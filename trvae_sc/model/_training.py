@@ -212,7 +212,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
                 few = len(self.active_dims) <= len(self.kl_) / 2
                 logger.log(logging.WARNING if few else logging.INFO, "%s", note)
         key = self.registry_["setup_args"].get("replicate_key")
-        if key is not None:
+        if key in self.adata.obs and not self.frozen_conditions_:  # a query keeps its reference's
             self.replicates_ = replicate_means(self.trained, manager, rows, key)
 
     @property
