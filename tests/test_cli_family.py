@@ -25,7 +25,8 @@ def cells(make_adata):
 
 
 def train(run, *options):
-    code, out, err = run("train", "cells.h5ad", *SETUP, *TOTALS, *QUICK, *options, "-o", "model")
+    options = ["cells.h5ad", *SETUP, *TOTALS, *QUICK, *options, "-o", "model", "--json"]
+    code, out, err = run("train", *options)
     assert code == 0, err
     return json.loads(out)
 
@@ -109,6 +110,7 @@ def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
     hidden = (cells.obs["cell_type"] == "NK") & (cells.obs["condition"] == "stimulated")
     model.adata = cells[~hidden].copy()
     options = ["--condition", "control", "--n-obs", "9", "--labels", "NK", "--output", "mean"]
+    options += ["--json"]
     code, out, err = run("generate", "model", "cells.h5ad", *options, *CPU, "-o", "new.h5ad")
     assert code == 0, err
     assert json.loads(out) == {"out": "new.h5ad", "n_cells": 9}
@@ -173,7 +175,7 @@ def test_requests_that_a_model_cannot_answer(run, cells):
                 *("predict", "model", "cells.h5ad", "--target", "stimulated"),
                 *("--exemplars", "cells.h5ad", "-o", "x.h5ad"),
             ],
-            "--exemplars is of a flow_transfer",
+            "--exemplars is of trvae and flow_transfer",
         ),
     ):
         code, _, err = run(*request, *CPU)

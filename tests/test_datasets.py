@@ -615,3 +615,29 @@ def test_haber17_refuses_columns_of_another_kind(serve, cache, monkeypatch, stra
     gut(serve, monkeypatch, header="\t".join([strange, *GUT[1:]]))
     with pytest.raises(InputError, match=rf"columns \['{strange}'\]; expected unique ones as 'B1_"):
         datasets.haber17(progress=False)
+
+
+def test_donors_differ_as_told():
+    simulate = datasets.simulate
+    one, several = simulate(600, 50, seed=3), simulate(600, 50, n_donors=3, seed=3)
+    assert "donor" not in one.obs
+    assert list(one.varm) == ["true_share"]
+    assert (one.X != several.X).nnz == 0  # donors that do not differ
+    adata = simulate(6000, 400, n_labels=3, n_donors=20, donor_sd=0.4, heterogeneity=0.0, seed=4)
+    assert adata.obs["donor"].nunique() == 20
+    truth = np.log(adata.varm["true_donor_share"])
+    control = truth[[f"type_0|control|donor_{d}" for d in range(20)]].to_numpy()
+    sd = (control - control.mean(0)).std(1, ddof=1)
+    assert np.sqrt(np.mean(sd**2)) == pytest.approx(0.4, rel=0.1)
+    end = truth[[f"type_0|stimulated|donor_{d}" for d in range(20)]].to_numpy()
+    change = end - control
+    spread = (change - np.median(change, 0)).std(1, ddof=1)
+    responds = spread > 0.1
+    assert 0.05 < responds.mean() < 0.3
+    assert np.sqrt(np.mean(spread[responds] ** 2)) == pytest.approx(0.4, rel=0.15)
+    both = adata.varm["true_share"]["type_0|control"]
+    assert both.sum() == pytest.approx(1.0)
+    with pytest.raises(InputError, match="n_donors is 0"):
+        simulate(n_donors=0)
+    with pytest.raises(InputError, match="donor_sd is -1"):
+        simulate(donor_sd=-1)

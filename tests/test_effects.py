@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from trvae_sc.errors import InputError
-from trvae_sc.shift import p_values
+from trvae_sc.intervals import p_values
 
 
 @pytest.fixture(scope="module")

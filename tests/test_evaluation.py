@@ -171,6 +171,28 @@ def test_holdouts_by_another_column(make_adata):
         parse_holdouts(["B:stimulated"], adata, Keys("condition"))
 
 
+def test_holdouts_of_a_label_in_a_batch(make_adata):
+    adata = make_adata(n_cells=240)
+    found = holdouts(adata, keys=COUNTS, by=["batch", "cell_type"], min_cells=10)
+    assert [str(h) for h in found] == [
+        f"{batch} + {label}:stimulated" for batch in ("b0", "b1") for label in ("B", "NK", "T")
+    ]
+    first = Holdout("B", "stimulated", "control", key="cell_type", within=(("batch", "b0"),))
+    assert found[0] == first
+    own = (adata.obs[["batch", "cell_type"]] == ["b0", "B"]).all(axis=1)
+    expected = own & (adata.obs["condition"] == "stimulated")
+    assert (first.hidden(adata, COUNTS) == expected).all()
+    task = prepare_task(adata, first, keys=COUNTS, n_top_genes=None)
+    assert task.real.shape[0] == expected.sum()
+    assert task.train.n_obs == 240 - expected.sum()
+    assert set(task.source.obs["batch"]) == {"b0"}
+    assert set(task.source.obs["cell_type"]) == {"B"}
+    results = benchmark(adata, ["mean_shift"], found[:2], keys=COUNTS, seeds=1, n_top_genes=None)
+    assert results.table["label"].unique().tolist() == ["b0 + B", "b0 + NK"]
+    with pytest.raises(InputError, match="No column 'donor'"):
+        holdouts(adata, keys=COUNTS, by=["donor", "cell_type"])
+
+
 def test_holdouts_together_name_each_other(make_adata):
     found = holdouts(make_adata(), keys=COUNTS, min_cells=5, together=2)
     bare = [Holdout(label, "stimulated", "control") for label in ("B", "NK", "T")]

@@ -47,6 +47,9 @@ def test_counts_are_combined_as_means_not_as_logarithms():
     many, left = Exemplars(np.log1p([3.0]), 10**6, 1.0, spread).combined(f, error, is_count=True)
     assert many == pytest.approx(np.log1p([3.0]), abs=1e-3)
     assert left < 1e-3
+    none, left = Exemplars(np.zeros(1), 5, 1.0, spread).combined(0 * f, error, is_count=True)
+    assert none == pytest.approx([0.0])
+    assert 0.1 < left.item() < 1.0  # a gene that neither shows is not known without error
     sure, _ = Exemplars(np.log1p([3.0]), 5, 1.0, spread).combined(f, 0 * error, is_count=True)
     assert sure == pytest.approx(f)
 

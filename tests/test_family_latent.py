@@ -119,7 +119,8 @@ def test_cells_that_are_not_the_models_own(model, make_adata):
     found = family.interpolate(model, 0, 2, steps=2, adata=other[:, ::-1].copy())
     z = model.get_latent_representation(other)
     np.testing.assert_allclose(found.obsm["X_trvae"], z[[0, 2]], rtol=1e-3, atol=1e-5)
-    family.shift_attribute(model, before, {"cell_type": "B"})
+    moved = family.shift_attribute(model, before, {"cell_type": "B"})
+    pd.testing.assert_frame_equal(moved.var, model.adata.var)  # what is known of genes, or pixels
     assert list(before.obs) == list(make_adata(n_cells=24).obs)
 
 

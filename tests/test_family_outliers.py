@@ -101,17 +101,16 @@ def test_likelihood_is_that_of_importance_sampling(fit):
 # -- calibration --------------------------------------------------------------------------------------
 
 
-def by_hand(known, deviances, own, x, *, is_among):
-    """Return deviance and distances as shares of the reference above, joined: T of the docstring."""
-    shares = []
-    n = len(known[0])
-    for reference, values in zip([deviances, *known], [own, *x], strict=True):
-        above = (reference[None] >= values[:, None]).sum(1)
-        shares.append(above / n if is_among else (1 + above) / (1 + n))
+def by_hand(base, values):
+    """Return deviance and distances as shares of training cells above, joined: T of the docstring."""
+    shares = [
+        (1 + (b[None] >= v[:, None]).sum(1)) / (1 + len(b))
+        for b, v in zip(base, values, strict=True)
+    ]
     return -(0.5 * np.log(shares[0]) + np.log(shares[1]) + np.log(shares[2]))
 
 
-def distances(made, train, cells):
+def distances(made, train, cells, *, own=False):
     """Return mean distances to the 5 nearest in 10 and 30 components, by distances of all pairs."""
 
     def logs(adata):
@@ -121,7 +120,7 @@ def distances(made, train, cells):
     pca = PCA(30, svd_solver="full").fit(logs(train))
     at = [pca.transform(logs(adata)) for adata in (cells, train)]
     pairs = [cdist(*(a[:, :n] for a in at)) for n in (10, 30)]
-    return [np.sort(d, 1)[:, :5].mean(1) for d in pairs]
+    return [np.sort(d, 1)[:, int(own) : 5 + int(own)].mean(1) for d in pairs]
 
 
 def test_score_joins_deviance_and_neighbours_and_p_values_are_its_shares(make_adata, caplog):
@@ -137,9 +136,10 @@ def test_score_joins_deviance_and_neighbours_and_p_values_are_its_shares(make_ad
     pd.testing.assert_frame_equal(cells.obs, before.obs)
     near, far = distances(made, train, held), distances(made, train, cells)
     np.testing.assert_allclose(found["neighbors"], far[1], rtol=1e-3)
-    known = of_held["deviance"].to_numpy()
-    reference = by_hand(near, known, known, near, is_among=True)
-    score = by_hand(near, known, found["deviance"].to_numpy(), far, is_among=False)
+    of_train = outlier_score(made, train.copy())
+    parts = (of_train, distances(made, train, train, own=True)), (of_held, near), (found, far)
+    base, reference, own = ([table["deviance"].to_numpy(), *d] for table, d in parts)
+    reference, score = by_hand(base, reference), by_hand(base, own)
     np.testing.assert_allclose(found["score"], score, rtol=1e-6)
     share = [(1 + (reference >= t - 1e-9).sum()) / 51 for t in score]
     np.testing.assert_allclose(found["p_value"], share)

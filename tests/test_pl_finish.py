@@ -195,6 +195,10 @@ def test_a_score_far_from_the_others_does_not_squeeze_the_axis():
     assert 0.5 < low < 0.6
     assert 0.9 < high < 1.0
     assert [text.get_text() for text in ax.texts] == ["-5.0"]
+    no_change = table.assign(method="no_change", value=0.0)
+    ax = pl.benchmark(pd.concat([table, no_change]))  # what scores are compared with stays in sight
+    assert -0.2 < ax.get_xlim()[0] < 0
+    assert [text.get_text() for text in ax.texts] == ["-5.0"]
 
 
 def test_arrows_are_at_the_end_of_the_axis():

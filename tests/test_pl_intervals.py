@@ -8,8 +8,8 @@ import pytest
 
 from trvae_sc import pl
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import half_width
 from trvae_sc.pl import COLORS
-from trvae_sc.shift import half_width
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ from sklearn.linear_model import Ridge as LinearRidge
 
 from trvae_sc import TRVAE
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import half_width
 from trvae_sc.model import _write
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.model._decode import decoded_batches, expected_log
-from trvae_sc.shift import Likeness, Profiles, Ridge, half_width
+from trvae_sc.shift import Likeness, Profiles, Ridge
 
 torch.set_num_threads(1)
 

@@ -27,7 +27,7 @@ from trvae_sc.evaluation import (
     training_data,
 )
 from trvae_sc.evaluation._left_out import LeftOut, stacking_weights
-from trvae_sc.shift import half_width
+from trvae_sc.intervals import half_width
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 SIMPLE = ["no_change", "mean_shift", "context_shift"]

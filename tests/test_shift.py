@@ -6,15 +6,8 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from sklearn.linear_model import Ridge as LinearRidge
 
-from trvae_sc.shift import (
-    Likeness,
-    Profiles,
-    Ridge,
-    changed,
-    half_width,
-    log_fold_change,
-    novelty,
-)
+from trvae_sc.intervals import half_width
+from trvae_sc.shift import Likeness, Profiles, Ridge, changed, log_fold_change, novelty
 
 
 def ridge_of(profiles, shifts, n_cells, *, is_count=False):

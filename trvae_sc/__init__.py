@@ -25,6 +25,7 @@ __all__ = [
     "pathways",
     "pl",
     "predict_labels",
+    "pseudobulk",
     "report",
     "select",
 ]
@@ -39,6 +40,7 @@ _HOMES = {
     "choose_genes": "trvae_sc.evaluation",
     "compare": "trvae_sc.evaluation",
     "predict_labels": "trvae_sc.evaluation",
+    "pseudobulk": "trvae_sc.bulk",
     "select": "trvae_sc.evaluation",
 }
 

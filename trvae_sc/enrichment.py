@@ -16,7 +16,12 @@ from trvae_sc.levels import listing
 
 Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
 _METHODS = get_args(Method)
-_GROUP = ("label", "source", "target", "donor")  # columns of effects that say whose change it is
+_GROUP = (
+    "label",
+    "replicate",
+    "source",
+    "target",
+)  # columns of effects that say whose change it is
 _REAL = "real_change"
 
 
@@ -50,7 +55,7 @@ def pathways(
     Returns
     -------
     One row a label and set, the largest absolute score of a label first: ``label`` (and ``source``, ``target``,
-    ``donor``), ``pathway``, ``n_genes`` that are in both, ``score``, ``qval`` (Benjamini and Hochberg within
+    ``replicate``), ``pathway``, ``n_genes`` that are in both, ``score``, ``qval`` (Benjamini and Hochberg within
     the label; NaN where the method has no p-values); with real changes ``real_score``, ``real_qval`` and
     ``agrees``, whether both scores have the same sign.
 

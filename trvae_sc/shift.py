@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-LEVEL = 0.9  # share of genes that intervals are to cover
+from trvae_sc.replicates import Pairs, Replicates
+
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
 _HALF_CELLS = 30  # of a group whose noise is as large as what is a label's own
 _COMMON = 1e6  # prior variance of what all labels share
 _EPS = 0.3  # counts added before logarithms are taken: fewer are noise
-_PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
-_SURE_CELLS = 300  # of a label whose residual says half as much as one of very many cells
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,15 @@ class Profiles:
         Names of the labels.
     is_count
         Whether the values are counts.
+    replicates
+        The same of each donor, if changes are to be taken within them.
     """
 
     mean: np.ndarray
     n_cells: np.ndarray
     labels: tuple[str, ...]
     is_count: bool
+    replicates: Replicates | None = None
 
     def measured(self, source: int) -> np.ndarray:
         """Return where a change from the source was measured, shape (n_labels, n_conditions)."""
@@ -45,11 +47,29 @@ class Profiles:
         return found
 
     def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
-        """Return the change of groups (label, condition) from the source: log fold change of counts."""
+        """Return the change of groups (label, condition) from the source: log fold change of counts.
+
+        With replicates the mean of their own changes, each weighing n / (n + 30), where one has both.
+        """
         label, condition = groups.T
-        return log_fold_change(
-            self.mean[label, source], self.mean[label, condition], is_count=self.is_count
-        )
+        ends = self.mean[label, source], self.mean[label, condition]
+        found = log_fold_change(*ends, is_count=self.is_count)
+        for i, pairs in enumerate(self.pairs(groups, source)):
+            if pairs is not None:
+                own = log_fold_change(pairs.start, pairs.end, is_count=self.is_count)
+                found[i] = np.average(own, axis=0, weights=replicate_weight(pairs.n))
+        return found
+
+    def pairs(self, groups: np.ndarray, source: int) -> list[Pairs | None]:
+        """Return the replicates of each group that have it and its source; None without any."""
+        if self.replicates is None:
+            return [None] * len(groups)
+        return [self.replicates.pairs(label, source, c) for label, c in groups]
+
+
+def replicate_weight(n: np.ndarray) -> np.ndarray:
+    """Return what the changes of replicates weigh, n / (n + 30) of one with n cells."""
+    return n / (n + _HALF_CELLS)
 
 
 @dataclass(frozen=True)
@@ -231,119 +251,6 @@ class Ridge:
         """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""
         label, condition = self.groups.T
         return self.profiles.mean[label, condition] - self.profiles.mean[label, self.source]
-
-
-def half_width(missed: np.ndarray, n: np.ndarray, *, level: float = LEVEL) -> np.ndarray | None:
-    r"""Return half the width of each gene's interval for the change of one more label.
-
-    With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
-    :math:`s_g^2 = (\sum_l w_l e_{lg}^2 + \overline{e^2}) / (\sum_l w_l + 1)`, drawn towards the mean
-    over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
-    genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
-    with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
-    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise.
-
-    Parameters
-    ----------
-    missed
-        Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
-    n
-        Cells that each rests on, shape (n_labels,).
-    level
-        Share of genes that the intervals shall cover.
-
-    Returns
-    -------
-    Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
-    """
-    found = standardised(missed, n)
-    if found is None:
-        return None
-    scores, weights, scale = found
-    return _quantile(scores, level, weights) * scale
-
-
-def standardised(
-    missed: np.ndarray, n: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
-
-    See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
-    """
-    found = _scales(missed, n)
-    if found is None:
-        return None
-    others, weight, scale = found
-    known = np.isfinite(missed)
-    return (np.abs(missed) / others)[known], weight[known], scale
-
-
-def p_values(
-    change: np.ndarray, predicted: np.ndarray, missed: np.ndarray, n: np.ndarray
-) -> np.ndarray:
-    r"""Return how often a change at least as large is predicted of a gene that does not change so.
-
-    Of labels that were left out, the predictions with the wrong sign tell how large changes are predicted
-    where there are none: the p-value is the weighted share of their :math:`|\hat d_{lg}| / s_g^{(-l)}` that
-    reach :math:`|\text{change}| / s_g`, in units of the scales of :func:`half_width`. Of genes that do not
-    change, half of the predictions have the wrong sign, by chance (as decoys have; Elias and Gygi 2007,
-    doi:10.1038/nmeth1019). It is evidence from how well labels predict each other, not from replicates.
-
-    Parameters
-    ----------
-    change
-        Predicted change, shape (n_genes,).
-    predicted, missed
-        Predicted changes of labels that were left out, and truth less these, shape (n_labels, n_genes).
-    n
-        Cells that each label rests on, shape (n_labels,).
-
-    Returns
-    -------
-    Shape (n_genes,); NaN for fewer than three labels.
-    """
-    found = _scales(missed, n)
-    if found is None:
-        return np.full(len(change), np.nan)
-    others, weight, scale = found
-    is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
-    scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
-    order = scores.argsort()
-    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
-    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
-    one = weights.mean() if len(weights) else 1.0
-    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
-
-
-def _scales(missed: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, ...] | None:
-    """Return each gene's scale without a label, (n_labels, n_genes), the weights of residuals, and its scale.
-
-    None for fewer than three labels.
-    """
-    if len(missed) < 3:
-        return None
-    weight = n / (n + _SURE_CELLS)
-    known = np.isfinite(missed)
-    weight = (weight / weight.max())[:, None] * known
-    squares = np.square(np.where(known, missed, 0.0))
-    others = [
-        _scale(np.delete(squares, i, 0), np.delete(weight, i, 0)) for i in range(len(squares))
-    ]
-    return np.stack(others), weight, _scale(squares, weight)
-
-
-def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
-    squares = weight * squares
-    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
-    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
-
-
-def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:
-    """Return a quantile of weighted values; of equal ones numpy's ``"hazen"``."""
-    order = values.argsort()
-    below = weight[order].cumsum() - 0.5 * weight[order]
-    return float(np.interp(level * weight.sum(), below, values[order]))
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:

@@ -62,6 +62,7 @@ def __getattr__(name: str) -> Any:
         "context_shift": context_shift,
         "latent_shift": _neural.latent_shift,
         "trvae": _neural.trvae,
+        "no_transfer": partial(_neural.trvae, transfer_weight=0.0),
         **{preset: partial(_neural.trvae, preset=preset) for preset in presets},
     }
     return globals()["METHODS"]

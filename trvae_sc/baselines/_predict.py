@@ -22,11 +22,11 @@ from trvae_sc.baselines._simple import (
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
+from trvae_sc.intervals import half_width, p_values
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import given_labels
-from trvae_sc.shift import half_width, p_values
 
 _FUNCTIONS = {f.__name__: f for f in (no_change, mean_shift, nearest_shift, context_shift)}
 

@@ -25,6 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trvae-sc",
         description="Predict single cells under conditions they were not measured in.",
+        epilog="Your shell completes commands, options and names after: pip install "
+        "'trvae_sc[completion]'; eval \"$(register-python-argcomplete trvae-sc)\"",
     )
     parser.add_argument("--version", action="version", version=f"trvae-sc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -107,7 +109,8 @@ def _add_select(commands: Any) -> None:
     parser.add_argument(
         "--labels", nargs="+", help="labels to predict (those without target cells)"
     )
-    _add_methods(parser, default=["mean_shift", "context_shift", "trvae"])
+    words = "mean_shift context_shift trvae; to stack, context_shift trvae no_transfer"
+    _add_names(parser, "--methods", METHODS, of="method", default=None, words=words, nargs="+")
     _add_names(parser, "--metric", METRICS, of="metric", default="effect_r2")
     parser.add_argument(
         "--combine",
@@ -146,7 +149,11 @@ def _add_benchmark(commands: Any) -> None:
     _add_data(parser)
     _add_holdout(parser, help="combinations to hide in turn (all that have enough cells)")
     parser.add_argument("--source", help="condition to start from; needed with three or more")
-    parser.add_argument("--by", help="column of obs to hold out levels of, in place of labels")
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        help="columns of obs to hold out levels of, in place of labels: donor, or donor cell_type",
+    )
     parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
     parser.add_argument(
         "--max-cells", type=int, help="of each label and condition, for a quicker look (all)"
@@ -220,18 +227,19 @@ def _add_names(
     names: tuple[str, ...],
     *,
     of: str,
-    default: str | list[str],
+    default: str | list[str] | None,
+    words: str = "",
     **kwargs: Any,
 ) -> None:
-    """Add an option that takes names, which its help lists."""
-    chosen = default if isinstance(default, str) else " ".join(default)
+    """Add an option that takes names, which its help lists; `words` say the default."""
+    chosen = words or (default if isinstance(default, str) else " ".join(default or ()))
     parser.add_argument(
         option,
         type=one_of(names, of),
         choices=names,
         metavar=of.upper(),
         default=default,
-        help=f"of {', '.join(names)} ({chosen})",
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
         **kwargs,
     )
 

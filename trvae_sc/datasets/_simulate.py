@@ -9,13 +9,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.errors import InputError
 
 _N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
 _SHARE_RESPONDING = 0.15
 
 
-def simulate(
+def simulate(  # noqa: PLR0913
     n_cells: int = 3000,
     n_genes: int = 500,
     *,
@@ -28,6 +29,8 @@ def simulate(
     dispersion: float = 4.0,
     heterogeneity: float = 0.3,
     paired: bool = False,
+    n_donors: int = 1,
+    donor_sd: float = 0.0,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate counts of cells of several labels under several conditions, with known truth.
@@ -63,6 +66,11 @@ def simulate(
         :math:`\mu + \mu^2/\theta`.
     heterogeneity
         Standard deviation of a cell's state along the programs.
+    n_donors
+        Number of donors ("donor_0", ...), each with cells of every label and condition.
+    donor_sd
+        Standard deviation of how a donor differs from the mean, in natural log units: in the level of every
+        gene, and in the response of responding genes to each condition.
     paired
         Measure every cell under every condition, in one state, with a total of its own under each:
         what no experiment can, and a paired translator needs. `n_cells` is rounded down to whole sets.
@@ -72,14 +80,16 @@ def simulate(
     Returns
     -------
     AnnData with counts in ``X`` (CSR), ``obs["condition"]``, ``obs["cell_type"]``,
-    ``obs["total_counts"]`` and, if `paired`, the number of the cell, ``obs["pair"]``.
+    ``obs["total_counts"]``, with several donors ``obs["donor"]`` and, if `paired`, the number of the cell,
+    ``obs["pair"]``.
     ``varm["true_share"]`` holds the expected share of every gene by "label|condition", over the
-    states of all cells of the label: the truth also of combinations that are then held out.
+    states of all cells of the label: the truth also of combinations that are then held out;
+    ``varm["true_donor_share"]`` the same of donors, by "label|condition|donor".
 
     Raises
     ------
     InputError
-        Fewer cells than combinations, or a share outside 0 to 1.
+        Fewer cells than combinations, a share outside 0 to 1, or a negative deviation of donors.
 
     Examples
     --------
@@ -90,6 +100,8 @@ def simulate(
         raise InputError(f"specificity is {specificity}; it is a share from 0 to 1.")
     if n_cells < n_labels * len(conditions):
         raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
+    check_whole("n_donors", n_donors)
+    check_number("donor_sd", donor_sd, 0.0)
     rng = np.random.default_rng(seed)
     programs = rng.normal(0.0, 0.6, (_N_PROGRAMS, n_genes)) * (rng.random(n_genes) < 0.5)
     position = rng.normal(0.0, 1.0, (n_labels, _N_PROGRAMS))
@@ -109,21 +121,26 @@ def simulate(
         label[:first], condition[:first] = np.divmod(np.arange(first), len(conditions))
     state = position[label] + heterogeneity * rng.normal(size=(len(label), _N_PROGRAMS))
     label, state = label.repeat(n_each), state.repeat(n_each, 0)
+    donor, of_donor = _donors(n_donors, donor_sd, common, len(label), n_each, seed)
 
     def shares(cells: np.ndarray, c: int) -> np.ndarray:
         logits = base + state[cells] @ programs
         logits += (1 - specificity) * common[c] + specificity * state[cells] @ specific[c]
+        logits += of_donor[donor[cells], c]
         weights = np.exp(logits - logits.max(1, keepdims=True))
         return weights / weights.sum(1, keepdims=True)
 
     total = np.exp(rng.normal(np.log(depth), depth_sd, n_cells))
     theta = np.exp(rng.normal(np.log(dispersion), 0.5, n_genes))
     rates = np.empty((n_cells, n_genes))
-    truth = {}
+    truth, by_donor = {}, {}
     for c, name in enumerate(conditions):
         rates[condition == c] = shares(np.flatnonzero(condition == c), c)
         for k in range(n_labels):
             truth[f"type_{k}|{name}"] = shares(np.flatnonzero(label == k), c).mean(0)
+            for d in range(n_donors if n_donors > 1 else 0):
+                own = shares(np.flatnonzero((label == k) & (donor == d)), c)
+                by_donor[f"type_{k}|{name}|donor_{d}"] = own.mean(0) if len(own) else np.nan
     counts = rng.poisson(rates * total[:, None] * rng.gamma(theta, 1 / theta, rates.shape))
     genes = pd.Index([f"gene_{i}" for i in range(n_genes)])
     obs = pd.DataFrame(
@@ -140,7 +157,26 @@ def simulate(
     if paired:
         adata.obs["pair"] = np.arange(n_cells) // n_each
     adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
+    if n_donors > 1:
+        names = [f"donor_{d}" for d in range(n_donors)]
+        adata.obs["donor"] = pd.Categorical.from_codes(donor, names)
+        adata.varm["true_donor_share"] = pd.DataFrame(by_donor, index=genes)
     return adata[adata.obs["total_counts"] > 0].copy()
+
+
+def _donors(
+    n_donors: int, sd: float, common: np.ndarray, n_cells: int, n_each: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the donor of each cell, and what is added to its logits under each condition.
+
+    Shapes (n_cells,) and (n_donors, n_conditions, n_genes). Their draws are their own: other data of a seed
+    stay what they are.
+    """
+    rng = np.random.default_rng([seed, 1])
+    donor = rng.permutation(np.arange(n_cells // n_each) % n_donors).repeat(n_each)
+    level = rng.normal(0.0, sd, (n_donors, 1, common.shape[1]))
+    response = rng.normal(0.0, sd, (n_donors, *common.shape)) * (common != 0)
+    return donor, level + response
 
 
 def _uneven(n: int) -> np.ndarray:

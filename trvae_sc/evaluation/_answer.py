@@ -16,8 +16,8 @@ from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method
 from trvae_sc.evaluation._scores import rescaled
 from trvae_sc.expression import Keys, dense, groups, log_values
+from trvae_sc.intervals import half_width
 from trvae_sc.levels import as_text, match_level
-from trvae_sc.shift import half_width
 
 STACK = "stack"  #: name of the weighted mean of methods
 

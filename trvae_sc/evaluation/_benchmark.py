@@ -45,7 +45,7 @@ class Clock:
 
     def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
         slow = {fit.name for fit in fits if not fit.is_quick}
-        self.counted = slow or {fit.name for fit in fits}
+        self.counted, self.of_networks = slow or {fit.name for fit in fits}, bool(slow)
         self.left = sum(fit.name in self.counted for fit in fits)
         self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
         self.start, self.told = time.perf_counter(), False
@@ -57,8 +57,9 @@ class Clock:
             self.left -= 1
             if not self.told and self.left:
                 seconds = self.left * record["seconds"] / min(self.n_jobs, self.left)
-                trained = " that train a network" if len(self.counted) < self.of else ""
-                say(f"{self.left} more fits{trained} will take about {duration(seconds)}.")
+                trained = " that train a network" if self.of_networks else ""
+                if seconds >= 1:
+                    say(f"{self.left} more fits{trained} will take about {duration(seconds)}.")
                 self.told = True
         if self.done == self.of:
             say(f"{self.of} fits in {duration(time.perf_counter() - self.start)}.")
@@ -329,6 +330,7 @@ def plain(holdout: Holdout) -> dict[str, Any]:
     """Return a hold-out as types that JSON can hold."""
     levels = {k: getattr(holdout, k) for k in ("label", "source", "target")}
     named = {k: None if level is None else level_name(level) for k, level in levels.items()}
+    named["label"] = holdout.name
     return {**named, "key": holdout.key, "also": [str(other) for other in holdout.also]}
 
 

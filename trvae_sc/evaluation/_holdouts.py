@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import check_obs
+from trvae_sc.checks import SEPARATOR, check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, keys_from
 from trvae_sc.levels import as_text, default_source, level_name
@@ -38,6 +38,8 @@ class Holdout:
         Column of ``obs`` that `label` is a level of (a batch or patient); the labels if None.
     also
         Further combinations hidden from the same training, not scored.
+    within
+        Further columns of ``obs`` and their level, as ``(("donor", "d1"),)`` for a label of one donor.
     """
 
     label: Any
@@ -45,10 +47,21 @@ class Holdout:
     source: Any = None
     key: str | None = None
     also: tuple[Holdout, ...] = ()
+    within: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        """Return ``label:target``."""
-        return f"{level_name(self.label)}:{level_name(self.target)}"
+        """Return ``label:target``, or ``donor + label:target`` within a donor."""
+        return f"{self.name}:{level_name(self.target)}"
+
+    @property
+    def name(self) -> str:
+        """The label, after the levels that it is within."""
+        return SEPARATOR.join([level_name(v) for v in (*(v for _, v in self.within), self.label)])
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of ``obs`` that it is defined by besides labels and conditions."""
+        return [*([] if self.key is None else [self.key]), *(key for key, _ in self.within)]
 
     def __repr__(self) -> str:
         """Return what is hidden, and what it is predicted from."""
@@ -76,7 +89,10 @@ class Holdout:
         key = keys.labels_key if self.key is None else self.key
         if key is None:
             raise InputError(f"Hold-out {self} needs a column of labels: name it with labels_key=.")
-        return (as_text(adata.obs[key]) == level_name(self.label)).to_numpy()
+        has = (as_text(adata.obs[key]) == level_name(self.label)).to_numpy()
+        for other, level in self.within:
+            has = has & (as_text(adata.obs[other]) == level_name(level)).to_numpy()
+        return has
 
 
 def holdouts(
@@ -84,7 +100,7 @@ def holdouts(
     *,
     keys: Any = None,
     source: Any = None,
-    by: str | None = None,
+    by: str | Sequence[str] | None = None,
     min_cells: int = 30,
     together: int = 1,
     **names: Unpack[KeyNames],
@@ -103,7 +119,8 @@ def holdouts(
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
     by
-        Column of ``obs`` whose levels are held out (batch, patient); the labels if None.
+        Column of ``obs`` whose levels are held out (batch, donor); the labels if None. Of several, as
+        ``["donor", "cell_type"]``, every combination of levels is.
     min_cells
         Cells that source and target of a combination need.
     together
@@ -123,12 +140,12 @@ def holdouts(
     keys = keys_from(keys, names)
     check_whole("min_cells", min_cells, 0)
     check_whole("together", together)
-    key = keys.labels_key if by is None else by
-    if key is None:
+    columns = [keys.labels_key] if by is None else [by] if isinstance(by, str) else list(by)
+    if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
-    check_obs(adata, [keys.condition_key, key])
+    check_obs(adata, [keys.condition_key, *columns])
     conditions = as_text(adata.obs[keys.condition_key])
-    table = pd.crosstab(as_text(adata.obs[key]), conditions)
+    table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
     if source is None:
         source = default_source(adata.obs[keys.condition_key])
     source = level_name(source)
@@ -137,8 +154,9 @@ def holdouts(
     found, small = [], []
     for target in (c for c in table if c != source):
         enough = (table[[source, target]] >= min_cells).all(axis=1)
-        small += [f"{label}:{target}" for label in table.index[~enough]]
-        some = [Holdout(label, target, source, by) for label in table.index[enough]]
+        every = [_holdout(levels, columns, target, source, by) for levels in table.index]
+        some = [h for h, has in zip(every, enough, strict=True) if has]
+        small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         for start in range(0, len(some), together):
             group = some[start : start + together]
             found += [replace(h, also=tuple(o for o in group if o != h)) for h in group]
@@ -147,6 +165,14 @@ def holdouts(
     if not found:
         raise InputError(f"No combination has {min_cells} cells under {source!r} and a target.")
     return found
+
+
+def _holdout(levels: Any, columns: Sequence[str], target: str, source: str, by: Any) -> Holdout:
+    """Return the hold-out of a level of a column, or of levels of several."""
+    levels = levels if isinstance(levels, tuple) else (levels,)
+    *outer, label = levels
+    within = tuple(zip(columns, outer, strict=False))
+    return Holdout(label, target, source, None if by is None else columns[-1], within=within)
 
 
 def parse_holdouts(

@@ -17,8 +17,8 @@ from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._choose import Decision, choose
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
+from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
-from trvae_sc.shift import LEVEL
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +112,22 @@ class Results:
         quick = f"; {self.quick_look}" if self.quick_look else ""
         return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
 
+    def _rounded(self) -> pd.DataFrame:
+        """Return the main scores as they are shown: with three decimals, none of them -0."""
+        return self.summary().round(3).replace(-0.0, 0.0).reset_index()
+
     def __repr__(self) -> str:
         """Return the main scores of each method."""
         if not self.records:
             return f"{self._title()}: no fit has finished"
-        table = self.summary().round(3).reset_index().to_string(index=False, na_rep="")
+        table = self._rounded().to_string(index=False, na_rep="")
         return f"{self._title()}\n{table}"
 
     def _repr_html_(self) -> str:
         """Return the same as a table of a notebook."""
         if not self.records:
             return f"<p>{self!r}</p>"
-        table = self.summary().round(3).reset_index().to_html(index=False, na_rep="", border=0)
+        table = self._rounded().to_html(index=False, na_rep="", border=0)
         return f"<div><b>{html.escape(self._title())}</b>{table}</div>"
 
     def statistics(self) -> pd.DataFrame:

@@ -26,6 +26,10 @@ from trvae_sc.expression import Keys, check_output, keys_from
 from trvae_sc.levels import as_text, level_name, match_level
 from trvae_sc.notes import log_notes
 
+_DEFAULTS = {
+    "best": ("mean_shift", "context_shift", "trvae"),
+    "stack": ("context_shift", "trvae", "no_transfer"),
+}
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
 
 
@@ -47,9 +51,7 @@ def select(  # noqa: PLR0913
     *,
     keys: Any = None,
     source: Any = None,
-    methods: Mapping[str, Callable[..., Any]] | Sequence[str] = (
-        *("mean_shift", "context_shift", "trvae"),
-    ),
+    methods: Mapping[str, Callable[..., Any]] | Sequence[str] | None = None,
     labels: Any = None,
     metric: str = "effect_r2",
     max_tasks: int | None = None,
@@ -83,7 +85,8 @@ def select(  # noqa: PLR0913
         Condition to start from. May be None where there are two conditions: the other one.
     methods
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
-        :mod:`trvae_sc.family`.
+        :mod:`trvae_sc.family`. If None, ``mean_shift``, ``context_shift`` and ``trvae``; to stack,
+        ``context_shift``, ``trvae`` and ``no_transfer`` (``trvae`` without the transfer loss).
     labels
         Label or labels to predict; those with source cells and no target cells if None. Target cells
         of labels that are named are hidden from everything.
@@ -162,6 +165,7 @@ def select(  # noqa: PLR0913
     names = {name: kwargs.pop(name) for name in Keys._fields if name in kwargs}
     keys = keys_from(keys, names)
     output = check_output(output, keys)
+    methods = _DEFAULTS[combine] if methods is None else methods
     known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
     question = _ask(adata, target, keys=keys, source=source, labels=labels)
     tasks = _inner_tasks(question, min_cells, max_tasks)

@@ -157,7 +157,7 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
         raise InputError(f"Hold-out {holdout} has no source: name the condition to predict from.")
     if level_name(holdout.source) == level_name(holdout.target):
         raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
-    check_obs(adata, [keys.condition_key, keys.labels_key, holdout.key])
+    check_obs(adata, [keys.condition_key, keys.labels_key, *holdout.columns])
     hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
     for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
         if rows.sum() < least:
@@ -348,7 +348,7 @@ def prepare_task(
     check_counts(adata, keys)
     start = holdout.sources(adata, keys)
     everything = keys
-    columns = [*columns, *([] if holdout.key is None else [holdout.key])]
+    columns = [*columns, *holdout.columns]
     hide = [holdout, *holdout.also]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
     kappa = median_total(train, keys)

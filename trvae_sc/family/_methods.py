@@ -17,6 +17,7 @@ from trvae_sc.family._flow_matching import FlowMatching
 from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._paired import PairedTranslator
 from trvae_sc.family._translator import Translator
+from trvae_sc.notes import unlogged
 
 
 def translate(
@@ -78,7 +79,8 @@ def translate(
     model_cls.setup_anndata(train, keys.condition_key, **given, **(setup_kwargs or {}))
     model = model_cls(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
-    predicted = model.predict(source, target=level, **(predict_kwargs or {}))
+    with unlogged():
+        predicted = model.predict(source, target=level, **(predict_kwargs or {}))
     history = {name: v[name].astype(float).tolist() for name, v in model.history.items()}
     predicted.uns["trvae_sc"]["history"] = history
     return predicted

@@ -31,8 +31,9 @@ from trvae_sc.model import (
     source_rows,
 )
 from trvae_sc.module import CONDITION_KEY
+from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import NOT_STARTED, Batches, TrainRunner, seed_of
+from trvae_sc.training import NOT_STARTED, Batches, Clock, TrainRunner, seed_of
 
 
 class Translator(TranslatorRegistration):
@@ -65,6 +66,7 @@ class Translator(TranslatorRegistration):
         self._check_registered(adata, registry)
         super().__init__(adata, registry)
         self.training_ = dict(NOT_STARTED)
+        self._notes_said: set[str] = set()
         self.training_marks_ = np.zeros(0)
         self.version_ = version("trvae_sc")
         self.seed_ = seed_of(seed)
@@ -104,6 +106,9 @@ class Translator(TranslatorRegistration):
         **trainer_kwargs: Any,
     ) -> None:
         """Fit the model; ``history`` then holds the terms of every loss by epoch.
+
+        Every player (generator, critic, flow) has an optimizer and a loss of its own and is updated in turn, by
+        Lightning's manual optimisation, not by the training plan of scvi-tools.
 
         Parameters
         ----------
@@ -149,6 +154,7 @@ class Translator(TranslatorRegistration):
                 epochs,
                 accelerator=accelerator,
                 devices=devices,
+                callbacks=[*trainer_kwargs.pop("callbacks", ()), Clock()],
                 **trainer_kwargs,
             )()
 
@@ -270,4 +276,4 @@ class Translator(TranslatorRegistration):
             "combinations": combinations,
             "notes": np.array(notes, dtype=object),
         }
-        return result
+        return log_notes(result, self._notes_said)

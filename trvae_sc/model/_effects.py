@@ -10,6 +10,7 @@ from scipy import stats
 
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
+from trvae_sc.model._by_replicate import check_by, of_replicates
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
 from trvae_sc.model._interaction import interaction
@@ -24,6 +25,7 @@ def effects(
     source: Any,
     labels: Any,
     exemplars: dict[str, Exemplars] | None = None,
+    by: str | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
     if not trained.module.calibrate:
@@ -40,6 +42,7 @@ def effects(
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = _labels(trained, labels)
     check_labels(exemplars or (), chosen)
+    check_by(trained, by)
     tables = []
     for start in sources:
         code, of_source = space.code(start), None
@@ -50,14 +53,29 @@ def effects(
             if n_cells:
                 of_source = of_source or Sourced(trained, start, target, exemplars)
                 factors = of_source.of_training(label)
-                pval = of_source.p_values(factors.change)
-                counts = {"n_cells": n_cells, "is_count": trained.module.is_count}
-                table = effect_table(factors, target, genes, pval, **counts)
-                beyond = interaction(trained, factors, target, of_source.units())
-                tables.append(table.assign(**beyond))
+                tables += _tables(of_source, factors, genes, n_cells, by=by is not None)
     if not tables:
         raise InputError(f"Training has no cells of {chosen} under {sources}.")
     return pd.concat(tables, ignore_index=True)
+
+
+def _tables(
+    source: Sourced, factors: Factors, genes: pd.Index, n_cells: int, *, by: bool
+) -> list[pd.DataFrame]:
+    """Return the change of a label as a table, or one for each of its replicates."""
+    trained, target = source.trained, source.target
+    is_count = trained.module.is_count
+    if not by:
+        pval = source.p_values(factors.change)
+        table = effect_table(factors, target, genes, pval, n_cells=n_cells, is_count=is_count)
+        return [table.assign(**interaction(trained, factors, target, source.units()))]
+    found = []
+    for own in of_replicates(trained, factors, target):
+        pval, n = source.p_values(own.factors.change), own.n_cells
+        table = effect_table(own.factors, target, genes, pval, n_cells=n, is_count=is_count)
+        table.insert(1, "replicate", own.name)
+        found.append(table.assign(measured_change=own.measured))
+    return found
 
 
 def _labels(trained: Trained, labels: Any) -> list[str]:

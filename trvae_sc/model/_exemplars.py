@@ -50,6 +50,8 @@ class Exemplars:
         for each gene, with the mean m (count of a cell of the median total, or value), the variance
         :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
         (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior. The share left is 1 - w.
+        Of counts v is that of the mean that is predicted and half a count in all cells (Jeffreys): where none is
+        predicted, that a few cells show none, or one, says little.
 
         Parameters
         ----------
@@ -61,12 +63,18 @@ class Exemplars:
             Whether f is log(1 + m); else it is m.
         """
         options = {"is_count": is_count, "relative_total": self.relative_total}
-        noise = sampling_variance(f, self.spread, self.n, **options)
+        if is_count:
+            mean = np.expm1(np.maximum(f, 0.0))
+            more = mean + 0.5 / (self.n * self.relative_total)
+            noise = sampling_variance(np.log1p(more), self.spread, self.n, **options)
+            noise *= np.square((1.0 + more) / (1.0 + mean))  # to the scale of f
+        else:
+            noise = sampling_variance(f, self.spread, self.n, **options)
         weight = error / np.maximum(error + noise, np.finfo(float).tiny)
         if not is_count:
             return f + weight * (self.mean - f), 1.0 - weight
-        start, seen = (np.expm1(np.maximum(x, 0.0)) for x in (f, self.mean))
-        return np.log1p(start + weight * (seen - start)), 1.0 - weight
+        seen = np.expm1(np.maximum(self.mean, 0.0))
+        return np.log1p(mean + weight * (seen - mean)), 1.0 - weight
 
 
 def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:

@@ -10,19 +10,14 @@ from anndata import AnnData
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
+from trvae_sc.intervals import standardised
+from trvae_sc.left_out import Missed, labels_left_out, replicates_left_out
 from trvae_sc.model._counts import shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import TRVAEModule
-from trvae_sc.shift import (
-    Ridge,
-    half_width,
-    log_fold_change,
-    novelty,
-    p_values,
-    standardised,
-)
+from trvae_sc.shift import Ridge, log_fold_change, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
@@ -35,6 +30,7 @@ class Change(NamedTuple):
     predicted_mean: np.ndarray
     half_width: np.ndarray | None  #: of the interval, where it is known
     relative: Any = 1.0  #: width of the interval, where that of what was left out is 1
+    missed: Missed | None = None  #: what the interval rests on
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """Return means, change and its interval."""
@@ -159,9 +155,9 @@ class Sourced:
         self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
         self.others = np.empty((0, len(trained.module.gene_mean)))
-        self.missed: tuple[np.ndarray, np.ndarray] | None = None
-        self.foretold = np.empty((0, 0))  # changes predicted of labels that were left out
-        self.half: np.ndarray | None = None
+        self._halves: dict[int, np.ndarray | None] = {}
+        self.missed: Missed | None = None  # of labels left out
+        self.replicates: Missed | None = None  # of replicates of a label that was measured
         self.expected: Ridge | None = None  # where the target itself was not measured
         if not (len(self.ridge.groups) and trained.module.n_labels):
             return
@@ -172,12 +168,11 @@ class Sourced:
             ridge = self.ridge
             if not is_measured:
                 ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            missed, n = ridge.left_out()
-            spread = self._spread(ridge.left_out_variance()[:, None])
-            self.missed = missed / spread, n
-            self.foretold = (ridge.measured_changes() - missed) / spread
-            half = half_width(*self.missed)
-            self.half = None if half is None else half * self.units()
+            missed = labels_left_out(ridge)
+            spread = self._spread(ridge.left_out_variance()[missed.unit, None])
+            self.missed = missed.divided(spread)
+            if is_measured:
+                self.replicates = replicates_left_out(ridge, likeness.codes[0])
 
     def _spread(self, variance: Any) -> Any:
         """Return standard deviations of predictions of conditions that were not measured; else 1."""
@@ -198,7 +193,11 @@ class Sourced:
         InputError
             Too little was measured to tell.
         """
-        found = None if self.missed is None else standardised(*self.missed)
+        found = (
+            None
+            if self.missed is None
+            else standardised(self.missed.residuals, self.missed.n, unit=self.missed.unit)
+        )
         if found is None:
             raise InputError(
                 f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
@@ -206,6 +205,17 @@ class Sourced:
             )
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self._relative(own, code)) * own_share
+
+    def _half(self, missed: Missed | None) -> np.ndarray | None:
+        """Return half the width of intervals, computed once."""
+        if id(missed) not in self._halves:
+            self._halves[id(missed)] = None if missed is None else missed.half_width()
+        return self._halves[id(missed)]
+
+    def _is_known(self, code: int) -> bool:
+        """Return whether training has the label under the target."""
+        target = self.trained.conditions.code(self.target)
+        return target is not None and self.profiles.n_cells[code, target] > 0
 
     def units(self) -> np.ndarray | float:
         """Return what a change of 1 on the scale of f is in predictions."""
@@ -215,9 +225,9 @@ class Sourced:
     def p_values(self, change: Change) -> np.ndarray:
         """Return p-values of a predicted change; NaN where they are not known."""
         found = change.predicted_mean - change.source_mean
-        if self.missed is None:
+        if change.missed is None:
             return np.full(len(found), np.nan)
-        return p_values(found / (self.units() * change.relative), self.foretold, *self.missed)
+        return change.missed.p_values(found / (self.units() * change.relative))
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -255,9 +265,13 @@ class Sourced:
         else:
             of = [o - m for o, m in zip((observed, expected), means, strict=True)]
         relative = self._relative(own, code) * np.sqrt(left)
-        half = None if self.half is None else self.half * relative
+        missed = self.missed
+        if self.replicates is not None and code is not None and self._is_known(code):
+            missed = self.replicates
+        half = self._half(missed)
+        half = None if half is None else half * relative * self.units()
         ends = (scaled(module, mean, None) for mean in (observed, expected))
-        found = Change(*ends, half, relative)
+        found = Change(*ends, half, relative, missed)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 

@@ -8,10 +8,10 @@ import numpy as np
 from scipy import stats
 
 from trvae_sc.condition_sets import ConditionSets
+from trvae_sc.intervals import LEVEL
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
-from trvae_sc.shift import LEVEL
 
 
 def interaction(

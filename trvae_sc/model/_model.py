@@ -13,7 +13,6 @@ import pandas as pd
 import rich.pretty  # noqa: F401  (scvi-tools' view_anndata_setup needs it loaded)
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 
 from trvae_sc import checks, hints
 from trvae_sc.condition_sets import check_sets
@@ -27,6 +26,7 @@ from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.module import Likelihood, TRVAEModule
+from trvae_sc.replicates import check_replicates
 from trvae_sc.training import (
     NOT_STARTED,
     DataLoader,
@@ -178,6 +178,7 @@ class TRVAE(PredictingModel):
         self.codes_: dict[str, np.ndarray] = {}
         self.spread_ = np.zeros((0, 0))
         self.kl_ = np.zeros(0)  # by latent dimension, in nats
+        self.replicates_: dict[str, Any] = {}
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
@@ -210,6 +211,7 @@ class TRVAE(PredictingModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         condition_separator: str | None = None,
+        replicate_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register the columns and values of an AnnData that the model uses.
@@ -243,6 +245,10 @@ class TRVAE(PredictingModel):
         condition_separator
             Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
             enters with an effect of its own, so that sets never measured can be predicted.
+        replicate_key
+            Column with the donor (animal, culture). Changes are then taken within donors, where one has
+            source and target, and intervals and p-values hold how donors differ. Unlike `batch_key` it is
+            no input of the network, and data to predict from need not have it.
         **kwargs
             Passed to scvi-tools' registration (``source_registry``, ``extend_categories``).
 
@@ -269,6 +275,9 @@ class TRVAE(PredictingModel):
             checks.check_columns(adata, condition_key, **keys)
             if condition_separator is not None:
                 check_sets(adata.obs, condition_key, condition_separator)
+            if replicate_key is not None:
+                checks.check_obs(adata, [replicate_key])
+                check_replicates(adata.obs, replicate_key, condition_key, labels_key)
             hints.say_numeric(adata, condition_key)
             hints.say_unlabeled(adata, labels_key)
         else:
@@ -277,20 +286,6 @@ class TRVAE(PredictingModel):
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    def _data_sizes(self) -> dict[str, Any]:
-        """Return the module's arguments that follow from the registered data."""
-        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
-        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        return {
-            "n_input": self.summary_stats.n_vars,
-            "condition_design": torch.as_tensor(self.condition_space.design()),
-            "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
-            "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
-            "n_cats_per_cov": covariates.get("n_cats_per_key"),
-            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
-            "has_total": setup_args["total_counts_key"] is not None,
-        }
 
     def _summary(self) -> str:
         module = self.module
@@ -371,8 +366,8 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        model.codes_, model.kl_ = reference.codes_, reference.kl_
-        model.spread_ = reference.spread_
+        for name in ("codes_", "kl_", "spread_", "replicates_"):
+            setattr(model, name, getattr(reference, name))
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)

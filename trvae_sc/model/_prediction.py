@@ -201,6 +201,7 @@ class PredictingModel(TrainableModel):
         source: Any = None,
         labels: Any = None,
         exemplars: AnnData | None = None,
+        by: str | None = None,
     ) -> pd.DataFrame:
         """Return the predicted change of every gene in every label, as a table.
 
@@ -214,6 +215,8 @@ class PredictingModel(TrainableModel):
             Label or labels; all that training has cells of under the source if None.
         exemplars
             A few measured cells under the target, as of :meth:`predict`.
+        by
+            ``replicate_key``, for the change in each donor: from its own mean, by the label's fold change.
 
         Returns
         -------
@@ -221,7 +224,7 @@ class PredictingModel(TrainableModel):
         ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
         for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
         interval of the change; ``pval``, how often one as large is predicted of a gene that does not
-        change so (:func:`trvae_sc.shift.p_values`), and ``qval``, the same controlled within the label (Benjamini and
+        change so (:func:`trvae_sc.intervals.p_values`), and ``qval``, the same controlled within the label (Benjamini and
         Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
         evidence from how well labels predict each other, not from replicates.
 
@@ -235,7 +238,8 @@ class PredictingModel(TrainableModel):
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self.trained
         shown = self._with_exemplars(Request(trained.conditions.level(target)), exemplars).exemplars
-        chosen = {"target": target, "source": source, "labels": labels, "exemplars": shown}
+        chosen = {"target": target, "source": source, "labels": labels}
+        chosen |= {"exemplars": shown, "by": by}
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(trained, genes, **chosen)
 

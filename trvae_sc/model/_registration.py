@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
@@ -90,6 +91,20 @@ class AnnDataModel(BaseModelClass):
             f"What a model was set up with cannot be changed. Call {type(self).__name__}.setup_anndata "
             "and train a new model."
         )
+
+    def _data_sizes(self) -> dict[str, Any]:
+        """Return the module's arguments that follow from the registered data."""
+        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
+        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        return {
+            "n_input": self.summary_stats.n_vars,
+            "condition_design": torch.as_tensor(self.condition_space.design()),
+            "n_batch": self.summary_stats.n_batch if setup_args["batch_key"] else 0,
+            "n_labels": self.summary_stats.n_labels if setup_args["labels_key"] else 0,
+            "n_cats_per_cov": covariates.get("n_cats_per_key"),
+            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
+            "has_total": setup_args["total_counts_key"] is not None,
+        }
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Return the genes of the model, whatever became of those of the AnnData it was made from."""

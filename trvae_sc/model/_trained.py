@@ -17,6 +17,7 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
+from trvae_sc.replicates import Replicates
 from trvae_sc.shift import Profiles
 
 Tensors = dict[str, Tensor]
@@ -92,6 +93,8 @@ class Trained(Known):
     spread
         Of counts the dispersion, else the variance within labels, of each condition and gene; shape
         (n_conditions, n_genes), (0, 0) where a model was saved without.
+    replicates
+        Means of the training cells of each donor; None without ``replicate_key``.
     """
 
     module: TRVAEModule
@@ -105,6 +108,7 @@ class Trained(Known):
     n_frozen: int
     marks: np.ndarray
     spread: np.ndarray
+    replicates: Replicates | None = None
 
     def batches(
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None = None
@@ -130,7 +134,7 @@ class Trained(Known):
     def profiles(self) -> Profiles:
         """Return the mean profiles of the training cells."""
         mean = self.module.profiles.cpu().numpy()
-        return Profiles(mean, self.n_cells, self.labels, self.module.is_count)
+        return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
 
     def spread_of(self, condition: int | None) -> np.ndarray:
         """Return the spread of a condition, on the scale of profiles; of a new one the mean of all."""

@@ -24,8 +24,10 @@ from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._codes import collapse_note, kl_by_dimension
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
+from trvae_sc.model._replicates import replicate_means
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
+from trvae_sc.replicates import Replicates
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
 
@@ -209,6 +211,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             if note is not None:  # a few of many are no loss
                 few = len(self.active_dims) <= len(self.kl_) / 2
                 logger.log(logging.WARNING if few else logging.INFO, "%s", note)
+        key = self.registry_["setup_args"].get("replicate_key")
+        if key is not None:
+            self.replicates_ = replicate_means(self.trained, manager, rows, key)
 
     @property
     def trained(self) -> Trained:
@@ -227,6 +232,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             n_frozen=self.frozen_conditions_,
             marks=self.training_marks_,
             spread=self.spread_,
+            replicates=Replicates(**self.replicates_) if self.replicates_ else None,
         )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:

@@ -175,8 +175,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
                     layer.eval()
         return self
 
-    # -- inference and generation ---------------------------------------------------------------
-
     def _context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
         """Return what the cells of a minibatch are observed under."""
         if features is None:
@@ -322,8 +320,6 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if self.gene_likelihood == "zinb":
             return ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=logits, scale=rates)
         return NegativeBinomial(mu=mean, theta=theta, scale=rates)
-
-    # -- loss -------------------------------------------------------------------------------------
 
     def reconstruction_loss(
         self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]

@@ -235,18 +235,20 @@ def benchmark(
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _clip(ax, wide.to_numpy(float))
+    _clip(ax, wide)
     for method, output in wide:
         points = np.column_stack([wide[method, output].to_numpy(float), y])
         arrows(ax, "x", points[np.isfinite(points[:, 0])], colors.get(method, "k"))
     return finish(ax, "benchmark", show=show, save=save)
 
 
-def _clip(ax: Axes, scores: np.ndarray) -> None:
-    """Limit the axis to scores but for outliers, with room for these as arrows."""
+def _clip(ax: Axes, wide: pd.DataFrame) -> None:
+    """Limit the axis to scores but for outliers, with room for these as arrows; references are none."""
+    scores = wide.to_numpy(float)
+    known = [column for column in wide if column[0] in (*_NO_METHODS, "no_change")]
+    references = wide[known].median().dropna().tolist()
     low, high = within(scores.ravel())
+    low, high = min(low, *references, high), max(high, *references, low)
     span = (high - low) or 1.0
-    left, right = (
-        0.12 if beyond else 0.05 for beyond in ((scores < low).any(), (scores > high).any())
-    )
+    left, right = (0.12 if far.any() else 0.05 for far in (scores < low, scores > high))
     ax.set_xlim(low - left * span, high + right * span)

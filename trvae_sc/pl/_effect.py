@@ -75,7 +75,8 @@ def effect(
 
     Examples
     --------
-    >>> trvae_sc.pl.effect(predicted, adata, label="NK")
+    >>> predicted = model.predict(target="stimulated", labels="NK")
+    >>> ax = trvae_sc.pl.effect(predicted, adata)
     """
     genes, name = gene_table(predicted, truth, control, label)
     check_columns(genes, _CHANGES, of="predicted and measured cells, or evaluation.gene_table")

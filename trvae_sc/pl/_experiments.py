@@ -11,12 +11,18 @@ from matplotlib.axes import Axes
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.pl._benchmark import checked_cells
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import COLORS, PALE, axes_of, check_columns, plain
 
 
 def next_experiments(
-    cells: pd.DataFrame, experiments: pd.DataFrame, *, ax: Axes | None = None
-) -> Axes:
+    cells: pd.DataFrame,
+    experiments: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Labels x conditions: numbers of cells measured, and the rank of what to measure next.
 
     Parameters
@@ -28,6 +34,8 @@ def next_experiments(
         that is missing a measurement takes away; conditions that are new get a column of their own.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -76,4 +84,4 @@ def next_experiments(
     bar.set_label("share of expected error taken away", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     ax.set_title("cells measured; bold: what to measure next", fontsize=9)
-    return ax
+    return finish(ax, "next_experiments", show=show, save=save)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import LOG_UNIT, axes_of, line_styles, plain
 
 _MISSING = "0.75"  # grey of a tile without a cell
@@ -28,7 +29,9 @@ def grid(
     n_genes: int = 30,
     var_names: Sequence[str] | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Cells as tiles of a grid if they are images; else their expression as a heat map.
 
     Parameters
@@ -48,6 +51,8 @@ def grid(
         these.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -60,7 +65,8 @@ def grid(
     """
     _check(cells, [rows, columns])
     if not _are_images(cells):
-        return _heat_map(cells, rows, n_genes, var_names, ax)
+        ax = _heat_map(cells, rows, n_genes, var_names, ax)
+        return finish(ax, "grid", show=show, save=save)
     row = _places(cells.obs[rows]) if rows is not None else np.arange(cells.n_obs) // n_columns
     if columns is not None:
         column = _places(cells.obs[columns])
@@ -73,12 +79,18 @@ def grid(
     tiles = _tiles(cells, row, column)
     ax = axes_of(ax, _TILE * (column.max() + 1) + 1.0, _TILE * (row.max() + 1) + 0.4)
     _draw_tiles(ax, tiles, *names)
-    return ax
+    return finish(ax, "grid", show=show, save=save)
 
 
 def traversal(
-    walk: AnnData, *, n_genes: int = 7, unit: str = LOG_UNIT, ax: Axes | None = None
-) -> Axes:
+    walk: AnnData,
+    *,
+    n_genes: int = 7,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Response to a latent dimension: images in a row, or lines of the genes that respond most.
 
     Parameters
@@ -91,6 +103,8 @@ def traversal(
         Unit of the values, for the axis label.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -107,9 +121,9 @@ def traversal(
         )
     name = f"latent dimension {walk.uns['trvae_sc']['dimension']}"
     if _are_images(walk):
-        ax = grid(walk, columns="value", n_columns=walk.n_obs, ax=ax)
-        ax.set_title(name, fontsize=9)
-        return ax
+        drawn: Any = grid(walk, columns="value", n_columns=walk.n_obs, ax=ax)
+        drawn.set_title(name, fontsize=9)
+        return finish(drawn, "traversal", show=show, save=save)
     ax = axes_of(ax, 4.9, 3.3)
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
     for gene, style in line_styles(map(str, genes)).items():
@@ -119,12 +133,18 @@ def traversal(
     ax.set_ylabel(plain(unit), fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    return finish(ax, "traversal", show=show, save=save)
 
 
 def manifold(
-    cells: AnnData, gene: str | None = None, *, unit: str = LOG_UNIT, ax: Axes | None = None
-) -> Axes:
+    cells: AnnData,
+    gene: str | None = None,
+    *,
+    unit: str = LOG_UNIT,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """Latent space of two dimensions, decoded: images at their places, or the map of a gene.
 
     Parameters
@@ -137,6 +157,8 @@ def manifold(
         Unit of its values, for the colour bar.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -172,7 +194,7 @@ def manifold(
         ax.set_yticks([])
     ax.set_xlabel("latent dimension 0", fontsize=9)
     ax.set_ylabel("latent dimension 1", fontsize=9)
-    return ax
+    return finish(ax, "manifold", show=show, save=save)
 
 
 # -- parts --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     BOUNDS,
@@ -23,7 +24,6 @@ from trvae_sc.pl._style import (
     line_styles,
     plain,
 )
-from trvae_sc.shift import LEVEL
 
 # -- calibration --------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def calibration_table(
     other half-widths, from one of
 
     - `half_widths`, computed from the labels at each level
-      (:func:`trvae_sc.shift.half_width` with ``level=p``): exact.
+      (:func:`trvae_sc.intervals.half_width` with ``level=p``): exact.
     - `n_labels` = L, an approximation. All half-widths are :math:`h_g(p) = q_p\,s_g`, with the scale
       :math:`s_g` of a gene and the quantile :math:`q_p` of :math:`|e| / s` over residuals e of labels
       that were left out. Levels thus differ by one factor for all genes, :math:`q_p / q_{p_0}`. As
@@ -163,7 +163,8 @@ def calibration(
     check_columns(table, names, of="the output of pl.calibration_table")
     table = table if "label" in table else table.assign(label="")
     labels = table["label"].astype(str)
-    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if labels.nunique() > 1 else 0.0
+    has_legend = labels.nunique() > 1 or table["scaled"].any()
+    legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if has_legend else 0.0
     ax = axes_of(ax, 4.0 + legend, 4.0)
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())

@@ -12,10 +12,18 @@ from matplotlib.axes import Axes
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text
+from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import COLORS, PALE, axes_of, plain
 
 
-def response(predicted: AnnData, *, basis: str | None = None, ax: Axes | None = None) -> Axes:
+def response(
+    predicted: AnnData,
+    *,
+    basis: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+) -> Axes | None:
     """How far each predicted cell moves, relative to its label: by label, or on an embedding.
 
     Parameters
@@ -26,6 +34,8 @@ def response(predicted: AnnData, *, basis: str | None = None, ax: Axes | None = 
         Embedding in ``obsm`` to draw the cells on, with or without ``X_`` (``"umap"``); by label if None.
     ax
         Axes to draw on.
+    show, save
+        As in :func:`effect`.
 
     Returns
     -------
@@ -46,8 +56,10 @@ def response(predicted: AnnData, *, basis: str | None = None, ax: Axes | None = 
             "obs['response'] is NaN: the network is not calibrated, so labels have no change of their own."
         )
     if basis is not None:
-        return _on_embedding(predicted, value, basis, ax)
-    return _by_label(predicted, value, ax)
+        ax = _on_embedding(predicted, value, basis, ax)
+    else:
+        ax = _by_label(predicted, value, ax)
+    return finish(ax, "response", show=show, save=save)
 
 
 def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:

@@ -88,6 +88,7 @@ def plain(text: object) -> str:
 METHOD_COLORS = {
     "trvae": "#0072B2",
     "TRVAE": "#0072B2",
+    "no_transfer": "#0A3D62",
     "context_shift": "#E69F00",
     "mean_shift": "#009E73",
     "nearest_shift": "#D55E00",

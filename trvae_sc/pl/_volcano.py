@@ -78,8 +78,9 @@ def volcano(
     """Predicted change of each gene against the evidence for it.
 
     Of the table of :meth:`trvae_sc.TRVAE.effects` the evidence is the p-value: how often a change as large
-    is missed by chance, as told by how well labels predict each other, not by replicates. Of a prediction, or
-    its ``var``, it is how far the change is from zero in half-widths of its interval.
+    is predicted of a gene that does not change so, as told by how well labels predict each other, not by
+    replicates. Of a prediction, or its ``var``, it is how far the change is from zero in half-widths of its
+    interval.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def volcano(
 
     Examples
     --------
-    >>> trvae_sc.pl.volcano(model.effects(target="stimulated"), label="NK")
+    >>> ax = trvae_sc.pl.volcano(model.effects(target="stimulated"), label="NK")
     """
     effects = effects.var if isinstance(effects, AnnData) else effects
     if isinstance(effects, pd.DataFrame) and "pval" in effects:
@@ -135,7 +136,7 @@ def volcano(
     ax.set_ylabel(ylabel, fontsize=9)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=8)
-    ax.margins(x=0.18)  # room for names
+    ax.margins(x=0.18, y=0.1)  # room for names
     legend_below(ax)
     xy = np.column_stack([x, y])[excludes]
     named = to_name(x[excludes], n_labels)

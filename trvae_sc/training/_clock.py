@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -24,7 +24,7 @@ class Clock(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
         """Start the clock."""
-        self.start, self.first = time.perf_counter(), trainer.current_epoch
+        self.start, self.first = perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, plan: lightning.LightningModule
@@ -36,14 +36,15 @@ class Clock(lightning.Callback):
                 self.terms.setdefault(term, []).append(float(value))
         left = (trainer.max_epochs or 0) - trainer.current_epoch - 1
         if trainer.current_epoch == self.first and left > 0 and _is_shown(trainer):
-            seconds = left * (time.perf_counter() - self.start)
-            say(f"{left} more epochs will take about {duration(seconds)}.")
+            seconds = left * (perf_counter() - self.start)
+            if seconds >= 1:
+                say(f"{left} more epochs will take about {duration(seconds)}.")
 
     def on_train_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
         """Say how long training took, and whether the terms of the loss have levelled off."""
         if _is_shown(trainer):
             epochs = trainer.current_epoch - self.first
-            seconds = duration(time.perf_counter() - self.start)
+            seconds = duration(perf_counter() - self.start)
             say(f"Trained {epochs} epochs in {seconds}. {levelled_off(self.terms)}".rstrip())
 
 

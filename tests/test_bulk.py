@@ -1,0 +1,74 @@
+"""Summed counts of donors, and pydeseq2 on them."""
+
+import warnings
+
+import anndata
+import numpy as np
+import pytest
+
+import trvae_sc
+from trvae_sc.datasets import simulate
+from trvae_sc.errors import InputError
+
+BY = ["cell_type", "donor", "condition"]
+
+
+def cells():
+    return simulate(2400, 40, n_labels=2, n_donors=4, donor_sd=0.1, effect_size=2.0, seed=2)
+
+
+def test_counts_are_summed():
+    adata = cells()
+    bulk = trvae_sc.pseudobulk(adata, BY)
+    assert bulk.shape == (2 * 4 * 2, 40)
+    assert bulk.obs_names[0] == "type_0_donor_0_control"
+    own = (adata.obs[BY] == ["type_1", "donor_2", "stimulated"]).all(axis=1).to_numpy()
+    row = bulk["type_1_donor_2_stimulated"]
+    assert row.X.ravel().tolist() == adata.X[own].sum(0).astype(int).tolist()[0]
+    assert row.obs["n_cells"].item() == own.sum()
+    assert bulk.X.dtype.kind == "i"
+    assert bulk.X.sum() == adata.X.sum()
+    fewer = trvae_sc.pseudobulk(adata, "cell_type")
+    assert fewer.obs_names.tolist() == ["type_0", "type_1"]
+
+
+def test_small_groups_are_left_out_and_bad_input_refused(make_adata):
+    adata = cells()
+    few = adata[:300].copy()
+    assert (trvae_sc.pseudobulk(few, BY, min_cells=20).obs["n_cells"] >= 20).all()
+    with pytest.raises(InputError, match="has 5000 cells; the largest"):
+        trvae_sc.pseudobulk(adata, BY, min_cells=5000)
+    with pytest.raises(InputError, match="No column 'x'"):
+        trvae_sc.pseudobulk(adata, ["x"])
+    with pytest.raises(InputError, match="fractional"):
+        trvae_sc.pseudobulk(make_adata(values="log"), ["cell_type"])
+    with pytest.raises(InputError, match="names no column"):
+        trvae_sc.pseudobulk(adata, [])
+    with pytest.raises(InputError, match="No layer 'raw'"):
+        trvae_sc.pseudobulk(adata, BY, layer="raw")
+
+
+def test_predicted_counts_beside_measured_ones(trained):
+    controls = trained.adata[trained.adata.obs["condition"] == "control"].copy()
+    predicted = trained.predict(controls, target="stimulated")
+    both = anndata.concat([controls, predicted])
+    bulk = trvae_sc.pseudobulk(both, ["cell_type", "batch", "condition"], min_cells=2)
+    assert set(bulk.obs["condition"]) == {"control", "stimulated"}
+    assert bulk.n_obs == 12
+
+
+def test_pydeseq2_takes_it_and_finds_the_genes_that_respond():
+    pydeseq2 = pytest.importorskip("pydeseq2.dds", exc_type=ImportError)
+    stats = pytest.importorskip("pydeseq2.ds", exc_type=ImportError)
+    adata = cells()
+    bulk = trvae_sc.pseudobulk(adata, BY)
+    one = bulk[bulk.obs["cell_type"] == "type_0"].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dds = pydeseq2.DeseqDataSet(adata=one, design="~condition", quiet=True)
+        dds.deseq2()
+        found = stats.DeseqStats(dds, contrast=["condition", "stimulated", "control"], quiet=True)
+        found.summary()
+    truth = adata.varm["true_share"]
+    fold = np.log2(truth["type_0|stimulated"] / truth["type_0|control"])
+    assert np.corrcoef(found.results_df["log2FoldChange"], fold)[0, 1] > 0.95

@@ -1,0 +1,133 @@
+"""Intervals and p-values of predicted changes, from how labels that were left out were predicted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEVEL = 0.9  # share of genes that intervals are to cover
+_PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
+_SURE_CELLS = 300  # of a label whose residual says half as much as one of very many cells
+
+
+def half_width(
+    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None, level: float = LEVEL
+) -> np.ndarray | None:
+    r"""Return half the width of each gene's interval for the change of one more label.
+
+    With residuals :math:`e_{lg}` of labels that were left out, a gene's scale is
+    :math:`s_g^2 = (\sum_l w_l e_{lg}^2 + \overline{e^2}) / (\sum_l w_l + 1)`, drawn towards the mean
+    over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
+    genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
+    with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
+    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise.
+
+    Parameters
+    ----------
+    missed
+        Residuals of L labels, shape (n_labels, n_genes); NaN where one is not known.
+    n
+        Cells that each rests on, shape (n_labels,).
+    unit
+        Codes of what is exchangeable, where several residuals are of one; each is one of its own if None.
+    level
+        Share of genes that the intervals shall cover.
+
+    Returns
+    -------
+    Shape (n_genes,); None for fewer than three labels, of which nothing can be learned.
+    """
+    found = standardised(missed, n, unit=unit)
+    if found is None:
+        return None
+    scores, weights, scale = found
+    return _quantile(scores, level, weights) * scale
+
+
+def standardised(
+    missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
+
+    See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
+    """
+    found = _scales(missed, n, unit)
+    if found is None:
+        return None
+    others, weight, scale = found
+    known = np.isfinite(missed)
+    return (np.abs(missed) / others)[known], weight[known], scale
+
+
+def p_values(
+    change: np.ndarray,
+    predicted: np.ndarray,
+    missed: np.ndarray,
+    n: np.ndarray,
+    *,
+    unit: np.ndarray | None = None,
+) -> np.ndarray:
+    r"""Return how often a change at least as large is predicted of a gene that does not change so.
+
+    Of labels that were left out, the predictions with the wrong sign tell how large changes are predicted
+    where there are none: the p-value is the weighted share of their :math:`|\hat d_{lg}| / s_g^{(-l)}` that
+    reach :math:`|\text{change}| / s_g`, in units of the scales of :func:`half_width`. Of genes that do not
+    change, half of the predictions have the wrong sign, by chance (as decoys have; Elias and Gygi 2007,
+    doi:10.1038/nmeth1019). It is evidence from how well labels predict each other, and of replicates only
+    where the residuals are theirs (``replicate_key``).
+
+    Parameters
+    ----------
+    change
+        Predicted change, shape (n_genes,).
+    predicted, missed
+        Predicted changes of labels that were left out, and truth less these, shape (n_labels, n_genes).
+    n, unit
+        Their cells, and units as of :func:`half_width`.
+
+    Returns
+    -------
+    Shape (n_genes,); NaN for fewer than three units.
+    """
+    found = _scales(missed, n, unit)
+    if found is None:
+        return np.full(len(change), np.nan)
+    others, weight, scale = found
+    is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
+    scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
+    order = scores.argsort()
+    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
+    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
+    one = weights.mean() if len(weights) else 1.0
+    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
+
+
+def _scales(
+    missed: np.ndarray, n: np.ndarray, unit: np.ndarray | None
+) -> tuple[np.ndarray, ...] | None:
+    """Return each gene's scale without a unit, (n_residuals, n_genes), weights of residuals, and its scale.
+
+    None for fewer than three units.
+    """
+    unit = np.arange(len(missed)) if unit is None else unit
+    if len(np.unique(unit)) < 3:
+        return None
+    weight = n / (n + _SURE_CELLS)
+    known = np.isfinite(missed)
+    weight = (weight / weight.max())[:, None] * known
+    squares = np.square(np.where(known, missed, 0.0))
+    others = [_scale(squares[unit != u], weight[unit != u]) for u in unit]
+    return np.stack(others), weight, _scale(squares, weight)
+
+
+def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
+    squares = weight * squares
+    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
+    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
+
+
+def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:
+    """Return a quantile of weighted values; of equal ones numpy's ``"hazen"``."""
+    order = values.argsort()
+    below = weight[order].cumsum() - 0.5 * weight[order]
+    return float(np.interp(level * weight.sum(), below, values[order]))

@@ -1,0 +1,88 @@
+"""What is missed when labels, or replicates, are left out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+from trvae_sc.intervals import half_width, p_values
+from trvae_sc.shift import Ridge, changed, log_fold_change, replicate_weight
+
+
+class Missed(NamedTuple):
+    """What was missed when units, labels or replicates, were left out."""
+
+    residuals: np.ndarray  #: truth less prediction, shape (n_residuals, n_genes)
+    predicted: np.ndarray  #: change that was predicted, same shape
+    n: np.ndarray  #: cells that each rests on, shape (n_residuals,)
+    unit: np.ndarray  #: code of what was left out, shape (n_residuals,)
+
+    def half_width(self) -> np.ndarray | None:
+        """Return :func:`trvae_sc.intervals.half_width`."""
+        return half_width(self.residuals, self.n, unit=self.unit)
+
+    def p_values(self, change: np.ndarray) -> np.ndarray:
+        """Return :func:`trvae_sc.intervals.p_values` of a change, shape (n_genes,)."""
+        return p_values(change, self.predicted, self.residuals, self.n, unit=self.unit)
+
+    def divided(self, by: np.ndarray | float) -> Missed:
+        """Return the same in other units."""
+        return self._replace(residuals=self.residuals / by, predicted=self.predicted / by)
+
+
+def labels_left_out(ridge: Ridge) -> Missed:
+    r"""Return what is wrong with f of the target of each group of a ridge if it is left out.
+
+    With replicates one residual for each that has source and target, from its own source: what is missed
+    then holds how replicates differ, too: by :math:`\sqrt{(D + 1)/(D - 1)}` more than the D do, as they are
+    among those that the prediction rests on and a new one is not. Units are the groups.
+    """
+    missed, n = ridge.left_out()
+    rows, cells = [missed[[i]] for i in range(len(missed))], list(np.split(n, len(n)))
+    foretold = list((ridge.measured_changes() - missed)[:, None])
+    inverse, is_count = linalg.inv(ridge.kernel), ridge.profiles.is_count
+    change = ridge.changes - (inverse @ ridge.changes) / np.diag(inverse)[:, None]
+    for i, pairs in enumerate(ridge.profiles.pairs(ridge.groups, ridge.source)):
+        if pairs is not None:
+            end = changed(pairs.start, change[i], is_count=is_count)
+            wrong, foretold[i] = pairs.end - end, end - pairs.start
+            middle, n_replicates = wrong.mean(0), len(pairs.n)
+            wider = np.sqrt((n_replicates + 1) / max(n_replicates - 1, 1))
+            rows[i], cells[i] = middle + wider * (wrong - middle), pairs.n
+    unit = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    return Missed(np.concatenate(rows), np.concatenate(foretold), np.concatenate(cells), unit)
+
+
+def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
+    """Return what is wrong with f of a replicate, given the change of the others of its label.
+
+    Units are the replicates, or, if there are two, each of them in each label.
+
+    Parameters
+    ----------
+    ridge
+        Ridge regression on what was measured.
+    condition
+        Code of the condition; other groups have no say.
+
+    Returns
+    -------
+    None where no label has two replicates under source and condition.
+    """
+    is_count, rows = ridge.profiles.is_count, []
+    groups = ridge.groups[ridge.groups[:, 1] == condition]
+    for pairs in ridge.profiles.pairs(groups, ridge.source):
+        if pairs is None or len(pairs.n) < 2:
+            continue
+        own = log_fold_change(pairs.start, pairs.end, is_count=is_count)
+        weight = replicate_weight(pairs.n)
+        others = (weight @ own - weight[:, None] * own) / (weight.sum() - weight)[:, None]
+        end = changed(pairs.start, others, is_count=is_count)
+        rows.append((pairs.end - end, end - pairs.start, pairs.n, pairs.replicate))
+    if not rows:
+        return None
+    residuals, predicted, n, unit = (np.concatenate(part) for part in zip(*rows, strict=True))
+    unit = unit if len(np.unique(unit)) > 2 else np.arange(len(unit))
+    return Missed(residuals, predicted, n, unit)

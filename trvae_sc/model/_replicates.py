@@ -1,0 +1,74 @@
+"""Means of replicates, kept with a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+
+from trvae_sc.identity import row_chunks
+from trvae_sc.levels import as_text
+from trvae_sc.model._trained import Trained
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
+from trvae_sc.replicates import group_sums
+
+
+def replicate_means(
+    trained: Trained, manager: AnnDataManager, rows: np.ndarray, key: str
+) -> dict[str, Any]:
+    """Return the fields of :class:`trvae_sc.replicates.Replicates`, from one pass over training cells.
+
+    Parameters
+    ----------
+    trained
+        The trained network.
+    manager
+        Registered training data.
+    rows
+        Training cells.
+    key
+        Column of ``obs`` with the replicate.
+    """
+    module, adata = trained.module, manager.adata
+    names = as_text(adata.obs[key])
+    codes = [
+        manager.get_from_registry(k).ravel() for k in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
+    ]
+    known = pd.Index(sorted(names.unique()))
+    table = pd.DataFrame(np.stack([known.get_indexer(names), *codes], 1).astype(int)[rows])
+    by_group = table.groupby([0, 1, 2], sort=True)
+    group = np.full(adata.n_obs, -1)
+    group[rows] = by_group.ngroup().to_numpy()
+    x, totals = manager.get_from_registry(REGISTRY_KEYS.X_KEY), None
+    if module.is_count:
+        totals = _totals(manager, x, has_total=module.has_total)
+    sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
+    mean = sums / n_cells[:, None]
+    if module.is_count:
+        mean = np.log1p(module.kappa.item() * mean)
+    else:
+        mean = (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+    return {
+        "key": key,
+        "names": tuple(known),
+        "groups": np.array(list(by_group.indices), dtype=int),
+        "mean": mean.astype(np.float32),
+        "n_cells": n_cells.astype(int),
+    }
+
+
+def _totals(manager: AnnDataManager, x: Any, *, has_total: bool) -> np.ndarray:
+    """Return the totals of all cells, at least 1."""
+    if has_total:
+        found = manager.get_from_registry(TOTAL_KEY).ravel().astype(np.float64)
+    else:
+        found = np.concatenate(
+            [
+                np.asarray(b.sum(1, dtype=np.float64)).ravel()
+                for _, b in row_chunks(x, manager.adata.n_obs)
+            ]
+        )
+    return np.maximum(found, 1.0)
