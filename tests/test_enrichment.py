@@ -95,6 +95,19 @@ def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path):
     assert found[same.columns].equals(same)
 
 
+def test_real_scores_are_those_of_their_own_set():
+    """Scores were once joined by row; sets may come in another order (seen on CD8 T cells of Kang et al.)."""
+    pytest.importorskip("decoupler", exc_type=ImportError)
+    effects = table()
+    for seed in range(5):
+        real = table(seed + 10)["change"].to_numpy()[::-1].copy()
+        found = trvae_sc.pathways(effects.assign(real_change=real), NET)
+        own = trvae_sc.pathways(effects.assign(change=real), NET)
+        keys = ["label", "pathway"]
+        expected = own.set_index(keys)["score"].reindex(pd.MultiIndex.from_frame(found[keys]))
+        assert found["real_score"].to_numpy() == pytest.approx(expected.to_numpy())
+
+
 @pytest.mark.parametrize("method", ["mlm", "zscore", "waggr", "aucell"])
 def test_other_methods(method):
     pytest.importorskip("decoupler", exc_type=ImportError)

@@ -81,7 +81,9 @@ def pathways(
     found = _scores(run, wide, sets, min_genes)
     if _REAL in effects:
         real = _scores(run, _wide(effects, _REAL), sets, min_genes)
-        found = found.assign(real_score=real["score"], real_qval=real["qval"])
+        names = {"score": "real_score", "qval": "real_qval"}  # sets may come in another order
+        keys = [*wide.index.names, "pathway"]
+        found = found.merge(real.rename(columns=names), on=keys, validate="one_to_one")
         found["agrees"] = np.sign(found["score"]) == np.sign(found["real_score"])
     found.insert(found.columns.get_loc("score"), "n_genes", found["pathway"].map(shared))
     keys = list(wide.index.names)
@@ -153,7 +155,7 @@ def _scores(run: Any, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) ->
     score, qval = run(plain, sets, tmin=min_genes, verbose=False)
     qval = score * np.nan if qval is None else qval
     long = pd.concat(
-        {"score": score.stack(), "qval": qval.stack(future_stack=True)}, axis=1
+        {"score": score.stack(future_stack=True), "qval": qval.stack(future_stack=True)}, axis=1
     ).reset_index(names=["group", "pathway"])
     groups = wide.index.to_frame(index=False).iloc[long["group"].astype(int)].reset_index(drop=True)
     return pd.concat([groups, long[["pathway", "score", "qval"]]], axis=1)
