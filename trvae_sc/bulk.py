@@ -50,7 +50,7 @@ def pseudobulk(
     --------
     >>> both = anndata.concat([controls, model.predict(controls, target="stimulated")])
     >>> bulk = trvae_sc.pseudobulk(both, by=["cell_type", "donor", "condition"])
-    >>> dds = pydeseq2.dds.DeseqDataSet(
+    >>> dds = pydeseq2.dds.DeseqDataSet(  # doctest: +SKIP
     ...     adata=bulk[bulk.obs.cell_type == "B"].copy(), design="~condition"
     ... )
     """
