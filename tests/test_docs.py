@@ -9,6 +9,7 @@ import re
 import warnings
 from pathlib import Path
 
+import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -160,7 +161,9 @@ def test_examples_in_docstrings_run(name, quick):
     model = trvae_sc.TRVAE(train, n_latent=4, n_hidden=(16, 8))
     model.train()
     predicted = model.predict(target="stimulated", labels="NK")
-    given = {"train": train, "five_cells": five_cells, "np": np, "pd": pd, "pl": trvae_sc.pl}
+    controls = train[train.obs["condition"] == "control"].copy()
+    given = {"anndata": anndata, "controls": controls}
+    given |= {"train": train, "five_cells": five_cells, "np": np, "pd": pd, "pl": trvae_sc.pl}
     for module in MODULES:  # as a reader would have imported them
         given |= {n: getattr(importlib.import_module(module), n) for n in _own_names(module)}
     given |= {"model": model, "adata": adata, "predicted": predicted}
