@@ -227,3 +227,14 @@ def test_a_prediction_is_written_read_and_compared(train, make_adata, tmp_path):
     again = anndata.read_h5ad(tmp_path / "p.h5ad")
     scores = trvae_sc.compare(again, make_adata(n_cells=600)).table()["predicted"]
     assert scores["NK", "effect_r2"] > 0.3
+
+
+def test_missing_combinations_have_the_same_columns_and_record(train, fit):
+    model = fit(train)
+    one = model.predict(target="stimulated", labels="NK")
+    missing = model.predict_missing()
+    assert set(missing.obs) == set(one.obs)
+    assert set(missing.var) == set(one.var)
+    assert set(missing.uns["trvae_sc"]) == set(one.uns["trvae_sc"])
+    assert missing.uns["trvae_sc"]["target"] == "stimulated"
+    assert missing.uns["trvae_sc"]["source"].tolist() == ["control"]

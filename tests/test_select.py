@@ -680,7 +680,7 @@ BAD = {
     "seeds": ({"seeds": []}, InputError, "No seeds"),
     "labels_key": ({"keys": KEYS._replace(labels_key=None)}, InputError, "need a labels_key"),
     "column": ({"keys": KEYS._replace(condition_key="state")}, InputError, "No column 'state'"),
-    "option": ({"n_job": 2}, TypeError, "n_job"),
+    "option": ({"n_job": 2}, InputError, "n_job"),
 }
 
 

@@ -357,10 +357,12 @@ def joined(parts: Sequence[AnnData]) -> AnnData:
     """Return predictions of several combinations as one."""
     result = anndata.concat(parts, merge="same")
     record = dict(parts[0].uns[RECORD])
-    for key in ("target", "source"):
-        record.pop(key)
     tables = [part.uns[RECORD]["combinations"] for part in parts]
     record["combinations"] = pd.concat(tables, ignore_index=True)
+    record["source"], targets = (
+        np.array(record["combinations"][key].unique(), dtype=object) for key in ("source", "target")
+    )
+    record["target"] = targets[0] if len(targets) == 1 else targets
     notes = dict.fromkeys(note for part in parts for note in part.uns[RECORD]["notes"])
     record["notes"] = np.array(list(notes), dtype=object)
     result.uns[RECORD] = record

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment, PackageLoader
@@ -171,7 +172,8 @@ def _prediction(predicted: AnnData) -> dict[str, Any]:
         raise InputError(
             "Not a prediction: uns['trvae_sc'], which says how it was made, is missing."
         )
-    made = ", ".join(str(record[k]) for k in ("method", "output", "target") if k in record)
+    told = [record[k] for k in ("method", "output", "target") if k in record]
+    made = ", ".join(str(value) for values in told for value in np.atleast_1d(values))
     table = None
     if "combinations" in record:
         table = _table(pd.DataFrame(record["combinations"]), index=False)
