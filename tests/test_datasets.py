@@ -137,6 +137,71 @@ def test_simulated_pairs_are_one_cell_under_every_condition():
     assert logs.std(0).max() > 1.0
 
 
+# -- simulated doses -------------------------------------------------------------------------------
+
+
+def test_simulated_doses_have_the_design_that_was_asked_for():
+    adata = datasets.simulate_doses({"A": [1, 3], "B": [0.5]}, n_cells=5, n_genes=30, n_labels=3)
+    cells = adata.obs.groupby(["cell_type", "drug", "dose"], observed=True).size()
+    assert (cells == 5).all()
+    assert len(cells) == 3 * 4
+    assert set(cells["type_1"].index) == {("none", 0.0), ("A", 1.0), ("A", 3.0), ("B", 0.5)}
+    np.testing.assert_allclose(adata.obs["total_counts"], np.asarray(adata.X.sum(1)).ravel())
+    assert adata.obs_names.is_unique
+    by_default = datasets.simulate_doses(n_cells=2, n_genes=20, n_labels=2).obs
+    doses = by_default.groupby("drug", observed=True)["dose"].unique().map(list).to_dict()
+    assert doses == {"none": [0.0], "A": [1.0, 3.0, 10.0], "B": [1.0, 10.0]}
+
+
+def test_simulated_doses_level_off_as_stated():
+    options = {"n_cells": 3000, "n_genes": 40, "n_labels": 2, "half_dose": 2.0, "seed": 1}
+    adata = datasets.simulate_doses({"A": [2, 6, 1e9]}, **options)
+    log_share = np.log(adata.varm["true_share"])
+    np.testing.assert_allclose(np.exp(log_share).sum(), 1)
+
+    def change(dose):
+        """Return the change of logs, up to what makes shares add up to 1."""
+        of = log_share[f"type_1|A|{dose:g}"] - log_share["type_1|none|0"]
+        return of - of.iloc[0]
+
+    np.testing.assert_allclose(change(2), 0.5 * change(1e9), atol=1e-6)
+    np.testing.assert_allclose(change(6), 0.75 * change(1e9), atol=1e-6)
+    assert change(1e9).abs().max() > 0.5
+    own = (adata.obs["cell_type"] == "type_1") & (adata.obs["dose"] == 6)
+    counts = np.asarray(adata.X[own.to_numpy()].sum(0)).ravel()
+    expected = np.exp(log_share["type_1|A|6"]) * counts.sum()
+    z = (counts - expected) / np.sqrt(expected)  # Poisson
+    assert z.abs().max() < 4.5
+    assert adata.obs["total_counts"].median() == pytest.approx(2000, rel=0.03)
+
+
+def test_simulated_doses_are_repeatable():
+    first, again, other = (
+        datasets.simulate_doses(n_cells=3, n_genes=20, n_labels=2, seed=seed) for seed in (0, 0, 1)
+    )
+    assert (first.X != again.X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"doses": {"none": [1]}}, "without a drug"),
+        ({"doses": {"A": []}}, "Doses of 'A'"),
+        ({"doses": {"A": [0, 1]}}, "above 0"),
+        ({"doses": {"A": [1, 1.0]}}, "named once"),
+        ({"doses": {"A": [float("nan")]}}, "above 0"),
+        ({"half_dose": 0.0}, "half_dose"),
+        ({"n_cells": 0}, "n_cells"),
+        ({"depth_sd": -1.0}, "depth_sd"),
+        ({"specificity": 2.0}, "specificity"),
+    ],
+)
+def test_simulated_doses_say_what_is_wrong(options, message):
+    with pytest.raises(InputError, match=message):
+        datasets.simulate_doses(**options)
+
+
 # -- load -----------------------------------------------------------------------------------------
 
 
