@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
     logged, bare = adata.copy(), adata.copy()
     logged.X = logged.X.log1p()
     del bare.obs["cell_type"]
-    with pytest.raises(InputError, match="not counts"):
+    with pytest.raises(InputError, match=r"truth.X holds no counts"):
         trvae_sc.compare(predicted, logged)
     with pytest.raises(InputError, match="Labels \\['X'\\] were not predicted"):
         trvae_sc.compare(predicted, adata, label="X")
@@ -174,3 +174,16 @@ def test_conditions_of_several_columns_are_compared_by_their_names(make_adata, f
     scores = trvae_sc.compare(predicted, adata).scores
     assert set(scores["target"]) == {"x + 2"}
     assert set(scores["source"]) == {"x + 0"}
+
+
+def test_a_prediction_that_was_normalised_since_is_not_taken_for_counts(adata, fit):
+    """As before a UMAP; it was scored as if log values were counts."""
+    adata.layers["counts"] = adata.X.copy()
+    model = fit(without(adata).copy(), setup={"layer": "counts"})
+    predicted = model.predict(target="stimulated", labels="NK")
+    expected = trvae_sc.compare(predicted, adata).scores
+    predicted.X = predicted.X.log1p()
+    pd.testing.assert_frame_equal(trvae_sc.compare(predicted, adata).scores, expected)
+    del predicted.layers["counts"]
+    with pytest.raises(InputError, match="holds no counts any more"):
+        trvae_sc.compare(predicted, adata)

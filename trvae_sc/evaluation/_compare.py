@@ -24,7 +24,7 @@ from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
-from trvae_sc.evaluation._tasks import Task, check_counts, fitted_components
+from trvae_sc.evaluation._tasks import Task, fitted_components
 from trvae_sc.expression import (
     Keys,
     gene_means,
@@ -135,7 +135,8 @@ def compare(
         if not (task.train.obs[_CONDITION] == group.target).any():
             notes.append(
                 f"Nothing but {group.label} was given under {group.target}: scores that compare with "
-                "other labels are left out. Pass all measured cells as truth to have them."
+                "other labels are left out, and distances are in components of the cells that were given. "
+                "Pass all measured cells as truth to have them."
             )
     first = ["label", "source", "target"]
     scores_table, gene_rows = pd.concat(scores), pd.concat(genes)
@@ -213,6 +214,7 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     """Return predicted cells, counts with the totals that they were predicted with."""
     found, key = predicted.copy(), record["keys"].get("total_counts_key")
     if record["scale"] == "counts":
+        found.X = _counts_of(found, record["keys"].get("layer"))
         if key is not None and key not in found.obs:
             raise InputError(
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
@@ -223,6 +225,18 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
         )
         found.obs[_TOTAL] = own
     return found
+
+
+def _counts_of(predicted: AnnData, layer: str | None) -> Any:
+    """Return predicted counts: X, or, where it was normalised since, the layer that has them, too."""
+    if looks_like_counts(predicted.X):
+        return predicted.X
+    if layer in predicted.layers and looks_like_counts(predicted.layers[layer]):
+        return predicted.layers[layer]
+    raise InputError(
+        "predicted.X holds no counts any more, as predict wrote them: it was normalised since. Pass the "
+        "prediction as it was, or predicted.X = counts kept in a layer."
+    )
 
 
 # -- what was measured ------------------------------------------------------------------------------------
@@ -258,7 +272,12 @@ def _measured(
         )
     own = keys._replace(total_counts_key=None)
     if keys.is_count:
-        check_counts(adata, own)
+        if not looks_like_counts(values(adata, own), adata.n_obs):
+            where = "X" if keys.layer is None else f"layers['{keys.layer}']"
+            raise InputError(
+                f"{name}.{where} holds no counts (negative or fractional values), and the prediction was made "
+                f"from counts. If a layer has them: {name}.{where} = {name}.layers[...]."
+            )
     elif looks_like_counts(values(adata, own), adata.n_obs, least=_COUNTS):
         raise InputError(
             f"{name} holds counts, and the prediction was made from other values. Pass the values that "

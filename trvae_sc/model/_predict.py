@@ -177,6 +177,13 @@ class _Prediction:
         table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
         record = provenance(trained, table, request.target, **settings)
+        key = trained.labels_key
+        if key is not None and key not in self.original.obs:
+            note = (
+                f"The cells have no column '{key}': they were moved as one group, and whether training saw their "
+                "labels under the target is not known."
+            )
+            record["notes"] = np.append(record["notes"], note).astype(object)
         filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
         if filled:
             note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."

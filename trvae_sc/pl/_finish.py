@@ -17,11 +17,12 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
     """Save and show a figure; return what was drawn on, or None where it was shown.
 
     `save` is as in scanpy: True, or a text that is appended to the name of the plot, in
-    ``scanpy.settings.figdir``; or a Path, which is the file itself.
+    ``scanpy.settings.figdir``; or the file itself, a Path or a text with a folder in it.
     """
     figure: Any = (drawn[0] if isinstance(drawn, list) else drawn).figure
     if save is not None and save is not False:
-        path = save if isinstance(save, Path) else _path(name, "" if save is True else str(save))
+        is_file = isinstance(save, Path) or (isinstance(save, str) and Path(save).name != save)
+        path = Path(str(save)) if is_file else _path(name, "" if save is True else str(save))
         path.parent.mkdir(parents=True, exist_ok=True)
         dpi = plt.rcParams["savefig.dpi"]
         figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")
