@@ -75,6 +75,11 @@ def check_columns(
         raise InputError(
             f"condition_key is {condition_key}; name one column, or several different."
         )
+    if labels_key is not None and labels_key in conditions:
+        raise InputError(
+            f"labels_key and condition_key are both '{labels_key}': labels are what does not change between "
+            "conditions, such as the cell type. Name another column."
+        )
     if labels_key in adata.obs and adata.obs[labels_key].isna().any():
         raise InputError(
             f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "

@@ -311,9 +311,15 @@ def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
         keep = keep & has_label(adata, known.labels_key, labels)
     rows = rows[keep[rows]]
     if not len(rows):
-        chosen = {"source": source, "labels": labels, "indices": indices is not None}
+        asked = [] if labels is None else [f"of labels {given_labels(known.labels_key, labels)}"]
+        asked += [
+            f"under {source!r}"
+            if source is not None
+            else f"under another condition than {target!r}"
+        ]
+        asked += [] if indices is None else ["among the indices"]
         raise InputError(
-            f"No cell to predict {target!r} from: none matches {chosen}. adata has conditions "
+            f"No cell to predict {target!r} from: adata has none {' '.join(asked)}. Its conditions are "
             f"{sorted(condition.unique())}."
         )
     return rows

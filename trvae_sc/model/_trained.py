@@ -67,7 +67,10 @@ def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
     """Return a label or labels that a caller chose as a list; raise where there are no labels."""
     if labels_key is None:
         raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
-    return [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    if not given:
+        raise InputError("labels is empty: name one or several, or None for all.")
+    return given
 
 
 @dataclass(frozen=True)
