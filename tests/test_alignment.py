@@ -67,3 +67,16 @@ def test_too_many_missing_genes_are_refused_and_the_error_names_the_way(make_ada
         model.predict(adata[:, 1:].copy(), target="stimulated")
     with pytest.raises(InputError, match="max_missing is 2"):
         trvae_sc.align_genes(adata, model, max_missing=2)
+
+
+def test_totals_are_not_below_what_was_filled_in(make_adata, fit):
+    """Of cells whose total has nothing beyond the model's genes."""
+    adata = make_adata(n_cells=240)
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(1), dtype=float).ravel()
+    model = fit(adata)
+    found = trvae_sc.align_genes(adata[:, 3:].copy(), model)
+    held = np.asarray(found.X.sum(1), dtype=float).ravel()
+    before = adata.obs["n_counts"].to_numpy()
+    np.testing.assert_array_equal(found.obs["n_counts"], np.maximum(before, held))
+    assert (held > before).any()
+    assert model.predict(found, target="stimulated", source="control").n_obs == 120

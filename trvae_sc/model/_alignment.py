@@ -24,7 +24,8 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     """Return cells of another data set with the genes of a model, those they lack filled in.
 
     Genes are put in the order of the model and others left out. A gene that the cells lack gets the mean
-    that it has in training: of counts its mean share times the cell's total, rounded.
+    that it has in training: of counts its mean share times the cell's total, rounded. A total that is less
+    than all counts then is raised to their sum.
 
     Parameters
     ----------
@@ -65,6 +66,10 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     present = x[:, at[at >= 0]]
     obs = adata.obs.copy()
     values = _filled(present, at, adata, model, obs, args["total_counts_key"])
+    total_key = args["total_counts_key"]
+    if share and total_key is not None and model.module.is_count:
+        held = np.asarray(values.sum(1), dtype=np.float64).ravel()
+        obs[total_key] = np.maximum(obs[total_key].to_numpy(np.float64), held)
     var = adata.var.reindex(names) if len(missing) == 0 else pd.DataFrame(index=names)
     found = AnnData(values, obs=obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns))
     if layer is not None:
