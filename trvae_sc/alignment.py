@@ -10,7 +10,7 @@ from scipy import sparse
 from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names
 from trvae_sc.errors import InputError
 from trvae_sc.hints import say_totals
-from trvae_sc.identity import row_chunks
+from trvae_sc.identity import row_chunks, row_sums
 from trvae_sc.levels import listing
 from trvae_sc.stored import is_file
 
@@ -62,8 +62,7 @@ def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
     say_totals(adata.n_vars)
     check_matrix(adata, layer)
     x = adata.X if layer is None else adata.layers[layer]
-    sums = [block.sum(axis=1, dtype=np.float64) for _, block in row_chunks(x, adata.n_obs)]
-    return np.concatenate([np.asarray(part).ravel() for part in sums])
+    return row_sums(x, adata.n_obs)
 
 
 def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:

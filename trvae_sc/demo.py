@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from trvae_sc import baselines, datasets, evaluation, metrics, pl
 from trvae_sc.expression import Keys
 from trvae_sc.files import write_anndata, write_text
 from trvae_sc.model import TRVAE
+from trvae_sc.pl._finish import png_of
 
 _KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 _HOLDOUT = evaluation.Holdout("type_0", "stimulated", "control")
@@ -236,12 +235,8 @@ def _figures(
     panels = [plt.subplots(figsize=(4.6, 4.4), layout="constrained") for _ in _TRUTHS]
     draw(task, adata, predicted, [ax for _, ax in panels])
     for (figure, _), what in zip(panels, _TRUTHS, strict=True):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        plt.close(figure)
-        data = base64.b64encode(buffer.getvalue()).decode()
         text = f"Predicted change of each gene against the {what}."
-        image = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(text, data)
+        image = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(text, png_of(figure))
         yield {"image": image, "text": Markup(text)}
 
 

@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.errors import InputError
+from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 CellOutput = Literal["counts", "delta"]  #: what every method can predict of cells
-_ROWS = 4096  # of a matrix that may be in a file, summed at a time
 
 
 class Keys(NamedTuple):
@@ -125,11 +125,7 @@ def totals(adata: AnnData, keys: Keys) -> np.ndarray:
     """Return the total counts of each cell, shape (n_cells,)."""
     if keys.total_counts_key is not None:
         return adata.obs[keys.total_counts_key].to_numpy(dtype=np.float64)
-    x = values(adata, keys)
-    starts = range(0, adata.n_obs, _ROWS)  # X may be in a file
-    # in float64, whatever the type: sums of float16 overflow, those of int8 wrap around
-    sums = [np.asarray(x[i : i + _ROWS].sum(axis=1, dtype=np.float64)).ravel() for i in starts]
-    return np.concatenate(sums) if sums else np.zeros(0)
+    return row_sums(values(adata, keys), adata.n_obs)
 
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
@@ -231,6 +227,13 @@ def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[str, str], np.
     label = as_text(obs[keys.labels_key]) if keys.labels_key is not None else "all"
     frame = pd.DataFrame({"label": label, "condition": as_text(obs[keys.condition_key])})
     yield from frame.groupby(["label", "condition"], sort=True).indices.items()
+
+
+def mean_level(x: Any, *, is_count: bool) -> np.ndarray:
+    """Return log(1 + kappa share) of the mean share of cells, from their log values; else the mean."""
+    if not is_count:
+        return gene_means(x)
+    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
 
 
 def gene_means(x: Any) -> np.ndarray:

@@ -7,12 +7,8 @@ from collections.abc import Sequence
 
 from anndata import AnnData
 
-from trvae_sc.checks import is_number
+from trvae_sc.checks import is_number, logger
 from trvae_sc.levels import levels
-
-logger = logging.getLogger(__name__)
-# scvi.settings.verbosity counts here too
-logger.addFilter(lambda record: record.levelno >= logging.getLogger("scvi").level)
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _UNLABELED = (

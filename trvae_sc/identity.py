@@ -27,6 +27,16 @@ def row_chunks(x: Any, n_obs: int, size: int = _ROWS) -> Iterator[tuple[int, Any
         yield start, block if sparse.issparse(block) else np.asarray(block)
 
 
+def row_sums(x: Any, n_obs: int) -> np.ndarray:
+    """Return the sum of each row, of any matrix AnnData can hold; shape (n_obs,).
+
+    In float64, whatever the type: sums of float16 overflow, those of int8 wrap around.
+    """
+    blocks = row_chunks(x, n_obs)
+    sums = [np.asarray(b.sum(axis=1, dtype=np.float64)).ravel() for _, b in blocks]
+    return np.concatenate(sums) if sums else np.zeros(0)
+
+
 def digest(x: Any, n_obs: int | None = None) -> str:
     """Return the SHA-256 of all values that are not zero and their places, in hexadecimal.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
 
 from trvae_sc.intervals import half_width, p_values
 from trvae_sc.shift import Ridge, changed, log_fold_change, replicate_weight
@@ -42,8 +41,7 @@ def labels_left_out(ridge: Ridge) -> Missed:
     missed, n = ridge.left_out()
     rows, cells = [missed[[i]] for i in range(len(missed))], list(np.split(n, len(n)))
     foretold = list((ridge.measured_changes() - missed)[:, None])
-    inverse, is_count = linalg.inv(ridge.kernel), ridge.profiles.is_count
-    change = ridge.changes - (inverse @ ridge.changes) / np.diag(inverse)[:, None]
+    change, is_count = ridge.left_out_changes(), ridge.profiles.is_count
     for i, pairs in enumerate(ridge.profiles.pairs(ridge.groups, ridge.source)):
         if pairs is not None:
             end = changed(pairs.start, change[i], is_count=is_count)

@@ -30,6 +30,11 @@ def listing(names: Sequence[Any]) -> str:
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
+def as_list(given: Any) -> list[Any]:
+    """Return one or several levels that a caller chose as a list."""
+    return [given] if isinstance(given, str) or np.isscalar(given) else list(given)
+
+
 def level_name(level: Any) -> str:
     """Return how a level reads; numbers by their value, so that 1.0 reads as 1."""
     if isinstance(level, float | np.floating):

@@ -165,7 +165,7 @@ class Ridge:
         size = np.average(np.square(self.z[label]).sum(1), weights=weight)
         self.size = size if len(known) > 1 and size > 0 else np.inf
         self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
-        self.kernel = self.alike * self._labels(self.z[label], label)
+        self.kernel = self.alike * self.labels_alike(label, label)
         self.of_target = likeness.target[place[condition]]
         self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
 
@@ -176,14 +176,18 @@ class Ridge:
 
     def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
-        profile = self.z[one] @ self.z[other].T / self.size
-        return self.common + profile + _RIDGE * np.equal.outer(one, other)
+        return self._alike(self.z[one], one, other)
 
-    def _labels(self, z: np.ndarray, label: np.ndarray | int | None) -> np.ndarray:
-        """Return how alike labels of profiles z are to those of the groups."""
-        own = self.groups[:, 0]
-        same = False if label is None else np.equal.outer(label, own)
-        return self.common + z @ self.z[own].T / self.size + _RIDGE * same
+    def _labels(self, z: np.ndarray, label: int | None) -> np.ndarray:
+        """Return how alike a label of profile z is to those of the groups."""
+        return self._alike(z, label, self.groups[:, 0])
+
+    def _alike(
+        self, z: np.ndarray, label: np.ndarray | int | None, other: np.ndarray
+    ) -> np.ndarray:
+        """Return how alike labels of profiles z are to others of training."""
+        same = False if label is None else np.equal.outer(label, other)
+        return self.common + z @ self.z[other].T / self.size + _RIDGE * same
 
     def predict(self, profile: np.ndarray, label: int | None) -> np.ndarray:
         """Return f of the target.
@@ -240,12 +244,15 @@ class Ridge:
         Truth less prediction, shape (n_labels, n_genes), in the order of the groups of the target; n,
         shape (n_labels,).
         """
-        inverse = linalg.inv(self.kernel)
-        missed = (inverse @ self.changes) / np.diag(inverse)[:, None]
         start = self.profiles.mean[self.groups[:, 0], self.source]
         truth = self.profiles.mean[self.groups[:, 0], self.groups[:, 1]]
-        predicted = changed(start, self.changes - missed, is_count=self.profiles.is_count)
-        return truth - predicted, self.n
+        change = self.left_out_changes()
+        return truth - changed(start, change, is_count=self.profiles.is_count), self.n
+
+    def left_out_changes(self) -> np.ndarray:
+        """Return the change (log fold change, of counts) predicted of each group if it is left out."""
+        inverse = linalg.inv(self.kernel)
+        return self.changes - (inverse @ self.changes) / np.diag(inverse)[:, None]
 
     def measured_changes(self) -> np.ndarray:
         """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""

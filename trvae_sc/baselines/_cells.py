@@ -25,13 +25,14 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.expression import (
     Keys,
     dense,
-    gene_means,
     groups,
     log_values,
+    mean_level,
     median_total,
     totals,
     values,
 )
+from trvae_sc.identity import row_sums
 from trvae_sc.levels import level_name, levels
 from trvae_sc.model._counts import Draws, transport_counts
 from trvae_sc.model._factors import Change, Factors
@@ -99,16 +100,9 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
     n_cells = np.zeros(mean.shape[:2])
     for (label, condition), rows in groups(adata.obs, keys):
         at = labels.index(label), names.index(condition)
-        mean[at], n_cells[at] = level(x[rows], is_count=keys.is_count), len(rows)
+        mean[at], n_cells[at] = mean_level(x[rows], is_count=keys.is_count), len(rows)
     known = Known(conditions, labels, keys.labels_key, n_cells)
     return Learned(adata, keys, known, Profiles(mean, n_cells, labels, keys.is_count), kappa)
-
-
-def level(x: Any, *, is_count: bool) -> np.ndarray:
-    """Return log(1 + kappa share) of the mean share of cells, from their log values; else the mean."""
-    if not is_count:
-        return gene_means(x)
-    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
 
 
 def factors_of(
@@ -195,9 +189,9 @@ def _add_totals(result: AnnData, learned: Learned, rows: np.ndarray) -> None:
     key = learned.keys.total_counts_key
     if key is None:
         return
-    held = np.asarray(values(learned.adata, learned.keys)[rows].sum(1), dtype=np.float64).ravel()
+    held = row_sums(values(learned.adata, learned.keys)[rows], len(rows))
     rest = np.maximum(totals(learned.adata, learned.keys)[rows] - held, 0.0)
-    result.obs[key] = np.asarray(result.X.sum(1), dtype=np.float64).ravel() + np.round(rest)
+    result.obs[key] = row_sums(result.X, result.n_obs) + np.round(rest)
 
 
 def _var(adata: AnnData, moved: Sequence[Moved]) -> pd.DataFrame:

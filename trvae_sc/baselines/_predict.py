@@ -22,7 +22,6 @@ from trvae_sc.baselines._simple import (
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
-from trvae_sc.intervals import half_width, p_values
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._factors import Factors
@@ -132,10 +131,7 @@ def effects(
                 group.factors,
                 target,
                 adata.var_names,
-                p_values(
-                    group.factors.change.columns()[2],
-                    *(group.shift.predicted, group.shift.missed, group.shift.n),
-                ),
+                group.shift.missed.p_values(group.factors.change.columns()[2]),
                 n_cells=len(group.rows),
                 is_count=learned.keys.is_count,
             )
@@ -202,5 +198,5 @@ def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors
     """Return the change of a label."""
     code = learned.known.labels.index(label)
     own = learned.profiles.mean[code, learned.known.conditions.code(source)]
-    half = half_width(shift.missed, shift.n)
+    half = shift.missed.half_width()
     return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

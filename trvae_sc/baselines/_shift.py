@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trvae_sc.left_out import Missed, labels_left_out
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 #: f of the target, from f of source and target of the labels measured under both, and f of the source.
@@ -47,18 +48,13 @@ class Shift:
         Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
     others
         f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
-    predicted, missed
-        Predicted change of each of them where it is left out, and truth less prediction, shape
-        (n_labels, n_genes).
-    n
-        Harmonic mean of their cells under source and target, shape (n_labels,).
+    missed
+        How each of them is predicted where it is left out.
     """
 
     predict: Callable[[np.ndarray, int | None], np.ndarray]
     others: np.ndarray
-    predicted: np.ndarray
-    missed: np.ndarray
-    n: np.ndarray
+    missed: Missed
 
 
 def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift:
@@ -66,8 +62,7 @@ def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift
     if method == "context_shift":
         ridge = Ridge(profiles, source, Likeness.of_itself(target))
         others = profiles.mean[ridge.groups[:, 0], source]
-        missed, n = ridge.left_out()
-        return Shift(ridge.predict, others, ridge.measured_changes() - missed, missed, n)
+        return Shift(ridge.predict, others, labels_left_out(ridge))
     rule = RULES[method]
     at = np.flatnonzero(profiles.measured(source)[:, target])
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, target))
@@ -77,5 +72,5 @@ def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift
         left = [np.delete(np.arange(len(at)), i) for i in range(len(at))]
         found = [rule(start[k], end[k], start[i]) for i, k in enumerate(left)]
         predicted, missed = np.stack(found) - start, end - np.stack(found)
-    whole = n[: len(missed)]
-    return Shift(lambda profile, _: rule(start, end, profile), start, predicted, missed, whole)
+    errors = Missed(missed, predicted, n[: len(missed)], np.arange(len(missed)))
+    return Shift(lambda profile, _: rule(start, end, profile), start, errors)

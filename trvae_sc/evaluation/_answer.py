@@ -9,13 +9,12 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.baselines import SIMPLE
-from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn, level
-from trvae_sc.checks import RECORD
+from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method
-from trvae_sc.evaluation._scores import rescaled
-from trvae_sc.expression import Keys, dense, groups, log_values
+from trvae_sc.evaluation._scores import on_scale
+from trvae_sc.expression import Keys, dense, groups, mean_level
 from trvae_sc.intervals import half_width
 from trvae_sc.levels import as_text, match_level
 
@@ -113,10 +112,10 @@ def _mean(
                 f"{method} returned {predicted.n_obs} cells for {source.n_obs} source cells: to combine "
                 "methods, or to draw counts from what one says, one row per source cell is needed."
             )
-        own = _log_values(predicted, learned)
+        own = dense(on_scale(predicted, keys, learned.kappa)).astype(np.float64)
         x = x + weights[method] * own
         for group, rows in names.items():
-            end = level(own[rows], is_count=keys.is_count)
+            end = mean_level(own[rows], is_count=keys.is_count)
             if len(names) == 1 and "predicted_mean" in predicted.var:
                 end = predicted.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
@@ -128,17 +127,6 @@ def _mean(
         factors = factors_of(learned, label, start, ends[label, condition], others, half)
         moved.append(Moved(at[rows], factors))
     return np.asarray(x, dtype=np.float32), moved
-
-
-def _log_values(predicted: AnnData, learned: Learned) -> np.ndarray:
-    """Return predicted cells on the scale of the methods that are combined."""
-    record, keys = predicted.uns[RECORD], learned.keys
-    if record["scale"] == "counts":
-        return dense(log_values(predicted, keys._replace(layer=None), learned.kappa))
-    x = dense(predicted.X).astype(np.float64)
-    if not keys.is_count or record["scale"] == "values" or "kappa" not in record:
-        return x
-    return rescaled(x, float(record["kappa"]), learned.kappa)
 
 
 def _with_interval(predicted: AnnData, half: np.ndarray | None) -> AnnData:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import (
@@ -26,6 +27,7 @@ from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
 from trvae_sc.evaluation._tasks import Task, fitted_components
 from trvae_sc.expression import (
+    GroupMeans,
     Keys,
     gene_means,
     log_values,
@@ -34,7 +36,8 @@ from trvae_sc.expression import (
     totals,
     values,
 )
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.identity import row_sums
+from trvae_sc.levels import as_list, as_text, level_name
 
 _COUNTS = 30  # whole numbers up to there may be levels of some other kind
 _LEAST = 4  # measured cells, which the ceiling halves
@@ -98,7 +101,8 @@ def compare(
     >>> predicted = trvae_sc.select(
     ...     adata[~hidden].copy(),
     ...     "stimulated",
-    ...     keys=trvae_sc.evaluation.Keys("condition", "cell_type"),
+    ...     condition_key="condition",
+    ...     labels_key="cell_type",
     ...     methods=["mean_shift"],
     ...     progress=False,
     ... )
@@ -114,19 +118,15 @@ def compare(
     keys = keys._replace(
         condition_key=_CONDITION, total_counts_key=_TOTAL if keys.is_count else None
     )
-    chosen = _groups(predicted, record, keys, truth, label)
-    measured = pd.DataFrame(
-        {
-            "label": as_text(truth.obs[keys.labels_key]) if keys.labels_key else "all",
-            "condition": truth.obs[_CONDITION],
-        }
-    )
-    hidden = measured.apply(tuple, axis=1).isin({(g.label, g.target) for g in chosen}).to_numpy()
-    train = truth[~hidden]
+    measured = pd.DataFrame({"label": _labels(truth, keys), "condition": truth.obs[_CONDITION]})
+    chosen = _groups(predicted, record, keys, measured, label)
+    hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
+    kappa = float(record.get("kappa", 1.0))
+    known = _known(truth[~hidden], keys, kappa)
     notes: list[str] = []
     scores, genes = [], []
     for group in chosen:
-        task = _task(group, truth, train, control, measured, keys, float(record.get("kappa", 1.0)))
+        task = _task(group, truth, known, control, measured, keys, kappa)
         tables = _scored(task, group.predicted, n_top)
         names = {"label": group.label, "source": group.source, "target": group.target}
         scores.append(tables.assign(**names))
@@ -163,17 +163,14 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         k: list(v) if isinstance(v, np.ndarray | list | tuple) else str(v)
         for k, v in record["keys"].items()
     }
-    is_count = record["scale"] != "values"
-    options: Any = named
-    return record, Keys(**options, is_count=is_count)
+    return record, Keys(**named, is_count=record["scale"] != "values")
 
 
 def _groups(
-    predicted: AnnData, record: Mapping[str, Any], keys: Keys, truth: AnnData, label: Any
+    predicted: AnnData, record: Mapping[str, Any], keys: Keys, measured: pd.DataFrame, label: Any
 ) -> list[_Group]:
     """Return the predicted combinations that were measured."""
-    obs = predicted.obs
-    labels = as_text(obs[keys.labels_key]) if keys.labels_key else pd.Series("all", index=obs.index)
+    obs, labels = predicted.obs, _labels(predicted, keys)
     target = _conditions(obs, record["keys"]["condition_key"])
     frame = pd.DataFrame(
         {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
@@ -181,19 +178,13 @@ def _groups(
     rows = frame.groupby(["label", "source", "target"], sort=True).indices
     wanted = None
     if label is not None:
-        given = [label] if isinstance(label, str) or np.isscalar(label) else list(label)
-        wanted = [level_name(v) for v in given]
+        wanted = [level_name(v) for v in as_list(label)]
         unknown = [v for v in wanted if v not in set(labels)]
         if unknown:
             raise InputError(
                 f"Labels {unknown} were not predicted; there are {sorted(set(labels))}."
             )
-    own = (
-        as_text(truth.obs[keys.labels_key])
-        if keys.labels_key
-        else pd.Series("all", truth.obs.index)
-    )
-    n_measured = pd.Series(list(zip(own, truth.obs[_CONDITION], strict=True))).value_counts()
+    n_measured = measured.value_counts()
     found, lacking = [], []
     for (name, source, to), at in rows.items():
         if wanted is not None and name not in wanted:
@@ -220,10 +211,7 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
                 "compared with measured ones, which are of whole cells."
             )
-        own = (
-            np.asarray(found.X.sum(1), dtype=np.float64).ravel() if key is None else found.obs[key]
-        )
-        found.obs[_TOTAL] = own
+        found.obs[_TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
 
 
@@ -240,6 +228,13 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
 
 
 # -- what was measured ------------------------------------------------------------------------------------
+
+
+def _labels(adata: AnnData, keys: Keys) -> pd.Series:
+    """Return the label of each cell as text; ``"all"`` without labels."""
+    if keys.labels_key is None:
+        return pd.Series("all", index=adata.obs_names)
+    return as_text(adata.obs[keys.labels_key])
 
 
 def _conditions(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
@@ -315,10 +310,32 @@ def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray
     )
 
 
+class _Known(NamedTuple):
+    """What scores take from training cells, the same for every group."""
+
+    train: AnnData
+    kappa: float
+    means: GroupMeans
+    pca: PCA
+
+
+def _known(train: AnnData, keys: Keys, kappa: float) -> _Known | None:
+    """Return what training cells tell; None where there are next to none.
+
+    kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
+    that of the cells.
+    """
+    if train.n_obs < 2:
+        return None
+    own = median_total(train, keys)
+    kappa = own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
+    return _Known(train, kappa, profiles(train, keys), fitted_components(train, keys, kappa))
+
+
 def _task(
     group: _Group,
     truth: AnnData,
-    train: AnnData,
+    known: _Known | None,
     control: AnnData | None,
     measured: pd.DataFrame,
     keys: Keys,
@@ -328,39 +345,32 @@ def _task(
     own = (measured["label"] == group.label).to_numpy()
     start = truth[own & (measured["condition"] == group.source).to_numpy()]
     if control is not None:
-        of_label = np.ones(control.n_obs, dtype=bool)
-        if keys.labels_key is not None:
-            of_label = (as_text(control.obs[keys.labels_key]) == group.label).to_numpy()
+        of_label = (_labels(control, keys) == group.label).to_numpy()
         start = control[of_label & (control.obs[_CONDITION] == group.source).to_numpy()]
     if start.n_obs < 2:
         raise InputError(
             f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
-    train = train if train.n_obs > 1 else start
-    if keys.is_count and np.isclose(median_total(train, keys), kappa, rtol=1e-6):
-        kappa = median_total(
-            train, keys
-        )  # to the last digit, which models keep in single precision
+    known = known or cast("_Known", _known(start, keys, kappa))
     real = {
         condition: log_values(
-            truth[own & (measured["condition"] == condition).to_numpy()], keys, kappa
+            truth[own & (measured["condition"] == condition).to_numpy()], keys, known.kappa
         )
         for condition in sorted(set(measured["condition"][own]) - {group.source})
     }
-    known = profiles(train, keys).pairs(group.source, group.target)
-    shift = np.zeros(train.n_vars) if known is None else known.shifts.mean(0)
+    pairs = known.means.pairs(group.source, group.target)
     return Task(
         holdout=Holdout(group.label, group.target, group.source),
         keys=keys,
-        train=train,
+        train=known.train,
         source=start,
         real=real[group.target],
-        control=log_values(start, keys, kappa),
-        shift=shift,
+        control=log_values(start, keys, known.kappa),
+        shift=np.zeros(truth.n_vars) if pairs is None else pairs.shifts.mean(0),
         by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-        kappa=kappa,
-        pca=fitted_components(train, keys, kappa),
+        kappa=known.kappa,
+        pca=known.pca,
     )
 
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._tasks import Task
-from trvae_sc.expression import dense, gene_means, log_values
+from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import write_anndata
 from trvae_sc.levels import level_name
 from trvae_sc.metrics import METRICS
@@ -46,18 +46,23 @@ def predicted_log_values(task: Task, predicted: AnnData) -> Any:
         without totals.
     """
     _check_predicted(task, predicted)
+    return on_scale(predicted, task.keys, task.kappa)
+
+
+def on_scale(predicted: AnnData, keys: Keys, kappa: float) -> Any:
+    """Return predicted values as log(1 + kappa share), or as they are; see :func:`predicted_log_values`."""
     record = predicted.uns["trvae_sc"]
     if record["scale"] == "counts":
-        key = task.keys.total_counts_key
+        key = keys.total_counts_key
         if key is not None and key not in predicted.obs:
             raise InputError(
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
                 "compared with the task's, which are of whole cells."
             )
-        return log_values(predicted, task.keys._replace(layer=None), task.kappa)
-    if not task.keys.is_count or record["scale"] == "values" or "kappa" not in record:
+        return log_values(predicted, keys._replace(layer=None), kappa)
+    if not keys.is_count or record["scale"] == "values" or "kappa" not in record:
         return predicted.X
-    return rescaled(predicted.X, float(record["kappa"]), task.kappa)
+    return rescaled(predicted.X, float(record["kappa"]), kappa)
 
 
 def rescaled(x: Any, kappa: float, to: float) -> Any:
@@ -181,7 +186,7 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
 def interval_change(task: Task, *, as_shares: bool | None = None) -> np.ndarray:
     """Return the real change of every gene on the scale of intervals: of counts that of mean shares."""
     of_shares = task.keys.is_count if as_shares is None else as_shares
-    real, control = (_level(x, as_shares=of_shares) for x in (task.real, task.control))
+    real, control = (mean_level(x, is_count=of_shares) for x in (task.real, task.control))
     return real - control
 
 
@@ -190,15 +195,8 @@ def level_change(task: Task, predicted: AnnData) -> np.ndarray:
     if "predicted_change" in predicted.var:
         return predicted.var["predicted_change"].to_numpy(np.float64)
     x = predicted_log_values(task, predicted)
-    end, start = (_level(v, as_shares=task.keys.is_count) for v in (x, task.control))
+    end, start = (mean_level(v, is_count=task.keys.is_count) for v in (x, task.control))
     return end - start
-
-
-def _level(x: Any, *, as_shares: bool) -> np.ndarray:
-    """Return log(1 + kappa share) of the mean share, from log values; else their mean."""
-    if not as_shares:
-        return gene_means(x)
-    return np.log1p(np.maximum(gene_means(np.expm1(x)), 0.0))  # shifted log values may be below 0
 
 
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import check_counts, training_data
 from trvae_sc.expression import KeyNames, Keys, check_output, keys_from
-from trvae_sc.levels import as_text, level_name, match_level
+from trvae_sc.levels import as_list, as_text, level_name, match_level
 from trvae_sc.notes import log_notes
 
 _DEFAULTS = {
@@ -271,8 +271,7 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
                 "To hide and predict labels all the same, name them."
             )
         return list(cells.index[missing])
-    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else labels
-    chosen = list(dict.fromkeys(map(level_name, given)))
+    chosen = list(dict.fromkeys(map(level_name, as_list(labels))))
     unknown = [label for label in chosen if label not in cells.index]
     if unknown or not chosen:
         raise InputError(f"Unknown labels {unknown}; there are {list(cells.index)}.")

@@ -14,7 +14,9 @@ from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_number
 from trvae_sc.checks import TOTAL_COLUMN, check_matrix, check_names, check_obs, check_type
 from trvae_sc.errors import InputError
+from trvae_sc.identity import row_sums
 from trvae_sc.levels import listing
+from trvae_sc.model._decode import mean_of
 from trvae_sc.model._registration import AnnDataModel
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     values = _filled(present, at, adata, model, obs, args["total_counts_key"])
     total_key = args["total_counts_key"]
     if share and total_key is not None and model.module.is_count:
-        held = np.asarray(values.sum(1), dtype=np.float64).ravel()
+        held = row_sums(values, adata.n_obs)
         obs[total_key] = np.maximum(obs[total_key].to_numpy(np.float64), held)
     var = adata.var.reindex(names) if len(missing) == 0 else pd.DataFrame(index=names)
     found = AnnData(values, obs=obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns))
@@ -101,7 +103,7 @@ def _filled(
     if is_count and total_key == TOTAL_COLUMN and total_key not in obs:
         layer = model.registry_["setup_args"]["layer"]
         x = adata.X if layer is None else adata.layers[layer]
-        obs[total_key] = np.asarray(x.sum(1), dtype=np.float64).ravel()
+        obs[total_key] = row_sums(x, adata.n_obs)
     if (at >= 0).all():
         return present
     lacking = mean[at < 0]
@@ -110,7 +112,7 @@ def _filled(
             check_obs(adata if total_key in adata.obs else AnnData(obs=obs), [], [total_key])
             total = obs[total_key].to_numpy(np.float64)
         else:  # a cell's total is that over the model's genes
-            total = np.asarray(present.sum(1), np.float64).ravel() / (1.0 - lacking.sum())
+            total = row_sums(present, adata.n_obs) / (1.0 - lacking.sum())
         filled = np.rint(np.outer(total, lacking))
     else:
         filled = np.broadcast_to(lacking, (adata.n_obs, len(lacking)))
@@ -127,8 +129,5 @@ def _training_means(model: AnnDataModel) -> np.ndarray:
     """Return the mean share, or value, of each gene over the labels and conditions of training."""
     module, known = model.module, model.known
     f = module.profiles.cpu().numpy().astype(np.float64)
-    if module.is_count:
-        mean = np.expm1(f) / module.kappa.item()
-    else:
-        mean = module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * f
+    mean = mean_of(module, f)
     return np.average(mean.reshape(-1, mean.shape[-1]), axis=0, weights=known.n_cells.ravel())

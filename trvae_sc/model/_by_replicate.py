@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trvae_sc.errors import InputError
+from trvae_sc.model._decode import mean_of
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Trained
 from trvae_sc.shift import changed, log_fold_change
@@ -43,9 +44,7 @@ def of_replicates(trained: Trained, factors: Factors, target: Any) -> Iterator[O
     fold = log_fold_change(change.source_mean, change.predicted_mean, is_count=module.is_count)
 
     def unit(mean: np.ndarray) -> np.ndarray:
-        if module.is_count:
-            return mean
-        return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * mean
+        return mean if module.is_count else mean_of(module, mean)
 
     after = {} if end is None else {r: unit(m) for r, m, _ in trained.replicates.of(label, end)}
     for code, mean, n_cells in trained.replicates.of(label, space.code(factors.source)):

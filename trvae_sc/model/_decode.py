@@ -170,6 +170,20 @@ def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) ->
     return np.log1p(shares, out=shares)
 
 
+def level_of(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
+    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
+    if module.is_count:
+        return np.log1p(module.kappa.item() * mean)
+    return (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+
+
+def mean_of(module: TRVAEModule, level: np.ndarray) -> np.ndarray:
+    """Return the mean profile of f: the inverse of :func:`level_of`."""
+    if module.is_count:
+        return np.expm1(np.maximum(level, 0.0)) / module.kappa.item()
+    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * level
+
+
 def dispersion(module: TRVAEModule, features: torch.Tensor) -> np.ndarray | None:
     """Return the inverse dispersion of counts (of other values the standard deviation, scaled).
 

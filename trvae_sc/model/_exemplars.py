@@ -13,8 +13,9 @@ from anndata import AnnData
 from trvae_sc import checks
 from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys, gene_means, log_values, totals, values
+from trvae_sc.expression import Keys, gene_means, log_values, mean_level, totals, values
 from trvae_sc.levels import level_name, listing
+from trvae_sc.model._decode import level_of
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
 
@@ -167,10 +168,9 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
     """Return the exemplars of one label."""
     module, spread = trained.module, trained.spread_of(trained.conditions.code(target))
     if not module.is_count:
-        mean = gene_means(values(cells, keys)) - module.gene_mean.cpu().numpy()
-        return Exemplars(mean / module.gene_scale.cpu().numpy(), cells.n_obs, 1.0, spread)
+        mean = level_of(module, gene_means(values(cells, keys)))
+        return Exemplars(mean, cells.n_obs, 1.0, spread)
     kappa = module.kappa.item()
-    per_cell = log_values(cells, keys, kappa)
-    mean = np.log1p(gene_means(np.expm1(per_cell)))
+    mean = mean_level(log_values(cells, keys, kappa), is_count=True)
     relative = cells.n_obs / float((kappa / totals(cells, keys)).sum())
     return Exemplars(mean, cells.n_obs, relative, spread)

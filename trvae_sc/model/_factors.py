@@ -13,10 +13,9 @@ from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
 from trvae_sc.left_out import Missed, labels_left_out, replicates_left_out
 from trvae_sc.model._counts import shared_gain
-from trvae_sc.model._decode import Batch, decoded_batches, scaled
+from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
-from trvae_sc.module import TRVAEModule
 from trvae_sc.shift import Ridge, log_fold_change, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
@@ -243,12 +242,12 @@ class Sourced:
         is_known = means is not None
         if is_known:
             own = self.profiles.mean[code, self.code].astype(np.float64)
-            observed = _shares(module, own)
+            observed = mean_of(module, own)
         else:
             code = None
             observed, *means = _means_of_cells(trained, adata, rows, self.target)
-            own = _scale(module, observed)
-        start, decoded = (_scale(module, mean) for mean in means)
+            own = level_of(module, observed)
+        start, decoded = (level_of(module, mean) for mean in means)
         change = decoded - start
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
@@ -258,7 +257,7 @@ class Sourced:
         if label in self.exemplars:
             error = self._error(own, code)
             end, left = self.exemplars[label].combined(end, error, is_count=module.is_count)
-        expected = _shares(module, end)
+        expected = mean_of(module, end)
         if module.is_count:
             tiny = np.finfo(np.float32).tiny
             of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
@@ -299,17 +298,3 @@ def _means_of_cells(
         parts = batch.shares(), batch.source, batch.target
         sums = sums + np.stack([part.sum(0, dtype=np.float64) for part in parts])
     return list(sums / len(rows))
-
-
-def _scale(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
-    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
-    if module.is_count:
-        return np.log1p(module.kappa.item() * mean)
-    return (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
-
-
-def _shares(module: TRVAEModule, scaled: np.ndarray) -> np.ndarray:
-    """Return the mean profile of f: the inverse of :func:`_scale`."""
-    if module.is_count:
-        return np.expm1(np.maximum(scaled, 0.0)) / module.kappa.item()
-    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * scaled

@@ -9,8 +9,9 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from trvae_sc.identity import row_chunks
+from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text
+from trvae_sc.model._decode import level_of
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 from trvae_sc.replicates import group_sums
@@ -46,11 +47,7 @@ def replicate_means(
     if module.is_count:
         totals = _totals(manager, x, has_total=module.has_total)
     sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
-    mean = sums / n_cells[:, None]
-    if module.is_count:
-        mean = np.log1p(module.kappa.item() * mean)
-    else:
-        mean = (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+    mean = level_of(module, sums / n_cells[:, None])
     return {
         "key": key,
         "names": tuple(known),
@@ -65,10 +62,5 @@ def _totals(manager: AnnDataManager, x: Any, *, has_total: bool) -> np.ndarray:
     if has_total:
         found = manager.get_from_registry(TOTAL_KEY).ravel().astype(np.float64)
     else:
-        found = np.concatenate(
-            [
-                np.asarray(b.sum(1, dtype=np.float64)).ravel()
-                for _, b in row_chunks(x, manager.adata.n_obs)
-            ]
-        )
+        found = row_sums(x, manager.adata.n_obs)
     return np.maximum(found, 1.0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text
+from trvae_sc.levels import as_list, as_text
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates
 from trvae_sc.shift import Profiles
@@ -67,7 +67,7 @@ def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
     """Return a label or labels that a caller chose as a list; raise where there are no labels."""
     if labels_key is None:
         raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
-    given = [labels] if isinstance(labels, str) or np.isscalar(labels) else list(labels)
+    given = as_list(labels)
     if not given:
         raise InputError("labels is empty: name one or several, or None for all.")
     return given

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,14 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
         plt.show()
         return None
     return drawn
+
+
+def png_of(figure: Any) -> str:
+    """Return a figure as PNG in base64, for a page, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _path(name: str, text: str) -> Path:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -20,6 +17,7 @@ from trvae_sc import pl
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.files import write_text
+from trvae_sc.pl._finish import png_of
 from trvae_sc.report._verdicts import TOP, Verdict, main_method, verdict, verdicts
 
 __all__ = ["Verdict", "report", "verdict", "verdicts", "write_report"]
@@ -205,11 +203,7 @@ def _notes(results: Results) -> list[str]:
 
 def _image(figure: Any, text: str) -> Markup:
     """Return a figure as an image in the page, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
     width = int(figure.get_figwidth() * 100)
-    plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
     # the text is escaped; the rest is a number and base64
     tag = '<img alt="{}" style="width:{}px" src="data:image/png;base64,{}">'
-    return Markup(tag).format(escape(text), width, data)
+    return Markup(tag).format(escape(text), width, png_of(figure))
