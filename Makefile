@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/trvae-sc demo --out demo --force
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 tutorials: $(VENV)/installed  # a cell may take 180 seconds; scanpy would give torch all cores
 	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --nbmake --nbmake-timeout=180 tutorials/*.ipynb

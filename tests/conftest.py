@@ -1,7 +1,13 @@
 """Small seeded builders that every test file shares."""
 
 import logging
+import os
+import shlex
 import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,6 +78,18 @@ def _fit(adata=None, *, setup=None, train=None, **model):
     return result
 
 
+def pytest_collection_modifyitems(items):
+    """Start with what is slow, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left():
+    """Close what a test drew, for the next one."""
+    yield
+    plt.close("all")
+
+
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path, monkeypatch):
     """Run every test in a folder of its own, on one thread, with Ctrl-C and settings as usual."""
@@ -103,6 +121,31 @@ def run(capsys):
 
 
 @pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Return a Python whose processes start with the package imported, or the one that runs here.
+
+    What has to be a process that imports by itself is started with ``sys.executable``.
+    """
+    if sys.platform != "linux":
+        return sys.executable
+    warm = str(Path(__file__).with_name("warm.py"))
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # its workers share one process that imports
+    address, owner = (run, os.getppid()) if run else (uuid.uuid4().hex, os.getpid())
+    path = tmp_path_factory.mktemp("python") / "python"
+    client = shlex.join([sys.executable, "-I", "-S", warm, address, "run", str(path)])
+    path.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
+    path.chmod(0o755)
+    subprocess.Popen(
+        [sys.executable, warm, address, "serve", str(owner)],
+        cwd=path.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    ).returncode = 0  # nobody waits for it: it ends with the tests
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def make_adata():
     """Return the builder of small data."""
     return _make_adata
@@ -118,6 +161,20 @@ def fit():
 def trained():
     """Return a trained model with labels and a batch; tests must not change it."""
     return _fit(setup={"batch_key": "batch"}, train={"max_epochs": 5})
+
+
+@pytest.fixture
+def decoupler(monkeypatch):
+    """Return decoupler as Python runs it: to compile what scores few genes takes a minute."""
+    import numba
+
+    if "decoupler" not in sys.modules:
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    found = pytest.importorskip("decoupler", exc_type=ImportError)
+    own = vars(found.mt._aucell).values()
+    is_compiled = any(hasattr(f, "py_func") for f in own)  # another package imported it before
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", int(not is_compiled))
+    return found
 
 
 @pytest.fixture

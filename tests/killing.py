@@ -23,8 +23,10 @@ import zarr  # noqa: F401, not to be imported by every child
 from anndata import AnnData
 from scipy import sparse
 
+import trvae_sc.evaluation
+import trvae_sc.report  # noqa: F401, nor these
 from trvae_sc import TRVAE
-from trvae_sc.cli import main
+from trvae_sc.cli import _commands, main  # noqa: F401
 from trvae_sc.files import write_anndata, write_text
 
 #: Changes of the file system that Python tells of before it makes them.

@@ -1,6 +1,9 @@
 """The commands benchmark and report: results equal to Python's, one line and a code on bad input."""
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import anndata
@@ -53,15 +56,16 @@ def test_benchmark_equals_python(run, file, adata):
     pd.testing.assert_frame_equal(results.table, expected.table, check_exact=True)
     assert f"{expected!r}\n" in err
     assert err.endswith("next: trvae-sc report new/results -o report.html\n")
-    assert strict(run("benchmark", file, *options, "--json")[1]) == {
-        "out": str(folder),
-        **expected.to_json(),
-    }
+    command = shlex.join(["trvae-sc", "benchmark", str(file), *options])
+    assert results.run["command"] == command  # that of the first time, here and below
+    ours = {"command": command, "started": results.run["started"]}
+    told = {**expected.to_json(), "run": {**expected.run, **ours}}
+    assert strict(run("benchmark", file, *options, "--json")[1]) == {"out": str(folder), **told}
     table = pd.read_csv(folder / "table.csv")
     np.testing.assert_allclose(table["value"], expected.table["value"], rtol=1e-12)
     assert table.columns.tolist() == expected.table.columns.tolist()
     found = strict((folder / "summary.json").read_text())
-    assert found == expected.to_json()
+    assert found == told
     assert found["n_records"] == 9
     row = next(
         r
@@ -266,6 +270,46 @@ def test_report_of_another_method(run, results):
     assert not Path("other.html").exists()
 
 
+def test_report_with_pathways_and_what_to_measure_next(run, results, adata):
+    """One label lacks stimulated cells; of the 80 genes two sets are known."""
+    rows = [
+        "up\tx\t" + "\t".join(adata.var_names[:30]),
+        "rest\tx\t" + "\t".join(adata.var_names[30:]),
+    ]
+    Path("sets.gmt").write_text("\n".join(rows) + "\n", "utf-8")
+    cells = datasets.simulate(300, 40, n_labels=5, seed=2)
+    missing = (cells.obs["cell_type"] == "type_1") & (cells.obs["condition"] == "stimulated")
+    cells[~missing].copy().write_h5ad("some.h5ad")
+    quick = ["--n-top-genes", "0", "--max-epochs", "1", "--accelerator", "cpu", "-o", "model"]
+    assert run("train", "some.h5ad", *SETUP, *TOTALS, *quick)[0] == 0
+    code, _, err = run("report", results, "--model", "model", "-o", "next.html")
+    assert code == 0, err
+    page = Path("next.html").read_text("utf-8")
+    row = re.search(r'id="What to measure next".*?<tbody>\s*<tr>(.*?)</tr>', page, flags=re.S)[1]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row)[:3] == ["1", "type_1", "stimulated"]
+    code, _, err = run("report", results, "--gmt", "none.gmt", "-o", "pathways.html")
+    assert code == 2
+    assert "No file none.gmt" in err
+    pytest.importorskip("decoupler")
+    assert run("report", results, "--gmt", "sets.gmt", "-o", "pathways.html")[0] == 0
+    page = Path("pathways.html").read_text("utf-8")
+    table = page.split('id="pathway-table"')[1].split("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert sorted((row[0], row[3]) for row in rows) == [
+        (label, name) for label in ("type_0", "type_1") for name in ("rest", "up")
+    ]
+
+
+def test_report_says_what_pathways_need(run, results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    genes = [f"gene_{i}" for i in range(80)]
+    Path("sets.gmt").write_text("up\tx\t" + "\t".join(genes) + "\n", "utf-8")
+    code, _, err = run("report", results, "--gmt", "sets.gmt", "-o", "report.html")
+    assert code == 2
+    assert "pathways needs decoupler: pip install" in err
+    assert not Path("report.html").exists()
+
+
 BAD = {
     "no labels": (["--condition-key", "condition"], "benchmark needs --labels-key"),
     "unknown column": (["--condition-key", "state", *SETUP[2:]], "state"),
@@ -345,7 +389,7 @@ def test_help_lists_the_commands(run):
     assert "report" in out
     for command, options in {
         "benchmark": "--holdout --source --by --min-cells --methods --seeds --max-epochs --n-jobs --list --backend --json",
-        "report": "--predictions --method --force --json",
+        "report": "--predictions --method --gmt --model --force --json",
     }.items():
         code, out, _ = run(command, "--help")
         assert code == 0

@@ -1138,9 +1138,9 @@ DISTRIBUTED = """
 """
 
 
-def test_c30_two_processes_train_one_model(make_adata):
+def test_c30_two_processes_train_one_model(make_adata, python):
     Path("distributed.py").write_text(textwrap.dedent(DISTRIBUTED))
-    command = [sys.executable, "distributed.py", str(Path(__file__).resolve().parent)]
+    command = [python, "distributed.py", str(Path(__file__).resolve().parent)]
     done = subprocess.run(
         [*command, "ddp_find_unused_parameters_true"],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},

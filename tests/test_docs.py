@@ -150,10 +150,10 @@ EXAMPLES = examples()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_in_docstrings_run(name, quick):
+def test_examples_in_docstrings_run(name, quick, request):
     test = EXAMPLES[name]
     if name == "trvae_sc.pathways":
-        pytest.importorskip("decoupler", exc_type=ImportError)
+        request.getfixturevalue("decoupler")
     adata = cells()
     own = ((adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")).to_numpy()
     train, five_cells = adata[~own].copy(), adata[own][:5].copy()

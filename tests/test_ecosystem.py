@@ -117,13 +117,12 @@ def test_h5ad_and_zarr_keep_predicted_cells(fit, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of decoupler and what it imports
-def test_decoupler_scores_activities_of_predicted_cells(both):
+def test_decoupler_scores_activities_of_predicted_cells(both, decoupler):
     """A univariate linear model per cell: the t-value of the slope of expression on weights."""
-    dc = pytest.importorskip("decoupler", exc_type=ImportError)
     targets = both.var_names[:8]
     weights = np.array([1.0, 1.0, -1.0, 2.0, 0.5, -0.5, 1.0, 1.0])
     net = pd.DataFrame({"source": "TF", "target": targets, "weight": weights})
-    dc.mt.ulm(both, net, tmin=5)
+    decoupler.mt.ulm(both, net, tmin=5)
     found = both.obsm["score_ulm"]["TF"].to_numpy()
     on = pd.Series(weights, targets).reindex(both.var_names, fill_value=0.0)
     fits = [stats.linregress(on, row) for row in both.X.toarray()]

@@ -59,8 +59,7 @@ def test_input_that_cannot_be_scored_is_refused_before_decoupler_is_needed(monke
         trvae_sc.pathways(effects, NET)
 
 
-def test_ulm_is_the_t_value_of_the_slope():
-    pytest.importorskip("decoupler", exc_type=ImportError)
+def test_ulm_is_the_t_value_of_the_slope(decoupler):
     effects = table()
     found = trvae_sc.pathways(effects, NET)
     assert found["pathway"].tolist() == ["up", "none"] * 2
@@ -78,8 +77,7 @@ def test_ulm_is_the_t_value_of_the_slope():
         assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
 
 
-def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path):
-    pytest.importorskip("decoupler", exc_type=ImportError)
+def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path, decoupler):
     effects = table()
     effects["real_change"] = -effects["change"]
     path = tmp_path / "sets.gmt"
@@ -95,9 +93,8 @@ def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path):
     assert found[same.columns].equals(same)
 
 
-def test_real_scores_are_those_of_their_own_set():
+def test_real_scores_are_those_of_their_own_set(decoupler):
     """Scores were once joined by row; sets may come in another order (seen on CD8 T cells of Kang et al.)."""
-    pytest.importorskip("decoupler", exc_type=ImportError)
     effects = table()
     for seed in range(5):
         real = table(seed + 10)["change"].to_numpy()[::-1].copy()
@@ -109,8 +106,7 @@ def test_real_scores_are_those_of_their_own_set():
 
 
 @pytest.mark.parametrize("method", ["mlm", "zscore", "waggr", "aucell"])
-def test_other_methods(method):
-    pytest.importorskip("decoupler", exc_type=ImportError)
+def test_other_methods(method, decoupler):
     effects = table()
     effects["change"] = effects["change"].abs()
     found = trvae_sc.pathways(effects, NET, method=method)
@@ -118,8 +114,7 @@ def test_other_methods(method):
     assert found["qval"].isna().all() == (method == "aucell")
 
 
-def test_effects_of_a_model(trained):
-    pytest.importorskip("decoupler", exc_type=ImportError)
+def test_effects_of_a_model(trained, decoupler):
     effects = trained.effects(target="stimulated")
     net = pd.DataFrame({"source": "s", "target": [f"gene_{i}" for i in range(8)]})
     found = trvae_sc.pathways(effects, net)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -1432,6 +1433,44 @@ def test_a_trained_method_leaves_its_history_and_every_output(make_adata):
     assert not any("Training saw" in note for note in record["notes"])
     part = results.table.query("method == 'trvae'")
     assert part.groupby("output").size().to_dict() == {"counts": 16, "delta": 16}
+
+
+def test_intervals_of_a_prediction_are_kept_if_all_genes_have_one(make_adata):
+    """The change of no_change is 0; those of the first gene are without an end in the other method."""
+
+    def ends(train, source, *, target, keys, known=True):
+        found = METHODS["no_change"](train, source, target=target, keys=keys)
+        found.var["change_lower"] = np.r_[
+            -0.5 if known else np.nan, np.full(found.n_vars - 1, -0.25)
+        ]
+        found.var["change_upper"] = np.linspace(0.12344, 0.12346, found.n_vars)
+        return found
+
+    methods = {
+        "known": ends,
+        "unknown": partial(ends, known=False),
+        "no_change": METHODS["no_change"],
+    }
+    results = benchmark(make_adata(), methods, [NK], **QUIET)
+    kept = {r["method"]: r["changes"] for r in results.records if r["method"] != "ceiling"}
+    columns = ["gene", "real_change", "predicted_change"]
+    assert [*kept["known"]] == [*columns, "change_lower", "change_upper"]
+    assert [*kept["unknown"]] == [*kept["no_change"]] == columns
+    n = len(kept["known"]["gene"])
+    assert kept["known"]["change_lower"] == [-0.5] + [-0.25] * (n - 1)
+    assert (kept["known"]["change_upper"][0], kept["known"]["change_upper"][-1]) == (0.1234, 0.1235)
+
+
+def test_when_a_run_started_is_kept_and_may_differ(make_adata, tmp_path):
+    before = datetime.now(UTC).replace(microsecond=0)
+    first = benchmark(make_adata(), ["no_change"], [NK], folder=tmp_path, **QUIET)
+    assert before <= datetime.fromisoformat(first.run["started"]) <= datetime.now(UTC)
+    store = Store(tmp_path)
+    store.tell(command="first")
+    store.tell(command="second", started="later")
+    run = {**first.run, "started": "2020-01-01T00:00:00+00:00"}
+    store.open(run)
+    assert store.run() == {**first.run, "command": "first"}
 
 
 def test_notes_of_a_prediction_are_kept(make_adata):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ KILLING = Path(__file__).with_name("killing.py")
 def kill(*arguments):
     """Return how many kills there were and what they did wrong, and no temporary folder is left."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(Path.cwd())}
+    environment["TRVAE_SC_KILLING"] = uuid.uuid4().hex  # by which all that is started is found
     environment["RAY_TMPDIR"] = "/tmp"  # its sockets need short paths
     done = subprocess.run(
         [sys.executable, KILLING, *arguments],

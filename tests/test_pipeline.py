@@ -46,13 +46,13 @@ def adata():
 
 
 @pytest.fixture(scope="module")
-def folder(adata, tmp_path_factory):
+def folder(adata, tmp_path_factory, python):
     """Return a folder with cells, and a trvae-sc that is the one under test."""
     folder = tmp_path_factory.mktemp("pipe line")  # paths with spaces work
     adata.write_h5ad(folder / "cells.h5ad")
     command = folder / "bin" / "trvae-sc"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m trvae_sc "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{python}" -m trvae_sc "$@"\n')
     command.chmod(0o755)
     return folder
 
@@ -91,7 +91,7 @@ def finish(folder, *arguments):
 
 
 def kill(process):
-    """Kill a workflow with everything that it started."""
+    """Kill a workflow with everything that it started, at once or once it is seen to be dead."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -16,14 +16,6 @@ from trvae_sc.pl import COLORS
 from trvae_sc.pl._style import method_colors
 
 
-@pytest.fixture(autouse=True)
-def _no_figure_is_left():
-    """Close what a test drew."""
-    assert plt.get_fignums() == []
-    yield
-    plt.close("all")
-
-
 def rgb(color):
     return mcolors.to_hex(color, keep_alpha=False)
 
@@ -129,7 +121,18 @@ def test_design_writes_the_number_of_cells_and_marks_what_is_hidden():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "stimulated"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["B", "NK"]
     np.testing.assert_allclose(ax.images[0].get_array(), np.log10(CELLS.to_numpy() + 1))
-    assert ax.get_title() == "cells; framed: hidden,\none at a time"
+    assert ax.get_title() == "cells; framed: hidden"
+    both = pl.design(CELLS, hidden=[("B", "stimulated"), ("NK", "stimulated")])
+    assert both.get_title() == "cells; framed: hidden,\none at a time"
+
+
+def test_numbers_of_a_design_can_be_read():
+    """Black on what is behind them has a contrast of 7 or more (WCAG AAA), also for the most cells."""
+    image = pl.design(CELLS).images[0]
+    colors = image.to_rgba(image.get_array())[..., :3].reshape(-1, 3)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    assert ((luminance + 0.05) / 0.05).min() >= 7
 
 
 def test_design_without_anything_hidden():

@@ -551,7 +551,7 @@ def test_untrained_models_do_not_predict(fit):
 
 def test_generated_cells_have_the_mean_of_their_condition(fit, make_adata):
     adata = make_adata(600, effect=2.0)
-    model = fit(adata, train={"max_epochs": 300})
+    model = fit(adata, train={"max_epochs": 150})
     for condition in ("control", "stimulated"):
         cells = model.generate(condition, 2000)
         assert set(cells.obs["condition"]) == {condition}

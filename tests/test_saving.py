@@ -228,14 +228,14 @@ assert not any("conftest" in name for name in sys.modules)
 """
 
 
-def test_another_process_predicts_the_same(fit, make_adata):
+def test_another_process_predicts_the_same(fit, make_adata, python):
     make_adata(24, seed=7).write_h5ad("cells.h5ad")
     model = fit(make_adata(), setup=COVARIATES)
     model.save("saved")
     path = str(Path(trvae_sc.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False
+        [python, "-c", CHILD], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     expected = model.predict(make_adata(24, seed=7), target="stimulated", seed=1)
@@ -379,13 +379,13 @@ model.save("saved", overwrite=True)
 """
 
 
-def test_a_killed_save_changes_nothing_and_is_cleared_away(fit):
+def test_a_killed_save_changes_nothing_and_is_cleared_away(fit, python):
     """Also by a process that writes beside it, of which what runs stays untouched."""
     fit(seed=1).save("saved")
     written = Path("saved/model.pt").read_bytes()
     path = str(Path(trvae_sc.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
+    done = subprocess.run([python, "-c", KILLED], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     (hidden,) = (name for name in entries() if name != "saved")
     assert Path("saved/model.pt").read_bytes() == written
@@ -903,3 +903,10 @@ def test_query_genes_are_matched_by_name_also_in_views(trained, make_adata):
         model.train(max_epochs=1, **CPU)
         assert same(weights_of(model), weights_of(expected))
         assert list(other.var_names) == [f"gene_{j}" for j in range(29, -1, -1)]
+
+
+def test_a_model_is_saved_into_an_empty_folder(fit, tmp_path):
+    (tmp_path / "empty").mkdir()
+    made = fit()
+    made.save(tmp_path / "empty")
+    assert TRVAE.load(tmp_path / "empty", adata=False).is_trained

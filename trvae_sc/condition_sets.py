@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trvae_sc.conditions import JOINT, ConditionSpace
+from trvae_sc.condition_features import DESCRIBED, Description, description_of
+from trvae_sc.condition_kernels import JOINT
+from trvae_sc.conditions import UNKNOWN, ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import CONTROLS, level_name, levels, listing
 
@@ -26,18 +28,32 @@ def split(name: Any, separator: str) -> list[str]:
     return [part for part in found if part.lower() not in CONTROLS]
 
 
-def new_sets(column: pd.Series, separator: str) -> dict[str, Any]:
+def new_sets(
+    column: pd.Series, separator: str, table: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """Return how sets are coded: the separator, the parts there are, and those of every condition."""
     values = [split(level, separator) for level in levels(column)]
-    features = sorted({part for parts in values for part in parts})
-    return {SETS: separator, "features": features, "values": values}
+    features = parts_of(column, separator)
+    coding = {SETS: separator, "features": features, "values": values}
+    if table is not None:
+        coding[DESCRIBED] = description_of(table, str(column.name), features).plain()
+    return coding
+
+
+def parts_of(column: pd.Series, separator: str) -> list[str]:
+    """Return the parts that there are."""
+    return sorted({part for level in levels(column) for part in split(level, separator)})
 
 
 def extended_sets(coding: dict[str, Any], known: Sequence[Any]) -> dict[str, Any]:
     """Return the coding with the conditions that another registration added, new parts at the end."""
     values = [split(level, coding[SETS]) for level in known]
     new = sorted({part for parts in values for part in parts} - set(coding["features"]))
-    return {**coding, "features": [*coding["features"], *new], "values": values}
+    grown = {**coding, "features": [*coding["features"], *new], "values": values}
+    description = Description.of(coding)
+    if description is not None:
+        grown[DESCRIBED] = description.grown(new).plain()
+    return grown
 
 
 def check_sets(obs: pd.DataFrame, key: Any, separator: Any) -> None:
@@ -93,8 +109,12 @@ class ConditionSets(ConditionSpace):
         for level, parts in zip(self.levels, self.parts["values"], strict=True):
             if set(parts) == set(given):
                 return level
-        order = self.parts["features"]
-        return self.parts[SETS].join(sorted(given, key=order.index))
+        return self.parts[SETS].join(sorted(given, key=self._known().index))
+
+    def _known(self) -> list[str]:
+        """Return the parts that sets can be made of: those measured, and others that are described."""
+        known, description = self.parts["features"], self.description
+        return known if description is None else description.and_described(known)
 
     def _given(self, condition: Any) -> list[str]:
         """Return the parts of a condition: a name, or a list, tuple or set of parts."""
@@ -102,37 +122,52 @@ class ConditionSets(ConditionSpace):
             given = [part for one in condition for part in split(one, self.parts[SETS])]
         else:
             given = split(condition, self.parts[SETS])
-        unknown = [part for part in given if part not in self.parts["features"]]
+        unknown = [part for part in given if part not in self._known()]
         if unknown or len(set(given)) < len(given):
             what = f"unknown parts {listing(unknown)}" if unknown else "a part twice"
             raise InputError(
                 f"Unknown condition {condition!r}: it has {what}. There are {[*self.levels]}; sets can be "
-                f"made of {self.parts['features']}."
+                f"made of {self._known()}.{'' if self.description is None else UNKNOWN}"
             )
         return given
 
     def values(self, condition: Any) -> list[str]:
         """Return the parts of a condition, in the order of the features."""
-        return sorted(self._given(condition), key=self.parts["features"].index)
+        return sorted(self._given(condition), key=self._known().index)
 
     def design(self) -> np.ndarray:
-        """Return which parts each condition has, shape (n_conditions, n_parts)."""
+        """Return the features of each condition, shape (n_conditions, n_features)."""
         return np.concatenate([self.features(level) for level in self.levels])
 
     def features(self, condition: Any) -> np.ndarray:
-        """Return which parts a condition has, shape (1, n_parts)."""
-        given = self._given(condition)
-        return np.array([[part in given for part in self.parts["features"]]], dtype=np.float32)
+        """Return which parts a condition has, after the sum of what describes them, shape (1, n_features)."""
+        given, known, description = self._given(condition), self.parts["features"], self.description
+        if description is None:
+            return np.array([[part in given for part in known]], dtype=np.float32)
+        own = [sum(description.own(part, level) for part in given) for level in known]
+        shown = sum(
+            (description.network(part) for part in given), np.zeros(description.axes.shape[1])
+        )
+        return np.concatenate([shown, own])[None].astype(np.float32)
 
-    def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
-        """Return the obs column of cells under a condition."""
-        return {self.key: pd.Categorical([level] * n_obs, categories=[level])}
+    def columns(self, levels: Sequence[Any]) -> dict[str, Any]:
+        """Return the obs column of cells under these conditions, one a cell."""
+        return {self.key: pd.Categorical(list(levels), categories=list(dict.fromkeys(levels)))}
 
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
         if level in self.levels:
             return []
-        return [f"No cell was measured under {level}: it is predicted from its parts."]
+        notes = [f"No cell was measured under {level}: it is predicted from its parts."]
+        if self.description is not None:
+            notes += [
+                note for part in self.values(level) for note in self.description.remarks(part)
+            ]
+        return notes
+
+    def described_levels(self, condition: Any) -> list[Any]:
+        """Return the parts of a condition."""
+        return self.values(condition)
 
     def singles(self, target: Any) -> list[Any] | None:
         """Return the conditions that have one part of a set each; None of a single, or not measured, part."""
@@ -147,12 +182,18 @@ class ConditionSets(ConditionSpace):
         own, and sets as such a hundredth of it:
 
         .. math:: k(c, c') = |c \cap c' \setminus s| + |s \setminus (c \cup c')| + 0.01\,(1 + \delta_{cc'})
+
+        Parts that are described count for others as far as they are alike (:meth:`Description.alike`).
         """
-        x = np.concatenate([self.features(c) for c in conditions]).astype(np.float64)
-        change = x - self.features(source)
+        known, description = self._known(), self.description
+        x = np.array(
+            [[part in self._given(c) for part in known] for c in conditions], dtype=np.float64
+        )
+        change = x - np.array([part in self._given(source) for part in known], dtype=np.float64)
         nothing = ~change.any(1)
         same = (x[:, None] == x).all(2)
-        kernel = change @ change.T + JOINT * (1.0 + same)
+        parts = np.eye(len(known)) if description is None else description.alike(known, known)
+        kernel = change @ parts @ change.T + JOINT * (1.0 + same)
         kernel[nothing], kernel[:, nothing] = 0.0, 0.0
         return kernel
 

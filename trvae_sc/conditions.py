@@ -9,19 +9,29 @@ around it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
 from trvae_sc.checks import SEPARATOR, is_number
+from trvae_sc.condition_features import (
+    DESCRIBED,
+    LENGTHS,
+    SHARES,
+    Description,
+    described_key,
+    description_of,
+)
+from trvae_sc.condition_kernels import kernel_of, table_of_parts
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, match_level
-from trvae_sc.shift import Likeness
+from trvae_sc.shift import Likeness, Profiles, left_out_errors, mean_changes
 
 PARTS = "parts"  #: entry of the state registry
-JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
+UNKNOWN = " A condition that is new to the table needs its features: predict(..., features=row)."
+_LEAST = 4  # measured conditions, of which it can be learned how much features say
 
 
 def joint_column(
@@ -46,19 +56,27 @@ def name_of(parts: Sequence[Any]) -> str:
     return SEPARATOR.join(map(level_name, parts))
 
 
-def new_parts(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
-    """Return how conditions of these columns are coded."""
+def new_parts(
+    obs: pd.DataFrame, keys: Sequence[str], table: pd.DataFrame | None = None
+) -> dict[str, Any]:
+    """Return how conditions of these columns are coded; `table` describes the levels of one of them."""
     scaling, features = {}, []
+    of_table = None if table is None else described_key(table, obs, keys)
     for key in keys:
-        if is_number(obs[key]):
+        if is_number(obs[key]) and key != of_table:
             numbers = np.array(levels(obs[key]), dtype=np.float64)
             scaling[key] = [float(f(numbers)) for f in (np.mean, np.std, np.min, np.max)]
             scaling[key][1] = scaling[key][1] or 1.0
             features.append([key, None])
         else:
             features += [[key, level] for level in levels(obs[key])]
-    values = [list(parts) for parts in joint_column(obs, keys)[1].values()]
-    return {"keys": list(keys), "features": features, "scaling": scaling, "values": values}
+    values = [[level] for level in levels(obs[keys[0]])]
+    if len(keys) > 1 or scaling:
+        values = [list(parts) for parts in joint_column(obs, keys)[1].values()]
+    coding = {"keys": list(keys), "features": features, "scaling": scaling, "values": values}
+    if table is not None and of_table is not None:
+        coding[DESCRIBED] = description_of(table, of_table, levels(obs[of_table])).plain()
+    return coding
 
 
 def extended_parts(
@@ -66,8 +84,10 @@ def extended_parts(
 ) -> dict[str, Any]:
     """Return the coding with the levels that another registration added, at the end."""
     known = {name_of(values) for values in parts["values"]}
-    names = joint_column(obs, parts["keys"])[1]
-    new = [level for level in state["categorical_mapping"] if level not in known]
+    new = [level for level in state["categorical_mapping"] if level_name(level) not in known]
+    names = {level: (level,) for level in new}
+    if len(parts["keys"]) > 1 or parts["scaling"]:
+        names = joint_column(obs, parts["keys"])[1]
     values = [
         [_known(parts, *part) for part in zip(parts["keys"], names[level], strict=True)]
         for level in new
@@ -77,7 +97,12 @@ def extended_parts(
         for key, value in zip(parts["keys"], row, strict=True):
             if key not in parts["scaling"] and [key, value] not in features:
                 features.append([key, value])
-    return {**parts, "features": features, "values": parts["values"] + values}
+    grown = {**parts, "features": features, "values": parts["values"] + values}
+    description = Description.of(parts)
+    if description is not None:
+        found = [level for key, level in features if key == description.key]
+        grown[DESCRIBED] = description.grown(found).plain()
+    return grown
 
 
 def _known(parts: dict[str, Any], key: str, value: Any) -> Any:
@@ -90,15 +115,19 @@ def _known(parts: dict[str, Any], key: str, value: Any) -> Any:
 
 def design(parts: dict[str, Any], values: Sequence[Any]) -> np.ndarray:
     """Return the features of a condition of these parts, shape (n_features,)."""
-    own = dict(zip(parts["keys"], values, strict=True))
+    own, description = dict(zip(parts["keys"], values, strict=True)), Description.of(parts)
     row = np.zeros(len(parts["features"]), dtype=np.float32)
     for j, (key, level) in enumerate(parts["features"]):
         if key in parts["scaling"]:
             mean, scale = parts["scaling"][key][:2]
             row[j] = (own[key] - mean) / scale
+        elif description is not None and key == description.key:
+            row[j] = description.own(own[key], level)
         else:
             row[j] = own[key] == level
-    return row
+    if description is None:
+        return row
+    return np.concatenate([description.network(own[description.key]), row]).astype(np.float32)
 
 
 def parse(parts: dict[str, Any], condition: Any) -> tuple[Any, ...]:
@@ -139,6 +168,9 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
         same = [v for v in known if np.isclose(v, number, rtol=1e-6, atol=0.0)]
         return same[0] if same else number  # names, and float32, have fewer digits
     known = [level for name, level in parts["features"] if name == key]
+    description = Description.of(parts)
+    if description is not None and key == description.key:
+        return match_level(value, description.and_described(known), of=f"'{key}'", hint=UNKNOWN)
     return match_level(value, known, of=f"'{key}'")
 
 
@@ -146,9 +178,12 @@ def remarks(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
     """Return what is to be said of a condition that was not measured."""
     if list(values) in parts["values"]:
         return []
-    own = dict(zip(parts["keys"], values, strict=True))
+    own, description = dict(zip(parts["keys"], values, strict=True)), Description.of(parts)
     named = ", ".join(f"{key} {name_of([value])}" for key, value in own.items())
-    notes = [f"No cell was measured under {named}: it is predicted from its parts."]
+    parts_of = "its parts" if len(own) > 1 or description is None else "its features"
+    notes = [f"No cell was measured under {named}: it is predicted from {parts_of}."]
+    if description is not None:
+        notes += description.remarks(own[description.key])
     for key, (_, _, low, high) in parts["scaling"].items():
         if not low <= own[key] <= high:
             notes.append(
@@ -156,42 +191,6 @@ def remarks(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
                 "prediction extrapolates."
             )
     return notes
-
-
-def _alone(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return how alike conditions are in what each part changes from the source, shape (n, n)."""
-    kernel = np.zeros((len(rows), len(rows)))
-    for k, key in enumerate(parts["keys"]):
-        values = rows[:, k]
-        if key in parts["scaling"]:  # linear between numbers
-            x = _in_range(parts, key, values)
-            x = x - _in_range(parts, key, source[[k]])
-            same = np.sign(x)[:, None] == np.sign(x)
-            kernel += same * np.minimum(np.abs(x)[:, None], np.abs(x))
-        else:
-            kernel += (values[:, None] == values) & (values != source[k])
-    return kernel
-
-
-def _together(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return how alike conditions are in what their parts change together, shape (n, n)."""
-    every = np.concatenate([rows, source[None]])
-    product = np.ones((len(every), len(every)))
-    for k, key in enumerate(parts["keys"]):
-        values = every[:, k]
-        if key in parts["scaling"]:
-            x = _in_range(parts, key, values)
-            product *= 1.0 - np.abs(x[:, None] - x)
-        else:
-            product *= values[:, None] == values
-    change = product[:-1, :-1] - product[:-1, [-1]] - product[[-1], :-1]
-    return change + product[-1, -1]
-
-
-def _in_range(parts: dict[str, Any], key: str, values: np.ndarray) -> np.ndarray:
-    """Return numbers from 0 to 1 over the range that was measured; beyond it, the nearest."""
-    low, high = parts["scaling"][key][2:]
-    return (np.clip(values.astype(float), low, high) - low) / ((high - low) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,11 @@ class ConditionSpace:
                 f"The model was set up without condition_key and knows no condition {condition!r}. "
                 "Name the column in setup_anndata and train again."
             )
-        if self.parts is not None:
+        if self.parts is not None and not isinstance(self.key, str):
             return name_of(self.values(condition))
+        if isinstance(self.key, str) and self.description is not None:
+            known = self.description.and_described(self.levels)
+            return match_level(condition, known, of="condition", hint=UNKNOWN)
         hint = ""
         numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in self.levels]
         if all(numbers):
@@ -241,6 +243,8 @@ class ConditionSpace:
         """Return the parts of a condition."""
         if self.parts is None:
             return [condition]
+        if isinstance(self.key, str):
+            return [self.level(condition)]
         if isinstance(condition, str) and condition in self.levels:
             return self.parts["values"][self.levels.index(condition)]
         return parse(self.parts, condition)
@@ -273,20 +277,86 @@ class ConditionSpace:
         known = {level_name(level): level for level in self.levels}
         return as_text(obs[self.key]).map(lambda name: known.get(name, name))
 
-    def columns(self, level: Any, n_obs: int) -> dict[str, Any]:
-        """Return the obs columns of cells under a condition."""
+    def columns(self, levels: Sequence[Any]) -> dict[str, Any]:
+        """Return the obs columns of cells under these conditions, one a cell."""
         if self.key is None:
             return {}
         keys = [self.key] if isinstance(self.key, str) else self.key
         numbers = {} if self.parts is None else self.parts["scaling"]
+        values = {level: self.values(level) for level in dict.fromkeys(levels)}
+        columns = {key: [values[level][i] for level in levels] for i, key in enumerate(keys)}
         return {
-            key: value if key in numbers else pd.Categorical([value] * n_obs, categories=[value])
-            for key, value in zip(keys, self.values(level), strict=True)
+            key: found if key in numbers else pd.Categorical(found, list(dict.fromkeys(found)))
+            for key, found in columns.items()
         }
 
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
         return [] if self.parts is None else remarks(self.parts, self.values(level))
+
+    @property
+    def description(self) -> Description | None:
+        """Numbers that describe conditions, or parts of them, if there are any."""
+        return Description.of(self.parts)
+
+    def described_levels(self, condition: Any) -> list[Any]:
+        """Return the levels, or parts, of a condition that features describe."""
+        if self.parts is None or self.description is None:
+            return []
+        of_keys = dict(zip(self.parts["keys"], self.values(condition), strict=True))
+        return [of_keys[self.description.key]]
+
+    def is_by_features(self, condition: Any) -> bool:
+        """Return whether a condition, or a part of it, is known by its features only."""
+        found = map(level_name, self.described_levels(condition))
+        description = self.description
+        return description is not None and any(
+            name in description.names and name not in description.measured for name in found
+        )
+
+    def described(self, condition: Any) -> np.ndarray:
+        """Return the standardised features of a condition (of a set their sum); NaN without any."""
+        if self.description is None:
+            raise InputError("Conditions have no features: name them with condition_features=.")
+        return self.description.standardised(self.described_levels(condition)).sum(0)
+
+    def novelty(self, condition: Any) -> float:
+        """Return how far features of a condition are from those measured; NaN without features."""
+        if self.description is None:
+            return float("nan")
+        return max(map(self.description.novelty, self.described_levels(condition)), default=0.0)
+
+    def with_description(self, description: Description) -> Self:
+        """Return the conditions with another description."""
+        return replace(self, parts={**(self.parts or {}), DESCRIBED: description.plain()})
+
+    def informed(self, profiles: Profiles, source: int) -> Self:
+        """Return the conditions with what their features were found to say of changes from a source.
+
+        Share and reach are those of a grid with which conditions that are left out are predicted best, in the
+        mean over labels; the share is 0 where that is no better than without features by the standard error.
+        """
+        description = self.description
+        codes = np.flatnonzero(profiles.measured(source).any(0))
+        if description is None or len(codes) < _LEAST:
+            return self
+        levels, start = [self.levels[c] for c in codes], self.levels[source]
+        changes, noise = mean_changes(profiles, source, codes)
+
+        def errors(space: ConditionSpace) -> np.ndarray:
+            return left_out_errors(changes, noise, space.alike(start, levels))
+
+        blind = self.with_description(replace(description, share=0.0))
+        informed = [
+            self.with_description(replace(description, share=share, length=length))
+            for share in SHARES
+            for length in LENGTHS
+        ]
+        without, found = errors(blind), [errors(space) for space in informed]
+        best = int(np.argmin([error.mean() for error in found]))
+        better = without - found[best]
+        sure = better.mean() > better.std(ddof=1) / np.sqrt(len(better))
+        return informed[best] if sure else blind
 
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
@@ -322,14 +392,6 @@ class ConditionSpace:
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
-        rows = _table([self.values(c) for c in conditions])
-        start = _table([self.values(source)])[0]
-        return _alone(self.parts, rows, start) + JOINT * _together(self.parts, rows, start)
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Return parts of conditions as an array of objects."""
-    table = np.empty((len(rows), len(rows[0])), dtype=object)
-    for i, row in enumerate(rows):
-        table[i] = list(row)
-    return table
+        rows = table_of_parts([self.values(c) for c in conditions])
+        start = table_of_parts([self.values(source)])[0]
+        return kernel_of(self.parts, rows, start)

@@ -53,8 +53,8 @@ def next_experiments(
     source
         Condition that changes start from; the one called like a control if None.
     conditions
-        Conditions to consider, also new ones that are made of parts (doses, combinations, sets); all that
-        the model knows if None.
+        Conditions to consider, also new ones that are made of parts (doses, combinations, sets) or that features
+        describe; all that the model knows if None.
     n_cells
         Cells planned for a combination; by default the median of those measured.
 
@@ -96,6 +96,8 @@ def next_experiments(
     start = default_source(names) if source is None else space.level(source)
     if space.code(start) is None:
         raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
+    if isinstance(conditions, str):
+        conditions = [conditions]
     given = space.levels if conditions is None else [space.level(c) for c in conditions]
     given = list(dict.fromkeys(given))
     return plan(trained.profiles(), space, start, given, n=n, n_cells=n_cells)
@@ -177,7 +179,7 @@ class _State:
         codes = np.flatnonzero(profiles.measured(s).any(0))
         targets = list(dict.fromkeys(condition for _, condition in missing))
         every = list(dict.fromkeys([*(space.levels[c] for c in codes), *targets]))
-        alike = space.alike(source, every)
+        alike = space.informed(profiles, s).alike(source, every)
         own = slice(len(codes))
         ridge = Ridge(
             profiles, s, Likeness(codes, alike[own, own], np.ones(len(codes))), common=1.0

@@ -10,9 +10,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.condition_features import check_described, table_of
+from trvae_sc.conditions import ConditionSpace, new_parts
 from trvae_sc.errors import InputError
-from trvae_sc.identity import row_sums
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.identity import digest, row_sums
+from trvae_sc.levels import as_text, level_name, levels
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 CellOutput = Literal["counts", "delta"]  #: what every method can predict of cells
@@ -36,6 +38,9 @@ class Keys(NamedTuple):
         of the training cells; else they are compared as they are.
     batch_key
         Column with the batch, which models condition on, or None.
+    condition_features
+        Table with numbers that describe the conditions, or its name in ``uns``; see
+        :meth:`trvae_sc.TRVAE.setup_anndata`.
     """
 
     condition_key: str
@@ -44,11 +49,22 @@ class Keys(NamedTuple):
     total_counts_key: str | None = None
     is_count: bool = True
     batch_key: str | None = None
+    condition_features: Any = None
 
     def named(self) -> dict[str, str]:
         """Return the names that there are, of columns and layer."""
         fields = ("condition_key", "labels_key", "layer", "total_counts_key")
         return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it: of a table of features its digest."""
+        found = self._asdict()
+        if isinstance(self.condition_features, pd.DataFrame):
+            values = pd.util.hash_pandas_object(self.condition_features).to_numpy()
+            found["condition_features"] = digest(values[None].astype(np.float64), 1)
+        elif self.condition_features is None:
+            del found["condition_features"]
+        return found
 
     def further(self) -> dict[str, str | None]:
         """Return the arguments of ``TRVAE.setup_anndata`` besides the condition."""
@@ -65,6 +81,18 @@ class KeyNames(TypedDict, total=False):
     total_counts_key: str | None
     is_count: bool
     batch_key: str | None
+    condition_features: Any
+
+
+def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
+    """Return the conditions of cells, with what describes them."""
+    found = tuple(levels(adata.obs[keys.condition_key]))
+    if keys.condition_features is None:
+        return ConditionSpace(keys.condition_key, found)
+    table = table_of(adata, keys.condition_features)
+    check_described(table, keys.condition_key, found)
+    parts = new_parts(adata.obs, [keys.condition_key], table)
+    return ConditionSpace(keys.condition_key, found, parts)
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:

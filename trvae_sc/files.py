@@ -138,13 +138,14 @@ def check_target(
         found = "file" if path.is_file() else "folder" if path.is_dir() else "device"
         if found != ("file" if replaces is None else "folder"):
             raise InputError(f"{path} is a {found}, and cannot be replaced by a {kind}.")
-        if not overwrite:
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if not (overwrite or is_empty):
             raise InputError(f"{path} exists. Pass {option} to replace it.")
         if replaces is not None and Path.cwd().is_relative_to(path.resolve()):
             raise InputError(
                 f"{path} is the current folder, which cannot be replaced. Name another."
             )
-        if replaces is not None and not replaces(path):
+        if replaces is not None and not is_empty and not replaces(path):
             raise InputError(f"{path} is a folder, but no {kind}: it is not replaced.")
     there = next(folder for folder in path.resolve().parents if folder.exists())
     if not there.is_dir():

@@ -18,6 +18,12 @@ class Missed(NamedTuple):
     n: np.ndarray  #: cells that each rests on, shape (n_residuals,)
     unit: np.ndarray  #: code of what was left out, shape (n_residuals,)
 
+    @classmethod
+    def nothing(cls, n_genes: int) -> Missed:
+        """Return that nothing was left out."""
+        none = np.zeros((0, n_genes))
+        return cls(none, none, np.zeros(0), np.zeros(0, int))
+
     def half_width(self) -> np.ndarray | None:
         """Return :func:`trvae_sc.intervals.half_width`."""
         return half_width(self.residuals, self.n, unit=self.unit)
@@ -31,17 +37,20 @@ class Missed(NamedTuple):
         return self._replace(residuals=self.residuals / by, predicted=self.predicted / by)
 
 
-def labels_left_out(ridge: Ridge) -> Missed:
+def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = False) -> Missed:
     r"""Return what is wrong with f of the target of each group of a ridge if it is left out.
 
     With replicates one residual for each that has source and target, from its own source: what is missed
     then holds how replicates differ, too: by :math:`\sqrt{(D + 1)/(D - 1)}` more than the D do, as they are
-    among those that the prediction rests on and a new one is not. Units are the groups.
+    among those that the prediction rests on and a new one is not. Units are the groups, or, with `conditions`,
+    the conditions: all labels of one are left out together. With `relative` all is in units of the standard
+    deviation that the ridge expects of a group that is left out.
     """
-    missed, n = ridge.left_out()
+    missed, n = ridge.left_out(conditions=conditions)
     rows, cells = [missed[[i]] for i in range(len(missed))], list(np.split(n, len(n)))
     foretold = list((ridge.measured_changes() - missed)[:, None])
-    change, is_count = ridge.left_out_changes(), ridge.profiles.is_count
+    change = ridge.left_out_changes(conditions=conditions)
+    is_count = ridge.profiles.is_count
     for i, pairs in enumerate(ridge.profiles.pairs(ridge.groups, ridge.source)):
         if pairs is not None:
             end = changed(pairs.start, change[i], is_count=is_count)
@@ -49,8 +58,14 @@ def labels_left_out(ridge: Ridge) -> Missed:
             middle, n_replicates = wrong.mean(0), len(pairs.n)
             wider = np.sqrt((n_replicates + 1) / max(n_replicates - 1, 1))
             rows[i], cells[i] = middle + wider * (wrong - middle), pairs.n
-    unit = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-    return Missed(np.concatenate(rows), np.concatenate(foretold), np.concatenate(cells), unit)
+    units = ridge.groups[:, 1] if conditions else np.arange(len(rows))
+    n_rows = list(map(len, rows))
+    unit = np.repeat(units, n_rows)
+    found = Missed(np.concatenate(rows), np.concatenate(foretold), np.concatenate(cells), unit)
+    if not relative:
+        return found
+    variance = ridge.left_out_variance(conditions=conditions)
+    return found.divided(np.repeat(np.sqrt(variance), n_rows)[:, None])
 
 
 def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -45,6 +46,12 @@ class Profiles:
         found = (self.n_cells > 0) & (self.n_cells[:, [source]] > 0)
         found[:, source] = False
         return found
+
+    def cells_of_change(
+        self, label: np.ndarray | int, source: int, condition: np.ndarray | int
+    ) -> Any:
+        """Return the harmonic mean of the cells of labels under source and condition."""
+        return 2.0 / (1.0 / self.n_cells[label, source] + 1.0 / self.n_cells[label, condition])
 
     def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
         """Return the change of groups (label, condition) from the source: log fold change of counts.
@@ -156,7 +163,7 @@ class Ridge:
         if not len(self.groups):
             return
         label, condition = self.groups.T
-        self.n = 2.0 / (1.0 / n_cells[label, source] + 1.0 / n_cells[label, condition])
+        self.n = profiles.cells_of_change(label, source, condition)
         self.changes = profiles.changes(self.groups, source)
         z = profiles.mean[:, source].astype(np.float64)
         known, weight = np.unique(label), self.n / (self.n + _HALF_CELLS)
@@ -232,12 +239,25 @@ class Ridge:
         explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
         return float(prior - explained + self.noise(n))
 
-    def left_out_variance(self) -> np.ndarray:
-        """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,)."""
-        return 1.0 / np.diag(linalg.inv(self.kernel))
+    def left_out_variance(self, *, conditions: bool = False) -> np.ndarray:
+        """Return :meth:`expected_variance` of each group if it is left out, shape (n_groups,).
 
-    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        With `conditions` all groups of a condition are left out together.
+        """
+        inverse = linalg.inv(self.kernel)
+        variance = 1.0 / np.diag(inverse)
+        for at in self._blocks() if conditions else ():
+            variance[at] = np.diag(linalg.inv(inverse[np.ix_(at, at)]))
+        return variance
+
+    def _blocks(self) -> list[np.ndarray]:
+        """Return the places of the groups of each condition."""
+        return [np.flatnonzero(self.groups[:, 1] == c) for c in np.unique(self.groups[:, 1])]
+
+    def left_out(self, *, conditions: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return what is wrong with f of the target of each label if it is left out, and its cells.
+
+        With `conditions` all groups of a condition are left out together.
 
         Returns
         -------
@@ -246,18 +266,53 @@ class Ridge:
         """
         start = self.profiles.mean[self.groups[:, 0], self.source]
         truth = self.profiles.mean[self.groups[:, 0], self.groups[:, 1]]
-        change = self.left_out_changes()
+        change = self.left_out_changes(conditions=conditions)
         return truth - changed(start, change, is_count=self.profiles.is_count), self.n
 
-    def left_out_changes(self) -> np.ndarray:
-        """Return the change (log fold change, of counts) predicted of each group if it is left out."""
+    def left_out_changes(self, *, conditions: bool = False) -> np.ndarray:
+        """Return the change (log fold change, of counts) predicted of each group if it is left out.
+
+        With `conditions` all groups of a condition are left out together.
+        """
         inverse = linalg.inv(self.kernel)
-        return self.changes - (inverse @ self.changes) / np.diag(inverse)[:, None]
+        solved = inverse @ self.changes
+        missed = solved / np.diag(inverse)[:, None]
+        for at in self._blocks() if conditions else ():
+            missed[at] = linalg.solve(inverse[np.ix_(at, at)], solved[at], assume_a="pos")
+        return self.changes - missed
 
     def measured_changes(self) -> np.ndarray:
         """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""
         label, condition = self.groups.T
         return self.profiles.mean[label, condition] - self.profiles.mean[label, self.source]
+
+
+def mean_changes(
+    profiles: Profiles, source: int, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean change over labels of conditions from a source, and its variance in units of the kernel.
+
+    Shapes (n_conditions, n_genes) and (n_conditions,).
+    """
+    measured, means, noise = profiles.measured(source), [], []
+    for code in codes:
+        label = np.flatnonzero(measured[:, code])
+        groups = np.stack([label, np.full_like(label, code)], 1)
+        n = profiles.cells_of_change(label, source, code)
+        weight = replicate_weight(n) / replicate_weight(n).sum()
+        means.append(weight @ profiles.changes(groups, source))
+        noise.append(float(np.square(weight) @ (_RIDGE + Ridge.noise(n))))
+    return np.stack(means), np.array(noise)
+
+
+def left_out_errors(changes: np.ndarray, noise: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return the mean squared error of each change if it is left out and predicted from the others.
+
+    In closed form, of kernel ridge regression (Rasmussen and Williams 2006, eq. 5.12); `noise` is the variance
+    of each, in units of the kernel.
+    """
+    inverse = linalg.inv(kernel + np.diag(noise))
+    return np.square((inverse @ changes) / np.diag(inverse)[:, None]).mean(1)
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:

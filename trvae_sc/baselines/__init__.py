@@ -12,11 +12,17 @@ from functools import partial
 from typing import Any
 
 from trvae_sc.baselines._simple import (
+    BY_FEATURES,
     SIMPLE,
+    SIMPLE_METHODS,
+    SIMPLEST_FIRST,
     Method,
     as_prediction,
     context_shift,
+    feature_ridge,
+    mean_condition,
     mean_shift,
+    nearest_condition,
     nearest_shift,
     no_change,
     target_level,
@@ -24,14 +30,19 @@ from trvae_sc.baselines._simple import (
 )
 
 __all__ = [
+    "BY_FEATURES",
     "METHODS",
     "SIMPLE",
+    "SIMPLEST_FIRST",
     "Method",
     "as_prediction",
     "context_shift",
     "effects",
+    "feature_ridge",
     "latent_shift",
+    "mean_condition",
     "mean_shift",
+    "nearest_condition",
     "nearest_shift",
     "no_change",
     "predict",
@@ -56,10 +67,7 @@ def __getattr__(name: str) -> Any:
     presets = ("paper", "cvae", "mmd_cvae", "vae", "beta_vae", "autoencoder")
     #: Methods by name: for :func:`trvae_sc.evaluation.benchmark` and the command line.
     globals()["METHODS"] = {
-        "no_change": no_change,
-        "mean_shift": mean_shift,
-        "nearest_shift": nearest_shift,
-        "context_shift": context_shift,
+        **SIMPLE_METHODS,
         "latent_shift": _neural.latent_shift,
         "trvae": _neural.trvae,
         "no_transfer": partial(_neural.trvae, transfer_weight=0.0),

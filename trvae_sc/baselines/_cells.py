@@ -21,9 +21,9 @@ from trvae_sc.checks import (
     check_type,
     check_values,
 )
-from trvae_sc.conditions import ConditionSpace
 from trvae_sc.expression import (
     Keys,
+    conditions_of,
     dense,
     groups,
     log_values,
@@ -89,7 +89,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
     check_obs(adata, [keys.condition_key, keys.labels_key], [totals_key])
     known_totals = totals(adata, keys) if totals_key else None
     check_values(values(adata, keys), is_count=keys.is_count, totals=known_totals, name="adata")
-    conditions = ConditionSpace(keys.condition_key, tuple(levels(adata.obs[keys.condition_key])))
+    conditions = conditions_of(adata, keys)
     labels: tuple[str, ...] = ("all",)
     if keys.labels_key is not None:
         labels = tuple(map(level_name, levels(adata.obs[keys.labels_key])))
@@ -217,7 +217,9 @@ def _record(
     cells = known.groups(learned.adata.obs.iloc[rows])
     factors = [group.factors for group in moved]
     table = combination_table(known, cells, target, factors, np.ones(len(rows), dtype=bool))
-    notes = combination_notes(table, labelled=keys.labels_key is not None)
+    remarks = known.conditions.remarks(target)
+    notes = combination_notes(table, measured=not remarks, labelled=keys.labels_key is not None)
+    notes += remarks
     scale = "counts" if output == "counts" else "log(1 + kappa * share)"
     return {
         "method": method,

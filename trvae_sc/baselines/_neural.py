@@ -130,7 +130,8 @@ def _fit(
 ) -> TRVAE:
     """Return a trained model."""
     train = with_own_columns(train)
-    TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
+    features = keys.condition_features
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), condition_features=features)
     model = TRVAE(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
     return model
@@ -140,7 +141,7 @@ def _logged(adata: AnnData, keys: Keys, kappa: float) -> AnnData:
     """Return cells with their log values in ``X``."""
     x = log_values(adata, keys, kappa)
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else x.astype(np.float32)
-    return AnnData(x, obs=adata.obs.copy(), var=adata.var.copy())
+    return AnnData(x, obs=adata.obs.copy(), var=adata.var.copy(), uns=dict(adata.uns))
 
 
 def _history(model: TRVAE) -> dict[str, list[float]]:

@@ -12,13 +12,7 @@ from anndata import AnnData
 from trvae_sc.arguments import check_seed
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.baselines._shift import Shift, shift_of
-from trvae_sc.baselines._simple import (
-    SIMPLE,
-    context_shift,
-    mean_shift,
-    nearest_shift,
-    no_change,
-)
+from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
@@ -26,8 +20,6 @@ from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import given_labels
-
-_FUNCTIONS = {f.__name__: f for f in (no_change, mean_shift, nearest_shift, context_shift)}
 
 
 def predict(
@@ -54,7 +46,8 @@ def predict(
     target
         Condition to predict.
     method
-        ``"no_change"``, ``"mean_shift"``, ``"nearest_shift"`` or ``"context_shift"``.
+        One of :data:`trvae_sc.baselines.SIMPLE`. For conditions with features that no cell was measured under
+        ``"mean_condition"``, ``"nearest_condition"``, ``"feature_ridge"`` or ``"context_shift"``.
     source
         Condition of the cells to start from; all but `target` if None.
     labels
@@ -85,14 +78,14 @@ def predict(
     """
     check_seed(seed)
     learned = _learned(adata, keys_from(keys, names), method)
-    target = match_level(target, learned.known.conditions.levels, of="condition")
+    target = learned.known.conditions.level(target)
     output = check_output(output, learned.keys)
     check_free(adata)
     found = _groups(learned, method, target, source, labels)
     x = None
     if output == "delta":
         rows = np.sort(np.concatenate([group.rows for group in found]))
-        x = _FUNCTIONS[method](adata, adata[rows], target=target, keys=learned.keys).X
+        x = SIMPLE_METHODS[method](adata, adata[rows], target=target, keys=learned.keys).X
     return finished(learned, method, found, target, output=output, seed=seed, x=x)
 
 
@@ -124,7 +117,7 @@ def effects(
         As :func:`predict`.
     """
     learned = _learned(adata, keys_from(keys, names), method)
-    target = match_level(target, learned.known.conditions.levels, of="condition")
+    target = learned.known.conditions.level(target)
     return pd.concat(
         [
             effect_table(
@@ -150,8 +143,8 @@ class _Group(Moved):
 
 def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
     """Return what can be learned from measured cells, for a method that is known."""
-    if method not in SIMPLE:
-        raise InputError(f"Unknown simple method {method!r}; there are {list(SIMPLE)}.")
+    if method not in SIMPLEST_FIRST:
+        raise InputError(f"Unknown simple method {method!r}; there are {list(SIMPLEST_FIRST)}.")
     return learn(adata, keys)
 
 
@@ -186,12 +179,8 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
 
 def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
     """Return the shift between two conditions."""
-    s, t = (learned.known.conditions.levels.index(level) for level in (source, target))
-    if method != "no_change" and not learned.profiles.measured(s)[:, t].any():
-        raise InputError(
-            f"No label was measured under both {source!r} and {target!r}, so there is no shift to learn."
-        )
-    return shift_of(method, learned.profiles, s, t)
+    space = learned.known.conditions
+    return shift_of(method, learned.profiles, space, space.levels.index(source), target)
 
 
 def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from trvae_sc.baselines._conditions import WEIGHTS, Measured, conditions_left_out
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed, labels_left_out
-from trvae_sc.shift import Likeness, Profiles, Ridge
+from trvae_sc.shift import Likeness, Profiles, Ridge, changed
 
 #: f of the target, from f of source and target of the labels measured under both, and f of the source.
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -57,16 +61,32 @@ class Shift:
     missed: Missed
 
 
-def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift:
-    """Return the shift of a method that trains nothing, between codes of two conditions."""
+def shift_of(
+    method: str, profiles: Profiles, space: ConditionSpace, source: int, target: Any
+) -> Shift:
+    """Return the shift of a method that trains nothing, from the code of a condition to a target.
+
+    Raises
+    ------
+    InputError
+        Nothing that was measured tells of the target.
+    """
+    code = space.code(target)
+    if method in WEIGHTS or code is None:
+        return _to_described(method, profiles, space, source, target)
+    if method != "no_change" and not profiles.measured(source)[:, code].any():
+        raise InputError(
+            f"No label was measured under both {space.levels[source]!r} and {target!r}, so there is no shift to "
+            "learn."
+        )
     if method == "context_shift":
-        ridge = Ridge(profiles, source, Likeness.of_itself(target))
+        ridge = Ridge(profiles, source, Likeness.of_itself(code))
         others = profiles.mean[ridge.groups[:, 0], source]
         return Shift(ridge.predict, others, labels_left_out(ridge))
     rule = RULES[method]
-    at = np.flatnonzero(profiles.measured(source)[:, target])
-    start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, target))
-    n = 2.0 / (1.0 / profiles.n_cells[at, source] + 1.0 / profiles.n_cells[at, target])
+    at = np.flatnonzero(profiles.measured(source)[:, code])
+    start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))
+    n = profiles.cells_of_change(at, source, code)
     predicted = missed = np.zeros((0, profiles.mean.shape[2]))
     if len(at) > 1:
         left = [np.delete(np.arange(len(at)), i) for i in range(len(at))]
@@ -74,3 +94,45 @@ def shift_of(method: str, profiles: Profiles, source: int, target: int) -> Shift
         predicted, missed = np.stack(found) - start, end - np.stack(found)
     errors = Missed(missed, predicted, n[: len(missed)], np.arange(len(missed)))
     return Shift(lambda profile, _: rule(start, end, profile), start, errors)
+
+
+def _to_described(
+    method: str, profiles: Profiles, space: ConditionSpace, source: int, target: Any
+) -> Shift:
+    """Return the shift to a condition by its features, whatever was measured under it."""
+    if space.description is None:
+        raise InputError(
+            f"{method} compares conditions by their features: name them with condition_features=."
+        )
+    if method in ("mean_shift", "nearest_shift"):
+        raise InputError(
+            f"No label was measured under {target!r}, so {method} has no shift to learn. Methods that use "
+            f"features are {[*WEIGHTS, 'context_shift']}."
+        )
+    measured = profiles.measured(source)
+    codes = np.flatnonzero(measured.any(0))
+    if not len(codes):
+        raise InputError(
+            f"No label was measured under {space.levels[source]!r} and another condition."
+        )
+    others = profiles.mean[measured.any(1), source]
+    if method == "no_change":
+        return Shift(same_profile, others, Missed.nothing(profiles.mean.shape[2]))
+    space = space.informed(profiles, source)
+    if method == "context_shift":
+        likeness = space.likeness(space.levels[source], target, np.asarray(measured.any(0)))
+        ridge = Ridge(profiles, source, likeness)
+        return Shift(ridge.predict, others, labels_left_out(ridge, conditions=True))
+    known = Measured.of(method, profiles, space, source, codes)
+    found = known.to(target)
+
+    def predict(profile: np.ndarray, label: int | None) -> np.ndarray:
+        change = found[-1 if label is None else label]
+        return changed(profile, change, is_count=profiles.is_count)
+
+    return Shift(predict, others, conditions_left_out(known, profiles, source))
+
+
+def same_profile(profile: np.ndarray, label: int | None) -> np.ndarray:
+    """Return the profile as it is."""
+    return profile

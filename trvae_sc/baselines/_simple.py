@@ -15,10 +15,12 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import (
     GroupMeans,
     Keys,
+    conditions_of,
     dense,
     gene_means,
     groups,
     log_values,
+    mean_level,
     profiles,
 )
 from trvae_sc.levels import level_name, levels, match_level
@@ -30,6 +32,10 @@ Rule = Callable[[GroupMeans, str, str, np.ndarray], np.ndarray]
 
 #: Methods that train nothing, simplest first.
 SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")
+#: Those that compare conditions by their features (``condition_features``), simplest first.
+BY_FEATURES = ("mean_condition", "nearest_condition", "feature_ridge")
+#: All of them in one order.
+SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, SIMPLE[-1])
 
 
 def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -82,7 +88,8 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     """Add the change that ridge regression on the source profiles of the labels predicts.
 
     Changes of counts are log fold changes: what a gene of another label can do depends on its own level.
-    The strongest simple method we know of; see :class:`trvae_sc.shift.Ridge`.
+    The strongest simple method we know of; see :class:`trvae_sc.shift.Ridge`. A condition that no cell was
+    measured under is predicted by its features, from all labels and conditions.
 
     Parameters
     ----------
@@ -99,6 +106,8 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     -------
     AnnData with log values in ``X``.
     """
+    if _is_new(train, target, keys):
+        return _by_conditions(train, source, target, keys, "context_shift")
 
     def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
         ridge = known.ridge(condition, target, of=label)
@@ -106,6 +115,75 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
         return ridge.predict(profile, code) - profile
 
     return _shifted(train, source, target, keys, rule, "context_shift")
+
+
+def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    """Add the mean log fold change of the label over all conditions that were measured.
+
+    A label that lacks one counts with the mean of the others. What features say beyond it is what they are
+    worth. Parameters and returns as of :func:`context_shift`.
+    """
+    return _by_conditions(train, source, target, keys, "mean_condition")
+
+
+def nearest_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    """Add the log fold change of the label under the condition whose features are nearest.
+
+    Euclidean, of standardised features. Parameters and returns as of :func:`context_shift`.
+    """
+    return _by_conditions(train, source, target, keys, "nearest_condition")
+
+
+def feature_ridge(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    """Add the log fold change that kernel ridge regression on features predicts, the same in all labels.
+
+    Its strength and reach are those of :meth:`trvae_sc.conditions.ConditionSpace.informed`. Parameters and
+    returns as of :func:`context_shift`.
+    """
+    return _by_conditions(train, source, target, keys, "feature_ridge")
+
+
+SIMPLE_METHODS: dict[str, Method] = {
+    f.__name__: f
+    for f in (
+        *(no_change, mean_shift, nearest_shift),
+        *(mean_condition, nearest_condition, feature_ridge, context_shift),
+    )
+}
+
+
+def _is_new(train: AnnData, target: Any, keys: Keys) -> bool:
+    """Return whether a target is described, and was not measured."""
+    known = map(level_name, levels(train.obs[keys.condition_key]))
+    return keys.condition_features is not None and level_name(target) not in set(known)
+
+
+def _by_conditions(
+    train: AnnData, source: AnnData, target: Any, keys: Keys, method: str
+) -> AnnData:
+    """Return the source cells plus the change that a method says of their label by features."""
+    from trvae_sc.baselines._cells import learn
+    from trvae_sc.baselines._shift import shift_of
+
+    learned = learn(train, keys)
+    space, profiles = learned.known.conditions, learned.profiles
+    level = space.level(target)
+    x = np.array(dense(log_values(source, keys, learned.kappa)), dtype=np.float64)
+    shifts: dict[str, Any] = {}
+    for (label, condition), rows in groups(source.obs, keys):
+        if condition == level_name(level):
+            continue
+        code = space.levels.index(space.level(condition))
+        if condition not in shifts:
+            shifts[condition] = shift_of(method, profiles, space, code, level)
+        own = mean_level(x[rows], is_count=keys.is_count)
+        known = profiles.labels.index(label) if label in profiles.labels else None
+        if known is not None and profiles.n_cells[known, code] > 0:
+            own = profiles.mean[known, code]
+        else:
+            known = None
+        x[rows] += shifts[condition].predict(own, known) - own
+    return as_prediction(x, source, level, keys, learned.kappa, method)
 
 
 def _shifted(
@@ -161,6 +239,8 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
     Not `strict`, a target that they lack is returned as it is.
     """
     known = levels(train.obs[keys.condition_key])
+    if _is_new(train, target, keys):
+        return conditions_of(train, keys).level(target)
     try:
         return match_level(target, known, of="condition")
     except InputError:
@@ -175,4 +255,5 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
 def with_own_columns(adata: AnnData) -> AnnData:
     """Return the cells with columns of their own, for scvi-tools to add to; values are shared."""
     layers = {name: adata.layers[name] for name in layer_names(adata)}
-    return AnnData(adata.X, obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
+    own = {"obs": adata.obs.copy(), "var": adata.var.copy(), "uns": dict(adata.uns)}
+    return AnnData(adata.X, layers=layers, **own)

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     _complete(parser)
-    args = parser.parse_args(argv, argparse.Namespace(stdout=sys.stdout))
+    given = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(given, argparse.Namespace(stdout=sys.stdout, argv=list(given)))
     stops: list[int] = []
     try:
         # progress bars go to stderr: stdout is for results

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from trvae_sc.cli._shared import (
+    check_accelerator,
+    check_data,
+    check_output,
+    check_prediction_file,
+    keys_of,
+    keys_to_compare,
+    quiet,
+    save_model,
+    target_features,
+    tell_prediction,
+    write_prediction,
+)
 from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import (
-    check_suffix,
-    check_target,
-    is_zarr,
     read,
-    write_anndata,
     write_folder,
     write_text,
 )
@@ -26,52 +35,19 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
 
     from trvae_sc.evaluation import Holdout
     from trvae_sc.expression import Keys
-    from trvae_sc.model import TRVAE
 
+#: Methods of a benchmark by default: of labels that lack a condition, and of conditions never measured.
+_OF_LABELS = ("no_change", "mean_shift", "context_shift", "trvae")
+_OF_CONDITIONS = (
+    *("no_change", "mean_condition", "nearest_condition", "feature_ridge"),
+    *("context_shift", "trvae"),
+)
 _DEMO = ("predicted.h5ad", "effect.png", "report.html")
-
-
-def _quiet() -> None:
-    """Hide what scvi-tools logs; importing it resets its level."""
-    import scvi
-
-    scvi.settings.verbosity = logging.WARNING
-
-
-# -- reading and writing ----------------------------------------------------------------------------
-
-
-def _check_output(
-    path: Path,
-    *,
-    force: bool,
-    kind: str = "file",
-    replaces: Callable[[Path], bool] | None = None,
-    inputs: Sequence[Path] = (),
-) -> None:
-    """Raise if a result could not be written, before any work starts; writes nothing."""
-    check_target(
-        path, overwrite=force, kind=kind, replaces=replaces, option="--force", inputs=inputs
-    )
-
-
-def _check_accelerator(name: str) -> None:
-    """Raise where this machine has no such accelerator."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from scvi.model._utils import parse_device_args
-
-    try:
-        parse_device_args(accelerator=name, return_device="torch")
-    except (ValueError, ImportError, MisconfigurationException) as error:
-        raise InputError(f"--accelerator {name} cannot be used: {error}") from error
-
-
-# -- subcommands --------------------------------------------------------------------------------------
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """Simulate, train, predict a hidden combination and score it."""
-    _check_output(args.out, force=args.force, kind="demo", replaces=_is_demo)
+    check_output(args.out, force=args.force, kind="demo", replaces=_is_demo)
     from trvae_sc import demo
 
     tables = []
@@ -79,7 +55,7 @@ def run_demo(args: argparse.Namespace) -> None:
     def write(folder: Path) -> None:
         tables.append(demo.run(folder, seed=args.seed, max_epochs=args.max_epochs))
 
-    _quiet()
+    quiet()
     write_folder(args.out, write, overwrite=args.force)
     (table,) = tables
     say(table.round(2).to_string())
@@ -95,7 +71,7 @@ def _is_demo(folder: Path) -> bool:
 def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
     force = args.force or _is_unfinished(args.out)
-    _check_output(args.out, force=force, kind="model", replaces=lambda _: True, inputs=[args.file])
+    check_output(args.out, force=force, kind="model", replaces=lambda _: True, inputs=[args.file])
     if args.n_top_genes < 0:
         raise InputError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
     adata = read(args.file)
@@ -103,13 +79,14 @@ def run_train(args: argparse.Namespace) -> None:
     from trvae_sc.evaluation import parse_holdouts, training_data
 
     likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
-    keys = _keys(args, is_count=likelihood in ("nb", "zinb", "poisson"))
-    _quiet()
-    _check_accelerator(args.accelerator)
-    _check_data(adata, args, keys)
+    keys = keys_of(args, is_count=likelihood in ("nb", "zinb", "poisson"))
+    quiet()
+    check_accelerator(args.accelerator)
+    check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
-    TRVAE.setup_anndata(train, keys.condition_key, **keys.further())
+    features = keys.condition_features
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), condition_features=features)
     model = TRVAE(
         train,
         preset=args.preset,
@@ -132,7 +109,7 @@ def run_train(args: argparse.Namespace) -> None:
         )
     finally:
         if model.is_trained:  # also after Ctrl-C
-            _save_model(model, args, force=force)
+            save_model(model, args, force=force)
 
 
 def _is_unfinished(folder: Path) -> bool:
@@ -147,64 +124,16 @@ def _is_unfinished(folder: Path) -> bool:
         return False
 
 
-def _save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
-    """Write a model with what it was trained on, and tell it."""
-    record = {
-        "file": str(args.file),
-        "holdouts": args.holdout,
-        "n_cells": model.adata.n_obs,
-        "n_genes": model.adata.n_vars,
-        "total_counts_key": args.total_counts_key,
-    }
-    model.trained_on_ = record
-    # checkpoints may have made the folder meanwhile
-    model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
-    say(
-        f"Wrote the model of {record['n_cells']:,} cells and {record['n_genes']:,} genes to {args.out}/"
-    )
-    answer(args, {"model": str(args.out), **record, **model.training_})
-
-
-def _keys(args: argparse.Namespace, *, is_count: bool) -> Keys:
-    """Return where a file holds what, as the options say."""
-    from trvae_sc.expression import Keys
-
-    return Keys(
-        args.condition_key,
-        args.labels_key,
-        args.layer,
-        args.total_counts_key,
-        is_count=is_count,
-        batch_key=args.batch_key,
-    )
-
-
-def _check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
-    """Raise where a file cannot be trained on, before genes are chosen."""
-    from trvae_sc.checks import check_columns, check_values
-    from trvae_sc.expression import totals, values
-
-    if getattr(args, "holdout", None) and args.labels_key is None:
-        raise InputError("--holdout needs --labels-key.")
-    check_columns(adata, keys.condition_key, **keys.further())
-    check_values(
-        values(adata, keys),
-        is_count=keys.is_count,
-        totals=totals(adata, keys) if args.total_counts_key and keys.is_count else None,
-        name="X" if args.layer is None else f"layer '{args.layer}'",
-    )
-
-
 def run_predict(args: argparse.Namespace) -> None:
     """Predict cells of a file and write them, and the changes of genes as a table."""
-    _check_prediction_file(args)
+    check_prediction_file(args)
     if args.table is not None:
         _check_table(args)
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
 
-    _quiet()
-    _check_accelerator(args.accelerator)
+    quiet()
+    check_accelerator(args.accelerator)
     model = TRVAE.load(args.model, adata=False, accelerator=args.accelerator)
     setup = model.registry["setup_args"]
     if setup["layer"] is not None and setup["layer"] not in adata.layers:
@@ -212,10 +141,14 @@ def run_predict(args: argparse.Namespace) -> None:
             f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
         )
     exemplars = None if args.exemplars is None else read(args.exemplars)
-    table = None
+    features, table = target_features(args), None
     if args.table is not None:
         table = model.effects(
-            target=args.target, source=args.source, labels=args.labels, exemplars=exemplars
+            target=args.target,
+            source=args.source,
+            labels=args.labels,
+            exemplars=exemplars,
+            features=features,
         )
     predicted = model.predict(
         adata,
@@ -225,67 +158,34 @@ def run_predict(args: argparse.Namespace) -> None:
         output=args.output,
         n_samples=args.n_samples,
         exemplars=exemplars,
+        features=features,
         seed=args.seed,
         out=args.out,
         overwrite=args.force,
     )
     if table is not None:
         write_text(args.table, table.to_csv(index=False), overwrite=args.force)
-    _tell_prediction(predicted, args)
+    tell_prediction(predicted, args)
 
 
 def _check_table(args: argparse.Namespace) -> None:
     """Raise if the table could not be written."""
     if args.table.suffix != ".csv":
         raise InputError(f"{args.table} is no .csv file.")
-    _check_output(args.table, force=args.force, kind="file", inputs=[args.file, args.out])
-
-
-def _check_prediction_file(args: argparse.Namespace) -> None:
-    """Raise if a prediction could not be written."""
-    check_suffix(args.out)
-    zarr = args.out.suffix == ".zarr"
-    _check_output(
-        args.out,
-        force=args.force,
-        kind="zarr store" if zarr else "file",
-        replaces=is_zarr if zarr else None,
-        inputs=[args.file],
-    )
-
-
-def _write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Write a prediction, and tell a record of it."""
-    write_anndata(predicted, args.out, overwrite=args.force)
-    _tell_prediction(predicted, args, **more)
-
-
-def _tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
-    """Tell a record of a prediction; notes on it were logged when it was made."""
-    say(f"Wrote {predicted.n_obs:,} cells predicted under {args.target} to {args.out}")
-    answer(args, {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more})
-
-
-def _keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
-    """Return where a file holds what, for a command that compares methods."""
-    if args.labels_key is None:
-        raise InputError(f"{command} needs --labels-key.")
-    if args.gene_likelihood not in (None, "nb", "normal"):
-        raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
-    return _keys(args, is_count=args.gene_likelihood != "normal")
+    check_output(args.table, force=args.force, kind="file", inputs=[args.file, args.out])
 
 
 def run_select(args: argparse.Namespace) -> None:
     """Choose a method, predict with it and write the cells."""
-    _check_prediction_file(args)
+    check_prediction_file(args)
     if args.folder is not None:
-        _check_output(args.folder, force=True, kind="folder of results", replaces=_is_results)
+        check_output(args.folder, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import select, subsample
 
-    keys = _keys_to_compare(args, "select")
-    _quiet()
-    _check_data(adata, args, keys)
+    keys = keys_to_compare(args, "select")
+    quiet()
+    check_data(adata, args, keys)
     if args.max_cells is not None:
         adata = subsample(adata, keys, args.max_cells)
     predicted = select(
@@ -312,7 +212,7 @@ def run_select(args: argparse.Namespace) -> None:
         record["weights"] = {name: float(weight) for name, weight in chosen["weights"].items()}
     if "scores" in chosen:
         record["scores"] = json.loads(chosen["scores"].to_json(orient="records"))
-    _write_prediction(predicted, args, **record)
+    write_prediction(predicted, args, **record)
 
 
 def _is_results(folder: Path) -> bool:
@@ -322,27 +222,25 @@ def _is_results(folder: Path) -> bool:
 
 def run_benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
-    _check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
+    check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
-    from trvae_sc.evaluation import benchmark, holdouts, parse_holdouts, subsample
+    from trvae_sc.evaluation import benchmark, subsample
+    from trvae_sc.evaluation._store import Store
 
-    keys = _keys_to_compare(args, "benchmark")
-    _quiet()
-    _check_data(adata, args, keys)
+    keys = keys_to_compare(args, "benchmark")
+    quiet()
+    check_data(adata, args, keys)
     if args.max_cells is not None:
         adata = subsample(adata, keys, args.max_cells)
-    if args.holdout:
-        chosen = parse_holdouts(args.holdout, adata, keys, source=args.source)
-    else:
-        chosen = holdouts(
-            adata, keys=keys, source=args.source, by=args.by, min_cells=args.min_cells
-        )
+    is_unseen = args.by in (["condition"], ["both"], [args.condition_key])
+    chosen = _holdouts(adata, args, keys, is_unseen=is_unseen)
     if args.list:
         _list(chosen, args)
         return
+    methods = args.methods or (_OF_CONDITIONS if is_unseen else _OF_LABELS)
     results = benchmark(
         adata,
-        args.methods,
+        methods,
         chosen,
         keys=keys,
         seeds=args.seeds,
@@ -353,11 +251,33 @@ def run_benchmark(args: argparse.Namespace) -> None:
         backend=args.backend,
         export=args.export,
     )
+    store = Store(args.out)
+    store.tell(command=shlex.join(["trvae-sc", *args.argv]))
+    results.run = store.run()
     write_text(args.out / "table.csv", results.table.to_csv(index=False))
     write_text(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
     say(results)
     say(f"\nWrote the results to {args.out}/; next: trvae-sc report {args.out} -o report.html")
     answer(args, {"out": str(args.out), **results.to_json()})
+
+
+def _holdouts(
+    adata: AnnData, args: argparse.Namespace, keys: Keys, *, is_unseen: bool
+) -> list[Holdout]:
+    """Return the hold-outs that are named, or all; `is_unseen`: conditions are hidden in all labels."""
+    from trvae_sc.evaluation import holdouts, parse_holdouts
+    from trvae_sc.evaluation._holdouts import hidden_whole
+    from trvae_sc.levels import default_source
+
+    if not args.holdout:
+        return holdouts(adata, keys=keys, source=args.source, by=args.by, min_cells=args.min_cells)
+    if args.by is not None and not is_unseen:
+        raise InputError("--holdout names labels; leave --by out, or use --by condition or both.")
+    source = args.source
+    if source is None and is_unseen:
+        source = default_source(adata.obs[keys.condition_key])
+    chosen = parse_holdouts(args.holdout, adata, keys, source=source)
+    return hidden_whole(chosen, adata, keys, by=args.by[0]) if is_unseen else chosen
 
 
 def _list(holdouts: Sequence[Holdout], args: argparse.Namespace) -> None:
@@ -366,19 +286,3 @@ def _list(holdouts: Sequence[Holdout], args: argparse.Namespace) -> None:
     answer(args, names)
     if not args.json:
         print("\n".join(names), file=args.stdout)
-
-
-def run_report(args: argparse.Namespace) -> None:
-    """Write results as an HTML page."""
-    _check_output(args.out, force=args.force, inputs=args.predictions)
-    from trvae_sc.evaluation import Results
-    from trvae_sc.report import report, verdicts, write_report
-
-    results = Results.load(args.results)
-    text = report(results, [read(path) for path in args.predictions], method=args.method)
-    write_report(args.out, text, overwrite=args.force)
-    table = verdicts(results, method=args.method)
-    for row in table.itertuples():
-        say(f"{row.label} under {row.target}: {row.advice}")
-    say(f"Wrote {args.out}")
-    answer(args, {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))})

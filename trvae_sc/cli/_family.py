@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trvae_sc.cli import _commands
-from trvae_sc.cli._commands import (
-    _check_accelerator,
-    _check_data,
-    _check_output,
-    _check_prediction_file,
-    _keys,
-    _quiet,
-    _save_model,
-    _write_prediction,
+from trvae_sc.cli._shared import (
+    check_accelerator,
+    check_data,
+    check_output,
+    check_prediction_file,
+    keys_of,
+    quiet,
+    save_model,
+    write_prediction,
 )
 from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
@@ -111,17 +111,17 @@ def run_train(args: argparse.Namespace) -> None:
     if args.model == "trvae":
         _commands.run_train(args)
         return
-    _check_output(
+    check_output(
         args.out, force=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
     )
     adata = read(args.file)
     from trvae_sc import family
     from trvae_sc.evaluation import parse_holdouts, training_data
 
-    keys = _keys(args, is_count=args.gene_likelihood != "normal")
-    _quiet()
-    _check_accelerator(args.accelerator)
-    _check_data(adata, args, keys)
+    keys = keys_of(args, is_count=args.gene_likelihood != "normal")
+    quiet()
+    check_accelerator(args.accelerator)
+    check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
     columns = [] if args.pair_key is None else [args.pair_key]
     train, keys = training_data(
@@ -137,7 +137,7 @@ def run_train(args: argparse.Namespace) -> None:
     model = model_cls(train, seed=args.seed, **further)
     sizes = {} if args.batch_size is None else {"batch_size": args.batch_size}
     model.train(args.max_epochs, accelerator=args.accelerator, **sizes)
-    _save_model(model, args, force=args.force)
+    save_model(model, args, force=args.force)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -169,7 +169,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if name == "TRVAE":
         _commands.run_predict(args)
         return
-    _check_prediction_file(args)
+    check_prediction_file(args)
     if args.output is not None or args.table is not None or args.n_samples != 1:
         raise InputError(f"--output, --n-samples and --table are of TRVAE; this is a {name}.")
     adata = read(args.file)
@@ -179,7 +179,7 @@ def run_predict(args: argparse.Namespace) -> None:
     predicted = model.predict(
         adata, target=args.target, source=args.source, labels=args.labels, seed=args.seed, **further
     )
-    _write_prediction(predicted, args)
+    write_prediction(predicted, args)
 
 
 def _class_of(folder: Path) -> str:
@@ -194,8 +194,8 @@ def _load(args: argparse.Namespace, adata: AnnData | None) -> Any:
     import trvae_sc
     from trvae_sc import family
 
-    _quiet()
-    _check_accelerator(args.accelerator)
+    quiet()
+    check_accelerator(args.accelerator)
     name = _class_of(args.model)
     model_cls = trvae_sc.TRVAE if name == "TRVAE" else getattr(family, name)
     model = model_cls.load(args.model, adata=False, accelerator=args.accelerator)
@@ -226,7 +226,7 @@ def _trained_on(model: Any) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Draw new cells and write them."""
-    _check_prediction_file(argparse.Namespace(**{**vars(args), "file": args.file or args.model}))
+    check_prediction_file(argparse.Namespace(**{**vars(args), "file": args.file or args.model}))
     name = _class_of(args.model)
     given: dict[str, Any] = {"n_obs": args.n_obs, "seed": args.seed}
     if name == "TRVAE":
@@ -256,7 +256,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def run_interpolate(args: argparse.Namespace) -> None:
     """Decode the line between two groups and write it."""
-    _check_prediction_file(args)
+    check_prediction_file(args)
     adata = read(args.file)
     model = _load(args, None)
     key = args.key or model.registry_["setup_args"]["labels_key"]
@@ -280,7 +280,7 @@ def run_outliers(args: argparse.Namespace) -> None:
     """Score cells and write a table."""
     if args.out.suffix != ".csv":
         raise InputError(f"{args.out} is no .csv file.")
-    _check_output(args.out, force=args.force, inputs=[args.file, args.reference])
+    check_output(args.out, force=args.force, inputs=[args.file, args.reference])
     adata, reference = read(args.file), read(args.reference)
     model = _load(args, None)
     if type(model).__name__ != "TRVAE":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trvae_sc import __version__
-from trvae_sc.cli import _commands, _family
+from trvae_sc.cli import _commands, _family, _report
 from trvae_sc.cli._choices import METHODS, METRICS, PRESETS, one_of
 
 
@@ -88,6 +88,12 @@ def _add_predict(commands: Any) -> None:
     )
     parser.add_argument("--n-samples", type=int, default=1)
     _family.add_prediction(parser)
+    parser.add_argument(
+        "--condition-features",
+        type=Path,
+        metavar="CSV",
+        help="table with the features of a target that the model's table lacks",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
@@ -152,13 +158,15 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument(
         "--by",
         nargs="+",
-        help="columns of obs to hold out levels of, in place of labels: donor, or donor cell_type",
+        help="columns of obs to hold out levels of, in place of labels: donor, or donor cell_type; condition: "
+        "each condition, hidden in all labels; both: that and the label",
     )
     parser.add_argument("--min-cells", type=int, default=30, help="cells a combination needs (30)")
     parser.add_argument(
         "--max-cells", type=int, help="of each label and condition, for a quicker look (all)"
     )
-    _add_methods(parser, default=["no_change", "mean_shift", "context_shift", "trvae"])
+    words = "no_change mean_shift context_shift trvae; of conditions, those with features"
+    _add_names(parser, "--methods", METHODS, of="method", default=None, words=words, nargs="+")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
     parser.add_argument(
         "--n-top-genes", type=int, default=2000, help="variable genes (2000); 0: all"
@@ -189,9 +197,15 @@ def _add_report(commands: Any) -> None:
         "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
     )
     parser.add_argument("--method", help="model to judge (trvae)")
+    parser.add_argument(
+        "--gmt", type=Path, help="file with sets of genes, whose scores to show (needs decoupler)"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="folder that train wrote, to rank what to measure next"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help=".html to write")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    parser.set_defaults(run=_commands.run_report)
+    parser.set_defaults(run=_report.run_report)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +217,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-key", help="column of obs with the batch")
     parser.add_argument(
         "--total-counts-key", help="column of obs with totals over all genes (sums)"
+    )
+    parser.add_argument(
+        "--condition-features",
+        type=Path,
+        metavar="CSV",
+        help="table with a row a condition and numbers that describe it, so that new ones can be predicted",
     )
     parser.add_argument(
         "--gene-likelihood", choices=["nb", "zinb", "poisson", "normal"], help="nb by default"
@@ -242,8 +262,3 @@ def _add_names(
         help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
         **kwargs,
     )
-
-
-def _add_methods(parser: argparse.ArgumentParser, *, default: list[str]) -> None:
-    """Add the option that names methods."""
-    _add_names(parser, "--methods", METHODS, of="method", default=default, nargs="+")

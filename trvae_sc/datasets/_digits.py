@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,15 @@ from trvae_sc.errors import InputError
 _WHITE = 16.0  # largest value of a pixel
 
 
+#: What a style that is a map does if it is not told otherwise.
+PARAMETERS = {"angle": 0.0, "shear": 0.0, "scale": 1.0, "thickness": 0.0}
+
+
 def digits(
-    styles: Sequence[str] = ("normal", "outlined"), *, split: bool = False, seed: int = 0
+    styles: Sequence[str] | pd.DataFrame = ("normal", "outlined"),
+    *,
+    split: bool = False,
+    seed: int = 0,
 ) -> AnnData:
     """Return handwritten digits, 8 x 8 pixels, each drawn in several styles.
 
@@ -43,7 +52,11 @@ def digits(
     Parameters
     ----------
     styles
-        Styles, in the order of the categories.
+        Styles, in the order of the categories. Or a table of maps, one row a style, with columns of ``angle``
+        (degrees, counterclockwise), ``shear`` (columns to the right per row upwards), ``scale`` and
+        ``thickness`` (-1 thinner to 1 thicker): images are turned, sheared and resized about their middle
+        with linear interpolation, and drawn towards the least or largest of each pixel's neighbours. Styles
+        that were never shown can be rendered, so that their truth is known.
     split
         Draw each image in one style only, so that styles share no image. Otherwise every image
         appears in every style.
@@ -55,7 +68,7 @@ def digits(
     AnnData with pixel values (0 to 16) in ``X`` (float32, dense; rows of the image one after the
     other), ``obs["style"]``, ``obs["digit"]`` ("0" to "9"), ``obs["image"]`` (number of the image in
     scikit-learn), ``var["row"]``, ``var["column"]`` and ``uns["image_shape"]``. 1,797 cells per style,
-    or in all if `split`; 64 features.
+    or in all if `split`; 64 features. Of a table also ``uns["condition_features"]``, with all four columns.
 
     Raises
     ------
@@ -74,7 +87,9 @@ def digits(
     """
     from sklearn.datasets import load_digits
 
-    drawn_by = _drawings()
+    table = _parameters(styles) if isinstance(styles, pd.DataFrame) else None
+    drawn_by = _drawings() if table is None else _maps(table)
+    styles = list(styles) if table is None else list(drawn_by)
     unknown = [style for style in styles if style not in drawn_by]
     if unknown or not styles or len(set(styles)) < len(styles):
         raise InputError(
@@ -103,7 +118,51 @@ def digits(
         index=[f"pixel_{r}_{c}" for r, c in zip(row, column, strict=True)],
     )
     x = drawn.reshape(len(obs), -1).astype(np.float32)
-    return AnnData(x, obs=obs, var=var, uns={"image_shape": np.array([n_rows, n_columns])})
+    uns: dict[str, Any] = {"image_shape": np.array([n_rows, n_columns])}
+    return AnnData(
+        x, obs=obs, var=var, uns=uns if table is None else uns | {"condition_features": table}
+    )
+
+
+def _parameters(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of maps with all columns; raise on others."""
+    unknown = [c for c in table.columns if c not in PARAMETERS]
+    if unknown or not len(table) or not table.shape[1]:
+        raise InputError(
+            f"A table of styles has columns of {list(PARAMETERS)}, one row a style; this one has "
+            f"{list(table.columns)} and {len(table)} rows."
+        )
+    columns = {name: table.get(name, usual) for name, usual in PARAMETERS.items()}
+    if not table.index.is_unique:
+        raise InputError("A table of styles has each style once; name them differently.")
+    found = pd.DataFrame(columns, index=table.index.astype(str).rename("style"), dtype=float)
+    if not np.isfinite(found.to_numpy()).all() or (found["scale"] <= 0).any():
+        raise InputError("Styles are finite numbers, and their scale is above 0.")
+    if (found["thickness"].abs() > 1).any():
+        raise InputError("The thickness of a style is from -1 to 1.")
+    return found
+
+
+def _maps(table: pd.DataFrame) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what draws images in each style of a table."""
+    return {str(name): partial(_mapped, **row.to_dict()) for name, row in table.iterrows()}
+
+
+def _mapped(
+    images: np.ndarray, *, angle: float, shear: float, scale: float, thickness: float
+) -> np.ndarray:
+    """Return images turned, sheared and resized about their middle, then thicker or thinner."""
+    from scipy import ndimage
+
+    turn = np.deg2rad(angle)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    # of places in the result, (row, column), to those in the image
+    inverse = np.linalg.inv(np.array([[1.0, 0.0], [-shear, 1.0]]) @ rotation * scale)
+    middle = (np.array(images.shape[1:]) - 1) / 2
+    offset = middle - inverse @ middle
+    drawn = np.stack([ndimage.affine_transform(i, inverse, offset, order=1) for i in images])
+    neighbours = ndimage.grey_dilation if thickness >= 0 else ndimage.grey_erosion
+    return drawn + abs(thickness) * (neighbours(drawn, size=(1, 2, 2)) - drawn)
 
 
 def _drawings() -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from trvae_sc.errors import InputError
 
 _N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
 _SHARE_RESPONDING = 0.15
+_N_FEATURES, _N_WAVES = 4, 32  # that describe conditions, and that responses are made of
 
 
 def simulate(  # noqa: PLR0913
@@ -31,6 +33,9 @@ def simulate(  # noqa: PLR0913
     paired: bool = False,
     n_donors: int = 1,
     donor_sd: float = 0.0,
+    n_conditions: int | None = None,
+    features: Literal["latent", "noise"] | None = None,
+    feature_share: float = 0.9,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate counts of cells of several labels under several conditions, with known truth.
@@ -74,6 +79,14 @@ def simulate(  # noqa: PLR0913
     paired
         Measure every cell under every condition, in one state, with a total of its own under each:
         what no experiment can, and a paired translator needs. `n_cells` is rounded down to whole sets.
+    n_conditions
+        Number of conditions in place of names: ``"control"``, ``"condition_1"``, ...
+    features
+        Describe the conditions by four numbers in ``uns["condition_features"]`` (without the control):
+        ``"latent"``: responses depend smoothly on them; ``"noise"``: they have nothing to do with them.
+    feature_share
+        Share of the variance of responses that depends on the features, 0 to 1; the rest is a condition's
+        own.
     seed
         Seed of everything.
 
@@ -89,7 +102,8 @@ def simulate(  # noqa: PLR0913
     Raises
     ------
     InputError
-        Fewer cells than combinations, a share outside 0 to 1, or a negative deviation of donors.
+        Fewer cells than combinations, a share outside 0 to 1, a negative deviation of donors, unknown
+        features.
 
     Examples
     --------
@@ -98,6 +112,14 @@ def simulate(  # noqa: PLR0913
     """
     if not 0 <= specificity <= 1:
         raise InputError(f"specificity is {specificity}; it is a share from 0 to 1.")
+    if n_conditions is not None:
+        check_whole("n_conditions", n_conditions, 2)
+        conditions = ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
+    if features is not None and (
+        not isinstance(features, str) or features not in ("latent", "noise")
+    ):
+        raise InputError(f"features is {features!r}; choose 'latent' or 'noise', or None.")
+    check_number("feature_share", feature_share, 0.0, 1.0)
     if n_cells < n_labels * len(conditions):
         raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
     check_whole("n_donors", n_donors)
@@ -108,6 +130,14 @@ def simulate(  # noqa: PLR0913
     position -= position.mean(0)
     base = rng.normal(0.0, 1.5, n_genes)
     common, specific = _responses(rng, len(conditions), n_genes, effect_size)
+    table = None
+    if features is not None:
+        of_features = np.random.default_rng([seed, 2])  # other data of a seed stay what they are
+        shown, common, specific = _described(of_features, common.shape, effect_size, feature_share)
+        shown = of_features.normal(size=shown.shape) if features == "noise" else shown
+        names = pd.Index(conditions[1:], name="condition")
+        columns = [f"feature_{i}" for i in range(shown.shape[1])]
+        table = pd.DataFrame(shown, index=names, columns=columns)
 
     n_each = len(conditions) if paired else 1
     n_cells -= n_cells % n_each
@@ -156,6 +186,8 @@ def simulate(  # noqa: PLR0913
     )
     if paired:
         adata.obs["pair"] = np.arange(n_cells) // n_each
+    if table is not None:
+        adata.uns["condition_features"] = table
     adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
     if n_donors > 1:
         names = [f"donor_{d}" for d in range(n_donors)]
@@ -196,3 +228,27 @@ def _responses(
         common[c] = rng.normal(0.5, 1.0, n_genes) * effect_size * responds
         specific[c] = rng.normal(0.0, 1.0, (_N_PROGRAMS, n_genes)) * effect_size * responds
     return common, specific
+
+
+def _described(
+    rng: np.random.Generator, shape: tuple[int, int], effect_size: float, share: float
+) -> tuple[np.ndarray, ...]:
+    r"""Return features of all conditions but the first, and responses that depend on them smoothly.
+
+    Responses are :math:`\sqrt{a}\,h(\phi) + \sqrt{1 - a}\,r` of the share a, with the features
+    :math:`\phi`, random waves h over them and a condition's own r, in genes that respond to all conditions.
+    """
+    n_conditions, n_genes = shape
+    phi = rng.normal(size=(n_conditions, _N_FEATURES))
+    waves = rng.normal(size=(_N_FEATURES, _N_WAVES)), rng.uniform(0, 2 * np.pi, _N_WAVES)
+    shown = np.sqrt(2 / _N_WAVES) * np.cos(phi @ waves[0] + waves[1])
+    responds = rng.random(n_genes) < _SHARE_RESPONDING
+    found = []
+    for programs, middle in (((), 0.5), ((_N_PROGRAMS,), 0.0)):  # common, and by program
+        size = (n_conditions, *programs, n_genes)
+        smooth = np.tensordot(shown, rng.normal(size=(_N_WAVES, *size[1:])), 1)
+        mixed = np.sqrt(share) * smooth + np.sqrt(1.0 - share) * rng.normal(size=size)
+        mixed = (middle + mixed) * effect_size * responds
+        mixed[0] = 0.0
+        found.append(mixed)
+    return phi[1:], *found

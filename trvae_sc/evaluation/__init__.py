@@ -3,6 +3,7 @@
 from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
+from trvae_sc.evaluation._checks import check_leaks
 from trvae_sc.evaluation._compare import compare
 from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
@@ -22,7 +23,6 @@ from trvae_sc.evaluation._select import select
 from trvae_sc.evaluation._tasks import (
     Task,
     check_counts,
-    check_leaks,
     prepare_task,
     subsample,
     training_data,

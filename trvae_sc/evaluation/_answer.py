@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from trvae_sc.baselines import SIMPLE
+from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
@@ -59,7 +59,7 @@ def answer(
         half = half_width(evidence.missed(weights, train.var_names), evidence.n)
     used = {name: weight for name, weight in weights.items() if weight > 0}
     name = next(iter(used)) if len(used) == 1 else STACK
-    if name in SIMPLE:
+    if name in SIMPLEST_FIRST:
         return _simple(train, source, name, target, keys, output, seed, half)
     found = {
         method: methods[method](train.copy(), source.copy(), target=target, keys=keys, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -18,12 +19,13 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._changes import changes
+from trvae_sc.evaluation._checks import check_data, check_holdout, check_unseen
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
 from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
 from trvae_sc.evaluation._store import Store, fit_name
-from trvae_sc.evaluation._tasks import Task, check_data, check_holdout, prepare_task
+from trvae_sc.evaluation._tasks import Task, prepare_task
 from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
@@ -210,6 +212,7 @@ def benchmark(
     check_data(adata, keys, *columns)
     for holdout in holdouts:
         check_holdout(adata, holdout, keys)
+    check_unseen(adata, holdouts, keys, chosen)
     run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
     with scratch() as temporary:
         store = Store(temporary if folder is None else folder)
@@ -279,7 +282,7 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         "names": digest(np.frombuffer(names.encode(), np.uint8)[None]),
         "n_obs": adata.n_obs,
         "n_vars": adata.n_vars,
-        "keys": keys._asdict(),
+        "keys": keys.plain(),
         "n_top_genes": n_top_genes,
         "design": {
             "labels": list(design.index),
@@ -288,6 +291,7 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         },
         "notes": _notes(adata, n_top_genes),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -335,13 +339,14 @@ def plain(holdout: Holdout) -> dict[str, Any]:
 
 
 def _told(found: dict[str, AnnData]) -> dict[str, Any]:
-    """Return what predictions say of themselves: notes, history, epochs trained and by default."""
+    """Return what predictions say of themselves: notes, history, epochs trained and by default, preset."""
     records = [predicted.uns["trvae_sc"] for predicted in found.values()]
     training = next((r["training"] for r in records if "training" in r), None)
     return {
         "notes": sorted({str(note) for record in records for note in record.get("notes", ())}),
         "history": next((r["history"] for r in records if "history" in r), None),
         "epochs": None if training is None else [training["epochs"], training["default"]],
+        "preset": next((str(r["preset"]) for r in records if "preset" in r), None),
     }
 
 

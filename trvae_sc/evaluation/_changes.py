@@ -5,21 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
 
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._scores import interval_change, level_change
 from trvae_sc.evaluation._tasks import Task
 
+BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
 _DIGITS = 4  # of changes that are kept
 
 
 def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
-    """Return real and predicted change of every gene of a task, as intervals are of."""
+    """Return real and predicted change of every gene of a task, as intervals are of, and the intervals.
+
+    Parameters
+    ----------
+    task
+        The task.
+    found
+        Predictions by output.
+
+    Returns
+    -------
+    Lists of one entry a gene: ``gene``, ``real_change``, ``predicted_change`` and, of predictions that have
+    intervals of all genes, ``change_lower`` and ``change_upper``.
+    """
     predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
     real, own = interval_change(task), level_change(task, predicted)
-    return {
-        "gene": task.train.var_names.tolist(),
-        "real_change": real.round(_DIGITS).tolist(),
-        "predicted_change": own.round(_DIGITS).tolist(),
-    }
+    kept = {"real_change": real, "predicted_change": own}
+    if set(BOUNDS) <= set(predicted.var) and predicted.var[list(BOUNDS)].notna().all(axis=None):
+        kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
+    rounded = {name: values.round(_DIGITS).tolist() for name, values in kept.items()}
+    return {"gene": task.train.var_names.tolist(), **rounded}

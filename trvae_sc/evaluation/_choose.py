@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from trvae_sc.baselines import SIMPLE
+from trvae_sc.baselines import SIMPLEST_FIRST
 
 Answer = Literal["model", "simple", "close"]
 
@@ -73,8 +73,8 @@ def choose(losses: dict[str, pd.DataFrame]) -> Decision:
         By method, tasks x seeds (one column for methods without a seed).
     """
     mean = {name: round(float(table.mean(axis=1).mean()), 12) for name, table in losses.items()}
-    simple = [name for name in SIMPLE if name in losses]
-    models = sorted((name for name in losses if name not in SIMPLE), key=mean.__getitem__)
+    simple = [name for name in SIMPLEST_FIRST if name in losses]
+    models = sorted((name for name in losses if name not in SIMPLEST_FIRST), key=mean.__getitem__)
     best = min(simple, key=mean.__getitem__) if simple else None
     if best is None or not models:
         return decide(np.nan, np.nan, model=models[0] if models else None, simple=best)

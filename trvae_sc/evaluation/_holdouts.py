@@ -19,6 +19,11 @@ from trvae_sc.levels import as_text, default_source, level_name
 
 logger = logging.getLogger(__name__)
 
+CONDITION, BOTH = (
+    "condition",
+    "both",
+)  #: of what is hidden: a condition in all labels, and its label, too
+
 
 @dataclass(frozen=True)
 class Holdout:
@@ -120,7 +125,9 @@ def holdouts(
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
     by
         Column of ``obs`` whose levels are held out (batch, donor); the labels if None. Of several, as
-        ``["donor", "cell_type"]``, every combination of levels is.
+        ``["donor", "cell_type"]``, every combination of levels is. ``"condition"``: the target is hidden in all
+        labels, as if it had never been measured (``condition_features`` tell of it); ``"both"``: so is the
+        label to predict, under every condition but the source.
     min_cells
         Cells that source and target of a combination need.
     together
@@ -140,7 +147,17 @@ def holdouts(
     keys = keys_from(keys, names)
     check_whole("min_cells", min_cells, 0)
     check_whole("together", together)
+    by = by[0] if isinstance(by, Sequence) and not isinstance(by, str) and len(by) == 1 else by
+    unseen = by if by in (CONDITION, BOTH) else CONDITION if by == keys.condition_key else None
+    by = None if unseen else by
     columns = [keys.labels_key] if by is None else [by] if isinstance(by, str) else list(by)
+    if unseen and together > 1:
+        raise InputError(f"by={unseen!r} hides a condition in all labels: leave together out.")
+    if keys.condition_key in columns:
+        raise InputError(
+            f"by={by!r} names the condition. by='condition' hides a condition in all labels, by='both' its label, "
+            "too."
+        )
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [keys.condition_key, *columns])
@@ -157,6 +174,10 @@ def holdouts(
         every = [_holdout(levels, columns, target, source, by) for levels in table.index]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
+        if unseen:
+            targets = [c for c in table if c not in (source, target)] if unseen == BOTH else []
+            found += [replace(h, also=_unseen(h, every, targets)) for h in some]
+            continue
         for start in range(0, len(some), together):
             group = some[start : start + together]
             found += [replace(h, also=tuple(o for o in group if o != h)) for h in group]
@@ -173,6 +194,28 @@ def _holdout(levels: Any, columns: Sequence[str], target: str, source: str, by: 
     *outer, label = levels
     within = tuple(zip(columns, outer, strict=False))
     return Holdout(label, target, source, None if by is None else columns[-1], within=within)
+
+
+def hidden_whole(
+    holdouts: Sequence[Holdout], adata: AnnData, keys: Keys, *, by: str
+) -> list[Holdout]:
+    """Return hold-outs whose condition is hidden in all labels (``by="both"``: and their label in all)."""
+    conditions, labels = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
+    found = []
+    for one in holdouts:
+        every = [replace(one, label=label) for label in sorted(labels.unique())]
+        kept = (level_name(one.target), None if one.source is None else level_name(one.source))
+        targets = [c for c in sorted(conditions.unique()) if c not in kept] if by == BOTH else []
+        found.append(replace(one, also=_unseen(one, every, targets)))
+    return found
+
+
+def _unseen(
+    holdout: Holdout, every: Sequence[Holdout], targets: Sequence[str]
+) -> tuple[Holdout, ...]:
+    """Return what else is hidden with a combination: its condition in others, its label under others."""
+    others = [other for other in every if other != holdout]
+    return (*others, *(replace(holdout, target=target) for target in targets))
 
 
 def parse_holdouts(

@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from trvae_sc.arguments import check_seed
 from trvae_sc.checks import check_matrix, check_names, check_obs, check_type
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._checks import check_counts
 from trvae_sc.evaluation._genes import choose_genes
-from trvae_sc.evaluation._tasks import N_PCS, check_counts
+from trvae_sc.evaluation._tasks import N_PCS
 from trvae_sc.expression import KeyNames, Keys, dense, keys_from, log_values, median_total
 from trvae_sc.levels import codes_of, level_name, listing
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ def left_out(results: Results, methods: Sequence[str]) -> LeftOut:
     predicted: dict[str, dict[str, list[pd.Series]]] = {name: {} for name in methods}
     n = {}
     for record in results.records:
-        label = record["holdout"]["label"]
+        label = _task(record)
         if record["method"] not in predicted:
             continue
         kept = record["changes"]
@@ -50,6 +50,11 @@ def left_out(results: Results, methods: Sequence[str]) -> LeftOut:
     return LeftOut(
         pd.DataFrame(real).T.loc[labels], means, np.array([n[label] for label in labels])
     )
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    """Return what was left out: a label, or several that are of several conditions."""
+    return f"{record['holdout']['label']}:{record['holdout']['target']}"
 
 
 def stacking_weights(found: LeftOut, labels: Sequence[str] | None = None) -> dict[str, float]:
@@ -100,7 +105,7 @@ def stacked_scores(results: Results, found: LeftOut) -> pd.DataFrame:
     real: dict[str, np.ndarray] = {}
     for record in results.records:
         if record["method"] in found.predicted:
-            label = record["holdout"]["label"]
+            label = _task(record)
             genes = record["genes"].get(OUTPUT) or next(iter(record["genes"].values()))
             real[label] = np.array(genes["real_change"])
             own = by_label.setdefault(label, {}).setdefault(record["method"], [])

@@ -16,7 +16,7 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.arguments import check_seed
-from trvae_sc.baselines import SIMPLE
+from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.expression import Keys
@@ -49,7 +49,9 @@ class Method:
     @property
     def simplicity(self) -> int:
         """Place among the methods that train nothing, simplest first; behind them for all others."""
-        return SIMPLE.index(self.name) if self.name in SIMPLE else len(SIMPLE)
+        return (
+            SIMPLEST_FIRST.index(self.name) if self.name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+        )
 
     @property
     def takes_seed(self) -> bool:

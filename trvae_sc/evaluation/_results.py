@@ -26,7 +26,7 @@ FORMAT = 3
 _TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
 #: Scores as they are called in a table to read.
-_WORDS = {
+WORDS = {
     "effect_r2": "effect R2",
     "specific_pearson": "specific r",
     "energy_distance": "energy distance",
@@ -101,7 +101,7 @@ class Results:
         first = statistics[(statistics["metric"] == metric) & (statistics["genes"] == genes)]
         sd = first.set_index(_METHOD)["sd_tasks"].reindex(wide.index)  # not all have each score
         sizes = statistics.groupby(_METHOD)[["n_tasks", "n_seeds"]].max().loc[wide.index]
-        wide.columns = [f"{_WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
+        wide.columns = [f"{WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
         wide.insert(1, "sd", sd)
         return wide.assign(tasks=sizes["n_tasks"], seeds=sizes["n_seeds"])
 

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.baselines import SIMPLE
-from trvae_sc.checks import check_free, check_obs, without_codes
+from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation._answer import STACK, answer
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
+from trvae_sc.evaluation._question import Question, ask, inner_tasks
 from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import SCORED
-from trvae_sc.evaluation._tasks import check_counts, training_data
+from trvae_sc.evaluation._tasks import training_data
 from trvae_sc.expression import KeyNames, Keys, check_output, keys_from
-from trvae_sc.levels import as_list, as_text, level_name, match_level
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.notes import log_notes
 
 _DEFAULTS = {
     "best": ("mean_shift", "context_shift", "trvae"),
     "stack": ("context_shift", "trvae", "no_transfer"),
 }
+_NEW = ("mean_condition", "context_shift", "trvae")  # of conditions that were never measured
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
-
-
-class _Question(NamedTuple):
-    """What is to be predicted, from what."""
-
-    known: AnnData  #: all cells but those that are hidden
-    keys: Keys
-    source: str
-    target: Any  #: the level as it is in the data
-    labels: list[str]
-    cells: pd.DataFrame  #: number of known cells by label and condition
-    notes: list[str]
 
 
 def select(  # noqa: PLR0913
@@ -67,7 +55,8 @@ def select(  # noqa: PLR0913
     """Predict labels under a condition they lack with the method that is best where truth is known.
 
     Labels with cells under both source and target are left out in turn and predicted by every method
-    (:func:`trvae_sc.evaluation.benchmark`). :meth:`trvae_sc.evaluation.Results.best` chooses the best
+    (:func:`trvae_sc.evaluation.benchmark`); where no cell was measured under the target, which features
+    describe (``condition_features=``), other conditions are. :meth:`trvae_sc.evaluation.Results.best` chooses the best
     simple method, or a model that is better by more than the standard error. That one is fitted anew on
     all cells, with the same settings.
 
@@ -80,12 +69,13 @@ def select(  # noqa: PLR0913
     keys
         Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the
         columns: ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``.
+        ``is_count=``, ``condition_features=``.
     source
         Condition to start from. May be None where there are two conditions: the other one.
     methods
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
-        :mod:`trvae_sc.family`. If None, ``mean_shift``, ``context_shift`` and ``trvae``; to stack,
+        :mod:`trvae_sc.family`. If None, ``mean_shift`` (of a target that was never measured
+        ``mean_condition``), ``context_shift`` and ``trvae``; to stack,
         ``context_shift``, ``trvae`` and ``no_transfer`` (``trvae`` without the transfer loss).
     labels
         Label or labels to predict; those with source cells and no target cells if None. Target cells
@@ -165,10 +155,11 @@ def select(  # noqa: PLR0913
     names = cast("KeyNames", {k: kwargs.pop(k) for k in Keys._fields if k in kwargs})
     keys = keys_from(keys, names)
     output = check_output(output, keys)
-    methods = _DEFAULTS[combine] if methods is None else methods
+    question = ask(adata, target, keys=keys, source=source, labels=labels)
+    if methods is None:
+        methods = _NEW if question.is_new and combine == "best" else _DEFAULTS[combine]
     known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
-    question = _ask(adata, target, keys=keys, source=source, labels=labels)
-    tasks = _inner_tasks(question, min_cells, max_tasks)
+    tasks = inner_tasks(question, min_cells, max_tasks)
     best, evidence, weights = None, None, {}
     if len(tasks) < _MIN_TASKS:
         name, method = _fallback(question, known)
@@ -192,9 +183,11 @@ def select(  # noqa: PLR0913
             question.notes.append(_stack_note(weights, results, evidence, best, metric))
         else:
             weights = {best.method: 1.0}
-            question.notes.append(_note(best, metric, results.quick_look))
+            question.notes.append(_note(best, metric, results.quick_look, question.unit))
+    from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need
+
     train, train_keys, start = _all_cells(question, known, weights, n_top_genes)
-    found = answer(
+    found = _answer.answer(
         train,
         start,
         target=question.target,
@@ -209,7 +202,7 @@ def select(  # noqa: PLR0913
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
     is_stack = len(weights) > 1
-    selection: dict[str, Any] = {"method": STACK if is_stack else next(iter(weights))}
+    selection: dict[str, Any] = {"method": _answer.STACK if is_stack else next(iter(weights))}
     selection |= {"weights": weights} if is_stack else {}
     selection |= {"output": output, "metric": metric}
     selection |= _evidence(tasks, best)
@@ -217,86 +210,14 @@ def select(  # noqa: PLR0913
     return log_notes(predicted)
 
 
-# -- the question -------------------------------------------------------------------------------------
-
-
-def _ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) -> _Question:
-    """Return what is to be predicted, and the data without the cells that must not be seen."""
-    if keys.labels_key is None:
-        raise InputError(
-            "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=."
-        )
-    check_obs(adata, [keys.condition_key, keys.labels_key])
-    check_free(adata)
-    condition, label = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
-    name = level_name(target)
-    source = _source(sorted(condition.unique()), source, name)
-    chosen = _labels(pd.crosstab(label, condition), source, name, labels)
-    hidden = (label.isin(chosen) & (condition == name)).to_numpy()
-    known, notes = adata, []
-    if hidden.any():
-        known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
-        notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
-    check_counts(known, keys)
-    condition = condition[~hidden]
-    if not (condition == name).any():
-        raise InputError(
-            f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
-            "nothing is known about that condition."
-        )
-    level = match_level(target, known.obs[keys.condition_key].unique(), of="condition")
-    cells = pd.crosstab(label[~hidden], condition)
-    return _Question(known, keys, source, level, chosen, cells, notes)
-
-
-def _source(conditions: list[str], source: Any, target: str) -> str:
-    """Return the condition to start from."""
-    if target not in conditions:
-        raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
-    others = [c for c in conditions if c != target]
-    if source is None and len(others) == 1:
-        return others[0]
-    if source is None or level_name(source) not in others:
-        raise InputError(f"Source {source!r}: name the condition to predict from, of {others}.")
-    return level_name(source)
-
-
-def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[str]:
-    """Return the labels to predict, given the number of cells by label and condition."""
-    if labels is None:
-        missing = (cells[source] > 0) & (cells[target] == 0)
-        if not missing.any():
-            raise InputError(
-                f"Every label with cells under {source!r} has some under {target!r}: nothing is missing. "
-                "To hide and predict labels all the same, name them."
-            )
-        return list(cells.index[missing])
-    chosen = list(dict.fromkeys(map(level_name, as_list(labels))))
-    unknown = [label for label in chosen if label not in cells.index]
-    if unknown or not chosen:
-        raise InputError(f"Unknown labels {unknown}; there are {list(cells.index)}.")
-    empty = [label for label in chosen if not cells.loc[label, source]]
-    if empty:
-        raise InputError(f"No cells of {empty} under {source!r} to predict {target!r} from.")
-    return chosen
-
-
 # -- the answer ---------------------------------------------------------------------------------------
-
-
-def _inner_tasks(question: _Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
-    """Return the known combinations to hide one at a time, those of most cells."""
-    target = level_name(question.target)
-    fewer = question.cells[[question.source, target]].min(axis=1)
-    enough = fewer[fewer >= max(min_cells, 1)].sort_values(ascending=False, kind="stable")
-    return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
 
 
 def _of_these(
     results: Results, methods: dict[str, Method], tasks: Sequence[Holdout], seeds: Sequence[int]
 ) -> Results:
     """Return results without those of other runs that share the folder."""
-    known = {(task.label, task.source, task.target) for task in tasks}
+    known = {(task.label, task.source, level_name(task.target)) for task in tasks}
     drawn = {name: seeds if method.takes_seed else [0] for name, method in methods.items()}
     records = [
         record
@@ -307,17 +228,18 @@ def _of_these(
     return Results(results.run, records)
 
 
-def _fallback(question: _Question, methods: dict[str, Method]) -> tuple[str, Method]:
+def _fallback(question: Question, methods: dict[str, Method]) -> tuple[str, Method]:
     """Return the strongest simple method that the known combinations define."""
     ends = [question.source, level_name(question.target)]
     n_pairs = int((question.cells[ends] > 0).all(axis=1).sum())
     defined = SIMPLE[: {0: 1, 1: 2}.get(n_pairs, len(SIMPLE))]  # with one label all are its shift
+    defined = SIMPLE[-1:] if question.is_new else defined  # which alone uses features
     name = next((name for name in reversed(defined) if name in methods), defined[-1])
     return name, methods[name] if name in methods else resolve([name])[name]
 
 
 def _all_cells(
-    question: _Question,
+    question: Question,
     methods: Mapping[str, Method],
     weights: Mapping[str, float],
     n_top_genes: int | None,
@@ -349,7 +271,9 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
     """Return what the choice rests on, in types that h5ad and zarr can hold."""
     if best is None:
         return {"n_tasks": 0, "tasks": np.array([], dtype=object), "answer": "simple"}
-    left_out = np.array([task.label for task in tasks], dtype=object)
+    targets = {task.target for task in tasks}
+    names = [task.label if len(targets) == 1 else str(task) for task in tasks]
+    left_out = np.array(names, dtype=object)
     return {
         "n_tasks": int(best.table["n_tasks"].iloc[0]),
         "tasks": left_out,
@@ -365,12 +289,12 @@ _ANSWERS = {
 }
 
 
-def _note(best: Best, metric: str, quick_look: str) -> str:
+def _note(best: Best, metric: str, quick_look: str, unit: str) -> str:
     """Return how the method was chosen, in words."""
     scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
-        f"labels in turn: {_ANSWERS[best.decision.answer]}. Mean {metric}: {scores}."
+        f"{unit}s in turn: {_ANSWERS[best.decision.answer]}. Mean {metric}: {scores}."
         + (f" This was a {quick_look}." if quick_look else "")
     )
 
@@ -389,9 +313,14 @@ def _stack_note(
     )
 
 
-def _fallback_note(question: _Question, tasks: Sequence[Holdout], min_cells: int, name: str) -> str:
+def _fallback_note(question: Question, tasks: Sequence[Holdout], min_cells: int, name: str) -> str:
     """Return why no method was chosen by its scores, in words."""
     found = ", ".join(task.label for task in tasks) or "none"
+    if question.is_new:
+        return (
+            f"Methods could not be compared: that takes {_MIN_TASKS} other conditions with {min_cells} cells of a "
+            f"label, and there are {len(tasks)}. The prediction is by {name}, and was not tested."
+        )
     return (
         f"Methods could not be compared: that takes {_MIN_TASKS} labels with {min_cells} cells under both "
         f"{question.source} and {question.target}, and there are {len(tasks)} ({found}). The prediction is "

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _RUN = "run.json"
 _RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
+#: Entries of a run that may differ between its parts.
+_FREE = ("versions", "notes", "started", "command")
 _RECORD_ENTRIES = ("method", "identity", "holdout", "seed", "scores", "genes", "n_genes", "notes")
 
 
@@ -50,7 +52,7 @@ class Store:
             write_text(self.run_file, json.dumps(run, indent=1))
             return
         found = self.run()
-        compared = [k for k in run if k not in ("versions", "notes")]
+        compared = [k for k in run if k not in _FREE]
         other = [k for k in compared if found.get(k) != json.loads(json.dumps(run[k]))]
         if other:
             raise InputError(
@@ -72,6 +74,12 @@ class Store:
                 "Choose another folder, or delete this one."
             )
         return run
+
+    def tell(self, **entries: Any) -> None:
+        """Add to what is known of a run, for its readers; what is there already is kept."""
+        run = self.run()
+        if not set(entries) <= set(run):
+            write_text(self.run_file, json.dumps({**entries, **run}, indent=1))
 
     def path(self, holdout: dict[str, Any], method: str, seed: int) -> Path:
         """Return the file of a fit."""

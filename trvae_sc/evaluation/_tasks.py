@@ -16,14 +16,9 @@ from trvae_sc import show
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import (
     TOTAL_COLUMN,
-    check_matrix,
-    check_names,
-    check_obs,
-    check_type,
-    check_values,
-    looks_like_counts,
 )
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._checks import check_counts, check_holdout
 from trvae_sc.evaluation._genes import choose_genes
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import (
@@ -38,7 +33,6 @@ from trvae_sc.expression import (
     values,
 )
 from trvae_sc.hints import say_totals
-from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
 
 logger = logging.getLogger(__name__)
@@ -69,101 +63,6 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
     return adata[np.sort(np.concatenate(kept))].copy()
-
-
-# -- checks -------------------------------------------------------------------------------------------
-
-
-def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
-    """Raise on data that methods cannot be compared on, before any work.
-
-    Raises
-    ------
-    InputError
-        Columns or values are missing or of another kind, or were prepared with all cells.
-    """
-    columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
-    check_type(adata)
-    check_names(adata)
-    check_matrix(adata, keys.layer)
-    check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
-    check_leaks(adata, keys)
-    check_counts(adata, keys)
-    known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
-    name = "adata.X" if keys.layer is None else f"adata.layers['{keys.layer}']"
-    check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
-
-
-def check_leaks(adata: AnnData, keys: Keys) -> None:
-    """Raise on data that were prepared with all cells, as far as it shows.
-
-    Raises
-    ------
-    InputError
-        Only genes marked as highly variable are left, or every gene was scaled.
-    """
-    if "highly_variable" in adata.var and adata.var["highly_variable"].all():
-        raise InputError(
-            "Every gene is in adata.var['highly_variable']: the genes were chosen on all cells, those "
-            "to be hidden among them. Pass all genes; they are chosen anew for each hold-out. If the "
-            "choice came from elsewhere, drop the column."
-        )
-    if keys.is_count or not adata.n_obs:
-        return
-    sums = np.zeros((2, adata.n_vars))
-    for _, block in row_chunks(values(adata, keys), adata.n_obs):
-        x = block.astype(np.float64)
-        sums += [
-            np.asarray(part.sum(0)).ravel() for part in (x, x.multiply(x) if _sparse(x) else x * x)
-        ]
-    mean = sums[0] / adata.n_obs
-    deviation = np.sqrt(np.maximum(sums[1] / adata.n_obs - mean**2, 0.0))
-    scaled = (np.abs(mean) < 1e-3) & (np.abs(deviation - 1) < 1e-2)
-    if scaled.mean() > 0.9:
-        raise InputError(
-            f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
-            "with all cells, those to be hidden among them. Pass the values before scaling."
-        )
-
-
-def _sparse(x: Any) -> bool:
-    return hasattr(x, "multiply")
-
-
-def check_counts(adata: AnnData, keys: Keys) -> None:
-    """Raise on values that are to be counts and are not; all cells are looked at.
-
-    Raises
-    ------
-    InputError
-        Values are negative, fractional or no numbers.
-    """
-    if keys.is_count and not looks_like_counts(values(adata, keys), adata.n_obs):
-        raise InputError(
-            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
-            "is_count=False to compare values as they are."
-        )
-
-
-def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
-    """Raise on a hold-out that cannot be predicted and scored.
-
-    Raises
-    ------
-    InputError
-        Source and target are the same, or there are too few source cells (2) or hidden cells (4).
-    """
-    if holdout.source is None:
-        raise InputError(f"Hold-out {holdout} has no source: name the condition to predict from.")
-    if level_name(holdout.source) == level_name(holdout.target):
-        raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
-    check_obs(adata, [keys.condition_key, keys.labels_key, *holdout.columns])
-    hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
-    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
-        if rows.sum() < least:
-            raise InputError(
-                f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."
-            )
 
 
 # -- training data --------------------------------------------------------------------------------------
@@ -235,11 +134,14 @@ def bare(
     named = (keys.condition_key, keys.labels_key, keys.batch_key, keys.total_counts_key, *columns)
     obs = adata.obs.iloc[at][list(dict.fromkeys(k for k in named if k))].copy()
     var = pd.DataFrame(index=adata.var_names.copy())
+    name = keys.condition_features
+    uns = {name: adata.uns[name]} if isinstance(name, str) else {}
     found = AnnData(
         x if keys.layer is None else None,
         obs=obs,
         var=var,
         layers={} if keys.layer is None else {keys.layer: x},
+        uns=uns,
     )
     if keys.is_count and keys.total_counts_key is None:
         found.obs[TOTAL_COLUMN] = totals(found, keys)

@@ -86,7 +86,7 @@ def as_anndata(
 ) -> AnnData:
     """Return decoded cells with their codes and where they come from."""
     if condition is not None:
-        obs = obs.assign(**model.condition_space.columns(condition, len(obs)))
+        obs = obs.assign(**model.condition_space.columns([condition] * len(obs)))
     var = (adata if model.adata is None else model.adata).var.loc[adata.var_names].copy()
     result = AnnData(x.astype(np.float32), obs=obs, var=var, obsm={"X_trvae": np.float32(z)})
     result.uns["trvae_sc"] = {

@@ -228,7 +228,7 @@ class ConditionalGAN(Translator):
                 else f"The generator sees the label: choose labels= of {self.labels}."
             )
         obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(z))])
-        obs = obs.assign(**self.condition_space.columns(level, len(z)))
+        obs = obs.assign(**self.condition_space.columns([level] * len(z)))
         if key is not None:
             obs[key] = labels
             obs[key] = obs[key].astype("category")

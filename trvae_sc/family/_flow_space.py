@@ -81,7 +81,7 @@ class FlowSpace(Translator):
         obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(u))])
         if condition is not None:
             level = self.condition_space.level(condition)
-            obs = obs.assign(**self.condition_space.columns(level, len(u)))
+            obs = obs.assign(**self.condition_space.columns([level] * len(u)))
         if labels is not None:
             obs[self.keys.labels_key or "label"] = labels
         return self._as_cells(np.concatenate([u, rest], 1), obs, "decode")

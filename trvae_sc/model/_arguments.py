@@ -35,6 +35,24 @@ _NUMBERS = {
 }
 _SWITCHES = ("mmd_within_labels", "calibrate", "variational", "relu_output", "linear_path")
 
+#: Arguments of the model that are those of its network.
+MODULE_ARGUMENTS = (
+    "gene_likelihood",
+    "n_latent",
+    "n_hidden",
+    "dropout_rate",
+    "dispersion",
+    "condition_in",
+    "kl_weight",
+    "mmd_weight",
+    "mmd_on",
+    "mmd_within_labels",
+    "mmd_kernel",
+    "transfer_weight",
+    "calibrate",
+    "context_weight",
+)
+
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
     """Raise on arguments of the module that are unknown or that it cannot take.

@@ -13,7 +13,6 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.arguments import check_seed
-from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
@@ -60,7 +59,7 @@ def decode_codes(
         values.append(predicted_values(module, decoded, own, output, draws))
     obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(z))])
     if levels is not None:
-        obs = obs.assign(**condition_columns(trained.conditions, levels))
+        obs = obs.assign(**trained.conditions.columns(levels))
     if labels is not None:
         obs[trained.labels_key or "label"] = pd.Categorical(per_code("labels", labels, len(z)))
     result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
@@ -139,18 +138,6 @@ def _levels_of(trained: Trained, condition: Any, n_codes: int) -> list[Any] | No
     return [by_name[level_name(c)] for c in found]
 
 
-def condition_columns(space: ConditionSpace, levels: Sequence[Any]) -> dict[str, Any]:
-    """Return the obs columns of cells under these conditions."""
-    keys = [space.key] if space.parts is None else space.key
-    numbers = {} if space.parts is None else space.parts["scaling"]
-    rows = [space.values(level) for level in levels]
-    columns = {key: [row[i] for row in rows] for i, key in enumerate(keys)}
-    return {
-        key: found if key in numbers else pd.Categorical(found, list(dict.fromkeys(found)))
-        for key, found in columns.items()
-    }
-
-
 def _observed_under(trained: Trained, n_codes: int, batch: Any, batches: Sequence[Any]) -> Tensors:
     """Return batch and covariates to decode with: most frequent levels, mean numbers, unless given."""
     if batch is not None and not batches:
@@ -211,13 +198,14 @@ def collapse_note(kl: np.ndarray) -> str | None:
     dead = np.flatnonzero(kl < COLLAPSED)
     if not len(dead):
         return None
-    names = ", ".join(map(str, dead))
+    runs = np.split(dead, np.flatnonzero(np.diff(dead) > 1) + 1)
+    names = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
     rest = (
         "none is left: every code is decoded to the same cell"
         if len(dead) == len(kl)
         else (f"{len(kl) - len(dead)} carry the code")
     )
     return (
-        f"Latent dimensions {names} collapsed (KL below {COLLAPSED:g} nats); {rest}. Lower kl_weight for "
-        "more, or n_latent; see model.active_dims."
+        f"{len(dead)} of {len(kl)} latent dimensions collapsed (KL below {COLLAPSED:g} nats: {names}); {rest}. "
+        "Lower kl_weight for more, or n_latent; see model.active_dims."
     )

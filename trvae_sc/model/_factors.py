@@ -150,9 +150,14 @@ class Sourced:
         self.exemplars = exemplars or {}
         self.profiles = trained.profiles()
         s = trained.conditions.code(source)
-        likeness = trained.conditions.likeness(source, target, self.profiles.measured(s).any(0))
+        space = trained.conditions.informed(self.profiles, s)
+        likeness = space.likeness(source, target, self.profiles.measured(s).any(0))
+        by_features = space.is_by_features(target)
         self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
         self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
+        self.of_network = 1.0 - self.weight
+        if self.weight and by_features:  # it counts as far as features say something
+            self.of_network *= space.description.share
         self.others = np.empty((0, len(trained.module.gene_mean)))
         self._halves: dict[int, np.ndarray | None] = {}
         self.missed: Missed | None = None  # of labels left out
@@ -161,28 +166,22 @@ class Sourced:
         if not (len(self.ridge.groups) and trained.module.n_labels):
             return
         is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
+        self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
+        if not self.weight:
+            return
         if is_measured:
-            self.others = self.profiles.mean[self.ridge.groups[:, 0], s]
-        if self.weight:
-            ridge = self.ridge
-            if not is_measured:
-                ridge = self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            missed = labels_left_out(ridge)
-            spread = self._spread(ridge.left_out_variance()[missed.unit, None])
-            self.missed = missed.divided(spread)
-            if is_measured:
-                self.replicates = replicates_left_out(ridge, likeness.codes[0])
-
-    def _spread(self, variance: Any) -> Any:
-        """Return standard deviations of predictions of conditions that were not measured; else 1."""
-        return 1.0 if self.expected is None else np.sqrt(variance)
+            self.missed = labels_left_out(self.ridge)
+            self.replicates = replicates_left_out(self.ridge, likeness.codes[0])
+        else:
+            self.expected = Ridge(self.profiles, s, likeness, common=1.0)
+            self.missed = labels_left_out(self.expected, conditions=by_features, relative=True)
 
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
         if self.expected is None:
             return 1.0
         n = float(np.median(self.expected.n))
-        return self._spread(self.expected.expected_variance(own, code, n))
+        return float(np.sqrt(self.expected.expected_variance(own, code, n)))
 
     def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
         """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
@@ -251,7 +250,7 @@ class Sourced:
         change = decoded - start
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
-            of_network = (1.0 - self.weight) * (1.0 - self.ridge.measured(code))
+            of_network = self.of_network * (1.0 - self.ridge.measured(code))
             change = of_network * change + (1.0 - of_network) * by_labels
         end, left = own + change, 1.0  # and what is left of the variance of the prediction
         if label in self.exemplars:

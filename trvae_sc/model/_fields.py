@@ -120,7 +120,8 @@ class ConditionField(CategoryField):
     Of several columns every combination present is a level, named by its parts. The state registry
     then also has ``parts``: the columns, the features they are coded by (a level of a column, or a
     numeric column), the scaling of numeric columns and the parts of each level. With a separator between
-    parts (:mod:`trvae_sc.condition_sets`) these are the parts of one column.
+    parts (:mod:`trvae_sc.condition_sets`) these are the parts of one column. Features
+    (:mod:`trvae_sc.condition_features`) describe the levels of one column, or the parts of sets.
     """
 
     def __init__(
@@ -128,8 +129,9 @@ class ConditionField(CategoryField):
         registry_key: str,
         condition_key: str | Sequence[str] | None,
         separator: str | None = None,
+        features: pd.DataFrame | None = None,
     ) -> None:
-        self.separator = separator
+        self.separator, self.features = separator, features
         single = condition_key is None or isinstance(condition_key, str)
         self.keys = None if single else list(condition_key)
         super().__init__(registry_key, condition_key if single else SEPARATOR.join(self.keys))
@@ -146,8 +148,12 @@ class ConditionField(CategoryField):
         """Register the column or columns."""
         state = super().register_field(adata)
         if self.separator is not None:
-            return {**state, PARTS: new_sets(self._column(adata.obs), self.separator)}
-        return state if self.keys is None else {**state, PARTS: new_parts(adata.obs, self.keys)}
+            column = adata.obs[self._original_attr_key]
+            return {**state, PARTS: new_sets(column, self.separator, self.features)}
+        if self.keys is None and self.features is None:
+            return state
+        keys = [self._original_attr_key] if self.keys is None else self.keys
+        return {**state, PARTS: new_parts(adata.obs, keys, self.features)}
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -157,7 +163,7 @@ class ConditionField(CategoryField):
         if self.separator is not None:
             known = state[self.CATEGORICAL_MAPPING_KEY]
             return {**state, PARTS: extended_sets(state_registry[PARTS], known)}
-        if self.keys is None:
+        if PARTS not in state_registry:
             return state
         parts = state_registry[PARTS]
         return {**state, PARTS: extended_parts(parts, adata_target.obs, state)}
@@ -222,11 +228,12 @@ def fields(
     categorical_covariate_keys: Sequence[str] | None,
     continuous_covariate_keys: Sequence[str] | None,
     condition_separator: str | None = None,
+    condition_features: pd.DataFrame | None = None,
 ) -> list[Any]:
     """Return the fields of a registration."""
     return [
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-        ConditionField(CONDITION_KEY, condition_key, condition_separator),
+        ConditionField(CONDITION_KEY, condition_key, condition_separator, condition_features),
         CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
         CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         NumericalObsField(TOTAL_KEY, total_counts_key, required=False),

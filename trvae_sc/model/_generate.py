@@ -57,7 +57,7 @@ def generate_cells(
         values.append(predicted_values(module, batch, features, output, draws))
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
     if level is not None:
-        obs = obs.assign(**trained.conditions.columns(level, n_obs))
+        obs = obs.assign(**trained.conditions.columns([level] * n_obs))
     if labels is not None:
         obs[trained.labels_key] = adata.obs[trained.labels_key].iloc[rows].to_numpy()
     x = stacked(values, n_obs)

@@ -18,7 +18,8 @@ from trvae_sc import checks, hints
 from trvae_sc.condition_sets import check_sets
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
-from trvae_sc.model._arguments import check_arguments, check_default_type
+from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
+from trvae_sc.model._features import checked_table, with_rows
 from trvae_sc.model._fields import fields
 from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
@@ -166,7 +167,7 @@ class TRVAE(PredictingModel):
         super().__init__(adata, registry)
         module_kwargs.pop("extra_payload_autotune", None)  # of scvi-tools' autotune; always there
         arguments = locals()
-        given = {k: arguments[k] for k in _MODULE_ARGUMENTS if arguments[k] is not None}
+        given = {k: arguments[k] for k in MODULE_ARGUMENTS if arguments[k] is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
         check_arguments(settings)
         self._check_condition(preset, settings.get("condition_in"))
@@ -189,7 +190,7 @@ class TRVAE(PredictingModel):
             self.module = self._module_cls(**self._data_sizes(), **settings)
         self._model_summary_string = self._summary()
         # what the preset chose is saved, too: it may choose otherwise in a later version
-        named = {k: v for k, v in settings.items() if k in _MODULE_ARGUMENTS}
+        named = {k: v for k, v in settings.items() if k in MODULE_ARGUMENTS}
         module_kwargs = {k: v for k, v in settings.items() if k not in named}
         self.init_params_ = self._get_init_params({**locals(), **named})
         if adata is not None and self.module.is_count and not self.module.has_total:
@@ -211,6 +212,7 @@ class TRVAE(PredictingModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         condition_separator: str | None = None,
+        condition_features: pd.DataFrame | str | None = None,
         replicate_key: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -245,6 +247,11 @@ class TRVAE(PredictingModel):
         condition_separator
             Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
             enters with an effect of its own, so that sets never measured can be predicted.
+        condition_features
+            Table, or its name in ``adata.uns``, with a row for every condition and numbers that describe it
+            (fingerprint, embedding, angle): conditions of the table can be predicted that no cell was
+            measured under, and others by their features. Of several columns it describes the levels of the
+            one that its index is named like; with `condition_separator`, the parts. A control needs no row.
         replicate_key
             Column with the donor (animal, culture). Changes are then taken within donors, where one has
             source and target, and intervals and p-values hold how donors differ. Unlike `batch_key` it is
@@ -262,7 +269,7 @@ class TRVAE(PredictingModel):
             condition_key = list(condition_key)
         categorical_covariate_keys = checks.as_keys(categorical_covariate_keys)
         continuous_covariate_keys = checks.as_keys(continuous_covariate_keys)
-        setup_method_args = cls._get_setup_method_args(**locals())
+        arguments = locals()
         keys = {
             "labels_key": labels_key,
             "layer": layer,
@@ -278,11 +285,22 @@ class TRVAE(PredictingModel):
             if replicate_key is not None:
                 checks.check_obs(adata, [replicate_key])
                 check_replicates(adata.obs, replicate_key, condition_key, labels_key)
-            hints.say_numeric(adata, condition_key)
+            features = checked_table(adata, condition_key, condition_separator, condition_features)
+            if features is not None:  # the registry has the table; a name says that there is one
+                arguments["condition_features"] = "condition_features"
+            else:
+                hints.say_numeric(adata, condition_key)
             hints.say_unlabeled(adata, labels_key)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
-        manager_fields = fields(condition_key, **keys, condition_separator=condition_separator)
+            features = None
+        setup_method_args = cls._get_setup_method_args(**arguments)
+        manager_fields = fields(
+            condition_key,
+            **keys,
+            condition_separator=condition_separator,
+            condition_features=features,
+        )
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -311,7 +329,12 @@ class TRVAE(PredictingModel):
 
     @classmethod
     def load_query_data(
-        cls, adata: AnnData, reference: TRVAE | str | Path, *, freeze: bool = True
+        cls,
+        adata: AnnData,
+        reference: TRVAE | str | Path,
+        *,
+        freeze: bool = True,
+        condition_features: pd.DataFrame | str | None = None,
     ) -> TRVAE:
         """Return a model for new data that extends a trained one by new levels.
 
@@ -329,6 +352,8 @@ class TRVAE(PredictingModel):
         freeze
             Train the new levels' parameters only. A new condition needs labels then: without them
             the frozen encoder takes it for a difference between cells (a warning says so).
+        condition_features
+            Rows of new conditions, where the reference was set up with features and lacks them.
 
         Returns
         -------
@@ -337,8 +362,7 @@ class TRVAE(PredictingModel):
         Raises
         ------
         InputError
-            A column that the reference was set up with is missing.
-            Genes are missing, or there is no new level to train.
+            Columns, genes or features of new conditions are missing, or there is no new level to train.
         """
         checks.check_type(adata)
         if not isinstance(reference, TRVAE):
@@ -351,9 +375,8 @@ class TRVAE(PredictingModel):
             )
         if adata.is_view or not adata.var_names.equals(pd.Index(reference.get_var_names())):
             adata = reference._aligned(adata)
-        cls.setup_anndata(
-            adata, source_registry=reference.registry_, extend_categories=True, **args
-        )
+        registry = with_rows(reference.registry_, adata, condition_features)
+        cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **args)
         given = reference.init_params_
         model = cls(adata, **given["non_kwargs"], **given["kwargs"]["module_kwargs"])
         old, new = reference.module.state_dict(), model.module.state_dict()
@@ -375,21 +398,3 @@ class TRVAE(PredictingModel):
             if args["labels_key"] is None and len(model.conditions) > model.frozen_conditions_:
                 checks.logger.warning("%s", FROZEN_WITHOUT_LABELS)
         return model
-
-
-_MODULE_ARGUMENTS = (
-    "gene_likelihood",
-    "n_latent",
-    "n_hidden",
-    "dropout_rate",
-    "dispersion",
-    "condition_in",
-    "kl_weight",
-    "mmd_weight",
-    "mmd_on",
-    "mmd_within_labels",
-    "mmd_kernel",
-    "transfer_weight",
-    "calibrate",
-    "context_weight",
-)

@@ -16,6 +16,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.model._codes import decode_codes
 from trvae_sc.model._effects import effects
 from trvae_sc.model._exemplars import exemplars_of
+from trvae_sc.model._features import of_known_conditions, with_features
 from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
     Output,
@@ -26,6 +27,7 @@ from trvae_sc.model._predict import (
     predict_cells,
 )
 from trvae_sc.model._registration import NOT_TRAINED
+from trvae_sc.model._trained import Trained
 from trvae_sc.model._training import TrainableModel
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
@@ -34,7 +36,7 @@ from trvae_sc.threads import suitable_threads
 class PredictingModel(TrainableModel):
     """Cells under a condition they were not measured in, and new cells of a condition."""
 
-    def predict(
+    def predict(  # noqa: PLR0913
         self,
         adata: AnnData | None = None,
         *,
@@ -49,6 +51,7 @@ class PredictingModel(TrainableModel):
         out: str | Path | None = None,
         overwrite: bool = False,
         exemplars: AnnData | None = None,
+        features: Any = None,
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
@@ -100,6 +103,9 @@ class PredictingModel(TrainableModel):
             is moved to theirs gene by gene, as far as the variance of their mean is below that of what is
             wrong with labels left out (:meth:`trvae_sc.model._exemplars.Exemplars.combined`), and the interval
             gets narrower.
+        features
+            Numbers that describe a target that the table of ``condition_features`` lacks: a dictionary or
+            Series by feature, or an array in their order.
 
         Returns
         -------
@@ -146,22 +152,32 @@ class PredictingModel(TrainableModel):
         doi:10.1038/s41592-019-0494-8). With ``calibrate=False`` the rates are as they were decoded.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
+        trained = self._described(target, features)
+        adata, indices = of_known_conditions(trained, adata, indices)
         request = Request(
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
-        trained, original = self.trained, self.adata if adata is None else adata
-        request = self._with_exemplars(check_request(trained, request, original), exemplars)
+        original = self.adata if adata is None else adata
+        request = self._with_exemplars(
+            trained, check_request(trained, request, original), exemplars
+        )
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
 
-    def _with_exemplars(self, request: Request, exemplars: AnnData | None) -> Request:
+    def _described(self, target: Any, features: Any) -> Trained:
+        """Return what prediction needs, with a target that features describe, if they are given."""
+        return self.trained if features is None else with_features(self.trained, target, features)
+
+    def _with_exemplars(
+        self, trained: Trained, request: Request, exemplars: AnnData | None
+    ) -> Request:
         """Return a request with what exemplars show; raise on those of something else."""
         if exemplars is None:
             return request
         names = pd.Index(self.get_var_names())
-        found = exemplars_of(self.trained, exemplars, names, request.target)
+        found = exemplars_of(trained, exemplars, names, request.target)
         return request._replace(exemplars=found)
 
     def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
@@ -202,6 +218,7 @@ class PredictingModel(TrainableModel):
         labels: Any = None,
         exemplars: AnnData | None = None,
         by: str | None = None,
+        features: Any = None,
     ) -> pd.DataFrame:
         """Return the predicted change of every gene in every label, as a table.
 
@@ -217,6 +234,8 @@ class PredictingModel(TrainableModel):
             A few measured cells under the target, as of :meth:`predict`.
         by
             ``replicate_key``, for the change in each donor: from its own mean, by the label's fold change.
+        features
+            What describes a target that is new, as of :meth:`predict`.
 
         Returns
         -------
@@ -236,8 +255,9 @@ class PredictingModel(TrainableModel):
             Unknown target, source or labels; the model does not calibrate.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        genes, trained = pd.Index(self.get_var_names()), self.trained
-        shown = self._with_exemplars(Request(trained.conditions.level(target)), exemplars).exemplars
+        genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
+        request = Request(trained.conditions.level(target))
+        shown = self._with_exemplars(trained, request, exemplars).exemplars
         chosen = {"target": target, "source": source, "labels": labels}
         chosen |= {"exemplars": shown, "by": by}
         with torch.inference_mode(), suitable_threads(self.module.widest):

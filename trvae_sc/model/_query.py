@@ -34,9 +34,12 @@ def _alike(conditions: ConditionSpace) -> list[str]:
     parts = conditions.parts
     if parts is None:
         return [""] * len(conditions.levels)
+    description = conditions.description
+    n_axes = 0 if description is None else description.axes.shape[1]
+    described = [f"axis {i}" for i in range(n_axes)]
     if SETS in parts:
-        return [""] * len(parts["features"])
-    return [
+        return described + [""] * len(parts["features"])
+    return described + [
         level_name(key) if key not in parts["scaling"] else f"number {key}"
         for key, _ in parts["features"]
     ]

@@ -14,6 +14,7 @@ from anndata import AnnData
 from trvae_sc.checks import without_codes
 from trvae_sc.levels import level_name
 from trvae_sc.model._factors import Factors
+from trvae_sc.model._features import remarks as feature_remarks
 from trvae_sc.model._trained import Known, Trained
 
 #: What is to be said of a new condition of a model without labels whose weights are frozen.
@@ -40,7 +41,7 @@ def provenance(
     remarks = trained.conditions.remarks(target)
     has_labels = trained.labels_key is not None
     notes = combination_notes(combinations, measured=not remarks, labelled=has_labels)
-    notes += remarks
+    notes += remarks + feature_remarks(trained, combinations["source"].unique(), target)
     if done["interrupted"]:
         notes.append(
             f"Training was interrupted after {done['epochs']} of {done['planned']} epochs: the model is "
@@ -60,7 +61,13 @@ def provenance(
         known = trained.n_frozen
         if known and target in trained.conditions.levels[known:]:
             notes.append(FROZEN_WITHOUT_LABELS)
+    described = {}
+    description = trained.conditions.description
+    if description is not None and trained.conditions.is_by_features(target):
+        names = list(map(level_name, trained.conditions.described_levels(target)))
+        described = {"features": description.frame.loc[description.frame.index.isin(names)]}
     return {
+        **described,
         "method": "TRVAE",
         "preset": trained.preset,
         "gene_likelihood": module.gene_likelihood,
@@ -93,7 +100,7 @@ def predicted_obs(
     obs = without_codes(adata.obs.iloc[rows])
     names = obs.index.astype(str)
     source = known.conditions.column(obs).astype("category")
-    own = known.conditions.columns(target, len(obs))
+    own = known.conditions.columns([target] * len(obs))
     obs = obs.assign(source_condition=source, source_cell=names).assign(**own)
     obs.index = anndata.utils.make_index_unique(names + f"_{level_name(target)}")
     obs.index.name = None  # a column of that name may be there
@@ -120,6 +127,8 @@ def combination_table(
     by_group = groups.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
     counts = by_group.agg(n_source_cells="size", n_new_cells="sum").reset_index()
     levels, name = [level_name(level) for level in known.conditions.levels], level_name(target)
+    if known.conditions.description is not None and name not in levels:
+        counts = counts.assign(condition_novelty=known.conditions.novelty(target))
     table = pd.DataFrame(known.n_cells.astype(int), index=list(known.labels), columns=levels)
     table = table if name in table else table.assign(**{name: 0})
     seen = [int(table[name].get(label, 0)) for label in counts["label"]]

@@ -290,7 +290,12 @@ class AnnDataModel(BaseModelClass):
                 f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
                 "in a column of their own, and name it with condition_key=."
             )
-        return Keys(**{k: args[k] for k in _NAMES}, is_count=self.module.is_count)
+        description = self.condition_space.description
+        return Keys(
+            **{k: args[k] for k in _NAMES},
+            is_count=self.module.is_count,
+            condition_features=None if description is None else description.frame,
+        )
 
     @property
     def n_cells(self) -> pd.DataFrame:

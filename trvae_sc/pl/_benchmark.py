@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +29,7 @@ def design(
     condition_key: str | None = None,
     labels_key: str | None = None,
     *,
-    hidden: Iterable[tuple[str, str]] = (),
+    hidden: Iterable[Any] = (),
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -44,7 +44,8 @@ def design(
     condition_key, labels_key
         Columns of ``obs``, for cells.
     hidden
-        Pairs (label, condition) that are hidden from training.
+        Pairs (label, condition) that are hidden from training, or hold-outs
+        (:func:`trvae_sc.evaluation.holdouts`); a condition that one hides in all labels is framed as a whole.
     ax
         Axes to draw on.
     show, save
@@ -65,10 +66,10 @@ def design(
         size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
         ax = plt.subplots(figsize=size, layout="constrained")[1]
     counts = cells.to_numpy(dtype=float)
-    ax.imshow(
-        np.log10(counts + 1), cmap="Blues", aspect="auto", vmin=0, vmax=np.log10(counts.max()) * 1.4
-    )
-    marked = {(str(label), str(condition)) for label, condition in hidden}
+    shade = np.log10(counts + 1)
+    # pale enough for black numbers
+    ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
+    marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
         name = (str(cells.index[i]), str(cells.columns[j]))
         unseen = n == 0
@@ -77,19 +78,42 @@ def design(
             j, i, text, ha="center", va="center", fontsize=8, c=COLORS["red"] if unseen else "k"
         )
         if unseen or name in marked:
-            box = plt.Rectangle(
-                (j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec=COLORS["red"], lw=1.4
-            )
-            ax.add_patch(box)
+            _frame(ax, (j - 0.46, i - 0.44), 0.88)
+    for column in whole:
+        _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
     ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
     ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
     if n_columns > 4:
         plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    title = "cells" if not marked else "cells; framed: hidden,\none at a time"
+    turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
+    title = f"cells; framed: {turns}" if marked or whole else "cells"
     ax.set_title(title, fontsize=9)
     return finish(ax, "design", show=show, save=save)
+
+
+def _frame(ax: Axes, corner: tuple[float, float], height: float) -> None:
+    """Draw a frame around a combination, or around a condition."""
+    box = plt.Rectangle(corner, 0.92, height, fill=False, ec=COLORS["red"], lw=1.4)
+    ax.add_patch(box)
+
+
+def _hidden(hidden: Iterable[Any], cells: pd.DataFrame) -> tuple[set[tuple[str, str]], set[str]]:
+    """Return the combinations that are hidden, and the conditions that are as a whole."""
+    marked, whole = set(), set()
+    present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
+    for one in hidden:
+        pair = (one.name, one.target) if hasattr(one, "also") else one
+        label, condition = map(str, pair)
+        marked |= {(label, condition), *((o.name, str(o.target)) for o in getattr(one, "also", ()))}
+        together = {
+            label,
+            *(o.name for o in getattr(one, "also", ()) if str(o.target) == condition),
+        }
+        if len(present.get(condition, ())) > 1 and together >= present[condition]:
+            whole.add(condition)
+    return {(label, c) for label, c in marked if c not in whole}, whole
 
 
 def checked_cells(

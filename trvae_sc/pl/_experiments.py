@@ -62,7 +62,11 @@ def next_experiments(
         at = labels.index(row.label), columns.index(row.condition)
         shade[at], texts[at] = row.lowers, str(rank)
     image = ax.imshow(
-        shade, cmap="Oranges", aspect="auto", vmin=0, vmax=1.3 * experiments["lowers"].max()
+        shade,
+        cmap="Oranges",
+        aspect="auto",
+        vmin=0,
+        vmax=min(1.3 * experiments["lowers"].max(), 1.0),
     )
     for (i, j), text in texts.items():
         chosen = not np.isnan(shade[i, j])

@@ -100,8 +100,11 @@ METHOD_COLORS = {
     "vae": "#332288",
     "beta_vae": "#AA4499",
     "autoencoder": "#DDCC77",
+    "mean_condition": "#B15928",
+    "nearest_condition": "#44AA99",
+    "feature_ridge": "#6699CC",
 }
-_FREE = ("#661100", "#6699CC", "#999933", "#44AA99", "#CC6677", "#000000", "#88CCEE", "#BF5B17")
+_FREE = ("#661100", "#A6D854", "#999933", "#E7298A", "#CC6677", "#000000", "#88CCEE", "#BF5B17")
 
 
 def method_colors(names: Iterable[str]) -> dict[str, str]:

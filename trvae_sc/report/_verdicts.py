@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trvae_sc.baselines import SIMPLE
+from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._choose import Decision, decide, standard_error
@@ -99,9 +99,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     InputError
         The method was not run, or there are only simple ones.
     """
-    method = main_method(results) if method is None else method
-    if method not in results.methods:
-        raise InputError(f"No method {method!r} in the results; there are {results.methods}.")
+    method = main_method(results, method)
     table = results.table
     table = table[(table["metric"] == _METRIC) & (table["genes"] == TOP)]
     scores = {
@@ -144,8 +142,10 @@ def _best_simple(
     scores: dict[str, pd.DataFrame], method: str
 ) -> tuple[pd.Series | None, pd.Series | None]:
     """Return score and name of the best simple method of every task; of equal ones the simplest."""
-    names = [name for name in SIMPLE if name in scores and name not in (method, "no_change")]
-    names = names or [name for name in SIMPLE if name in scores and name != method]
+    names = [
+        name for name in SIMPLEST_FIRST if name in scores and name not in (method, "no_change")
+    ]
+    names = names or [name for name in SIMPLEST_FIRST if name in scores and name != method]
     if not names:
         return None, None
     means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
@@ -165,9 +165,13 @@ def _errors(differences: pd.DataFrame) -> pd.Series:
     return pd.Series(spread, differences.index)
 
 
-def main_method(results: Results) -> str:
-    """Return the model to judge."""
-    trained = [m for m in results.methods if m not in (*SIMPLE, CEILING)]
+def main_method(results: Results, method: str | None = None) -> str:
+    """Return the model to judge: the one named, which must have been run, or the first that is not simple."""
+    if method is not None:
+        if method not in results.methods:
+            raise InputError(f"No method {method!r} in the results; there are {results.methods}.")
+        return method
+    trained = [m for m in results.methods if m not in (*SIMPLEST_FIRST, CEILING)]
     if not trained:
         raise InputError(
             f"Only simple methods were run, {results.methods}: there is no model to judge."

@@ -44,6 +44,17 @@ class DataManager(AnnDataManager):
     """AnnDataManager whose torch dataset keeps the order of rows, and that notices changes."""
 
     registered: Registered | None = None
+    _places: tuple[dict[str, Any], Any] | None = None  #: data registry: a dict, and made of it
+
+    @property
+    def data_registry(self) -> Any:
+        """Where the data of each field are; made once, since it is asked for dozens of times a fit."""
+        self._assert_anndata_registered()
+        fields = self.registry["field_registries"].items()
+        places = {key: dict(f["data_registry"]) for key, f in fields if f["data_registry"]}
+        if self._places is None or self._places[0] != places:
+            self._places = places, super().data_registry
+        return self._places[1]
 
     def register_fields(self, adata: AnnData, *args: Any, **kwargs: Any) -> None:
         """Register every field, and remember what was registered."""

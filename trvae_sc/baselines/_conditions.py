@@ -1,0 +1,126 @@
+"""The change to a condition that was never measured, by methods that train nothing.
+
+All say the log fold change (of values that are no counts the difference) of a label from changes to conditions
+that were measured; a label that lacks one of these counts with the mean of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg
+from scipy.spatial.distance import cdist
+
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.errors import InputError
+from trvae_sc.left_out import Missed
+from trvae_sc.shift import Profiles, changed, mean_changes
+
+
+def mean_weights(
+    space: ConditionSpace, source: Any, levels: Sequence[Any], noise: np.ndarray, target: Any
+) -> np.ndarray:
+    """Return equal weights."""
+    return np.full(len(levels), 1.0 / len(levels))
+
+
+def nearest_weights(
+    space: ConditionSpace, source: Any, levels: Sequence[Any], noise: np.ndarray, target: Any
+) -> np.ndarray:
+    """Return the weight 1 of the condition whose features are nearest (Euclidean, standardised)."""
+    distance = cdist([space.described(target)], [space.described(level) for level in levels])[0]
+    if np.isnan(distance).all():
+        raise InputError(f"No measured condition has features to compare those of {target!r} with.")
+    return (np.arange(len(levels)) == np.nanargmin(distance)).astype(float)
+
+
+def ridge_weights(
+    space: ConditionSpace, source: Any, levels: Sequence[Any], noise: np.ndarray, target: Any
+) -> np.ndarray:
+    """Return the weights of kernel ridge regression on features."""
+    alike = space.alike(source, [*levels, target])
+    return linalg.solve(alike[:-1, :-1] + np.diag(noise), alike[:-1, -1], assume_a="pos")
+
+
+#: Weights of measured conditions by method: of their levels, and the noise of what is known of each.
+WEIGHTS: dict[str, Callable[..., np.ndarray]] = {
+    "mean_condition": mean_weights,
+    "nearest_condition": nearest_weights,
+    "feature_ridge": ridge_weights,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of changes from a source, for one method.
+
+    Parameters
+    ----------
+    method
+        Name in :data:`WEIGHTS`.
+    space
+        Conditions, with what their features were found to say (:meth:`ConditionSpace.informed`).
+    source
+        Condition that changes start from.
+    codes
+        Conditions that were measured.
+    changes
+        Change of each label to them, shape (n_labels + 1, n_conditions, n_genes). Where a label lacks one it is
+        the mean over the labels; the last row is that of any other label.
+    noise
+        Variance of the mean over labels of each, shape (n_conditions,).
+    """
+
+    method: str
+    space: ConditionSpace
+    source: Any
+    codes: np.ndarray
+    changes: np.ndarray
+    noise: np.ndarray
+
+    @classmethod
+    def of(
+        cls, method: str, profiles: Profiles, space: ConditionSpace, source: int, codes: np.ndarray
+    ) -> Measured:
+        """Return what was measured of changes from the code of a source."""
+        means, noise = mean_changes(profiles, source, codes)
+        changes = np.repeat(means[None], len(profiles.labels) + 1, 0)
+        if method != "feature_ridge":  # which is blind for labels
+            label, place = np.nonzero(profiles.measured(source)[:, codes])
+            groups = np.stack([label, codes[place]], 1)
+            changes[label, place] = profiles.changes(groups, source)
+        return cls(method, space, space.levels[source], codes, changes, noise)
+
+    def to(self, target: Any, *, but: int | None = None) -> np.ndarray:
+        """Return the change to a target of each label, and of others, shape (n_labels + 1, n_genes).
+
+        `but` is the code of a condition to leave out.
+        """
+        kept = np.flatnonzero(self.codes != but)
+        levels = [self.space.levels[code] for code in self.codes[kept]]
+        weights = WEIGHTS[self.method](self.space, self.source, levels, self.noise[kept], target)
+        return np.einsum("c,lcg->lg", weights, self.changes[:, kept])
+
+
+def conditions_left_out(measured: Measured, profiles: Profiles, source: int) -> Missed:
+    """Return how wrong each condition is predicted if it is left out, of each label that has it."""
+    rows = []
+    for code in measured.codes if len(measured.codes) > 1 else ():
+        target = measured.space.levels[code]
+        if (
+            measured.method == "nearest_condition"
+            and np.isnan(measured.space.described(target)).any()
+        ):
+            continue  # a control without features
+        found = measured.to(target, but=code)
+        for label in np.flatnonzero(profiles.measured(source)[:, code]):
+            start, truth = profiles.mean[label, source], profiles.mean[label, code]
+            end = changed(start, found[label], is_count=profiles.is_count)
+            n = profiles.cells_of_change(int(label), source, code)
+            rows.append((truth - end, end - start, n, code))
+    if not rows:
+        return Missed.nothing(profiles.mean.shape[2])
+    return Missed(*(np.array(part) for part in zip(*rows, strict=True)))

@@ -1,0 +1,164 @@
+"""What subcommands share: where a file holds what, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trvae_sc.cli._tell import answer, say
+from trvae_sc.errors import InputError
+from trvae_sc.files import check_suffix, check_target, is_zarr, write_anndata
+
+if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
+    from anndata import AnnData
+
+    from trvae_sc.expression import Keys
+    from trvae_sc.model import TRVAE
+
+
+def quiet() -> None:
+    """Hide what scvi-tools logs; importing it resets its level."""
+    import scvi
+
+    scvi.settings.verbosity = logging.WARNING
+
+
+def check_output(
+    path: Path,
+    *,
+    force: bool,
+    kind: str = "file",
+    replaces: Callable[[Path], bool] | None = None,
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Raise if a result could not be written, before any work starts; writes nothing."""
+    check_target(
+        path, overwrite=force, kind=kind, replaces=replaces, option="--force", inputs=inputs
+    )
+
+
+def check_accelerator(name: str) -> None:
+    """Raise where this machine has no such accelerator."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from scvi.model._utils import parse_device_args
+
+    try:
+        parse_device_args(accelerator=name, return_device="torch")
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        raise InputError(f"--accelerator {name} cannot be used: {error}") from error
+
+
+def save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
+    """Write a model with what it was trained on, and tell it."""
+    record = {
+        "file": str(args.file),
+        "holdouts": args.holdout,
+        "n_cells": model.adata.n_obs,
+        "n_genes": model.adata.n_vars,
+        "total_counts_key": args.total_counts_key,
+    }
+    model.trained_on_ = record
+    # checkpoints may have made the folder meanwhile
+    model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
+    say(
+        f"Wrote the model of {record['n_cells']:,} cells and {record['n_genes']:,} genes to {args.out}/"
+    )
+    answer(args, {"model": str(args.out), **record, **model.training_})
+
+
+def keys_of(args: argparse.Namespace, *, is_count: bool) -> Keys:
+    """Return where a file holds what, as the options say."""
+    from trvae_sc.expression import Keys
+
+    return Keys(
+        args.condition_key,
+        args.labels_key,
+        args.layer,
+        args.total_counts_key,
+        is_count=is_count,
+        batch_key=args.batch_key,
+        condition_features=read_features(args.condition_features),
+    )
+
+
+def read_features(path: Path | None) -> Any:
+    """Return a table of features from a csv file: names of conditions, then numbers."""
+    if path is None:
+        return None
+    import pandas as pd
+
+    try:
+        first, *columns = pd.read_csv(path, nrows=0).columns
+        missing = {column: ["", "NA", "NaN", "nan"] for column in columns}
+        table = pd.read_csv(path, dtype={first: str}, keep_default_na=False, na_values=missing)
+        if not columns:
+            raise InputError(f"{path} has one column; names and numbers are separated by commas.")
+        return table.set_index(first)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}.") from error
+
+
+def target_features(args: argparse.Namespace) -> Any:
+    """Return the features of the target of a prediction, if they are given."""
+    table = read_features(args.condition_features)
+    if table is None:
+        return None
+    names = table.index.astype(str)
+    if (names == args.target).sum() != 1:
+        raise InputError(
+            f"{args.condition_features} needs one row '{args.target}'; it has {list(names)[:5]}."
+        )
+    return table.loc[names == args.target]
+
+
+def check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
+    """Raise where a file cannot be trained on, before genes are chosen."""
+    from trvae_sc.checks import check_columns, check_values
+    from trvae_sc.expression import totals, values
+
+    if getattr(args, "holdout", None) and args.labels_key is None:
+        raise InputError("--holdout needs --labels-key.")
+    check_columns(adata, keys.condition_key, **keys.further())
+    check_values(
+        values(adata, keys),
+        is_count=keys.is_count,
+        totals=totals(adata, keys) if args.total_counts_key and keys.is_count else None,
+        name="X" if args.layer is None else f"layer '{args.layer}'",
+    )
+
+
+def check_prediction_file(args: argparse.Namespace) -> None:
+    """Raise if a prediction could not be written."""
+    check_suffix(args.out)
+    zarr = args.out.suffix == ".zarr"
+    check_output(
+        args.out,
+        force=args.force,
+        kind="zarr store" if zarr else "file",
+        replaces=is_zarr if zarr else None,
+        inputs=[args.file],
+    )
+
+
+def write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
+    """Write a prediction, and tell a record of it."""
+    write_anndata(predicted, args.out, overwrite=args.force)
+    tell_prediction(predicted, args, **more)
+
+
+def tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:
+    """Tell a record of a prediction; notes on it were logged when it was made."""
+    say(f"Wrote {predicted.n_obs:,} cells predicted under {args.target} to {args.out}")
+    answer(args, {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more})
+
+
+def keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
+    """Return where a file holds what, for a command that compares methods."""
+    if args.labels_key is None:
+        raise InputError(f"{command} needs --labels-key.")
+    if args.gene_likelihood not in (None, "nb", "normal"):
+        raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
+    return keys_of(args, is_count=args.gene_likelihood != "normal")

@@ -1,0 +1,152 @@
+"""Checks of data and hold-outs, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from trvae_sc.baselines import BY_FEATURES
+from trvae_sc.checks import (
+    check_matrix,
+    check_names,
+    check_obs,
+    check_type,
+    check_values,
+    looks_like_counts,
+)
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.expression import Keys, conditions_of, totals, values
+from trvae_sc.identity import row_chunks
+from trvae_sc.levels import as_text, level_name, listing
+
+_OF_LABELS = ("mean_shift", "nearest_shift", "latent_shift")  # which learn from other labels
+
+
+def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
+    """Raise on data that methods cannot be compared on, before any work.
+
+    Raises
+    ------
+    InputError
+        Columns or values are missing or of another kind, or were prepared with all cells.
+    """
+    columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
+    check_type(adata)
+    check_names(adata)
+    check_matrix(adata, keys.layer)
+    check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
+    check_leaks(adata, keys)
+    check_counts(adata, keys)
+    conditions_of(adata, keys)  # raises on features that do not describe them
+    known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
+    name = "adata.X" if keys.layer is None else f"adata.layers['{keys.layer}']"
+    check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
+
+
+def check_leaks(adata: AnnData, keys: Keys) -> None:
+    """Raise on data that were prepared with all cells, as far as it shows.
+
+    Raises
+    ------
+    InputError
+        Only genes marked as highly variable are left, or every gene was scaled.
+    """
+    if "highly_variable" in adata.var and adata.var["highly_variable"].all():
+        raise InputError(
+            "Every gene is in adata.var['highly_variable']: the genes were chosen on all cells, those "
+            "to be hidden among them. Pass all genes; they are chosen anew for each hold-out. If the "
+            "choice came from elsewhere, drop the column."
+        )
+    if keys.is_count or not adata.n_obs:
+        return
+    sums = np.zeros((2, adata.n_vars))
+    for _, block in row_chunks(values(adata, keys), adata.n_obs):
+        x = block.astype(np.float64)
+        sums += [
+            np.asarray(part.sum(0)).ravel() for part in (x, x.multiply(x) if _sparse(x) else x * x)
+        ]
+    mean = sums[0] / adata.n_obs
+    deviation = np.sqrt(np.maximum(sums[1] / adata.n_obs - mean**2, 0.0))
+    scaled = (np.abs(mean) < 1e-3) & (np.abs(deviation - 1) < 1e-2)
+    if scaled.mean() > 0.9:
+        raise InputError(
+            f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
+            "with all cells, those to be hidden among them. Pass the values before scaling."
+        )
+
+
+def _sparse(x: Any) -> bool:
+    return hasattr(x, "multiply")
+
+
+def check_counts(adata: AnnData, keys: Keys) -> None:
+    """Raise on values that are to be counts and are not; all cells are looked at.
+
+    Raises
+    ------
+    InputError
+        Values are negative, fractional or no numbers.
+    """
+    if keys.is_count and not looks_like_counts(values(adata, keys), adata.n_obs):
+        raise InputError(
+            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
+            "is_count=False to compare values as they are."
+        )
+
+
+def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
+    """Raise on a hold-out that cannot be predicted and scored.
+
+    Raises
+    ------
+    InputError
+        Source and target are the same, or there are too few source cells (2) or hidden cells (4).
+    """
+    if holdout.source is None:
+        raise InputError(f"Hold-out {holdout} has no source: name the condition to predict from.")
+    if level_name(holdout.source) == level_name(holdout.target):
+        raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
+    check_obs(adata, [keys.condition_key, keys.labels_key, *holdout.columns])
+    hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
+    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
+        if rows.sum() < least:
+            raise InputError(
+                f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."
+            )
+
+
+def check_unseen(
+    adata: AnnData, holdouts: Sequence[Holdout], keys: Keys, methods: Iterable[str]
+) -> None:
+    """Raise where a condition is hidden as a whole and methods could not know of it.
+
+    Raises
+    ------
+    InputError
+        No features tell of the condition, or methods do not use them.
+    """
+    conditions = as_text(adata.obs[keys.condition_key])
+    for holdout in holdouts:
+        hidden = holdout.hidden(adata, keys)
+        for other in holdout.also:
+            hidden = hidden | other.hidden(adata, keys)
+        target = (conditions == level_name(holdout.target)).to_numpy()
+        if not target.any() or (target & ~hidden).any():
+            continue
+        space = conditions_of(adata[~hidden], keys)
+        if space.description is None:
+            raise InputError(
+                f"{holdout} hides all cells under {holdout.target!r}, and nothing describes it: name a table "
+                "with condition_features=, or hide one label at a time."
+            )
+        space.level(holdout.target)
+        wrong = [name for name in methods if name in _OF_LABELS]
+        if wrong:
+            raise InputError(
+                f"{holdout} hides all cells under {holdout.target!r}, which {listing(wrong)} learn from. Methods "
+                f"that use features are {[*BY_FEATURES, 'context_shift', 'trvae']}."
+            )

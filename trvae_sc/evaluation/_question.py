@@ -1,0 +1,131 @@
+"""What is to be predicted from what, and what is left out to compare methods."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.checks import check_free, check_obs
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation._checks import check_counts
+from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.expression import Keys, conditions_of
+from trvae_sc.levels import as_list, as_text, level_name, match_level
+
+
+class Question(NamedTuple):
+    """What is to be predicted, from what."""
+
+    known: AnnData  #: all cells but those that are hidden
+    keys: Keys
+    source: str
+    target: Any  #: the level as it is in the data
+    labels: list[str]
+    cells: pd.DataFrame  #: number of known cells by label and condition
+    notes: list[str]
+    is_new: bool  #: whether no cell was measured under the target, so that features tell of it
+
+    @property
+    def unit(self) -> str:
+        """What is left out to compare methods."""
+        return "condition" if self.is_new else "label"
+
+
+def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) -> Question:
+    """Return what is to be predicted, and the data without the cells that must not be seen."""
+    if keys.labels_key is None:
+        raise InputError(
+            "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=."
+        )
+    check_obs(adata, [keys.condition_key, keys.labels_key])
+    check_free(adata)
+    condition, label = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
+    name = level_name(target)
+    space = conditions_of(adata, keys)
+    is_described = space.description is not None
+    target = space.level(target) if is_described else target
+    source = _source(sorted(condition.unique()), source, name, is_described=is_described)
+    cells = pd.crosstab(label, condition)
+    cells = cells if name in cells else cells.assign(**{name: 0})
+    chosen = _labels(cells, source, name, labels)
+    hidden = (label.isin(chosen) & (condition == name)).to_numpy()
+    known, notes = adata, []
+    if hidden.any():
+        known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
+        notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
+    check_counts(known, keys)
+    condition = condition[~hidden]
+    is_new = not (condition == name).any()
+    if is_new and not is_described:
+        raise InputError(
+            f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
+            "nothing is known about that condition."
+        )
+    if not is_new:
+        target = match_level(target, known.obs[keys.condition_key].unique(), of="condition")
+    cells = pd.crosstab(label[~hidden], condition)
+    cells = cells if name in cells else cells.assign(**{name: 0})
+    return Question(known, keys, source, target, chosen, cells, notes, is_new)
+
+
+def _source(conditions: list[str], source: Any, target: str, *, is_described: bool) -> str:
+    """Return the condition to start from."""
+    if target not in conditions and not is_described:
+        raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
+    others = [c for c in conditions if c != target]
+    if source is None and len(others) == 1:
+        return others[0]
+    if source is None or level_name(source) not in others:
+        raise InputError(f"Source {source!r}: name the condition to predict from, of {others}.")
+    return level_name(source)
+
+
+def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[str]:
+    """Return the labels to predict, given the number of cells by label and condition."""
+    if labels is None:
+        missing = (cells[source] > 0) & (cells[target] == 0)
+        if not missing.any():
+            raise InputError(
+                f"Every label with cells under {source!r} has some under {target!r}: nothing is missing. "
+                "To hide and predict labels all the same, name them."
+            )
+        return list(cells.index[missing])
+    chosen = list(dict.fromkeys(map(level_name, as_list(labels))))
+    unknown = [label for label in chosen if label not in cells.index]
+    if unknown or not chosen:
+        raise InputError(f"Unknown labels {unknown}; there are {list(cells.index)}.")
+    empty = [label for label in chosen if not cells.loc[label, source]]
+    if empty:
+        raise InputError(f"No cells of {empty} under {source!r} to predict {target!r} from.")
+    return chosen
+
+
+def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
+    """Return the known combinations to hide one at a time, those of most cells.
+
+    Of a target that was never measured these are other conditions, each hidden in all labels and scored in the
+    label with most cells.
+    """
+    if question.is_new:
+        return _conditions(question, min_cells, max_tasks)
+    target = level_name(question.target)
+    fewer = question.cells[[question.source, target]].min(axis=1)
+    enough = fewer[fewer >= max(min_cells, 1)].sort_values(ascending=False, kind="stable")
+    return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
+
+
+def _conditions(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
+    """Return the conditions to hide one at a time."""
+    cells, source = question.cells, question.source
+    others = [c for c in cells if c not in (source, level_name(question.target))]
+    fewer = pd.DataFrame({c: cells[[source, c]].min(axis=1) for c in others})
+    most = fewer.max().sort_values(ascending=False, kind="stable")
+    chosen = sorted(most[most >= max(min_cells, 1)].index[:max_tasks])
+    found = []
+    for c in chosen:
+        label = fewer[c].idxmax()
+        also = (Holdout(other, c, source) for other in cells.index[cells[c] > 0] if other != label)
+        found.append(Holdout(label, c, source, also=tuple(also)))
+    return found

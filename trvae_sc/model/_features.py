@@ -1,0 +1,179 @@
+"""Tables of features of conditions: checked at registration, added to that of a reference, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.checks import SEPARATOR
+from trvae_sc.condition_features import (
+    DESCRIBED,
+    Description,
+    check_described,
+    described_key,
+    lacking,
+    table_of,
+)
+from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
+from trvae_sc.conditions import PARTS, ConditionSpace
+from trvae_sc.errors import InputError
+from trvae_sc.levels import as_text, level_name, levels, listing
+from trvae_sc.model._trained import Trained
+from trvae_sc.module import CONDITION_KEY
+from trvae_sc.training import row_numbers
+
+
+def checked_table(
+    adata: AnnData, condition_key: str | Sequence[str] | None, separator: str | None, given: Any
+) -> pd.DataFrame | None:
+    """Return the table of features of a registration, if there is one; see :meth:`TRVAE.setup_anndata`.
+
+    Raises
+    ------
+    InputError
+        There are no conditions to describe; it is no table of numbers, or lacks what was measured.
+    """
+    if given is None:
+        return None
+    if condition_key is None:
+        raise InputError(
+            "condition_features describes conditions: name their column, condition_key=."
+        )
+    table = table_of(adata, given)
+    keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    key = described_key(table, adata.obs, keys)
+    check_described(table, key, _levels_of(adata, key, separator))
+    return table
+
+
+def _levels_of(adata: AnnData, key: str, separator: str | None) -> list[Any]:
+    """Return the levels of a column, or the parts of its sets."""
+    column = adata.obs[key]
+    return levels(column) if separator is None else parts_of(column, separator)
+
+
+def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str, Any]:
+    """Return the registry of a reference for a query whose new conditions a table describes.
+
+    Raises
+    ------
+    InputError
+        The reference has no features, or a new condition has none.
+    """
+    fields = registry["field_registries"]
+    field = fields[CONDITION_KEY]
+    parts = field["state_registry"].get(PARTS)
+    description = Description.of(parts)
+    if description is None:
+        if given is not None:
+            raise InputError("The reference was set up without condition_features; leave them out.")
+        return registry
+    if given is not None:
+        table = table_of(adata, given)
+        new = [n for n in table.index if level_name(n) not in description.names]
+        for name in new:
+            description = description.extended(name, table.loc[name])
+    separator = registry["setup_args"].get("condition_separator")
+    absent = lacking(description.frame, _levels_of(adata, description.key, separator))
+    if absent:
+        raise InputError(
+            f"Conditions {listing(absent)} of adata.obs['{description.key}'] have no features. Pass their "
+            "rows: load_query_data(..., condition_features=table)."
+        )
+    state = {**field["state_registry"], PARTS: {**parts, DESCRIBED: description.plain()}}
+    field = {**field, "state_registry": state}
+    return {**registry, "field_registries": {**fields, CONDITION_KEY: field}}
+
+
+def with_features(trained: Trained, target: Any, features: Any) -> Trained:
+    """Return a model that knows a target by its features.
+
+    Raises
+    ------
+    InputError
+        The model was set up without features; they do not fit; the target was measured.
+    """
+    description = trained.conditions.description
+    if description is None:
+        raise InputError(
+            "The model was set up without condition_features, so a condition cannot be described. Set up and "
+            "train with a table of features."
+        )
+    level = _new_level(trained.conditions, description.key, target)
+    space = trained.conditions.with_description(description.extended(level, features))
+    return replace(trained, conditions=space)
+
+
+def _new_level(space: ConditionSpace, key: str, condition: Any) -> Any:
+    """Return the level, or part, of a condition that features are given of, which may be unknown."""
+    if isinstance(space, ConditionSets):
+        separator, known = space.parts[SETS], space.parts["features"]
+        given = [condition] if isinstance(condition, str) else list(condition)
+        new = [p for one in given for p in split(one, separator) if p not in known]
+        if len(new) != 1:
+            raise InputError(
+                f"features describe one new part; of {condition!r} {listing(new) if new else 'none'} is new."
+            )
+        return new[0]
+    if isinstance(condition, Mapping):
+        return condition.get(key)
+    if isinstance(space.key, str) or space.parts is None:
+        return condition
+    given = condition.split(SEPARATOR) if isinstance(condition, str) else list(condition)
+    if len(given) != len(space.parts["keys"]):
+        raise InputError(f"Condition {condition!r} has {len(given)} parts; {space.key} are needed.")
+    return given[space.parts["keys"].index(key)]
+
+
+def of_known_conditions(
+    trained: Trained, adata: AnnData | None, indices: Any
+) -> tuple[AnnData | None, Any]:
+    """Return cells without those of conditions that the model knows by features only, and their indices.
+
+    These cannot be encoded, and a prediction of such a condition does not start from them.
+    """
+    description = trained.conditions.description
+    if adata is None or description is None or not isinstance(adata, AnnData) or adata.isbacked:
+        return adata, indices
+    key = trained.conditions.key
+    if any(column not in adata.obs for column in ([key] if isinstance(key, str) else key)):
+        return adata, indices
+    names = as_text(trained.conditions.column(adata.obs))
+    known = set(map(level_name, trained.conditions.levels))
+    new = ~names.isin(known) & names.isin(set(description.names))
+    if not new.any() or new.all():
+        return adata, indices
+    if indices is not None:
+        chosen = np.zeros(adata.n_obs, dtype=bool)
+        chosen[row_numbers(indices, adata.n_obs)] = True
+        indices = np.flatnonzero(chosen[~new])
+    return adata[~new.to_numpy()].copy(), indices
+
+
+def remarks(trained: Trained, sources: Sequence[Any], target: Any) -> list[str]:
+    """Return what is to be said of how much features tell of a target that was not measured."""
+    description = trained.conditions.description
+    if description is None or trained.conditions.code(target) is not None:
+        return []
+    profiles = trained.profiles()
+    known = [trained.conditions.level(source) for source in sources]
+    shares = [
+        trained.conditions.informed(profiles, trained.conditions.code(source)).description.share
+        for source in known
+    ]
+    if len(description.measured) < 4:
+        return [
+            f"Only {len(description.measured)} described conditions were measured: too few to tell whether "
+            "their features say anything."
+        ]
+    if not np.any(shares):
+        return [
+            "The features say nothing of how the measured conditions differ (each is predicted no better from "
+            "the others by them): this is the mean of the measured conditions."
+        ]
+    return []

@@ -1,0 +1,91 @@
+"""Changes of genes: of hidden combinations, with what was measured, and of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.evaluation import Results
+from trvae_sc.evaluation._changes import BOUNDS
+from trvae_sc.report._verdicts import main_method
+
+#: Columns of the table, those of effects and the real change.
+COLUMNS = ("label", "source", "target", "gene", "change", "lower", "upper", "real_change")
+_TASK = ["label", "source", "target"]
+_NAMES = {"predicted_change": "change", "change_lower": "lower", "change_upper": "upper"}
+
+
+def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame:
+    """Return the change of every gene of every hidden combination, predicted and real.
+
+    Parameters
+    ----------
+    results
+        Results of a benchmark.
+    method
+        The model whose predictions are taken; ``"trvae"`` if it was run, else the first that is not simple.
+
+    Returns
+    -------
+    One row a combination and gene, the columns as of :meth:`trvae_sc.TRVAE.effects`: ``label``, ``source``,
+    ``target``, ``gene``; ``change``, ``lower`` and ``upper``, predicted change and its 90 % interval (means
+    over seeds; NaN where the method has no interval), and ``real_change``, on the same scale: log(1 + kappa
+    share) of the mean share of counts, of other values their mean. The largest real change of a combination
+    is first. Results that were written before intervals were kept have none.
+
+    Raises
+    ------
+    InputError
+        The method was not run, or there are only simple ones.
+    """
+    method = main_method(results, method)
+    tasks: dict[tuple[str, ...], list[pd.DataFrame]] = {}
+    for record in results.records:
+        if record["method"] == method:
+            kept = record.get("changes") or record["genes"][results.output_of(method)]
+            task = tuple(str(record["holdout"][k]) for k in _TASK)
+            tasks.setdefault(task, []).append(pd.DataFrame(kept))
+    tables = [_of_task(task, seeds) for task, seeds in tasks.items()]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the table of a combination from those of its seeds."""
+    names = ["real_change", *_NAMES]
+    whole = [table.set_index("gene").reindex(columns=names) for table in seeds]
+    values = np.mean([table.to_numpy(np.float64) for table in whole], axis=0)
+    found = pd.DataFrame(values, whole[0].index, names).rename(columns=_NAMES).reset_index()
+    order = np.argsort(-found["real_change"].abs().to_numpy(), kind="stable")
+    return found.iloc[order].assign(**dict(zip(_TASK, task, strict=True)))[list(COLUMNS)]
+
+
+def predicted_changes(predictions: Sequence[AnnData]) -> pd.DataFrame:
+    """Return the changes of predictions of one label and source each; their real changes are not known.
+
+    Parameters
+    ----------
+    predictions
+        Predicted cells. Those of several labels have no change in ``var`` and are left out.
+
+    Returns
+    -------
+    Columns as of :func:`trvae_sc.report.gene_changes`, the largest predicted change first; ``real_change`` is NaN.
+    """
+    tables = [table for predicted in predictions for table in _of_prediction(predicted)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _of_prediction(predicted: AnnData) -> Iterator[pd.DataFrame]:
+    """Yield the table of a prediction if it has one."""
+    combinations = predicted.uns.get("trvae_sc", {}).get("combinations")
+    if combinations is None or len(combinations) != 1 or "predicted_change" not in predicted.var:
+        return
+    task: dict[str, Any] = {name: str(combinations[name].iloc[0]) for name in _TASK}
+    found = predicted.var.reindex(columns=["predicted_change", *BOUNDS]).rename(columns=_NAMES)
+    found = found.astype(np.float64).assign(**task, real_change=np.nan, gene=predicted.var_names)
+    order = np.argsort(-found["change"].abs().to_numpy(), kind="stable")
+    yield found.iloc[order][list(COLUMNS)]

@@ -1,0 +1,122 @@
+"""Pathways of hidden combinations, and their panel of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from trvae_sc.enrichment import pathways
+from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Results
+from trvae_sc.pl._style import plain
+from trvae_sc.report._genes import gene_changes
+from trvae_sc.report._images import image
+from trvae_sc.report._tables import csv_link, table_of
+
+_TASK = ["label", "source", "target"]
+_SHOWN = 25  # pathways in the picture
+_LETTERS = 36  # of a name in it
+_ROWS = 400  # of the table; the file has all
+_WORDS = {"n_genes": "genes", "qval": "q", "real_score": "real score", "real_qval": "real q"}
+
+
+def task_pathways(
+    results: Results, net: pd.DataFrame | str | Path, *, method: str | None = None, **options: Any
+) -> pd.DataFrame:
+    """Return how far the genes of each pathway change in every hidden combination, predicted and real.
+
+    Parameters
+    ----------
+    results
+        Results of a benchmark.
+    net
+        Sets of genes, a table or a GMT file, as for :func:`trvae_sc.pathways`.
+    method
+        The model whose predictions are taken; ``"trvae"`` if it was run, else the first that is not simple.
+    **options
+        Further arguments of :func:`trvae_sc.pathways`.
+
+    Returns
+    -------
+    What :func:`trvae_sc.pathways` returns for each combination, whose genes differ, one below the other.
+
+    Raises
+    ------
+    InputError
+        As :func:`trvae_sc.pathways` and :func:`trvae_sc.report.gene_changes`.
+    MissingExtraError
+        decoupler is not installed.
+    """
+    changes = gene_changes(results, method=method)
+    columns = [*_TASK, "gene", "change", "real_change"]
+    groups = changes[columns].groupby(_TASK, sort=False)
+    return pd.concat([pathways(own, net, **options) for _, own in groups], ignore_index=True)
+
+
+def panel(table: pd.DataFrame) -> dict[str, Any]:
+    """Return picture, table and file of the scores of pathways.
+
+    Parameters
+    ----------
+    table
+        What :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` returned.
+
+    Returns
+    -------
+    ``image``, ``table`` (the largest scores first), ``csv``, ``n_rows`` and ``n_shown``.
+
+    Raises
+    ------
+    InputError
+        The table is of something else, or empty.
+    """
+    needed = {"label", "pathway", "score", "qval"}
+    if not isinstance(table, pd.DataFrame) or not needed <= set(table) or table.empty:
+        what = f"a table with {list(table)}" if isinstance(table, pd.DataFrame) else repr(table)
+        raise InputError(f"pathways is {what}; give what trvae_sc.pathways(...) returns.")
+    order = table["score"].abs().sort_values(ascending=False, kind="stable").index
+    shown = table.loc[order].head(_ROWS)
+    return {
+        "image": image(_heatmap(table), "Scores of pathways by label"),
+        "table": table_of(shown.rename(columns=_WORDS), small=("q", "real q")),
+        "csv": csv_link(table),
+        "n_rows": len(table),
+        "n_shown": len(shown),
+        "has_real": "real_score" in table,
+    }
+
+
+def _heatmap(table: pd.DataFrame) -> Figure:
+    """Draw the scores of the pathways with the largest ones, by label, beside the real ones if known."""
+    several = "target" in table and table["target"].nunique() > 1
+    column = table["label"].astype(str)
+    if several:
+        column = column + " \u2192 " + table["target"].astype(str)
+    kinds = [name for name in ("score", "real_score") if name in table]
+    wide = [
+        table.assign(_at=column).pivot_table(index="pathway", columns="_at", values=kind)
+        for kind in kinds
+    ]
+    largest = wide[0].abs().max(axis=1).sort_values(ascending=False, kind="stable")
+    names = largest.index[:_SHOWN]
+    limit = max(float(np.nanmax(w.loc[names].abs())) for w in wide) or 1.0
+    width = 2.6 + (0.45 * wide[0].shape[1] + 0.3) * len(kinds)
+    below = [plain(str(name)[:_LETTERS]) for name in wide[0].columns]
+    size = (max(width, 5.0), 1.2 + 0.24 * len(names) + 0.05 * max(map(len, below)))
+    figure, axes = plt.subplots(1, len(kinds), figsize=size, layout="constrained", squeeze=False)
+    for ax, values, kind in zip(axes[0], wide, kinds, strict=True):
+        drawn = ax.imshow(values.loc[names], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        ax.set_title("predicted" if kind == "score" else "real", fontsize=9)
+        ax.set_xticks(range(values.shape[1]), below, fontsize=8)
+        for tick in ax.get_xticklabels():
+            tick.set(rotation=40, ha="right", rotation_mode="anchor")
+        ax.set_yticks([])
+        ax.tick_params(length=0)
+    axes[0][0].set_yticks(range(len(names)), [plain(str(n)[:_LETTERS]) for n in names], fontsize=8)
+    figure.colorbar(drawn, ax=axes[0].tolist(), label="score", shrink=0.7)
+    return figure

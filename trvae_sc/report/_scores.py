@@ -1,0 +1,163 @@
+"""Scores of all methods, and genes of all combinations, as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from trvae_sc import pl
+from trvae_sc.evaluation import CEILING, N_TOP, Results
+from trvae_sc.evaluation._results import WORDS, main_columns
+from trvae_sc.report._images import image
+from trvae_sc.report._tables import Cell, Table, number, packed_csv, table_of
+
+_ROW = ["label", "source", "target", "method", "output"]
+_SCORES = (("effect_r2", f"top{N_TOP}"), ("energy_distance", "pcs"))  # that are drawn
+_PICTURES = 20  # combinations whose genes are drawn
+_LISTED = 10  # genes of a combination in its table
+_MOST_ROWS = 60_000  # genes of all combinations that a page holds
+
+
+def images(results: Results) -> Iterator[Markup]:
+    """Yield the main scores of every method on every task."""
+    known = set(zip(results.table["metric"], results.table["genes"], strict=True))
+    for metric, genes in _SCORES:
+        if (metric, genes) in known:
+            ax: Any = pl.benchmark(results.table, metric=metric, genes=genes)
+            yield image(ax.figure, f"{metric} of every method on every task")
+
+
+def summary(results: Results) -> Table:
+    """Return the main scores of every method, means over tasks and seeds, best first."""
+    wide = results.wide()
+    methods = [m if m == o == CEILING else f"{m}, {o}" for m, o in wide.index]
+    wide.columns = [_title(metric, genes) for metric, genes in wide.columns]
+    wide.insert(0, "method", methods)
+    return table_of(wide)
+
+
+def score_rows(results: Results) -> pd.DataFrame:
+    """Return all scores, one row a combination, method and output.
+
+    Parameters
+    ----------
+    results
+        Results of a benchmark.
+
+    Returns
+    -------
+    ``label``, ``source``, ``target``, ``method``, ``output``, ``seeds`` (their number) and, of every score,
+    its mean over seeds and, where there are several, its standard deviation (``sd ...``).
+    """
+    table = results.table.assign(
+        score=results.table["metric"] + " (" + results.table["genes"] + ")"
+    )
+    order = list(dict.fromkeys(table["score"]))
+    groups = table.groupby([*_ROW, "score"])["value"]
+    mean = groups.mean().unstack()[order]
+    sd = groups.std().unstack()[order].add_prefix("sd ")
+    seeds = table.groupby(_ROW)["seed"].nunique().rename("seeds")
+    return pd.concat([seeds, mean, sd.dropna(axis=1, how="all")], axis=1).reset_index()
+
+
+def score_table(results: Results, rows: pd.DataFrame) -> Table:
+    """Return the main scores of every combination, method and output, with their spread over seeds."""
+    shown = {
+        f"{metric} ({genes})": (metric, genes) for metric, genes in main_columns(results.table)
+    }
+    names = list(shown)
+    found = table_of(rows[[*_ROW, "seeds", *names]])
+    titles = [*_ROW, "seeds", *(_title(*score) for score in shown.values())]
+    head = [cell._replace(text=text) for cell, text in zip(found.columns, titles, strict=True)]
+    for i, name in enumerate(names, len(_ROW) + 1):
+        if f"sd {name}" in rows:
+            for row, sd in zip(found.rows, rows[f"sd {name}"], strict=True):
+                row[i] = row[i]._replace(text=row[i].text + spread(sd))
+    return Table(head, found.rows)
+
+
+def spread(sd: float) -> str:
+    """Return a standard deviation as it is put behind its mean; empty if there is none."""
+    return "" if pd.isna(sd) else f" \u00b1 {number(float(sd))}"
+
+
+def _title(metric: str, genes: str) -> str:
+    """Return the name of a score to read."""
+    return f"{WORDS.get(metric, metric.replace('_', ' '))} ({genes})"
+
+
+# -- genes --------------------------------------------------------------------------------------------
+
+
+def gene_sections(changes: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield a picture and the genes that change most of every combination.
+
+    Parameters
+    ----------
+    changes
+        Changes of all genes, as :func:`trvae_sc.report.gene_changes` returns them.
+    """
+    groups = changes.groupby(["label", "source", "target"], sort=False)
+    for i, ((label, source, target), genes) in enumerate(groups):
+        name = f"{label}: {source} to {target}"
+        drawn = None
+        if i < _PICTURES:
+            drawn = image(_scatter(genes), f"Predicted against real change, {name}")
+        shown = genes.head(_LISTED)
+        columns = {
+            "gene": shown["gene"].astype(str),
+            "real change": shown["real_change"].astype(float),
+            "predicted": shown["change"].astype(float),
+        }
+        table = table_of(pd.DataFrame(columns))
+        if shown["lower"].notna().any():
+            table = _with_interval(table, shown)
+        yield {"name": name, "image": drawn, "table": table}
+
+
+def _with_interval(table: Table, genes: pd.DataFrame) -> Table:
+    """Return a table of genes with the interval, and whether the real change is in it."""
+    head = [*table.columns, Cell("90 % interval", "", is_number=True), Cell("inside")]
+    low, real, high = (genes[name].astype(float) for name in ("lower", "real_change", "upper"))
+    ends = [f"{number(a)} to {number(b)}" for a, b in zip(low, high, strict=True)]
+    inside = ["yes" if own else "no" for own in ((low <= real) & (real <= high)).tolist()]
+    rows = [
+        [*row, Cell(text, f"{width:.6g}", is_number=True), Cell(word)]
+        for row, text, width, word in zip(table.rows, ends, high - low, inside, strict=True)
+    ]
+    return Table(head, rows)
+
+
+def _scatter(genes: pd.DataFrame) -> Any:
+    """Draw predicted against real changes of the genes that change most."""
+    table = genes.rename(columns={"change": "predicted_change"}).set_index("gene")
+    ax: Any = pl.effect(table.head(N_TOP), n_top=N_TOP)
+    ax.set_xlabel("real change", fontsize=9)
+    ax.set_ylabel("predicted change", fontsize=9)
+    ax.get_legend().remove()
+    return ax.figure
+
+
+def packed_genes(changes: pd.DataFrame) -> dict[str, Any]:
+    """Return the changes of all genes as a file in the page: of each combination the first ones.
+
+    Parameters
+    ----------
+    changes
+        Changes of all genes, the largest of a combination first.
+
+    Returns
+    -------
+    ``data``, compressed CSV in base64; ``n_genes``; ``n_left_out``, rows that would be too many.
+    """
+    groups = changes.groupby(["label", "source", "target"], sort=False)
+    most = max(1, _MOST_ROWS // max(groups.ngroups, 1))
+    kept = groups.head(most)
+    return {
+        "data": packed_csv(kept),
+        "n_genes": kept["gene"].nunique(),
+        "n_left_out": len(changes) - len(kept),
+    }

@@ -1,0 +1,159 @@
+"""What was run, as the box of settings says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from trvae_sc.evaluation import CEILING, Results
+from trvae_sc.progress import duration
+
+_KEYS = {
+    "condition_key": "condition",
+    "labels_key": "labels",
+    "batch_key": "batch",
+    "layer": "layer",
+    "total_counts_key": "total counts",
+}
+
+
+def counted(number: int, of: str) -> str:
+    """Return a number with what it counts, in the plural where there are several."""
+    return f"{number:,} {of}{'' if number == 1 else 's'}"
+
+
+def settings(results: Results) -> list[tuple[str, str]]:
+    """Return names and values of what the results rest on.
+
+    Parameters
+    ----------
+    results
+        Results of a benchmark. What older ones do not hold is left out.
+
+    Returns
+    -------
+    Pairs of a name and a text, in the order in which they are shown.
+    """
+    run, design = results.run, results.design
+    tasks = results.table.groupby(["label", "source", "target"]).ngroups
+    shape = f"{counted(len(design), 'label')}, {counted(design.shape[1], 'condition')}"
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    seconds = sum(record["seconds"] for record in results.records)
+    entries = {
+        "Data": f"{run['n_obs']:,} cells, {run['n_vars']:,} genes; {shape}; checksum {run['data'][:12]}",
+        "Keys": _keys(run["keys"]),
+        "Values": "counts" if run["keys"].get("is_count", True) else "as they are, no counts",
+        "Hidden": hidden(results, tasks),
+        "Genes": _genes(results),
+        "Methods": ", ".join(name for name in results.methods if name != CEILING),
+        "Preset": _presets(results.records),
+        "Epochs": _epochs(results.records),
+        "Seeds": _seeds(results.records),
+        "Computing": f"{counted(len(results.records), 'fit')}, {duration(seconds)}",
+        "Versions": versions,
+        "Date": date(run),
+        "Command": run.get("command", ""),
+    }
+    return [(name, text) for name, text in entries.items() if text]
+
+
+def hidden(results: Results, tasks: int) -> str:
+    """Return what was hidden, in words."""
+    text = f"{counted(tasks, 'combination')}, one at a time" if tasks > 1 else "1 combination"
+    also = [
+        {name.rsplit(":", 1)[-1] == r["holdout"]["target"] for name in r["holdout"].get("also", ())}
+        for r in results.records
+    ]
+    if not all(True in own for own in also):
+        return text
+    both = (
+        ", and the label under all conditions but the source"
+        if any(False in own for own in also)
+        else ""
+    )
+    return f"{text}, with the same condition in other labels{both}"
+
+
+def date(run: dict[str, Any]) -> str:
+    """Return when a run started; of one that does not say, when the page is made."""
+    if "started" in run:
+        return f"{run['started'][:16].replace('T', ' ')} UTC, start of the run"
+    return f"{datetime.now(UTC):%Y-%m-%d}, when this page was made"
+
+
+def python_call(results: Results) -> str:
+    """Return a call that runs the same again."""
+    run, records = results.run, results.records
+    methods = [name for name in results.methods if name != CEILING]
+    given = {name: value for name, value in run["keys"].items() if value is not None}
+    if given.get("is_count") is True:
+        del given["is_count"]
+    given |= {"seeds": _all_seeds(records), "n_top_genes": run["n_top_genes"]}
+    if run.get("max_epochs") is not None:
+        given["max_epochs"] = run["max_epochs"]
+    shown = {name: repr(value) for name, value in given.items()}
+    if "condition_features" in shown:
+        shown["condition_features"] = "table"  # which the results do not hold
+    lines = "".join(f"\n    {name}={value}," for name, value in shown.items())
+    return f"trvae_sc.evaluation.benchmark(\n    adata,\n    {methods!r},\n    holdouts,{lines}\n)"
+
+
+def _keys(keys: dict[str, Any]) -> str:
+    """Return which columns hold what."""
+    return "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key))
+
+
+def _genes(results: Results) -> str:
+    """Return how many genes were used, and how they were chosen."""
+    used = _range(record["n_genes"] for record in results.records)
+    if results.run["n_top_genes"] is None or min(_numbers(results)) == results.run["n_vars"]:
+        return f"all {results.run['n_vars']:,}"
+    return (
+        f"{used} of {results.run['n_vars']:,}, chosen for every task without the hidden cells, as are "
+        "normalisation and principal components"
+    )
+
+
+def _numbers(results: Results) -> list[int]:
+    """Return the numbers of genes of all fits."""
+    return [record["n_genes"] for record in results.records]
+
+
+def _presets(records: list[dict[str, Any]]) -> str:
+    """Return the presets of methods that have one."""
+    found = {r["method"]: r["preset"] for r in records if r.get("preset")}
+    return ", ".join(f"{preset} ({method})" for method, preset in found.items())
+
+
+def _epochs(records: list[dict[str, Any]]) -> str:
+    """Return how long each method trained, and how long it does by default."""
+    pairs = [(r["method"], *r["epochs"]) for r in records if r.get("epochs")]
+    frame = pd.DataFrame(pairs, columns=["method", "done", "default"])
+    texts = []
+    for method, group in frame.groupby("method", sort=False):
+        usual = _range(group["default"])
+        done = _range(group["done"])
+        texts.append(f"{done} ({method}{'' if done == usual else f', by default {usual}'})")
+    return "; ".join(texts)
+
+
+def _all_seeds(records: list[dict[str, Any]]) -> list[int]:
+    """Return all seeds of methods."""
+    return sorted({int(r["seed"]) for r in records if r["method"] != CEILING})
+
+
+def _seeds(records: list[dict[str, Any]]) -> str:
+    """Return the seeds, and that not all methods have them."""
+    seeds = _all_seeds(records)
+    rest = "; methods that draw nothing ran once" if len(seeds) > 1 else ""
+    return ", ".join(map(str, seeds)) + rest
+
+
+def _range(values: Iterable[int]) -> str:
+    """Return the smallest and the largest of numbers, or the only one."""
+    found = sorted(values)
+    low, high = f"{found[0]:,}", f"{found[-1]:,}"
+    return low if low == high else f"{low} to {high}"

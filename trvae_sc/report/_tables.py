@@ -1,0 +1,82 @@
+"""Tables of the page, and tables as files in it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+
+class Cell(NamedTuple):
+    """A cell of a table."""
+
+    text: str
+    value: str = ""  #: what the column is sorted by, where that is not the text
+    is_number: bool = False
+
+
+class Table(NamedTuple):
+    """A table as the template draws it."""
+
+    columns: list[Cell]
+    rows: list[list[Cell]]
+
+
+def table_of(frame: pd.DataFrame, *, small: Collection[str] = ()) -> Table:
+    """Return a frame as a table: numbers with two digits, what is missing empty.
+
+    Parameters
+    ----------
+    frame
+        Columns of numbers or text; the index is left out.
+    small
+        Columns of numbers of which small ones tell, too: q-values.
+
+    Returns
+    -------
+    The table. Cells of numbers are sorted by the number in full.
+    """
+    columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
+    kinds = [pd.api.types.is_numeric_dtype(c) and c.dtype != bool for c in columns]
+    head = [Cell(str(name), "", kind) for name, kind in zip(frame.columns, kinds, strict=True)]
+    cells = [
+        [_cell(value, kind, name in small) for value in column.tolist()]
+        for name, column, kind in zip(frame.columns, columns, kinds, strict=True)
+    ]
+    return Table(head, [list(row) for row in zip(*cells, strict=True)])
+
+
+def _cell(value: Any, is_number: bool, is_small: bool) -> Cell:  # noqa: FBT001
+    """Return a value as a cell."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return Cell("", "", is_number)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if not is_number:
+        return Cell(str(value))
+    text = f"{value:.1g}" if is_small and 0 < abs(value) < 0.005 else number(value)
+    return Cell(text, f"{value:.6g}", is_number=True)
+
+
+def number(value: float) -> str:
+    """Return a number as text, whole ones without digits, none of them -0; empty if it is missing."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = "" if math.isnan(value) else f"{value:.2f}"
+    return text.removeprefix("-") if text and not float(text) else text
+
+
+def csv_link(frame: pd.DataFrame) -> str:
+    """Return a frame as a link to a CSV file that is in the link itself."""
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def packed_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV, compressed, in base64: the same each time."""
+    text = frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
