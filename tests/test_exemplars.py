@@ -13,25 +13,65 @@ from trvae_sc.model._exemplars import Exemplars
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 
 
+def of_cells(x, spread, *, is_count=False):
+    """Return exemplars of cells, (n_cells, n_genes)."""
+    mean = np.log1p(x.mean(0)) if is_count else x.mean(0)
+    return Exemplars(mean, len(x), 1.0, spread, x.var(0))
+
+
 def test_values_are_combined_by_their_precision():
+    """With half the variance of the error: of four cells no other can be told."""
     rng = np.random.default_rng(0)
     f, seen, spread, error = rng.gamma(2.0, 1.0, (4, 50))
-    found, left = Exemplars(seen, 4, 1.0, spread).combined(f, error, is_count=False)
-    precision = 1 / error, 4 / spread
+    found, left = Exemplars(seen, 4, 1.0, spread, spread).combined(f, error, is_count=False)
+    precision = 2 / error, 4 / spread
     expected = (precision[0] * f + precision[1] * seen) / sum(precision)
     assert found == pytest.approx(expected)
-    assert left == pytest.approx(1 / sum(precision) / error)
+    assert left == pytest.approx(precision[0] / sum(precision))
 
 
-def test_the_posterior_of_values_covers_the_truth():
+@pytest.mark.parametrize("times", [0.25, 1.0, 4.0])
+def test_the_cells_tell_how_wrong_a_prediction_is_and_its_posterior_covers_the_truth(times):
     """Truth drawn around a prediction, cells around the truth."""
     rng = np.random.default_rng(1)
     f, error, spread = np.zeros(4000), np.full(4000, 0.5), np.full(4000, 2.0)
-    truth = rng.normal(f, np.sqrt(error))
-    seen = rng.normal(truth, np.sqrt(spread / 3))
-    found, left = Exemplars(seen, 3, 1.0, spread).combined(f, error, is_count=False)
+    truth = rng.normal(f, np.sqrt(times * error))
+    cells = of_cells(rng.normal(truth, np.sqrt(spread), (10, 4000)), spread)
+    assert cells.scale(f, error, is_count=False) == times
+    found, left = cells.combined(f, error, is_count=False)
     inside = np.abs(truth - found) < stats.norm.ppf(0.95) * np.sqrt(error * left)
-    assert inside.mean() == pytest.approx(0.9, abs=0.015)
+    if times >= 1:
+        assert inside.mean() == pytest.approx(0.9, abs=0.015)
+    else:  # an interval is not narrower than what labels that were left out tell
+        assert inside.mean() > 0.95
+
+
+@pytest.mark.parametrize("is_count", [False, True])
+def test_the_scale_is_that_which_cells_left_out_are_predicted_best_with(is_count):
+    rng = np.random.default_rng(4)
+    f, error = rng.gamma(2.0, 0.5, 30), rng.gamma(2.0, 0.1, 30)
+    spread = rng.gamma(2.0, 0.5, 30)
+    means = np.expm1(f + rng.normal(0.0, np.sqrt(error))) if is_count else f + np.sqrt(error)
+    x = rng.poisson(np.maximum(means, 0), (6, 30)) if is_count else rng.normal(means, 1.0, (6, 30))
+    x = x.astype(float)
+    mean = np.expm1(f) if is_count else f
+    losses = {}
+    for scale in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        losses[scale] = 0.0
+        for i in range(6):
+            others = np.delete(x, i, 0).mean(0)
+            if (
+                is_count
+            ):  # negative binomial, by the delta method, of the mean and half a count in all cells
+                more = mean + 0.5 / 5
+                noise = (more + spread * more**2) / 5 / (1 + mean) ** 2
+            else:
+                noise = spread / 5
+            weight = scale * error / (scale * error + noise)
+            moved = mean + weight * (others - mean)
+            losses[scale] += np.square((moved - x[i]) / (1 + mean if is_count else 1)).sum()
+    best = min(losses, key=losses.get)
+    assert of_cells(x, spread, is_count=is_count).scale(f, error, is_count=is_count) == best
 
 
 def test_counts_are_combined_as_means_not_as_logarithms():
@@ -39,18 +79,19 @@ def test_counts_are_combined_as_means_not_as_logarithms():
     rng = np.random.default_rng(2)
     f, error, spread = np.log1p([0.2]), np.array([0.05]), np.array([0.5])
     counts = rng.poisson(0.2, 4000)
-    moved = [
-        np.expm1(Exemplars(np.log1p([k]), 1, 1.0, spread).combined(f, error, is_count=True)[0])
-        for k in counts
-    ]
+
+    def exemplars(mean, n):
+        return Exemplars(np.log1p([mean]), n, 1.0, spread, mean + spread * mean**2)
+
+    moved = [np.expm1(exemplars(k, 1).combined(f, error, is_count=True)[0]) for k in counts]
     assert np.mean(moved) == pytest.approx(0.2, rel=0.05)
-    many, left = Exemplars(np.log1p([3.0]), 10**6, 1.0, spread).combined(f, error, is_count=True)
+    many, left = exemplars(3.0, 10**6).combined(f, error, is_count=True)
     assert many == pytest.approx(np.log1p([3.0]), abs=1e-3)
     assert left < 1e-3
-    none, left = Exemplars(np.zeros(1), 5, 1.0, spread).combined(0 * f, error, is_count=True)
+    none, left = exemplars(0.0, 5).combined(0 * f, error, is_count=True)
     assert none == pytest.approx([0.0])
     assert 0.1 < left.item() < 1.0  # a gene that neither shows is not known without error
-    sure, _ = Exemplars(np.log1p([3.0]), 5, 1.0, spread).combined(f, 0 * error, is_count=True)
+    sure, _ = exemplars(3.0, 5).combined(f, 0 * error, is_count=True)
     assert sure == pytest.approx(f)
 
 

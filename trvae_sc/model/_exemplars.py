@@ -13,11 +13,19 @@ from anndata import AnnData
 from trvae_sc import checks
 from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys, gene_means, log_values, mean_level, totals, values
+from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
 from trvae_sc.levels import level_name, listing
 from trvae_sc.model._decode import level_of
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
+
+_SCALES = 2.0 ** np.arange(
+    -2, 4
+)  # of what is wrong with a prediction, from 1/4 to 8 times as much as expected
+_FEW, _SCALE_OF_FEW = (
+    5,
+    0.5,
+)  # genes of a cell vary together: fewer cells tell less than their number
 
 
 @dataclass(frozen=True)
@@ -34,25 +42,29 @@ class Exemplars:
         Harmonic mean of their totals in units of the median of training; 1 of values.
     spread
         Of genes under the target (:attr:`Trained.spread`), shape (n_genes,).
+    variance
+        Mean squared deviation of cells from their mean: of kappa share, or of values; shape (n_genes,).
     """
 
     mean: np.ndarray
     n: int
     relative_total: float
     spread: np.ndarray
+    variance: np.ndarray
 
     def combined(
         self, f: np.ndarray, error: np.ndarray, *, is_count: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Return a prediction moved to the cells, and which share of its variance is left.
+        r"""Return a prediction moved to the cells, and its variance in units of `error`.
 
-        .. math:: m \leftarrow m + w\,(m_e - m), \qquad w = \frac{s^2}{s^2 + v}
+        .. math:: m \leftarrow m + w\,(m_e - m), \qquad w = \frac{\tau s^2}{\tau s^2 + v}
 
         for each gene, with the mean m (count of a cell of the median total, or value), the variance
         :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
-        (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior. The share left is 1 - w.
-        Of counts v is that of the mean that is predicted and half a count in all cells (Jeffreys): where none is
-        predicted, that a few cells show none, or one, says little.
+        (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with variance
+        :math:`(1 - w)\,\tau s^2`. Of counts v is that of the mean that is predicted and half a count in all cells
+        (Jeffreys): where none is predicted, that a few cells show none, or one, says little. :math:`\tau`, from
+        1/4 to 8, is how wrong this prediction is beside others (:meth:`scale`).
 
         Parameters
         ----------
@@ -63,19 +75,47 @@ class Exemplars:
         is_count
             Whether f is log(1 + m); else it is m.
         """
+        mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
+        scale = self.scale(f, error, is_count=is_count)
+        weight = self._weight(f, scale * error, self.n, is_count=is_count)
+        moved = mean + weight * (seen - mean)
+        return np.log1p(moved) if is_count else moved, max(scale, 1.0) * (1.0 - weight)
+
+    def scale(self, f: np.ndarray, error: np.ndarray, *, is_count: bool) -> float:
+        r"""Return tau, with which the cells that are left out one by one are predicted best.
+
+        The mean over cells i of the squared distance of cell i from a prediction moved to the n - 1 others is, in
+        closed form,
+
+        .. math:: \sum_g \frac{(1 - w)^2 (m_e - m)^2 + \big(1 + \frac{w}{n - 1}\big)^2 \sigma^2}{(1 + m)^2}
+
+        with the variance :math:`\sigma^2` of the cells (without denominator, of values). Below 5 cells it is 1/2.
+        """
+        if self.n < _FEW:
+            return _SCALE_OF_FEW
+        mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
+        per_f = 1.0 + mean if is_count else 1.0
+        apart = np.square((seen - mean) / per_f)
+        within = self.variance / np.square(per_f)
+        losses = []
+        for scale in _SCALES:
+            w = self._weight(f, scale * error, self.n - 1, is_count=is_count)
+            losses.append(
+                (np.square(1 - w) * apart + np.square(1 + w / (self.n - 1)) * within).sum()
+            )
+        return float(_SCALES[np.argmin(losses)])
+
+    def _weight(self, f: np.ndarray, error: np.ndarray, n: int, *, is_count: bool) -> np.ndarray:
+        """Return the weight of the mean of n cells, beside a prediction with the variance `error`."""
         options = {"is_count": is_count, "relative_total": self.relative_total}
         if is_count:
             mean = np.expm1(np.maximum(f, 0.0))
-            more = mean + 0.5 / (self.n * self.relative_total)
-            noise = sampling_variance(np.log1p(more), self.spread, self.n, **options)
+            more = mean + 0.5 / (n * self.relative_total)
+            noise = sampling_variance(np.log1p(more), self.spread, n, **options)
             noise *= np.square((1.0 + more) / (1.0 + mean))  # to the scale of f
         else:
-            noise = sampling_variance(f, self.spread, self.n, **options)
-        weight = error / np.maximum(error + noise, np.finfo(float).tiny)
-        if not is_count:
-            return f + weight * (self.mean - f), 1.0 - weight
-        seen = np.expm1(np.maximum(self.mean, 0.0))
-        return np.log1p(mean + weight * (seen - mean)), 1.0 - weight
+            noise = sampling_variance(f, self.spread, n, **options)
+        return error / np.maximum(error + noise, np.finfo(float).tiny)
 
 
 def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
@@ -168,9 +208,14 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
     """Return the exemplars of one label."""
     module, spread = trained.module, trained.spread_of(trained.conditions.code(target))
     if not module.is_count:
-        mean = level_of(module, gene_means(values(cells, keys)))
-        return Exemplars(mean, cells.n_obs, 1.0, spread)
+        x = values(cells, keys)
+        mean = level_of(module, gene_means(x))
+        scale = module.gene_scale.cpu().numpy()
+        variance = np.var(dense(x), axis=0, dtype=np.float64)
+        return Exemplars(mean, cells.n_obs, 1.0, spread, variance / np.square(scale))
     kappa = module.kappa.item()
-    mean = mean_level(log_values(cells, keys, kappa), is_count=True)
+    x = log_values(cells, keys, kappa)
+    mean = mean_level(x, is_count=True)
     relative = cells.n_obs / float((kappa / totals(cells, keys)).sum())
-    return Exemplars(mean, cells.n_obs, relative, spread)
+    variance = np.var(dense(np.expm1(x)), axis=0, dtype=np.float64)
+    return Exemplars(mean, cells.n_obs, relative, spread, variance)
