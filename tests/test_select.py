@@ -630,14 +630,17 @@ def test_levels_that_are_no_text_and_more_conditions(full):
     rows = (cells.obs["cell_type"] == 4) & (cells.obs["condition"] == 2)
     cells = cells[~rows.to_numpy()].copy()
     run = partial(select, cells, methods=["mean_shift"], **QUIET)
-    with pytest.raises(InputError, match=r"Source None: .*of \['0', '1'\]"):
-        run(2)
+    named = cells.copy()
+    named.obs["condition"] = named.obs["condition"].map({0: "a", 1: "b", 2: "c"}).astype(str)
+    with pytest.raises(InputError, match=r"Which condition do predictions start from\? Of \['a', "):
+        select(named, "c", methods=["mean_shift"], **QUIET)
     predicted = run("2", source=0)
     assert predicted.obs["condition"].unique().tolist() == [2]
     assert predicted.obs["cell_type"].unique().tolist() == [4]
     assert set(predicted.obs["source_condition"]) == {0}
     assert predicted.uns["trvae_sc"]["selection"]["tasks"].tolist() == ["0", "1", "2", "3"]
     assert_same(predicted, run(2, source="0", labels=4))
+    assert_same(predicted, run(2))  # 0 is a dose of none
 
 
 def test_values_and_the_score_to_choose_by(adata):

@@ -111,7 +111,7 @@ def _add_select(commands: Any) -> None:
     )
     _add_data(parser)
     parser.add_argument("--target", required=True, help="condition to predict")
-    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument("--source", help="condition to start from (the one called like a control)")
     parser.add_argument(
         "--labels", nargs="+", help="labels to predict (those without target cells)"
     )
@@ -154,7 +154,7 @@ def _add_benchmark(commands: Any) -> None:
     )
     _add_data(parser)
     _add_holdout(parser, help="combinations to hide in turn (all that have enough cells)")
-    parser.add_argument("--source", help="condition to start from; needed with three or more")
+    parser.add_argument("--source", help="condition to start from (the one called like a control)")
     parser.add_argument(
         "--by",
         nargs="+",

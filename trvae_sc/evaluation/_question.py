@@ -12,7 +12,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import check_counts
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of
-from trvae_sc.levels import as_list, as_text, level_name, match_level
+from trvae_sc.levels import as_list, as_text, default_source, level_name, match_level
 
 
 class Question(NamedTuple):
@@ -46,7 +46,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     space = conditions_of(adata, keys)
     is_described = space.description is not None
     target = space.level(target) if is_described else target
-    source = _source(sorted(condition.unique()), source, name, is_described=is_described)
+    source = _source(adata.obs[keys.condition_key], source, name, is_described=is_described)
     cells = pd.crosstab(label, condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     chosen = _labels(cells, source, name, labels)
@@ -70,14 +70,15 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     return Question(known, keys, source, target, chosen, cells, notes, is_new)
 
 
-def _source(conditions: list[str], source: Any, target: str, *, is_described: bool) -> str:
+def _source(column: pd.Series, source: Any, target: str, *, is_described: bool) -> str:
     """Return the condition to start from."""
+    conditions = sorted(as_text(column).unique())
     if target not in conditions and not is_described:
         raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
     others = [c for c in conditions if c != target]
-    if source is None and len(others) == 1:
-        return others[0]
-    if source is None or level_name(source) not in others:
+    if source is None:
+        source = others[0] if len(others) == 1 else default_source(column)
+    if level_name(source) not in others:
         raise InputError(f"Source {source!r}: name the condition to predict from, of {others}.")
     return level_name(source)
 

@@ -71,7 +71,7 @@ def select(  # noqa: PLR0913
         columns: ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
         ``is_count=``, ``condition_features=``.
     source
-        Condition to start from. May be None where there are two conditions: the other one.
+        Condition to start from. If None the other one of two, else the one that is called like a control.
     methods
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
         :mod:`trvae_sc.family`. If None, ``mean_shift`` (of a target that was never measured
