@@ -217,7 +217,7 @@ def between(answer, ours, theirs, error=0.02, simple="context_shift"):
             (decide(np.nan, np.nan, model="trvae", simple=None), {"trvae": 0.4}),
             0.9,
             "use the model",
-            "effect R2 0.40; no simple method was run",
+            "effect R2 0.40; no simple method was run beside it",
         ),
     ],
 )
@@ -265,7 +265,7 @@ def test_a_simple_method_is_not_judged_against_itself():
     assert table["model"].tolist() == pytest.approx([0.8, 0.82])
     assert table["best simple"].tolist() == [0.5, 0.5]
     assert table["simple"].tolist() == ["context_shift", "context_shift"]
-    assert table["advice"].tolist() == ["use the model", "use the model"]
+    assert table["advice"].tolist() == ["use mean_shift", "use mean_shift"]
 
 
 def test_no_change_is_compared_with_where_nothing_else_is():
@@ -480,7 +480,7 @@ def test_page_without_a_history_has_no_training():
 def test_page_of_one_task_with_a_simple_method_judged():
     """A judged method that changes nothing has no correlation; the page shows it all the same."""
     text = report(make_results({"B": SCORES["B"]}), method="no_change")
-    assert "too close to call: effect R2: the model 0.00, mean_shift 0.60" in Page(text).text
+    assert "too close to call: effect R2: no_change 0.00, mean_shift 0.60" in Page(text).text
 
 
 def test_a_quick_look_is_called_one_on_top_of_the_page():
@@ -500,11 +500,21 @@ def test_a_quick_look_is_called_one_on_top_of_the_page():
 def test_nothing_to_report():
     with pytest.raises(InputError, match="There are no results to report yet"):
         report(Results(make_results().run, []))
-    only = {k: v for k, v in SCORES["B"].items() if k != "trvae"}
-    with pytest.raises(InputError, match=r"Only simple methods were run.*no model to judge"):
-        report(make_results({"B": only}))
+    with pytest.raises(
+        InputError, match=r"Only \['no_change'\] was run: there is nothing to judge"
+    ):
+        report(make_results({"B": {"no_change": SCORES["B"]["no_change"]}}))
     with pytest.raises(InputError, match="No method 'best' in the results"):
         report(make_results(), method="best")
+
+
+def test_of_simple_methods_alone_the_least_simple_is_judged():
+    scores = {"ceiling": 0.9, "no_change": 0.0, "mean_shift": 0.5, "context_shift": 0.8}
+    results = make_results({"B": scores, "NK": {**scores, "context_shift": 0.78}}, history=None)
+    table = verdicts(results)
+    assert table["advice"].tolist() == ["use context_shift", "use context_shift"]
+    assert table["reason"][0].startswith("effect R2: context_shift 0.80, mean_shift 0.50")
+    assert "predicted by context_shift" in report(results)
 
 
 def test_predictions_are_listed_with_what_training_saw(trained):

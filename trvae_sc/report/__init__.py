@@ -67,7 +67,8 @@ def report(
         Predicted cells to list, with the notes that came with them. Genes of predictions of one label can be
         searched, too.
     method
-        The model that is judged; ``"trvae"`` if it was run, else the first that is not simple.
+        The method that is judged; ``"trvae"`` if it was run, else the first that is not simple, else the least
+        simple.
     pathways
         Scores of pathways to show, as :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` return them.
     next_experiments

@@ -46,7 +46,8 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
     than its standard error is too close to call: the simple method is as good.
     """
     ours, theirs = (scores.get(name or "", np.nan) for name in (decision.model, decision.simple))
-    named = f"the model {ours:.2f}, {decision.simple or 'no simple method'} {theirs:.2f}"
+    judged = decision.model if decision.model in SIMPLEST_FIRST else "the model"
+    named = f"{judged} {ours:.2f}, {decision.simple or 'no simple method'} {theirs:.2f}"
     if ceiling < _TOO_LOW:
         return Verdict(
             "do not trust",
@@ -64,13 +65,13 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
             ),
         )
     if decision.simple is None:
-        return Verdict("use the model", f"effect R2 {ours:.2f}; no simple method was run")
+        return Verdict(f"use {judged}", f"effect R2 {ours:.2f}; no simple method was run beside it")
     difference = f"difference {ours - theirs:+.2f}"
     if np.isfinite(decision.error):
         difference += f", standard error {decision.error:.2f}"
     if decision.answer == "close":
         return Verdict("too close to call", f"effect R2: {named} ({difference})")
-    word = "use the model" if decision.answer == "model" else f"use {decision.simple}"
+    word = f"use {judged if decision.answer == 'model' else decision.simple}"
     return Verdict(word, f"effect R2: {named} ({difference})")
 
 
@@ -86,7 +87,8 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     results
         Results of a benchmark.
     method
-        The model that is judged; ``"trvae"`` if it was run, else the first that is not simple.
+        The model that is judged; ``"trvae"`` if it was run, else the first that is not simple, else the least
+        simple method.
 
     Returns
     -------
@@ -97,7 +99,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        The method was not run, or there are only simple ones.
+        The method was not run, or nothing but ``no_change`` was.
     """
     method = main_method(results, method)
     table = results.table
@@ -166,14 +168,16 @@ def _errors(differences: pd.DataFrame) -> pd.Series:
 
 
 def main_method(results: Results, method: str | None = None) -> str:
-    """Return the model to judge: the one named, which must have been run, or the first that is not simple."""
+    """Return the method to judge: the one named, which must have been run, a model, or the least simple one."""
+    run = [m for m in results.methods if m != CEILING]
     if method is not None:
-        if method not in results.methods:
+        if method not in run:
             raise InputError(f"No method {method!r} in the results; there are {results.methods}.")
         return method
-    trained = [m for m in results.methods if m not in (*SIMPLEST_FIRST, CEILING)]
-    if not trained:
-        raise InputError(
-            f"Only simple methods were run, {results.methods}: there is no model to judge."
-        )
-    return "trvae" if "trvae" in trained else trained[0]
+    trained = [m for m in run if m not in SIMPLEST_FIRST]
+    if "trvae" in trained:
+        return "trvae"
+    simple = [m for m in reversed(SIMPLEST_FIRST) if m in run and m != "no_change"]
+    if not trained + simple:
+        raise InputError(f"Only {run} was run: there is nothing to judge. Run other methods, too.")
+    return (trained + simple)[0]
