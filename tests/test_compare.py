@@ -150,6 +150,14 @@ def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
         trvae_sc.compare(predicted, bare)
 
 
+def test_too_few_predicted_cells_are_told(adata, predicted):
+    with pytest.raises(InputError, match="predicted has no cells"):
+        trvae_sc.compare(predicted[:0], adata)
+    with pytest.raises(InputError, match="predicted has 1 cell of NK under stimulated"):
+        trvae_sc.compare(predicted[:1], adata)
+    trvae_sc.compare(predicted[:2], adata)
+
+
 def test_log_values_are_not_compared_with_counts(make_adata, fit):
     adata = make_adata(n_cells=240, values="log")
     model = fit(without(adata).copy(), gene_likelihood="normal")

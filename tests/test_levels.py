@@ -79,6 +79,14 @@ def test_levels_that_read_the_same_are_refused():
         levels.check_levels(column([1, "1", "2"], dtype=object))
 
 
+def test_a_column_of_names_of_cells_is_refused():
+    names = [f"cell_{i}" for i in range(60)]
+    with pytest.raises(InputError, match=r"'dose'\] has 60 levels \('cell_0',.*about one for each"):
+        levels.check_levels(column(names))
+    levels.check_levels(column(names * 2))
+    levels.check_levels(column(names[:50]))
+
+
 def test_text_of_a_column_keeps_rows_and_refuses_missing_values():
     given = column([2, 1, 2], index=["x", "y", "z"])
     assert levels.as_text(given).to_dict() == {"x": "2", "y": "1", "z": "2"}

@@ -83,6 +83,13 @@ PAIR = {"x": cells([[1, 2, 3]]), "y": cells([[1, 2]], genes="ab")}
         (PAIR, "a", {"layer": "counts"}, InputError, "No layer 'counts'; there are"),
         (PAIR, "a", {"target_sum": 1e4}, ValueError, r"'x': 3, 'y': 2.*total_counts_key"),
         (PAIR, "a", {"target_sum": 1, "total_counts_key": "n"}, InputError, "No column 'n' in obs"),
+        (
+            {"control": cells([[1, 2, 3]]), "predicted": cells([[0.7, 1.1, 1.4]])},
+            "a",
+            {},
+            InputError,
+            r"Groups \['control'\] hold counts and \['predicted'\] other values",
+        ),
     ],
 )
 def test_expression_table_refuses(groups, genes, options, error, match):

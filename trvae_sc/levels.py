@@ -19,6 +19,7 @@ from trvae_sc.errors import InputError
 logger = logging.getLogger(__name__)
 
 #: Names of a condition that predictions start from, in lower case.
+_FEW_LEVELS = 50  # as many may have a cell each
 CONTROLS = ("control", "ctrl", "vehicle", "untreated", "unstimulated", "mock", "dmso", "pbs")
 _SHOWN = 5  # names listed in messages
 _TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)  # kept by files
@@ -70,10 +71,16 @@ def check_levels(column: pd.Series) -> None:
     Raises
     ------
     InputError
-        Missing values, levels that are no text, number or boolean, or several that read the same.
+        Missing values, about as many levels as cells, levels that are no text, number or boolean, or several
+        that read the same.
     """
     check_complete(column)
     found = levels(column)
+    if len(found) > max(_FEW_LEVELS, len(column) // 2):
+        raise InputError(
+            f"adata.obs['{column.name}'] has {len(found)} levels ({listing(found)}) in {len(column)} cells, about "
+            "one for each, so that nothing can be learned of them. Name a column of groups of cells."
+        )
     odd = [v for v in found if not isinstance(v, _TYPES)]
     if odd:
         raise InputError(

@@ -185,10 +185,16 @@ def _groups(
                 f"Labels {unknown} were not predicted; there are {sorted(set(labels))}."
             )
     n_measured = measured.value_counts()
+    if not predicted.n_obs:
+        raise InputError("predicted has no cells. Pass the prediction as it was returned.")
     found, lacking = [], []
     for (name, source, to), at in rows.items():
         if wanted is not None and name not in wanted:
             continue
+        if len(at) == 1:
+            raise InputError(
+                f"predicted has 1 cell of {name} under {to}; how cells vary is scored from 2 on."
+            )
         n_cells = int(n_measured.get((name, to), 0))
         if n_cells >= _LEAST:
             found.append(_Group(name, source, to, _with_totals(predicted[at], record)))

@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trvae_sc.checks import looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
@@ -52,7 +53,7 @@ def expression_table(
     Raises
     ------
     InputError
-        A gene, layer or column is missing from a group.
+        A gene, layer or column is missing from a group, or some groups hold counts and others do not.
         No groups or genes, names of genes that are not unique, or groups of other genes with
         `target_sum` but no totals.
     """
@@ -60,6 +61,7 @@ def expression_table(
     if not names or not groups:
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
     _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
+    _check_same_scale(groups, layer)
     parts = []
     for group, cells in groups.items():
         frame = gene_values(
@@ -91,6 +93,22 @@ def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
         raise InputError(
             f"The groups have different genes (numbers: {found}), so their total counts do not "
             "compare. Give total_counts_key, or cells of the same genes."
+        )
+
+
+def _check_same_scale(groups: Mapping[str, AnnData], layer: str | None) -> None:
+    """Raise where counts and other values would be drawn beside each other."""
+    known = {g: cells for g, cells in groups.items() if layer is None or layer in cells.layers}
+    is_count = {
+        group: looks_like_counts(cells.X if layer is None else cells.layers[layer], cells.n_obs)
+        for group, cells in known.items()
+        if cells.n_obs
+    }
+    if len(set(is_count.values())) > 1:
+        counts, others = ([g for g in is_count if is_count[g] == kind] for kind in (True, False))
+        raise InputError(
+            f"Groups {counts} hold counts and {others} other values, which do not compare. Give all on one scale: "
+            "counts (predict(output='counts')) or log values of all."
         )
 
 
