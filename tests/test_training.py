@@ -964,7 +964,7 @@ def test_two_processes_have_the_loss_curves_of_one_with_the_same_global_batch(py
     weights = [found.pop("weights") for found in (one, two)]
     assert weights[1] == pytest.approx(weights[0], abs=1e-3)
     for name in one:
-        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
     assert (one["mmd_train"] != 0).all()
     assert (one["transfer_train"] != 0).any()
     assert one["train_loss"][-1] < one["train_loss"][0] - 1
