@@ -15,8 +15,8 @@ from sklearn.neighbors import NearestNeighbors
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense, evenly_spaced
-from trvae_sc.family._cells import values_of
-from trvae_sc.model import NOT_TRAINED, TRVAE
+from trvae_sc.family._cells import check_model, values_of
+from trvae_sc.model import TRVAE
 
 _SAMPLES_PER_PASS = 8
 _COMPONENTS = (10, 30)  # few where groups differ by programmes, more where they differ in detail
@@ -81,7 +81,7 @@ def outlier_score(
     InputError
         `n_samples` is below 1, or there are fewer than 10 reference cells.
     """
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     if n_samples < 1:
         raise InputError(f"n_samples is {n_samples}; at least 1 is needed.")
     known = model._validate_anndata(reference)
