@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from trvae_sc import family
 from trvae_sc.errors import InputError
@@ -250,6 +250,25 @@ def test_cyclegan_takes_its_own_prediction(cycle):
     is_b = (cycle.adata.obs["cell_type"] == "B") & (cycle.adata.obs["condition"] == "control")
     start = cycle.adata[is_b].X
     assert np.abs(back.X - start).mean() < 0.1 * np.abs(there.X - start).mean()
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_cyclegan_of_counts_takes_its_own_prediction_too(layer, make_adata, tmp_path):
+    """It is on the log scale; what was predicted from is not counted again."""
+    adata = make_adata()
+    adata.layers["counts"] = adata.X
+    CycleGAN.setup_anndata(adata, "condition", layer=layer, **KEYS)
+    model = CycleGAN(adata, seed=1, n_hidden=(16,))
+    model.train(**QUICK)
+    there = model.predict(target="stimulated")
+    there.write_h5ad(tmp_path / "there.h5ad")
+    back = model.predict(read_h5ad(tmp_path / "there.h5ad")[:, ::-1], target="control")
+    expected = model._translate(there, there.X, "control", None)
+    np.testing.assert_allclose(back.X, expected, atol=1e-5)
+    assert set(back.obs["condition"]) == {"control"}
+    there.uns["trvae_sc"]["method"] = "FlowMatching"
+    with pytest.raises(InputError, match=r"need raw counts|No layer"):
+        model.predict(there, target="control")
 
 
 @pytest.fixture(params=[ConditionalGAN, CycleGAN])

@@ -297,3 +297,20 @@ def test_a_model_without_data_takes_cells_along(model, make_adata, tmp_path):
         family.interpolate(alone, 0, 2)
     found = family.interpolate(alone, 0, 2, adata=make_adata())
     np.testing.assert_allclose(found.X, family.interpolate(model, 0, 2).X, rtol=1e-5)
+
+
+def test_functions_of_latent_spaces_say_that_a_translator_has_none(make_adata):
+    adata = make_adata()
+    family.ConditionalGAN.setup_anndata(adata, "condition", labels_key="cell_type")
+    gan = family.ConditionalGAN(adata)
+    asked = {
+        "interpolate": (0, 1),
+        "traverse": (0,),
+        "shift_attribute": (adata, {"cell_type": "NK"}),
+        "outlier_score": (),
+        "mixing": (),
+        "generate": ("control",),
+    }
+    for name, args in asked.items():
+        with pytest.raises(InputError, match=r"is a ConditionalGAN; .* own: generate, interpolate"):
+            getattr(family, name)(gan, *args)

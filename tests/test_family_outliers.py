@@ -1,4 +1,4 @@
-"""Scores of outliers: deviances of closed form, uniform p-values, and types left out are found."""
+"""Scores of outliers: distances and deviances by hand, uniform p-values, and types left out are found."""
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from trvae_sc import PRESETS, TRVAE
 from trvae_sc.datasets import simulate
 from trvae_sc.errors import InputError
 from trvae_sc.family import outlier_score
+from trvae_sc.family._outliers import _components
 
 TRAIN = {"max_epochs": 20, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -98,53 +99,70 @@ def test_likelihood_is_that_of_importance_sampling(fit):
     assert found[0] < found[1] == pytest.approx(expected, abs=0.1)
 
 
-# -- calibration --------------------------------------------------------------------------------------
+# -- score and calibration ----------------------------------------------------------------------------
 
 
-def by_hand(base, values):
-    """Return deviance and distances as shares of training cells above, joined: T of the docstring."""
-    shares = [
-        (1 + (b[None] >= v[:, None]).sum(1)) / (1 + len(b))
-        for b, v in zip(base, values, strict=True)
-    ]
-    return -(0.5 * np.log(shares[0]) + np.log(shares[1]) + np.log(shares[2]))
+def distances(x, others, n, *, own=False):
+    """Return mean distances to the 5 nearest in n components of the others, by distances of all pairs."""
+    pca = PCA(30, svd_solver="full").fit(others)
+    pairs = cdist(*(pca.transform(cells)[:, :n] for cells in (x, others)))
+    return np.sort(pairs, 1)[:, int(own) : 5 + int(own)].mean(1)
 
 
-def distances(made, train, cells, *, own=False):
-    """Return mean distances to the 5 nearest in 10 and 30 components, by distances of all pairs."""
-
-    def logs(adata):
-        total = adata.obs["n_counts"].to_numpy()[:, None]
-        return np.log1p(made.module.kappa.item() * adata.X.toarray() / total)
-
-    pca = PCA(30, svd_solver="full").fit(logs(train))
-    at = [pca.transform(logs(adata)) for adata in (cells, train)]
-    pairs = [cdist(*(a[:, :n] for a in at)) for n in (10, 30)]
-    return [np.sort(d, 1)[:, int(own) : 5 + int(own)].mean(1) for d in pairs]
+def found_left_out(x, label, n):
+    """Return the mean AUROC of labels whose cells are no neighbours."""
+    at, found = PCA(30, svd_solver="full").fit_transform(x)[:, :n], []
+    for name in np.unique(label):
+        out = label == name
+        near = np.sort(cdist(at, at[~out]), 1)
+        distance = np.where(out, near[:, :5].mean(1), near[:, 1:6].mean(1))
+        found.append(roc_auc_score(out, distance))
+    return np.mean(found)
 
 
-def test_score_joins_deviance_and_neighbours_and_p_values_are_its_shares(make_adata, caplog):
+@pytest.mark.parametrize("labels_key", [None, "cell_type"])
+def test_score_is_the_distance_to_neighbours_and_p_values_are_its_shares(
+    labels_key, make_adata, caplog
+):
     adata = make_adata(200)
-    TRVAE.setup_anndata(adata, "condition", total_counts_key="n_counts")
+    TRVAE.setup_anndata(adata, "condition", labels_key=labels_key, total_counts_key="n_counts")
     made = TRVAE(adata, preset="autoencoder", n_latent=4, n_hidden=(16, 8))  # no sampling
     made.train(train_size=0.75, **{**TRAIN, "max_epochs": 2})
-    train, held = (adata[rows] for rows in (made.train_indices, made.validation_indices))
+
+    def logs(cells):
+        total = cells.obs["n_counts"].to_numpy()[:, None]
+        return np.log1p(made.module.kappa.item() * cells.X.toarray() / total)
+
+    train, held = (adata[np.sort(r)] for r in (made.train_indices, made.validation_indices))
     cells = make_adata(20, seed=4)
     before = cells.copy()
-    found, of_held = outlier_score(made, cells), outlier_score(made, held.copy())
+    found = outlier_score(made, cells)
     assert "trained on" not in caplog.text
     pd.testing.assert_frame_equal(cells.obs, before.obs)
-    near, far = distances(made, train, held), distances(made, train, cells)
-    np.testing.assert_allclose(found["neighbors"], far[1], rtol=1e-3)
-    of_train = outlier_score(made, train.copy())
-    parts = (of_train, distances(made, train, train, own=True)), (of_held, near), (found, far)
-    base, reference, own = ([table["deviance"].to_numpy(), *d] for table, d in parts)
-    reference, score = by_hand(base, reference), by_hand(base, own)
-    np.testing.assert_allclose(found["score"], score, rtol=1e-6)
-    share = [(1 + (reference >= t - 1e-9).sum()) / 51 for t in score]
+    x, n = logs(train), 20
+    if labels_key is not None:
+        label = train.obs["cell_type"].to_numpy()
+        n = max((10, 30), key=lambda n: found_left_out(x, label, n))
+    assert found.attrs["n_components"] == n
+    np.testing.assert_allclose(found["score"], distances(logs(cells), x, n), rtol=1e-3)
+    reference = outlier_score(made, held.copy())["score"].to_numpy()
+    share = [(1 + (reference >= s).sum()) / 51 for s in found["score"]]
     np.testing.assert_allclose(found["p_value"], share)
-    named = outlier_score(made, cells, reference=adata[np.sort(made.validation_indices)].copy())
+    own = outlier_score(made)["score"].to_numpy()[np.sort(made.train_indices)]
+    np.testing.assert_allclose(own, distances(x, x, n, own=True), rtol=1e-3)
+    named = outlier_score(made, cells, reference=held.copy())
     pd.testing.assert_frame_equal(found, named)
+
+
+@pytest.mark.parametrize(("n_informative", "expected"), [(3, 10), (28, 30)])
+def test_components_are_those_in_which_labels_left_out_are_found(n_informative, expected):
+    """Labels differ along a few directions, beside which others are noise, or each in one of many."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 40)) * np.linspace(1.0, 0.9, 40)
+    label = np.repeat(np.arange(n_informative), -(-400 // n_informative))[:400]
+    x[np.arange(400), label] += 4.0
+    assert _components(PCA(30, svd_solver="full").fit_transform(x), label) == expected
+    assert _components(x, np.full(400, "one")) == 20
 
 
 def test_cells_of_training_are_the_reference_if_none_were_held_back(fit, make_adata, caplog):

@@ -13,6 +13,7 @@ from trvae_sc.family._mixing import mixing
 from trvae_sc.family._networks import critic_loss, gradient_penalty
 from trvae_sc.family._outliers import outlier_score
 from trvae_sc.family._paired import PairedTranslator
+from trvae_sc.family._training import PlayersPlan
 from trvae_sc.family._translator import Translator
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FlowTransfer",
     "Gaussian",
     "PairedTranslator",
+    "PlayersPlan",
     "Translator",
     "copy_check",
     "coupling",

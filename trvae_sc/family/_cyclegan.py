@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
+from trvae_sc.alignment import align
+from trvae_sc.checks import RECORD
+from trvae_sc.expression import dense
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
     GENERATOR_RATE,
@@ -103,15 +108,18 @@ class CycleGAN(BetweenTranslator):
        + \tfrac\lambda d \big(E\lVert F(G(p)) - p\rVert_1 + E\lVert G(F(q)) - q\rVert_1\big)
        + \tfrac\mu d \big(E\lVert G(q) - q\rVert_1 + E\lVert F(p) - p\rVert_1\big)
 
-    The part of a cell outside of the components stays as it was (Zhu et al. 2017, doi:10.1109/ICCV.2017.244, eqs. 2, 3 and section 5.2). Where labels are
-    registered, minibatches have the same labels under both conditions and the critics see them;
-    without, a difference of composition is learned as if it were an effect, and nothing keeps a cell's
+    (Zhu et al. 2017, doi:10.1109/ICCV.2017.244, eqs. 2, 3 and section 5.2). The part of a cell outside of the
+    components stays as it was. Where labels are registered, minibatches have the same labels under both
+    conditions and the critics see them. To see how far the cycle closes, predict from a prediction: ``model.predict(model.predict(target=b), target=a)``.
+
+    Without labels a difference of composition is learned as if it were an effect, and nothing keeps a cell's
     identity: a map that exchanges labels closes every cycle and pleases every critic as well as one that
-    does not. The identity term (:math:`\mu`) only says that target cells are moved little, and so keeps labels
-    apart where the change is small against their differences; where it is not, give labels. The generators do
-    not see labels, so that they can be used on labels never seen under the target. To see how far the cycle
-    closes, predict from a prediction, ``model.predict(model.predict(target=b), target=a)`` (of values that are no
-    counts: predictions are on the log scale).
+    does not. No weight of the identity term changes that, which says only that *target* cells are moved little.
+    Labels stay where the change is small against their differences, since generators start at the identity:
+    style and digit are right in 0.87 of slanted digits without labels (0.94 with), but in 0.02 of outlined ones
+    (0.02, 0.02, 0.01 for :math:`\mu` of 0, 5, 20; 0.74 with labels), whose cycle closes all the same. So give labels
+    if there are any. The generators do not see them, so that they can be used on labels never seen under the
+    target.
 
     Parameters
     ----------
@@ -169,3 +177,23 @@ class CycleGAN(BetweenTranslator):
             penalty_weight=penalty_weight,
         )
         self.init_params_ = self._get_init_params(locals())
+
+    def _is_own(self, adata: AnnData | None) -> bool:
+        """Return whether cells are a prediction of the model from counts, on the log scale."""
+        record = {} if adata is None else adata.uns.get(RECORD, {})
+        of_model = record.get("method") == type(self).__name__
+        return self.keys.is_count and of_model and record["kappa"] == float(self.module.kappa)
+
+    def _checked(self, adata: AnnData | None) -> AnnData:
+        """Return cells with the model's genes; its own predictions are no counts any more."""
+        if adata is None or not self._is_own(adata):
+            return super()._checked(adata)
+        cells = align(adata, pd.Index(self.get_var_names()), None)
+        cells.uns[RECORD] = adata.uns[RECORD]
+        if self.keys.layer is not None:
+            cells.layers[self.keys.layer] = cells.X
+        return cells
+
+    def _values(self, adata: AnnData, kappa: float | None = None) -> np.ndarray:
+        """Return log values, of a prediction as they are."""
+        return np.float32(dense(adata.X)) if self._is_own(adata) else super()._values(adata, kappa)

@@ -11,8 +11,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
 from trvae_sc.errors import InputError
-from trvae_sc.family._cells import values_of
-from trvae_sc.model import NOT_TRAINED, TRVAE
+from trvae_sc.family._cells import check_model, values_of
+from trvae_sc.model import TRVAE
 
 Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
 
@@ -68,7 +68,7 @@ def generate(
     >>> cells = generate(model, "stimulated", 500)
     >>> print(cells.uns["trvae_sc"]["copy_check"]["note"])
     """
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     latent = "prior" if label is None else "posterior"
     cells = model.generate(condition, n_obs, labels=label, latent=latent, seed=seed)
     train = model._validate_anndata(None)

@@ -12,8 +12,8 @@ from scipy.special import ndtri
 from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
-from trvae_sc.family._cells import Cells, as_anndata, decoding_condition, rows_of
-from trvae_sc.model import NOT_TRAINED, TRVAE, decoded
+from trvae_sc.family._cells import Cells, as_anndata, check_model, decoding_condition, rows_of
+from trvae_sc.model import TRVAE, decoded
 
 
 def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
@@ -104,7 +104,7 @@ def interpolate(
     """
     if steps < 2:
         raise InputError(f"steps is {steps}; start and end are 2.")
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     adata = model._validate_anndata(adata)
     start, end = rows_of(adata, a), rows_of(adata, b)
     condition = decoding_condition(model, adata, np.concatenate([start, end]), condition)
@@ -169,7 +169,7 @@ def traverse(
         No such dimension, or one that collapsed (not in ``model.active_dims``), limits that do not
         rise, no such cells, an unknown condition, or several and no choice.
     """
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     n_latent, active = model.module.z_mean.out_features, model.active_dims
     if not 0 <= dimension < n_latent:
         raise InputError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
@@ -253,7 +253,7 @@ def shift_attribute(
         No training cell has the characteristic, or all have (by difference); alpha is not finite, `by`
         or the condition is unknown.
     """
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     if not np.isfinite(alpha):
         raise InputError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
     if by not in ("difference", "mean"):

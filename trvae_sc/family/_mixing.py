@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from trvae_sc.errors import InputError
-from trvae_sc.model import NOT_TRAINED, TRVAE
+from trvae_sc.family._cells import check_model
+from trvae_sc.model import TRVAE
 
 _FOLDS = 5
 _NEIGHBORS = 15
@@ -57,7 +58,7 @@ def mixing(
     InputError
         `on` is neither, or no label has two conditions.
     """
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    check_model(model)
     if on not in ("z", "y"):
         raise InputError(f"on is {on!r}; choose 'z' (codes) or 'y' (first decoder layer).")
     if not model.conditions:

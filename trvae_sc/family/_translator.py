@@ -248,7 +248,7 @@ class Translator(TranslatorRegistration):
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
         original = self.adata if adata is None else adata
-        registered = self._validate_anndata(adata)
+        registered = self._checked(adata)
         original = registered if original is None else original
         checks.check_free(original)
         rows = source_rows(self.known, original, Request(target, **selection))
@@ -258,6 +258,10 @@ class Translator(TranslatorRegistration):
         )
         cells.var = original.var.loc[registered.var_names].copy()
         return cells
+
+    def _checked(self, adata: AnnData | None) -> AnnData:
+        """Return cells with the model's genes, whose values are such as it was trained on."""
+        return self._validate_anndata(adata)
 
     def _as_prediction(self, x: np.ndarray, cells: AnnData, target: Any, seed: int) -> AnnData:
         """Return predicted values as an AnnData with the record of the prediction."""

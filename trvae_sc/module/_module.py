@@ -81,7 +81,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     n_cats_per_cov
         Number of levels of each further categorical covariate.
     linear_path
-        Whether codes, and what is decoded, also have a linear part, as principal components are.
+        Whether codes, and what is decoded, also have a linear part. Of values that are no counts it starts at
+        their principal components.
     has_total
         Whether cells carry a total over more genes than `n_input`. The decoder then has one more
         class, the rest of the genome.

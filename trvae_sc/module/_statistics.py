@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _EPS = 1e-8
+_FURTHER = 20  # components beside those needed, which makes these exact
 
 
 class StatisticsMixin(nn.Module):
@@ -32,6 +33,7 @@ class StatisticsMixin(nn.Module):
         sums: Tensor,
         n_cells: Tensor,
         dispersion: Tensor | None = None,
+        some: Tensor | None = None,
     ) -> None:
         """Store what training needs to know of the training cells.
 
@@ -52,6 +54,8 @@ class StatisticsMixin(nn.Module):
             Number of those cells, shape (n_labels, n_conditions).
         dispersion
             Of the genes in each condition, within labels, shape (n_conditions, n_genes); of counts.
+        some
+            Values of some of the cells, shape (n_some, n_genes), for a linear path to start at; not of counts.
         """
         device = self.kappa.device
         if not self.has_statistics:
@@ -67,6 +71,8 @@ class StatisticsMixin(nn.Module):
                     and self.gene_likelihood != "poisson"
                 ):
                     self._start_at_dispersion(dispersion.float().to(device))
+            if some is not None:
+                self._start_at_components(self._profile_scale(some.to(device)))
             self.has_statistics.fill_(True)
         n_cells = n_cells.to(device)
         profiles = (sums.to(device) / n_cells.view(-1, 1).clamp_min(1)).float()
@@ -89,6 +95,22 @@ class StatisticsMixin(nn.Module):
             rest = (1.0 - proportions.sum()).clamp_min(_EPS)
             proportions = torch.cat([proportions, rest[None]])
         self.output.bias.copy_(torch.log(proportions + _EPS))
+
+    def _start_at_components(self, values: Tensor) -> None:
+        """Make codes the principal components of values of cells, and decode them as such.
+
+        Hidden layers start with no say, and learn what components cannot.
+        """
+        n_latent, n_genes = self.z_mean.out_features, values.shape[1]
+        n_found, mean = min(n_latent + _FURTHER, *values.shape), values.mean(0)
+        components = torch.pca_lowrank(values, n_found, niter=4)[2][:, :n_latent]
+        n = components.shape[1]
+        self.z_mean.weight[:, :-n_genes] = 0.0
+        self.z_mean.weight[:n, -n_genes:] = components.T
+        self.z_mean.bias[:n] = -mean @ components
+        self.output.weight[:, :-n_latent] = 0.0
+        self.output.weight[:, -n_latent:][:, :n] = components
+        self.output.bias.copy_(mean)
 
     def _start_at_dispersion(self, dispersion: Tensor) -> None:
         """Make the conditions' log theta what moments say: it takes long to learn.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from scvi.train import TrainingPlan as ScviTrainingPlan
 from torch import Tensor, distributed
 
 from trvae_sc.errors import InputError
+from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, TRVAEModule
 from trvae_sc.training._data import Batches, seed_of
@@ -20,6 +22,7 @@ from trvae_sc.training._data import Batches, seed_of
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
 #: over few cells of each label anyway, and costs a seventh of a step.
 TRANSFER_STEPS = 2
+_SOME_CELLS = 5000  # that components are taken of
 _ENOUGH_COUNTS = 10  # sum of squared means above which a gene's dispersion is known
 
 
@@ -38,7 +41,9 @@ def _own_module(plan: ScviTrainingPlan) -> TRVAEModule:
     return getattr(plan.module, "_orig_mod", plan.module)
 
 
-def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule) -> dict[str, Any]:
+def training_statistics(
+    loader: Collection[dict[str, Tensor]], module: TRVAEModule
+) -> dict[str, Any]:
     """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells.
 
     Also the cells' ``marks``, and the ``spread`` of genes in each condition: of counts their dispersion,
@@ -50,7 +55,7 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
     n_conditions = module.n_cells.shape[1]
     squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
     inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
-    totals, marks = [], []
+    totals, marks, some = [], [], []
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
         marks.append(marks_of(x.numpy()))
@@ -65,6 +70,9 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
             group = group + label * n_conditions
         n_cells += torch.bincount(group, minlength=n_groups)
         x = x.double()
+        if module.linear_path and not module.is_count:
+            n_some = math.ceil(_SOME_CELLS / len(loader))
+            some.append(x[evenly_spaced(np.arange(len(x)), n_some)].float())
         sums.index_add_(0, group, x)
         squares.index_add_(0, condition, x.square_())
         if module.is_count:
@@ -81,6 +89,7 @@ def training_statistics(loader: Iterable[dict[str, Tensor]], module: TRVAEModule
         "sums": sums,
         "n_cells": n_cells.view(module.n_cells.shape),
         "dispersion": dispersion,
+        "some": torch.cat(some) if some else None,
         "spread": _variance(sums, squares, n_cells) if dispersion is None else dispersion,
         "marks": np.concatenate(marks) if marks else np.zeros(0),
     }
