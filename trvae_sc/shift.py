@@ -199,7 +199,9 @@ class Ridge:
 
     def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
-        return self._alike(self.z[one], one, other)
+        known, at = np.unique(np.concatenate([one, other]), return_inverse=True)
+        table = self._alike(self.z[known], known, known)
+        return table[np.ix_(at[: len(one)], at[len(one) :])]
 
     def _labels(self, z: np.ndarray, label: int | None) -> np.ndarray:
         """Return how alike a label of profile z is to those of the groups."""

@@ -127,7 +127,7 @@ class Calibration:
         for code in np.unique(group):
             cells, change = np.flatnonzero(group == code), self.factors[code].change
             genes = np.argsort(-np.abs(change.columns()[2]), kind="stable")[:_RESPONDING]
-            ends = (scaled(self.module, x[cells][:, genes], None) for x in batch[2:4])
+            ends = (scaled(self.module, x[np.ix_(cells, genes)], None) for x in batch[2:4])
             own = log_fold_change(*ends, is_count=is_count)
             means = change.source_mean[genes], change.predicted_mean[genes]
             mean = log_fold_change(*means, is_count=is_count)
