@@ -108,7 +108,7 @@ def test_intervals_hold_for_a_new_donor_only_with_replicates():
         predicted = (
             changed(profiles.mean[0, 0], ridge.changes[0], is_count=False) - profiles.mean[0, 0]
         )
-        half = replicates_left_out(ridge, 1).half_width()
+        half = replicates_left_out(ridge, 1).half_width
         covered.append((np.abs(new - predicted) <= half).mean())
         plain = Ridge(Profiles(*list(vars(profiles).values())[:4]), 0, Likeness.of_itself(1))
         without.append((np.abs(new - predicted) <= half_width(*plain.left_out())).mean())

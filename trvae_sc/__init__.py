@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
+import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -45,13 +49,35 @@ _HOMES = {
 }
 
 
+#: Names that bring torch and scvi-tools.
+_HEAVY = ("PRESETS", "TRVAE", "align_genes", "family", "hub")
+
+
 def __getattr__(name: str) -> Any:
     """Import what is asked for: torch and scvi-tools take seconds, which ``--help`` need not pay."""
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        with _importing(name):
+            return getattr(importlib.import_module(_HOMES[name]), name)
     if name in __all__:
-        return importlib.import_module(f"trvae_sc.{name}")
+        with _importing(name):
+            return importlib.import_module(f"trvae_sc.{name}")
     raise AttributeError(f"module 'trvae_sc' has no attribute '{name}'")
+
+
+@contextlib.contextmanager
+def _importing(name: str) -> Iterator[None]:
+    """Say what is waited for, once, and collect no garbage meanwhile, which takes a quarter of the time."""
+    if name in _HEAVY and "scvi" not in sys.modules:
+        from trvae_sc.progress import say
+
+        say("Importing torch and scvi-tools, which takes some seconds ...")
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.conditions import ConditionSpace
@@ -196,7 +195,7 @@ class _State:
         measured = alike[np.ix_(at, place[ridge.groups[:, 1]])]
         across = measured * ridge.labels_alike(label, ridge.groups[:, 0])
         prior = alike[np.ix_(at, at)] * ridge.labels_alike(label, label)
-        covariance = prior - across @ linalg.solve(ridge.kernel, across.T, assume_a="pos")
+        covariance = prior - across @ ridge.solve(across.T)
         scale = _scale(
             ridge, np.array([space.code(c) if c in space.levels else -1 for c in targets])
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 LEVEL = 0.9  # share of genes that intervals are to cover
@@ -88,17 +90,51 @@ def p_values(
     -------
     Shape (n_genes,); NaN for fewer than three units.
     """
-    found = _scales(missed, n, unit)
-    if found is None:
-        return np.full(len(change), np.nan)
-    others, weight, scale = found
-    is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
-    scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
-    order = scores.argsort()
-    above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
-    at = np.searchsorted(scores[order], np.abs(change) / scale, side="left")
-    one = weights.mean() if len(weights) else 1.0
-    return np.minimum((above[at] + one) / (above[0] + one), 1.0)
+    decoys = Decoys.of(predicted, missed, n, unit=unit)
+    return np.full(len(change), np.nan) if decoys is None else decoys(change)
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Predictions of labels left out that have the wrong sign; see :func:`p_values`.
+
+    Parameters
+    ----------
+    scores
+        How large they are, rising, shape (n_decoys,).
+    above
+        Weight of those at least as large, and of none, shape (n_decoys + 1,).
+    one
+        Weight of one more.
+    scale
+        Of each gene, shape (n_genes,).
+    """
+
+    scores: np.ndarray
+    above: np.ndarray
+    one: float
+    scale: np.ndarray
+
+    @classmethod
+    def of(
+        cls, predicted: np.ndarray, missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None
+    ) -> Decoys | None:
+        """Return the decoys; None for fewer than three units."""
+        found = _scales(missed, n, unit)
+        if found is None:
+            return None
+        others, weight, scale = found
+        is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
+        scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
+        order = scores.argsort()
+        above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
+        one = float(weights.mean()) if len(weights) else 1.0
+        return cls(scores[order], above, one, scale)
+
+    def __call__(self, change: np.ndarray) -> np.ndarray:
+        """Return the p-values of a change, shape (n_genes,)."""
+        at = np.searchsorted(self.scores, np.abs(change) / self.scale, side="left")
+        return np.minimum((self.above[at] + self.one) / (self.above[0] + self.one), 1.0)
 
 
 def _scales(
@@ -108,22 +144,30 @@ def _scales(
 
     None for fewer than three units.
     """
-    unit = np.arange(len(missed)) if unit is None else unit
-    if len(np.unique(unit)) < 3:
+    units, code = np.unique(np.arange(len(missed)) if unit is None else unit, return_inverse=True)
+    if len(units) < 3:
         return None
     weight = n / (n + _SURE_CELLS)
     known = np.isfinite(missed)
     weight = (weight / weight.max())[:, None] * known
-    squares = np.square(np.where(known, missed, 0.0))
-    others = [_scale(squares[unit != u], weight[unit != u]) for u in unit]
-    return np.stack(others), weight, _scale(squares, weight)
+    squares = weight * np.square(np.where(known, missed, 0.0))
+    sums = [np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)]
+    return _scale(*map(_of_others, sums))[code], weight, _scale(*(x.sum(0) for x in sums))
+
+
+def _of_others(sums: np.ndarray) -> np.ndarray:
+    """Return for each row the sum of all others, shape of `sums`; no large number is taken from another."""
+    others = np.zeros_like(sums)
+    others[1:] = sums[:-1].cumsum(0)
+    others[:-1] += sums[:0:-1].cumsum(0)[::-1]
+    return others
 
 
 def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the scale of each gene from squared residuals and their weights, (n_labels, n_genes)."""
-    squares = weight * squares
-    total = squares.sum(0) + _PRIOR_LABELS * squares.sum() / max(weight.sum(), 1e-12)
-    return np.sqrt(np.maximum(total / (weight.sum(0) + _PRIOR_LABELS), np.finfo(float).tiny))
+    """Return the scale of each gene from sums of weighted squared residuals and of weights, (..., n_genes)."""
+    of_all = [x.sum(-1, keepdims=True) for x in (squares, weight)]
+    total = squares + _PRIOR_LABELS * of_all[0] / np.maximum(of_all[1], 1e-12)
+    return np.sqrt(np.maximum(total / (weight + _PRIOR_LABELS), np.finfo(float).tiny))
 
 
 def _quantile(values: np.ndarray, level: float, weight: np.ndarray) -> float:

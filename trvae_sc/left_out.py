@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from trvae_sc.intervals import half_width, p_values
+from trvae_sc.intervals import Decoys, half_width
 from trvae_sc.shift import Ridge, changed, log_fold_change, replicate_weight
 
 
-class Missed(NamedTuple):
+@dataclass(frozen=True)
+class Missed:
     """What was missed when units, labels or replicates, were left out."""
 
     residuals: np.ndarray  #: truth less prediction, shape (n_residuals, n_genes)
@@ -24,17 +26,23 @@ class Missed(NamedTuple):
         none = np.zeros((0, n_genes))
         return cls(none, none, np.zeros(0), np.zeros(0, int))
 
+    @cached_property
     def half_width(self) -> np.ndarray | None:
-        """Return :func:`trvae_sc.intervals.half_width`."""
+        """:func:`trvae_sc.intervals.half_width`."""
         return half_width(self.residuals, self.n, unit=self.unit)
+
+    @cached_property
+    def decoys(self) -> Decoys | None:
+        """Predictions with the wrong sign, of which p-values are made."""
+        return Decoys.of(self.predicted, self.residuals, self.n, unit=self.unit)
 
     def p_values(self, change: np.ndarray) -> np.ndarray:
         """Return :func:`trvae_sc.intervals.p_values` of a change, shape (n_genes,)."""
-        return p_values(change, self.predicted, self.residuals, self.n, unit=self.unit)
+        return np.full(len(change), np.nan) if self.decoys is None else self.decoys(change)
 
     def divided(self, by: np.ndarray | float) -> Missed:
         """Return the same in other units."""
-        return self._replace(residuals=self.residuals / by, predicted=self.predicted / by)
+        return replace(self, residuals=self.residuals / by, predicted=self.predicted / by)
 
 
 def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = False) -> Missed:
@@ -46,10 +54,10 @@ def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = 
     the conditions: all labels of one are left out together. With `relative` all is in units of the standard
     deviation that the ridge expects of a group that is left out.
     """
-    missed, n = ridge.left_out(conditions=conditions)
+    change = ridge.left_out_changes(conditions=conditions)
+    missed, n = ridge.left_out(change)
     rows, cells = [missed[[i]] for i in range(len(missed))], list(np.split(n, len(n)))
     foretold = list((ridge.measured_changes() - missed)[:, None])
-    change = ridge.left_out_changes(conditions=conditions)
     is_count = ridge.profiles.is_count
     for i, pairs in enumerate(ridge.profiles.pairs(ridge.groups, ridge.source)):
         if pairs is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,21 @@ class Ridge:
         self.of_target = likeness.target[place[condition]]
         self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
 
+    @cached_property
+    def _factor(self) -> tuple[np.ndarray, bool]:
+        """The Cholesky factor of the kernel, which all predictions share."""
+        return linalg.cho_factor(self.kernel)
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        """The inverse of the kernel."""
+        upper = np.triu(linalg.lapack.dpotri(*self._factor)[0])
+        return upper + np.triu(upper, 1).T
+
+    def solve(self, b: np.ndarray) -> np.ndarray:
+        """Return the inverse of the kernel times `b`, shape (n_groups,) or (n_groups, n)."""
+        return linalg.cho_solve(self._factor, b)
+
     @staticmethod
     def noise(n: np.ndarray | float) -> np.ndarray | float:
         """Return the variance of a change measured in n cells, in units of the kernel."""
@@ -183,7 +199,9 @@ class Ridge:
 
     def labels_alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return how alike labels of training are, by their codes; shape (n_one, n_other)."""
-        return self._alike(self.z[one], one, other)
+        known, at = np.unique(np.concatenate([one, other]), return_inverse=True)
+        table = self._alike(self.z[known], known, known)
+        return table[np.ix_(at[: len(one)], at[len(one) :])]
 
     def _labels(self, z: np.ndarray, label: int | None) -> np.ndarray:
         """Return how alike a label of profile z is to those of the groups."""
@@ -208,8 +226,7 @@ class Ridge:
             the label itself counts as its own.
         """
         alike = self._labels(profile - self.centre, label) * self.of_target
-        weights = linalg.solve(self.kernel, alike, assume_a="pos")
-        return changed(profile, weights @ self.changes, is_count=self.profiles.is_count)
+        return changed(profile, self.solve(alike) @ self.changes, is_count=self.profiles.is_count)
 
     def measured(self, label: int | None) -> float:
         """Return the share of what is a label's own in its change that was measured, 0 to 1.
@@ -236,7 +253,7 @@ class Ridge:
         z = profile - self.centre
         alike = self._labels(z, label) * self.of_target
         prior = self.likeness.variance * (self.common + z @ z / self.size + _RIDGE)
-        explained = alike @ linalg.solve(self.kernel, alike, assume_a="pos")
+        explained = alike @ self.solve(alike)
         return float(prior - explained + self.noise(n))
 
     def left_out_variance(self, *, conditions: bool = False) -> np.ndarray:
@@ -244,20 +261,22 @@ class Ridge:
 
         With `conditions` all groups of a condition are left out together.
         """
-        inverse = linalg.inv(self.kernel)
-        variance = 1.0 / np.diag(inverse)
+        variance = 1.0 / np.diag(self._inverse)
         for at in self._blocks() if conditions else ():
-            variance[at] = np.diag(linalg.inv(inverse[np.ix_(at, at)]))
+            variance[at] = np.diag(linalg.inv(self._inverse[np.ix_(at, at)]))
         return variance
 
     def _blocks(self) -> list[np.ndarray]:
         """Return the places of the groups of each condition."""
         return [np.flatnonzero(self.groups[:, 1] == c) for c in np.unique(self.groups[:, 1])]
 
-    def left_out(self, *, conditions: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def left_out(
+        self, change: np.ndarray | None = None, *, conditions: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return what is wrong with f of the target of each label if it is left out, and its cells.
 
-        With `conditions` all groups of a condition are left out together.
+        With `conditions` all groups of a condition are left out together; `change` is :meth:`left_out_changes`
+        where it is at hand.
 
         Returns
         -------
@@ -266,7 +285,8 @@ class Ridge:
         """
         start = self.profiles.mean[self.groups[:, 0], self.source]
         truth = self.profiles.mean[self.groups[:, 0], self.groups[:, 1]]
-        change = self.left_out_changes(conditions=conditions)
+        if change is None:
+            change = self.left_out_changes(conditions=conditions)
         return truth - changed(start, change, is_count=self.profiles.is_count), self.n
 
     def left_out_changes(self, *, conditions: bool = False) -> np.ndarray:
@@ -274,11 +294,11 @@ class Ridge:
 
         With `conditions` all groups of a condition are left out together.
         """
-        inverse = linalg.inv(self.kernel)
-        solved = inverse @ self.changes
-        missed = solved / np.diag(inverse)[:, None]
+        solved = self.solve(self.changes)
+        missed = solved / np.diag(self._inverse)[:, None]
         for at in self._blocks() if conditions else ():
-            missed[at] = linalg.solve(inverse[np.ix_(at, at)], solved[at], assume_a="pos")
+            block = self._inverse[np.ix_(at, at)]
+            missed[at] = linalg.solve(block, solved[at], assume_a="pos")
         return self.changes - missed
 
     def measured_changes(self) -> np.ndarray:

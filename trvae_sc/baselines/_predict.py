@@ -187,5 +187,5 @@ def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors
     """Return the change of a label."""
     code = learned.known.labels.index(label)
     own = learned.profiles.mean[code, learned.known.conditions.code(source)]
-    half = shift.missed.half_width()
+    half = shift.missed.half_width
     return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

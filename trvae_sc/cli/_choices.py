@@ -1,4 +1,4 @@
-"""Names that options take, known without the imports that bring what they name."""
+"""Options that take names."""
 
 from __future__ import annotations
 
@@ -6,21 +6,9 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 
-#: Presets of :class:`trvae_sc.TRVAE`.
-PRESETS = ("default", "paper", "cvae", "mmd_cvae", "vae", "beta_vae", "autoencoder")
-#: Methods of :mod:`trvae_sc.baselines` and :mod:`trvae_sc.family`.
-METHODS = (
-    *("no_change", "mean_shift", "nearest_shift"),
-    *("mean_condition", "nearest_condition", "feature_ridge", "context_shift"),
-    *("latent_shift", "trvae", "no_transfer"),
-    *PRESETS[1:],
-    *("cgan", "cyclegan", "flow_matching", "flow_transfer", "paired"),
-)
-#: Scores that methods can be chosen by.
-METRICS = (
-    *("effect_r2", "effect_pearson", "specific_pearson", "r2_mean", "r2_var", "variance_ratio"),
-    *("energy_distance", "mmd", "de_overlap", "direction_accuracy"),
-)
+from trvae_sc.names import METHODS, METRICS, PRESETS
+
+__all__ = ["METHODS", "METRICS", "PRESETS", "one_of"]
 
 
 def one_of(names: Sequence[str], of: str) -> Callable[[str], str]:

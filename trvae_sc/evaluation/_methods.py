@@ -20,6 +20,7 @@ from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.expression import Keys
+from trvae_sc.names import METHODS
 
 OUTPUT = "delta"  #: what methods are compared by: the output that all of them have
 
@@ -130,13 +131,13 @@ def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> 
             )
         found = {name: Method(name, predict) for name, predict in methods.items()}
     else:
+        names = [methods] if isinstance(methods, str) else list(methods)
+        unknown = [name for name in names if name not in METHODS]
+        if unknown:
+            raise InputError(f"Unknown methods {unknown}; there are {list(METHODS)}.")
         from trvae_sc import baselines, family  # bring the models; methods handed over do not
 
         known = {**baselines.METHODS, **family.METHODS}
-        names = [methods] if isinstance(methods, str) else list(methods)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise InputError(f"Unknown methods {unknown}; there are {list(known)}.")
         found = {name: Method(name, known[name]) for name in names}
     if not found:
         raise InputError("No methods: name at least one.")

@@ -127,7 +127,7 @@ class Calibration:
         for code in np.unique(group):
             cells, change = np.flatnonzero(group == code), self.factors[code].change
             genes = np.argsort(-np.abs(change.columns()[2]), kind="stable")[:_RESPONDING]
-            ends = (scaled(self.module, x[cells][:, genes], None) for x in batch[2:4])
+            ends = (scaled(self.module, x[np.ix_(cells, genes)], None) for x in batch[2:4])
             own = log_fold_change(*ends, is_count=is_count)
             means = change.source_mean[genes], change.predicted_mean[genes]
             mean = log_fold_change(*means, is_count=is_count)
@@ -159,7 +159,6 @@ class Sourced:
         if self.weight and by_features:  # it counts as far as features say something
             self.of_network *= space.description.share
         self.others = np.empty((0, len(trained.module.gene_mean)))
-        self._halves: dict[int, np.ndarray | None] = {}
         self.missed: Missed | None = None  # of labels left out
         self.replicates: Missed | None = None  # of replicates of a label that was measured
         self.expected: Ridge | None = None  # where the target itself was not measured
@@ -203,12 +202,6 @@ class Sourced:
             )
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self._relative(own, code)) * own_share
-
-    def _half(self, missed: Missed | None) -> np.ndarray | None:
-        """Return half the width of intervals, computed once."""
-        if id(missed) not in self._halves:
-            self._halves[id(missed)] = None if missed is None else missed.half_width()
-        return self._halves[id(missed)]
 
     def _is_known(self, code: int) -> bool:
         """Return whether training has the label under the target."""
@@ -266,7 +259,7 @@ class Sourced:
         missed = self.missed
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
-        half = self._half(missed)
+        half = None if missed is None else missed.half_width
         half = None if half is None else half * relative * self.units()
         ends = (scaled(module, mean, None) for mean in (observed, expected))
         found = Change(*ends, half, relative, missed)

@@ -193,8 +193,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if not self.is_count:
             return None
         x = tensors[REGISTRY_KEYS.X_KEY]
-        total = tensors[TOTAL_KEY] if self.has_total else x.sum(1, keepdim=True)
-        return total.clamp_min(1.0)
+        return (tensors[TOTAL_KEY] if self.has_total else x.sum(1, keepdim=True)).clamp_min(1.0)
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], full_forward_pass: bool = False
@@ -271,6 +270,14 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         with torch.autocast(features.device.type, enabled=False):
             return self.log_dispersion + features @ self.log_dispersion_condition
 
+    def _log_theta_rows(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return :meth:`log_theta` of all conditions and the row of each cell, or, if there are fewer, by cell."""
+        code, design = tensors[CONDITION_KEY].long().flatten(), self.condition_design
+        if TARGET_KEY in tensors or len(design) > len(code):
+            return self.log_theta(tensors.get(TARGET_KEY, design[code])), None
+        table = self.log_theta(design)  # one row where it is the same for all conditions
+        return table, code.clamp_max(len(table) - 1)
+
     @auto_move_data
     def generative(
         self,
@@ -330,13 +337,12 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         if self.gene_likelihood == "mse":
             return 0.5 * (x - profile).square().sum(-1)
         if self.gene_likelihood == "nb":
-            log_theta = self.log_theta(generative_outputs["context"].condition)
             log_mean = profile + self._total(tensors).log()
-            return negative_binomial_nll(x, log_mean, log_theta)
+            return negative_binomial_nll(x, log_mean, *self._log_theta_rows(tensors))
         if self.gene_likelihood == "normal":
-            log_scale = self.log_theta(generative_outputs["context"].condition)
-            values = (x - self.gene_mean) / self.gene_scale
-            return normal_nll(values, profile, log_scale) + self.gene_scale.log().sum()
+            x = (x - self.gene_mean) / self.gene_scale
+            found = normal_nll(x, profile, *self._log_theta_rows(tensors))
+            return found + self.gene_scale.log().sum()
         return -generative_outputs["px"].log_prob(x).sum(-1)
 
     def loss(
