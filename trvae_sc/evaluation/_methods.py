@@ -16,7 +16,6 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.arguments import check_seed
-from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.expression import Keys
@@ -46,13 +45,6 @@ class Method:
         """Take the identity before a call can change the method."""
         identity = hashlib.sha256(_describe(self.predict).encode()).hexdigest()[:16]
         object.__setattr__(self, "identity", identity)
-
-    @property
-    def simplicity(self) -> int:
-        """Place among the methods that train nothing, simplest first; behind them for all others."""
-        return (
-            SIMPLEST_FIRST.index(self.name) if self.name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
-        )
 
     @property
     def takes_seed(self) -> bool:
