@@ -514,7 +514,9 @@ def test_of_simple_methods_alone_the_least_simple_is_judged():
     table = verdicts(results)
     assert table["advice"].tolist() == ["use context_shift", "use context_shift"]
     assert table["reason"][0].startswith("effect R2: context_shift 0.80, mean_shift 0.50")
-    assert "predicted by context_shift" in report(results)
+    page = report(results)
+    assert "predicted by context_shift" in page
+    assert '<th class="number">context_shift</th>' in page
 
 
 def test_predictions_are_listed_with_what_training_saw(trained):

@@ -12,6 +12,7 @@ from anndata import AnnData
 from jinja2 import Environment, PackageLoader
 
 from trvae_sc import pl
+from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
 from trvae_sc.files import write_text
@@ -107,6 +108,7 @@ def report(
         verdicts=[_verdict_row(row) for row in table.to_dict("records")],
         told=_told(table, method),
         has_spread=bool(table["sd_seeds"].notna().any()),
+        judged=method if method in SIMPLEST_FIRST else "model",
         method=method,
         n_top=N_TOP,
         design=design(results, next_experiments),
