@@ -190,16 +190,15 @@ def part_tasks(args: argparse.Namespace) -> list[Row]:
 
 
 def part_shell(args: argparse.Namespace) -> list[Row]:
-    """Kang from h5ad to predicted cells and gene table, by the command line, and SCVI.train beside it."""
-    what = "train and predict by CLI / SCVI.train, 60 epochs"
+    """Kang from h5ad to predicted cells and gene table, by the command line, beside 60 epochs of SCVI."""
+    what = "train and predict by CLI / SCVI"
     if args.kang is None:
         return [("shell", what, "needs --kang", "<= 0.6")]
-    import scvi
+    from trvae_sc.evaluation import Keys, choose_genes
 
     adata = anndata.read_h5ad(args.kang)
-    scvi.model.SCVI.setup_anndata(adata, batch_key="condition")
+    chosen = choose_genes(adata, Keys("condition", "cell_type"), 2000).chosen
     cli = [sys.executable, "-m", "trvae_sc"]
-    quiet = {"enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
     with tempfile.TemporaryDirectory() as name:
         folder, start, cpu = Path(name), time.perf_counter(), 0.0
         train = [
@@ -215,13 +214,24 @@ def part_shell(args: argparse.Namespace) -> list[Row]:
         out = folder / "predicted.h5ad"
         cpu += _cpu_of(*cli, "predict", folder / "model", args.kang, *options, "-o", out)
         wall, made = time.perf_counter() - start, out.exists() and (folder / "genes.csv").exists()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    scvi.model.SCVI(adata).train(60, **quiet)
-    cpu_peer, wall_peer = time.process_time() - cpu_start, time.perf_counter() - start
     if not made:
         return [("shell", what, "failed", "<= 0.6")]
-    text = f"{wall / wall_peer:.2f} (CPU {cpu / cpu_peer:.2f}; {cpu:.0f} of {cpu_peer:.0f} s)"
-    return [("shell", what, text, "<= 0.6")]
+    rows = []
+    for genes, values in (("all genes", adata), ("the same 2,000 genes", adata[:, chosen].copy())):
+        wall_peer, cpu_peer = _scvi(values)
+        text = f"{wall / wall_peer:.2f} (CPU {cpu / cpu_peer:.2f}; {cpu:.0f} of {cpu_peer:.0f} s)"
+        rows.append(("shell", f"{what}, {genes}", text, "<= 0.6"))
+    return rows
+
+
+def _scvi(adata: AnnData) -> tuple[float, float]:
+    """Return seconds on the clock, and of the CPU, of SCVI.train for 60 epochs."""
+    import scvi
+
+    scvi.model.SCVI.setup_anndata(adata, batch_key="condition")
+    start, cpu = time.perf_counter(), time.process_time()
+    scvi.model.SCVI(adata).train(60, enable_progress_bar=False, accelerator="cpu", devices=1)
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 WAITS = {

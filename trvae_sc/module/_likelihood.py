@@ -101,7 +101,7 @@ class _SparseNLL(torch.autograd.Function):
         t = _at(theta, place)
         psi = t * (torch.digamma(k + t) - _at(theta, place, torch.digamma))
         by_theta.view(-1).index_add_(0, where, of_cell * (rest - psi))
-        return None, by_mean, torch.zeros_like(theta).index_add_(0, rows, by_theta), None
+        return None, by_mean, _summed(by_theta, rows, theta), None
 
 
 def _nonzero(x: Tensor) -> Tensor:
@@ -163,13 +163,20 @@ class _NormalNLL(torch.autograd.Function):
         own = _rows(precision, rows)
         by_scale = by_scale.sum_to_size(own.shape)
         if rows is not None:
-            by_scale = torch.zeros_like(precision).index_add_(0, rows, by_scale)
+            by_scale = _summed(by_scale, rows, precision)
         return by_error * own, by_scale, None
 
 
 def _rows(table: Tensor, rows: Tensor | None) -> Tensor:
     """Return rows of a table; all of it where they are not named."""
     return table if rows is None else table.index_select(0, rows)
+
+
+def _summed(values: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+    """Return sums of the values of each row of a table, in float64 where there is any: most cancels."""
+    dtype = values.dtype if values.device.type == "mps" else torch.float64
+    sums = torch.zeros(table.shape, dtype=dtype, device=table.device)
+    return sums.index_add_(0, rows, values.to(dtype)).to(table.dtype)
 
 
 def gaussian_kl(mean: Tensor, scale: Tensor) -> Tensor:
