@@ -245,6 +245,12 @@ def test_one_condition_is_refused(make_adata):
     refuse_setup(adata, r"'condition'\] has one level, \['control'\]; .* at least two")
 
 
+@pytest.mark.parametrize("key", ["labels_key", "batch_key"])
+def test_labels_and_batches_are_not_the_condition(make_adata, key):
+    with pytest.raises(InputError, match=rf"{key} and condition_key are both 'condition'"):
+        TRVAE.setup_anndata(make_adata(), "condition", **{key: "condition"})
+
+
 def test_one_label_is_allowed(fit, make_adata):
     adata = make_adata()
     adata.obs["cell_type"] = "B"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import trvae_sc
 from trvae_sc import TRVAE
 from trvae_sc.datasets import simulate
 from trvae_sc.errors import InputError
@@ -151,6 +152,43 @@ def test_predictions_and_effects_say_the_same_and_intervals_get_narrower(hidden,
     assert own == pytest.approx(without)
 
 
+def test_what_was_combined_is_told(hidden):
+    model, cells, _ = hidden
+    few, options = cells[:10].copy(), {"target": "stimulated", "labels": "type_0"}
+    predicted = model.predict(exemplars=few, **options)
+    assert any("10 of type_0" in note for note in predicted.uns["trvae_sc"]["notes"])
+    comparison = trvae_sc.compare(predicted, anndata.concat([model.adata, cells]))
+    assert "Leave these out of truth" in str(comparison)
+    seen = model.adata
+    seen = seen[(seen.obs["cell_type"] == "type_1") & (seen.obs["condition"] == "stimulated")]
+    again = model.predict(target="stimulated", labels="type_1", exemplars=seen[:10].copy())
+    assert any("count twice" in note for note in again.uns["trvae_sc"]["notes"])
+
+
+def test_a_gene_that_training_lacks_under_the_target_is_not_known_from_one_cell(caplog):
+    """Values that do not vary there: one cell moved them all the way, with an interval of no width."""
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.normal(size=(240, 20)).astype(np.float32))
+    adata.obs["condition"] = np.tile(["control", "stimulated"], 120)
+    adata.obs["cell_type"] = np.repeat(list("abcd"), 60)
+    stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
+    adata.X[stimulated, 0] = 0.0
+    hidden = stimulated & (adata.obs["cell_type"] == "d").to_numpy()
+    train, few = adata[~hidden].copy(), adata[hidden][:1].copy()
+    few.X[0, 0] = 1.5
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    model = TRVAE(train, gene_likelihood="normal", n_latent=2, n_hidden=(8, 8))
+    model.train(1, **QUIET)
+    options = {"target": "stimulated", "labels": "d"}
+    alone, table = (model.effects(exemplars=e, **options).iloc[0] for e in (None, few))
+    assert table["upper"] - table["lower"] > 0.5 * (alone["upper"] - alone["lower"])
+    assert abs(table["predicted_mean"] - alone["predicted_mean"]) < 0.75
+    few.X = np.round(3 * np.abs(few.X))
+    model.effects(exemplars=few, **options)
+    assert "exemplars hold whole numbers" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
 def test_exemplars_of_something_else_are_refused(hidden):
     model, cells, _ = hidden
     few, options = cells[:5].copy(), {"target": "stimulated", "labels": "type_0"}
@@ -160,6 +198,8 @@ def test_exemplars_of_something_else_are_refused(hidden):
     unknown.obs["cell_type"] = "type_1"
     half = few.copy()
     half.X = half.X * 0.5
+    twice = few.copy()
+    twice.obs_names = [*few.obs_names[:-1], few.obs_names[0]]
     nameless = few.copy()
     del nameless.obs["cell_type"]
     for bad, message in (
@@ -170,6 +210,7 @@ def test_exemplars_of_something_else_are_refused(hidden):
         (half, "fractional values"),
         (nameless, "No column 'cell_type'"),
         ("few.h5ad", "Expected an AnnData, got str"),
+        (twice, "exemplars has several cells named"),
     ):
         for method in (model.predict, model.effects):
             with pytest.raises(InputError, match=message):

@@ -90,11 +90,41 @@ PAIR = {"x": cells([[1, 2, 3]]), "y": cells([[1, 2]], genes="ab")}
             InputError,
             r"Groups \['control'\] hold counts and \['predicted'\] other values",
         ),
+        (
+            {"x": cells([[0.7, 1.1, 1.4]])},
+            "a",
+            {"target_sum": 1e4},
+            InputError,
+            r"Groups \['x'\] hold other values than counts",
+        ),
+        ([PAIR["x"]], "a", {}, InputError, "groups is a list; name each"),
+        (
+            {"x": PAIR["x"], "y": PAIR["x"][:0]},
+            "a",
+            {},
+            InputError,
+            r"Groups \['y'\] have no cells",
+        ),
     ],
 )
 def test_expression_table_refuses(groups, genes, options, error, match):
     with pytest.raises(error, match=match):
         pl.expression_table(groups, genes, **options)
+
+
+def test_expression_table_of_scales_that_may_differ(trained):
+    """A prediction says on which scale it is; log values of other cells do not."""
+    predicted = trained.predict(target="stimulated", source="control", labels="B", output="delta")
+    other = predicted.copy()
+    del other.uns["trvae_sc"]
+    gene = predicted.var_names[0]
+    with pytest.warns(
+        UserWarning, match=r"different scales \(control: not told; predicted: log\(1 "
+    ):
+        pl.expression_table({"control": other, "predicted": predicted}, gene)
+    assert len(pl.expression_table({"one": predicted, "two": predicted}, [gene, gene])) == (
+        2 * predicted.n_obs
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")

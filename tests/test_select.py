@@ -349,6 +349,23 @@ def test_where_all_labels_respond_alike_a_simple_method_is_chosen(adata):
     assert len(selection["scores"]) == 4
 
 
+def test_a_method_that_is_worse_than_nothing_is_told(adata):
+    """Labels that change each in a way of its own: their mean is not that of any."""
+    odd = adata.copy()
+    x = np.round(np.random.default_rng(0).gamma(2.0, 2.0, odd.shape)).astype(np.float32)
+    for k in range(4):
+        rows = (odd.obs["cell_type"] == f"type_{k}") & (odd.obs["condition"] == "stimulated")
+        x[np.ix_(rows.to_numpy(), np.arange(k, odd.n_vars, 5))] *= 8.0
+    odd.X = x
+    odd.obs["total_counts"] = x.sum(1)
+    predicted = select(odd, "stimulated", methods=["mean_shift"], **QUIET)
+    (note,) = predicted.uns["trvae_sc"]["notes"]
+    assert "no model was run" in note
+    score = predicted.uns["trvae_sc"]["selection"]["scores"]["mean"].iloc[0]
+    assert ("worse than predicting no change" in note) == (score < 0)
+    assert score < 0
+
+
 def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
     """An oracle that returns the hidden cells: its prediction is its own, with the first seed."""
     seen = []

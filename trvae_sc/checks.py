@@ -80,6 +80,11 @@ def check_columns(
             f"labels_key and condition_key are both '{labels_key}': labels are what does not change between "
             "conditions, such as the cell type. Name another column."
         )
+    if batch_key is not None and batch_key in conditions:
+        raise InputError(
+            f"batch_key and condition_key are both '{batch_key}': what a batch changes and what the condition "
+            "changes could not be told apart. Name a column with batches, or leave batch_key out."
+        )
     if labels_key in adata.obs and adata.obs[labels_key].isna().any():
         raise InputError(
             f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "

@@ -41,6 +41,10 @@ from trvae_sc.levels import as_list, as_text, level_name
 
 _COUNTS = 30  # whole numbers up to there may be levels of some other kind
 _LEAST = 4  # measured cells, which the ceiling halves
+_OF_EXEMPLARS = (
+    "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
+    "against what it was given."
+)
 _TOTAL = "_trvae_sc_total"  # column with the totals over the genes that the prediction counts
 _CONDITION = "_trvae_sc_condition"  # column with the joint condition
 
@@ -123,7 +127,7 @@ def compare(
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
     known = _known(truth[~hidden], keys, kappa)
-    notes: list[str] = []
+    notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
     scores, genes = [], []
     for group in chosen:
         task = _task(group, truth, known, control, measured, keys, kappa)

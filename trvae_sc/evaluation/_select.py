@@ -282,6 +282,7 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
     }
 
 
+_WORSE = " Do not trust it: below 0 it is worse than predicting no change."
 _ANSWERS = {
     "model": "is better than the best simple method by more than the standard error",
     "simple": "no model is better",
@@ -292,10 +293,15 @@ _ANSWERS = {
 def _note(best: Best, metric: str, quick_look: str, unit: str) -> str:
     """Return how the method was chosen, in words."""
     scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
+    answer = _ANSWERS[best.decision.answer]
+    if best.decision.model is None:
+        answer = "no model was run"
+    mean = best.table.set_index("method")["mean"][best.method]
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
-        f"{unit}s in turn: {_ANSWERS[best.decision.answer]}. Mean {metric}: {scores}."
+        f"{unit}s in turn: {answer}. Mean {metric}: {scores}."
         + (f" This was a {quick_look}." if quick_look else "")
+        + (_WORSE if metric == "effect_r2" and mean < 0 else "")
     )
 
 

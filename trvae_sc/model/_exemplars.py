@@ -140,8 +140,7 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
     """
     _check_model(trained)
     checks.check_type(cells)
-    if not cells.n_obs:
-        raise InputError("exemplars has no cells. Leave it out, or pass measured cells.")
+    _check_cells(cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
     checks.check_obs(cells, [*key, trained.labels_key])
@@ -160,11 +159,35 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
     checks.check_values(
         values(aligned, keys), is_count=module.is_count, totals=given, name="exemplars"
     )
+    if not module.is_count:
+        _warn_of_counts(values(aligned, keys))
     labels = trained.label_column(cells.obs).to_numpy()
     return {
         label: _of_label(trained, aligned[labels == label], keys, target)
         for label in sorted(set(labels))
     }
+
+
+def remarks(trained: Trained, exemplars: dict[str, Exemplars], target: Any) -> list[str]:
+    """Return what a reader of a prediction that was combined with measured cells should know."""
+    named = ", ".join(f"{cells.n} of {label}" for label, cells in exemplars.items())
+    notes = [
+        f"Measured cells under the target were combined with the prediction: {named}. A score against the same "
+        "cells says nothing."
+    ]
+    code = trained.conditions.code(target)
+    seen = [
+        label
+        for label in exemplars
+        if label in trained.labels and code is not None
+        if trained.n_cells[trained.labels.index(label), code] > 0
+    ]
+    if seen:
+        notes.append(
+            f"Training saw {', '.join(seen)} under the target, too: cells that it saw and that are exemplars "
+            "count twice."
+        )
+    return notes
 
 
 def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
@@ -174,6 +197,26 @@ def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
         raise InputError(
             f"exemplars has cells of {listing(other)}, but predicted are {listing(sorted(predicted))}. Take "
             "those of the labels to predict only."
+        )
+
+
+def _check_cells(cells: AnnData) -> None:
+    """Raise on no cells, and on cells that are given twice."""
+    if not cells.n_obs:
+        raise InputError("exemplars has no cells. Leave it out, or pass measured cells.")
+    if not cells.obs_names.is_unique:
+        twice = cells.obs_names[cells.obs_names.duplicated()].unique()
+        raise InputError(
+            f"exemplars has several cells named {listing(twice)}. Pass each cell once, under a name of its own."
+        )
+
+
+def _warn_of_counts(x: Any) -> None:
+    """Warn of values that look like counts, where a model has others."""
+    if checks.looks_like_counts(x, least=2):
+        checks.logger.warning(
+            "exemplars hold whole numbers, as counts do. They must be values on the scale that the model was trained "
+            "on."
         )
 
 
@@ -208,6 +251,7 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
     """Return the exemplars of one label."""
     module, spread = trained.module, trained.spread_of(trained.conditions.code(target))
     if not module.is_count:
+        spread = np.maximum(spread, trained.spread_of(None))  # of a gene that training lacks there
         x = values(cells, keys)
         mean = level_of(module, gene_means(x))
         scale = module.gene_scale.cpu().numpy()

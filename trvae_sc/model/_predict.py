@@ -36,7 +36,7 @@ from trvae_sc.model._decode import (
     predicted_values,
     scaled,
 )
-from trvae_sc.model._exemplars import Exemplars, check_labels
+from trvae_sc.model._exemplars import Exemplars, check_labels, remarks
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
@@ -189,6 +189,8 @@ class _Prediction:
             note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
             record["notes"] = np.append(record["notes"], note).astype(object)
         if request.exemplars:
+            told = remarks(self.trained, request.exemplars, request.target)
+            record["notes"] = np.append(record["notes"], told).astype(object)
             record["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
         result.uns[RECORD] = record
         return result

@@ -340,9 +340,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
             log_mean = profile + self._total(tensors).log()
             return negative_binomial_nll(x, log_mean, *self._log_theta_rows(tensors))
         if self.gene_likelihood == "normal":
-            x = (x - self.gene_mean) / self.gene_scale
-            found = normal_nll(x, profile, *self._log_theta_rows(tensors))
-            return found + self.gene_scale.log().sum()
+            x, constant = (x - self.gene_mean) / self.gene_scale, self.gene_scale.log().sum()
+            return normal_nll(x, profile, *self._log_theta_rows(tensors)) + constant
         return -generative_outputs["px"].log_prob(x).sum(-1)
 
     def loss(

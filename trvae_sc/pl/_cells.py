@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trvae_sc.checks import looks_like_counts
+from trvae_sc.checks import RECORD, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
@@ -54,14 +55,21 @@ def expression_table(
     ------
     InputError
         A gene, layer or column is missing from a group, or some groups hold counts and others do not.
-        No groups or genes, names of genes that are not unique, or groups of other genes with
-        `target_sum` but no totals.
+        No groups, cells or genes, names of genes that are not unique, `target_sum` for values that are no
+        counts, or, without totals, for groups of other genes.
     """
-    names = [var_names] if isinstance(var_names, str) else list(var_names)
+    if not isinstance(groups, Mapping):
+        raise InputError(
+            f"groups is a {type(groups).__name__}; name each: {{'control': ..., 'predicted': ..., 'real': ...}}."
+        )
+    names = [var_names] if isinstance(var_names, str) else list(dict.fromkeys(var_names))
+    empty = [group for group, cells in groups.items() if not cells.n_obs]
+    if empty:
+        raise InputError(f"Groups {empty} have no cells. Leave them out.")
     if not names or not groups:
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
     _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
-    _check_same_scale(groups, layer)
+    _check_same_scale(groups, layer, target_sum)
     parts = []
     for group, cells in groups.items():
         frame = gene_values(
@@ -96,20 +104,43 @@ def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
         )
 
 
-def _check_same_scale(groups: Mapping[str, AnnData], layer: str | None) -> None:
-    """Raise where counts and other values would be drawn beside each other."""
+def _check_same_scale(
+    groups: Mapping[str, AnnData], layer: str | None, target_sum: float | None
+) -> None:
+    """Raise where values of several scales would be drawn beside each other."""
     known = {g: cells for g, cells in groups.items() if layer is None or layer in cells.layers}
     is_count = {
         group: looks_like_counts(cells.X if layer is None else cells.layers[layer], cells.n_obs)
         for group, cells in known.items()
-        if cells.n_obs
     }
-    if len(set(is_count.values())) > 1:
-        counts, others = ([g for g in is_count if is_count[g] == kind] for kind in (True, False))
+    counts, others = ([g for g in is_count if is_count[g] == kind] for kind in (True, False))
+    if others and target_sum is not None:
+        raise InputError(
+            f"Groups {others} hold other values than counts, whose logarithm target_sum= would take. Pass counts "
+            "(predict(output='counts')), or leave target_sum out."
+        )
+    if counts and others:
         raise InputError(
             f"Groups {counts} hold counts and {others} other values, which do not compare. Give all on one scale: "
             "counts (predict(output='counts')) or log values of all."
         )
+    scales = {group: _scale_of(cells, layer) for group, cells in groups.items()}
+    if others and len(set(scales.values())) > 1:
+        told = "; ".join(f"{group}: {scale or 'not told'}" for group, scale in scales.items())
+        warnings.warn(
+            f"Groups may be on different scales ({told}). Counts of all with target_sum=kappa are on one.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _scale_of(cells: AnnData, layer: str | None) -> str:
+    """Return the scale that a prediction says its values are on; nothing of other cells, and of values."""
+    record = cells.uns.get(RECORD, {})
+    scale = str(record.get("scale", "")) if layer is None else ""
+    if not scale.startswith("log"):
+        return ""
+    return f"{scale} with kappa {float(record.get('kappa', 1.0)):.5g}"
 
 
 def gene_values(
