@@ -110,7 +110,7 @@ def report(
         has_spread=bool(table["sd_seeds"].notna().any()),
         judged=method if method in SIMPLEST_FIRST else "model",
         method=method,
-        n_top=N_TOP,
+        top=_top(results),
         design=design(results, next_experiments),
         figures=list(images(results)),
         over=f"{counted(_n_tasks(results), 'task')} and {counted(_n_seeds(results), 'seed')}",
@@ -161,6 +161,12 @@ def _told(table: pd.DataFrame, method: str) -> str:
         )
     counts = ", ".join(f"{advice} ({n})" for advice, n in table["advice"].value_counts().items())
     return f"Each of {len(table)} combinations was hidden in turn, {done} Verdicts: {counts}."
+
+
+def _top(results: Results) -> str:
+    """Return the genes that scores are over, in words."""
+    n_genes = min(record["n_genes"] for record in results.records)
+    return f"the {N_TOP} genes that change most" if n_genes > N_TOP else f"all {n_genes} genes"
 
 
 def _n_tasks(results: Results) -> int:
