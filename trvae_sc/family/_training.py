@@ -115,7 +115,7 @@ class PlayersPlan(lightning.LightningModule):
     betas
         Decay rates of Adam's averages.
     marks
-        Of the training cells, see :func:`trvae_sc.identity.cell_marks`.
+        Digest of each training cell, which goes into the checkpoint.
     """
 
     def __init__(
