@@ -129,6 +129,10 @@ def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
     table = pd.read_csv("scores.csv", index_col="cell")
     assert table.index.tolist() == other.obs_names.tolist()
     assert table["p_value"].between(0, 1).all()
+    itself = ["model", "cells.h5ad", "--reference", "cells.h5ad"]
+    code, _, err = run("outliers", *itself, *CPU, "-o", "own.csv")
+    assert code == 0
+    assert err.count("120 of 120 scored cells are in the reference themselves") == 1
 
 
 def test_a_gan_generates_a_label(run, cells):
