@@ -142,6 +142,23 @@ def test_a_gan_generates_a_label(run, cells):
     assert anndata.read_h5ad("new.h5ad").obs["cell_type"].tolist() == ["B"] * 4
 
 
+@pytest.mark.parametrize("options", [[], ["--preset", "vae"], ["--model", "cgan"]])
+def test_what_generate_advises_can_be_typed(run, cells, options):
+    train(run, "--n-hidden", "8", *options)
+    blind = "vae" in options
+    given = ["--condition", "control"] if blind else []
+    file = [] if "cgan" in options else ["cells.h5ad"]
+    request = ["generate", "model", *file, "--n-obs", "4", *CPU, "-o", "new.h5ad"]
+    code, _, err = run(*request, *given)
+    assert code == 2
+    assert "None" not in err
+    if blind:
+        assert "the network of preset 'vae' does not see it: leave out --condition." in err
+    else:
+        assert "needs one of ['control', 'stimulated']: give --condition control." in err
+    assert run(*request, *([] if blind else ["--condition", "control"]))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
