@@ -48,6 +48,52 @@ def test_images_without_rows_follow_each_other():
     assert (tile(ax, 1, 1) == 5).all()
 
 
+def many(n, levels="a"):
+    """Return images of 2 x 3 pixels, each of its number; one level after the other, in turn."""
+    obs = pd.DataFrame({"style": [levels[i % len(levels)] for i in range(n)]})
+    obs.index = obs.index.astype(str)
+    return AnnData(np.repeat(np.arange(n, dtype=float)[:, None], 6, 1), obs=obs, var=images().var)
+
+
+def test_named_columns_are_one_row_however_many():
+    path = many(11)
+    path.obs["fraction"] = np.linspace(0, 1, 11)
+    ax = pl.grid(path, columns="fraction")
+    assert ax.images[0].get_array().shape == (2, 11 * 4 - 1)
+    assert all((tile(ax, 0, i) == i).all() for i in range(11))
+    assert len(ax.get_xticklabels()) == 11
+
+
+def test_images_of_the_same_row_and_column_are_stacked():
+    for rows in (None, "style"):
+        ax = pl.grid(many(5, "ab"), rows=rows, columns="style")
+        if rows is None:
+            found = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 3, (2, 0): 4}
+        else:
+            found = {(0, 0): 0, (1, 0): 2, (2, 0): 4, (3, 1): 1, (4, 1): 3}
+            np.testing.assert_allclose(ax.get_yticks(), [3.5, 11])
+        for at, value in found.items():
+            assert (tile(ax, *at) == value).all()
+
+
+def test_long_rows_are_wrapped_and_named_once():
+    ax = pl.grid(many(50), rows="style")
+    assert ax.images[0].get_array().shape == (5 * 3 - 1, 10 * 4 - 1)
+    assert (tile(ax, 4, 9) == 49).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
+    np.testing.assert_allclose(ax.get_yticks(), [6.5])
+    width, height = ax.figure.get_size_inches()
+    assert width < 3 * height
+    ax = pl.grid(many(24, "ba"), rows="style", n_columns=8)  # 12 each: as 6 and 6
+    assert (tile(ax, 1, 0) == 12).all()
+    assert (tile(ax, 2, 0) == 1).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
+    np.testing.assert_allclose(ax.get_yticks(), [2, 8])
+    missing = many(4, "ab")
+    missing.obs["style"] = pd.Categorical(["a", None, "a", None])
+    assert len(pl.grid(missing, rows="style").get_yticklabels()) == 2
+
+
 def test_a_digit_is_drawn_the_right_way_up():
     adata = digits(["normal"])[:1].copy()
     ax = pl.grid(adata)
@@ -108,6 +154,8 @@ def test_plots_of_codes_refuse(make_adata):
     adata = make_adata(4)
     with pytest.raises(InputError, match=r"No columns \['style'\] in obs"):
         pl.grid(adata, rows="style")
+    with pytest.raises(InputError, match="n_columns is 0; at least 1"):
+        pl.grid(images(), n_columns=0)
     with pytest.raises(InputError, match="no cells to draw"):
         pl.grid(adata[:0])
     with pytest.raises(InputError, match=r"No genes \['x'\]"):
