@@ -112,6 +112,35 @@ def test_expression_is_a_heat_map_of_the_genes_that_vary_most(make_adata):
     np.testing.assert_allclose(named.images[0].get_array(), x[["gene_2"]][:4], rtol=1e-5)
 
 
+@pytest.mark.parametrize("output", ["mean", "sample"])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_axes_name_the_scale_that_is_recorded(likelihood, output, fit):
+    made = fit(gene_likelihood=likelihood)
+    cells = made.generate("control", 9, output=output)
+    log = "log(1 + normalised count)"
+    expected = {"nb": {"mean": log, "sample": "count"}[output], "normal": "value"}[likelihood]
+    cells.obs["fraction"], cells.obs["value"] = np.arange(9) / 8, np.arange(9)
+    cells.var["range"] = 1.0
+    cells.uns["trvae_sc"]["dimension"] = 0
+    cells.obsm["X_trvae"] = family.lattice(3)
+
+    def units(cells, **unit):
+        return [
+            pl.grid(cells, **unit).images[0].colorbar.ax.get_ylabel(),
+            pl.interpolation(cells, **unit).get_ylabel().removeprefix("mean "),
+            pl.traversal(cells, **unit).get_ylabel(),
+            pl.manifold(cells, "gene_1", **unit).images[0].colorbar.ax.get_ylabel(),
+        ]
+
+    assert units(cells) == [expected] * 3 + [f"gene_1, {expected}"]
+    means = pl.interpolation_means(cells)
+    assert pl.interpolation(means).get_ylabel() == f"mean {expected}"
+    assert units(cells, unit="mm") == ["mm"] * 3 + ["gene_1, mm"]
+    cells.uns["trvae_sc"].pop("scale")
+    assert units(cells) == ["value"] * 3 + ["gene_1, value"]
+    assert pl.interpolation(pd.DataFrame(means.to_numpy())).get_ylabel() == f"mean {log}"
+
+
 def test_a_traversal_draws_the_genes_that_respond_most(trained):
     walk = family.traverse(trained, trained.active_dims[0], condition="control", steps=4)
     ax = pl.traversal(walk, n_genes=2)

@@ -16,7 +16,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import LOG_UNIT, axes_of, line_styles, plain
+from trvae_sc.pl._style import axes_of, line_styles, plain, unit_of_cells
 
 _MISSING = "0.75"  # grey of a tile without a cell
 _TILE = 0.5  # inches
@@ -30,6 +30,7 @@ def grid(
     n_columns: int = 10,
     n_genes: int = 30,
     var_names: Sequence[str] | None = None,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -53,6 +54,8 @@ def grid(
     n_genes, var_names
         Genes of a heat map: so many that vary most between its rows (means of the cells of a level), or
         these.
+    unit
+        What their values are, for the colour bar. If None, what the record of `cells` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -70,7 +73,8 @@ def grid(
     _check(cells, [rows, columns])
     check_whole("n_columns", n_columns)
     if not _are_images(cells):
-        ax = _heat_map(cells, rows, n_genes, var_names, ax)
+        unit = unit_of_cells(cells) if unit is None else unit
+        ax = _heat_map(cells, rows, n_genes, var_names, unit, ax)
         return finish(ax, "grid", show=show, save=save)
     row, column, heights = _layout(cells.obs, rows, columns, n_columns)
     row_names, column_names = (
@@ -87,7 +91,7 @@ def traversal(
     walk: AnnData,
     *,
     n_genes: int = 7,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -101,7 +105,7 @@ def traversal(
     n_genes
         Genes drawn, those of largest ``var["range"]``.
     unit
-        Unit of the values, for the axis label.
+        What the values are, for the axis label. If None, what the record of `walk` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -131,7 +135,7 @@ def traversal(
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
     ax.set_xlabel(name, fontsize=9)
-    ax.set_ylabel(plain(unit), fontsize=9)
+    ax.set_ylabel(plain(unit_of_cells(walk) if unit is None else unit), fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return finish(ax, "traversal", show=show, save=save)
@@ -141,7 +145,7 @@ def manifold(
     cells: AnnData,
     gene: str | None = None,
     *,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -155,7 +159,7 @@ def manifold(
     gene
         Gene to colour by; that of most variance if None. Not for images.
     unit
-        Unit of its values, for the colour bar.
+        What its values are, for the colour bar. If None, what the record of `cells` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -190,6 +194,7 @@ def manifold(
         image[at[1], at[0]] = x[gene]
         drawn = ax.imshow(image, origin="lower", cmap="viridis", aspect="auto")
         bar = ax.figure.colorbar(drawn, ax=ax)
+        unit = unit_of_cells(cells) if unit is None else unit
         bar.set_label(plain(f"{gene}, {unit}"), fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -280,7 +285,12 @@ def _draw_tiles(
 
 
 def _heat_map(
-    cells: AnnData, rows: str | None, n_genes: int, var_names: Sequence[str] | None, ax: Axes | None
+    cells: AnnData,
+    rows: str | None,
+    n_genes: int,
+    var_names: Sequence[str] | None,
+    unit: str,
+    ax: Axes | None,
 ) -> Axes:
     """Draw mean expression, rows x genes."""
     table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
@@ -298,5 +308,5 @@ def _heat_map(
     ax.set_xticks(range(table.shape[1]), [plain(g) for g in table], rotation=90)
     ax.set_yticks(range(len(table)), [plain(name) for name in table.index])
     ax.tick_params(length=0, labelsize=8)
-    ax.figure.colorbar(drawn, ax=ax).set_label(LOG_UNIT, fontsize=8)
+    ax.figure.colorbar(drawn, ax=ax).set_label(plain(unit), fontsize=8)
     return ax
