@@ -938,6 +938,9 @@ def test_a_typo_is_found_before_anything_is_read_or_imported(run, of):
         ("No column 'batch_key' in obs.", "No column 'batch_key' in obs."),
         ("The seed and the file max_epochs.h5ad", "The seed and the file max_epochs.h5ad"),
         ("Pass overwrite=True or a smaller n_latent.", "Pass --force or a smaller n_latent."),
+        ("does not see it: give labels_key=None.", "does not see it: leave out --labels-key."),
+        ("Pass labels_key=None or", "Leave out --labels-key or"),
+        ("one of them: give labels_key='T cell'.", "one of them: give --labels-key 'T cell'."),
     ],
 )
 def test_messages_have_options_as_they_are_typed(message, expected):

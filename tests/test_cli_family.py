@@ -129,6 +129,10 @@ def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
     table = pd.read_csv("scores.csv", index_col="cell")
     assert table.index.tolist() == other.obs_names.tolist()
     assert table["p_value"].between(0, 1).all()
+    itself = ["model", "cells.h5ad", "--reference", "cells.h5ad"]
+    code, _, err = run("outliers", *itself, *CPU, "-o", "own.csv")
+    assert code == 0
+    assert err.count("120 of 120 scored cells are in the reference themselves") == 1
 
 
 def test_a_gan_generates_a_label(run, cells):
@@ -136,6 +140,23 @@ def test_a_gan_generates_a_label(run, cells):
     options = ["--condition", "control", "--labels", "B", "--n-obs", "4", *CPU, "-o", "new.h5ad"]
     assert run("generate", "model", *options)[0] == 0
     assert anndata.read_h5ad("new.h5ad").obs["cell_type"].tolist() == ["B"] * 4
+
+
+@pytest.mark.parametrize("options", [[], ["--preset", "vae"], ["--model", "cgan"]])
+def test_what_generate_advises_can_be_typed(run, cells, options):
+    train(run, "--n-hidden", "8", *options)
+    blind = "vae" in options
+    given = ["--condition", "control"] if blind else []
+    file = [] if "cgan" in options else ["cells.h5ad"]
+    request = ["generate", "model", *file, "--n-obs", "4", *CPU, "-o", "new.h5ad"]
+    code, _, err = run(*request, *given)
+    assert code == 2
+    assert "None" not in err
+    if blind:
+        assert "the network of preset 'vae' does not see it: leave out --condition." in err
+    else:
+        assert "needs one of ['control', 'stimulated']: give --condition control." in err
+    assert run(*request, *([] if blind else ["--condition", "control"]))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_generated_means_are_decoded_codes(fit):
     decoded = made.decode(found.obsm["X_trvae"], condition="control")
     np.testing.assert_allclose(found.X, decoded.X, rtol=1e-5)
     drawn = made.generate("control", 20, seed=3)
+    scales = [cells.uns["trvae_sc"]["scale"] for cells in (found, drawn)]
+    assert scales == ["log(1 + kappa * share)", "counts"]
     np.testing.assert_array_equal(drawn.obsm["X_trvae"], found.obsm["X_trvae"])
     with pytest.raises(InputError, match="Unknown output 'delta'"):
         made.generate("control", 20, output="delta")

@@ -162,12 +162,19 @@ def test_generate_of_presets_without_prior_or_condition(fit):
     with pytest.raises(InputError, match="'autoencoder' has no prior to draw from"):
         family.generate(autoencoder, None, 5)
     assert family.generate(autoencoder, None, 5, label="NK").n_obs == 5
+    found = family.generate(autoencoder, None, 5, latent="posterior")
+    expected = autoencoder.generate(None, 5, latent="posterior")
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    assert found.uns["trvae_sc"]["latent"] == "posterior"
     vae = fit(preset="vae")
-    with pytest.raises(InputError, match=r"'vae' does not see it: give None"):
+    with pytest.raises(InputError, match="The prior knows no labels"):
+        family.generate(vae, None, 5, label="NK", latent="prior")
+    with pytest.raises(InputError, match=r"'vae' does not see it: give condition=None"):
         family.generate(vae, "control", 5)
     found = family.generate(vae, None, 5)
     assert "condition" not in found.obs
-    with pytest.raises(InputError, match=r"None, but .* needs one of \['control', 'stimulated'\]"):
+    needed = r"No condition is given, but .* needs one of \['control', 'stimulated'\]: give condition='control'"
+    with pytest.raises(InputError, match=needed):
         family.generate(fit(), None, 5)
     with pytest.raises(InputError, match="n_obs is 0"):
         family.generate(vae, None, 0)

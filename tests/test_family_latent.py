@@ -170,6 +170,14 @@ def test_latent_tools_refuse(model, fit):
         family.interpolate(blind, 0, 2, condition="control")
     with pytest.raises(InputError, match="dimension is 4; the model has 0 to 3"):
         family.traverse(model, 4, condition="control")
+    for dimension in (0.5, "0", True):
+        with pytest.raises(
+            InputError, match=f"dimension is {dimension!r}; a whole number is needed"
+        ):
+            family.traverse(model, dimension, condition="control")
+    for call in (family.interpolate, family.traverse):
+        with pytest.raises(InputError, match=r"steps is 2\.5; a whole number is needed"):
+            call(model, 0, **({"b": 2} if call is family.interpolate else {}), steps=2.5)
     with pytest.raises(InputError, match=r"limits are \(1, 1\)"):
         family.traverse(model, 0, (1, 1), condition="control")
     with pytest.raises(InputError, match="steps is 1"):

@@ -185,6 +185,28 @@ def test_seeds_matter_and_repeat(fit):
     assert np.abs(a["deviance"] - c["deviance"]).max() > 1e-3
 
 
+def test_cells_that_are_the_reference_themselves_are_told(fit, make_adata, caplog):
+    """Their p-values are uniform whatever they are; cells that only have the same names are others."""
+    made, cells, others = fit(), make_adata(40, seed=3), make_adata(40, seed=4)
+    told = r"of 40 scored cells are in the reference themselves"
+    outlier_score(made, cells, reference=others)
+    outlier_score(made, cells, reference=cells[:20].copy())
+    outlier_score(made)
+    assert "in the reference" not in caplog.text
+    for adata, reference in ((cells, cells), (cells, cells[::-1].copy())):
+        caplog.clear()
+        found = outlier_score(made, adata, reference=reference)
+        assert caplog.text.count("in the reference") == 1
+        assert "40 " + told in caplog.text
+        assert stats.kstest(found["p_value"], "uniform").pvalue > 0.99
+    caplog.clear()
+    outlier_score(made, cells, reference=cells[:21].copy())
+    assert "21 " + told in caplog.text
+    caplog.clear()
+    outlier_score(made, reference=made.adata.copy())
+    assert "120 of 120 scored cells are in the reference" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def left_out():
     """Return a model, cells held back and cells of a type that training lacks."""

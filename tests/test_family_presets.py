@@ -272,5 +272,20 @@ def test_a_combination_never_measured_has_no_codes_to_move_to(make_adata):
         model.predict(target=("stimulated", "m"), source=("control", "m"))
 
 
+@pytest.mark.parametrize("preset", BLIND)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_presets_without_condition_show_what_they_are_without_one(preset, is_trained, make_adata):
+    adata = make_adata()
+    TRVAE.setup_anndata(adata, None, labels_key="cell_type")
+    model = TRVAE(adata, preset=preset, n_latent=4, n_hidden=(16, 8))
+    if is_trained:
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    for shown in (repr(model), model._repr_html_()):
+        assert "conditions" not in shown
+        assert "120 of 30 genes" in shown
+        assert "3 (B, NK, T) in " in shown
+        assert ("not trained" in shown) != is_trained
+
+
 def test_presets_are_methods_of_the_benchmark():
     assert {"cvae", "mmd_cvae", "paper", *BLIND} <= set(METHODS)

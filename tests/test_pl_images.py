@@ -48,6 +48,52 @@ def test_images_without_rows_follow_each_other():
     assert (tile(ax, 1, 1) == 5).all()
 
 
+def many(n, levels="a"):
+    """Return images of 2 x 3 pixels, each of its number; one level after the other, in turn."""
+    obs = pd.DataFrame({"style": [levels[i % len(levels)] for i in range(n)]})
+    obs.index = obs.index.astype(str)
+    return AnnData(np.repeat(np.arange(n, dtype=float)[:, None], 6, 1), obs=obs, var=images().var)
+
+
+def test_named_columns_are_one_row_however_many():
+    path = many(11)
+    path.obs["fraction"] = np.linspace(0, 1, 11)
+    ax = pl.grid(path, columns="fraction")
+    assert ax.images[0].get_array().shape == (2, 11 * 4 - 1)
+    assert all((tile(ax, 0, i) == i).all() for i in range(11))
+    assert len(ax.get_xticklabels()) == 11
+
+
+def test_images_of_the_same_row_and_column_are_stacked():
+    for rows in (None, "style"):
+        ax = pl.grid(many(5, "ab"), rows=rows, columns="style")
+        if rows is None:
+            found = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 3, (2, 0): 4}
+        else:
+            found = {(0, 0): 0, (1, 0): 2, (2, 0): 4, (3, 1): 1, (4, 1): 3}
+            np.testing.assert_allclose(ax.get_yticks(), [3.5, 11])
+        for at, value in found.items():
+            assert (tile(ax, *at) == value).all()
+
+
+def test_long_rows_are_wrapped_and_named_once():
+    ax = pl.grid(many(50), rows="style")
+    assert ax.images[0].get_array().shape == (5 * 3 - 1, 10 * 4 - 1)
+    assert (tile(ax, 4, 9) == 49).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a"]
+    np.testing.assert_allclose(ax.get_yticks(), [6.5])
+    width, height = ax.figure.get_size_inches()
+    assert width < 3 * height
+    ax = pl.grid(many(24, "ba"), rows="style", n_columns=8)  # 12 each: as 6 and 6
+    assert (tile(ax, 1, 0) == 12).all()
+    assert (tile(ax, 2, 0) == 1).all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
+    np.testing.assert_allclose(ax.get_yticks(), [2, 8])
+    missing = many(4, "ab")
+    missing.obs["style"] = pd.Categorical(["a", None, "a", None])
+    assert len(pl.grid(missing, rows="style").get_yticklabels()) == 2
+
+
 def test_a_digit_is_drawn_the_right_way_up():
     adata = digits(["normal"])[:1].copy()
     ax = pl.grid(adata)
@@ -64,6 +110,35 @@ def test_expression_is_a_heat_map_of_the_genes_that_vary_most(make_adata):
     np.testing.assert_allclose(ax.images[0].get_array(), means[top], rtol=1e-5)
     named = pl.grid(adata[:4], var_names=["gene_2"])
     np.testing.assert_allclose(named.images[0].get_array(), x[["gene_2"]][:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("output", ["mean", "sample"])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_axes_name_the_scale_that_is_recorded(likelihood, output, fit):
+    made = fit(gene_likelihood=likelihood)
+    cells = made.generate("control", 9, output=output)
+    log = "log(1 + normalised count)"
+    expected = {"nb": {"mean": log, "sample": "count"}[output], "normal": "value"}[likelihood]
+    cells.obs["fraction"], cells.obs["value"] = np.arange(9) / 8, np.arange(9)
+    cells.var["range"] = 1.0
+    cells.uns["trvae_sc"]["dimension"] = 0
+    cells.obsm["X_trvae"] = family.lattice(3)
+
+    def units(cells, **unit):
+        return [
+            pl.grid(cells, **unit).images[0].colorbar.ax.get_ylabel(),
+            pl.interpolation(cells, **unit).get_ylabel().removeprefix("mean "),
+            pl.traversal(cells, **unit).get_ylabel(),
+            pl.manifold(cells, "gene_1", **unit).images[0].colorbar.ax.get_ylabel(),
+        ]
+
+    assert units(cells) == [expected] * 3 + [f"gene_1, {expected}"]
+    means = pl.interpolation_means(cells)
+    assert pl.interpolation(means).get_ylabel() == f"mean {expected}"
+    assert units(cells, unit="mm") == ["mm"] * 3 + ["gene_1, mm"]
+    cells.uns["trvae_sc"].pop("scale")
+    assert units(cells) == ["value"] * 3 + ["gene_1, value"]
+    assert pl.interpolation(pd.DataFrame(means.to_numpy())).get_ylabel() == f"mean {log}"
 
 
 def test_a_traversal_draws_the_genes_that_respond_most(trained):
@@ -108,6 +183,8 @@ def test_plots_of_codes_refuse(make_adata):
     adata = make_adata(4)
     with pytest.raises(InputError, match=r"No columns \['style'\] in obs"):
         pl.grid(adata, rows="style")
+    with pytest.raises(InputError, match="n_columns is 0; at least 1"):
+        pl.grid(images(), n_columns=0)
     with pytest.raises(InputError, match="no cells to draw"):
         pl.grid(adata[:0])
     with pytest.raises(InputError, match=r"No genes \['x'\]"):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -105,21 +106,27 @@ def in_words_of_options(message: str, args: argparse.Namespace) -> str:
     """Return a message with arguments of Python written as options.
 
     These are ``name='value'`` and, where no English word reads so, ``a_name``; names in quotes are of
-    the data.
+    the data. To ``give name=None`` is to leave the option out.
     """
 
     def option(found: re.Match[str]) -> str:
-        name, value = found.group("name"), found.group("value")
+        lead, name, value = (found.group(part) or "" for part in ("lead", "name", "value"))
         if name == "overwrite":
-            return "--force"
-        if name not in vars(args) or (value is None and "_" not in name):
+            return f"{lead}--force"
+        if name not in vars(args) or not (value or "_" in name):
             return found.group(0)
-        value = (value or "=").removeprefix("=").strip("'\"")
-        return f"--{name.replace('_', '-')}{' ' if value else ''}{value}"
+        written = f"--{name.replace('_', '-')}"
+        if lead and value == "=None":
+            return f"{'Leave' if lead[0].isupper() else 'leave'} out {written}"
+        value = value.removeprefix("=")
+        if value.startswith(("'", '"')):
+            value = shlex.quote(value[1:-1])
+        return f"{lead}{written}{' ' if value else ''}{value}"
 
     value = r"=('[^']*'|\"[^\"]*\"|\w+(\.\w+)*)?"
     name = r"(?<![\w'\"\-./])(?P<name>[a-z][a-z_]*)"
-    return re.sub(rf"{name}(?P<value>{value})?(?![\w'\"]|\.\w)", option, message)
+    lead = r"(?P<lead>\b(?:[Gg]ive|[Pp]ass) )?"
+    return re.sub(rf"{lead}{name}(?P<value>{value})?(?![\w'\"]|\.\w)", option, message)
 
 
 def _traceback_file() -> str:

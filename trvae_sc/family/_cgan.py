@@ -181,6 +181,11 @@ class ConditionalGAN(Translator):
         """
         check_whole("n_obs", n_obs)
         check_seed(seed)
+        if condition is None:
+            raise InputError(
+                f"No condition is given, but a {type(self).__name__} needs one of {self.conditions}: give "
+                f"condition={self.conditions[0]!r}."
+            )
         level = self._level_to_predict(condition)
         rng = np.random.default_rng(seed)
         noise = rng.standard_normal((n_obs, self.module.n_noise), dtype=np.float32)

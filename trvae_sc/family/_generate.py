@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -28,6 +28,7 @@ def generate(
     n_obs: int = 1000,
     *,
     label: Any = None,
+    latent: Literal["prior", "posterior"] | None = None,
     held_back: AnnData | None = None,
     seed: int = 0,
 ) -> AnnData:
@@ -42,8 +43,11 @@ def generate(
     n_obs
         Number of cells.
     label
-        Label (cell type) of the cells. Codes then come from the posteriors of training cells of that
-        label, else from the prior N(0, I), which knows no labels.
+        Label (cell type) of the cells, whose codes then come from the posteriors of training cells of
+        that label.
+    latent
+        Where codes come from: the ``"prior"`` N(0, I), which knows no labels and which an autoencoder
+        has not, or the ``"posterior"`` of random training cells. If None, the prior without a `label`.
     held_back
         Real cells that the model was not trained on, to compare with; training cells among
         themselves if None.
@@ -61,7 +65,7 @@ def generate(
     NotTrainedError
         The model is not trained.
     InputError
-        Unknown condition or label; no label for an autoencoder, which has no prior.
+        Unknown condition or label; the prior with a label, or of an autoencoder, which has none.
 
     Examples
     --------
@@ -69,7 +73,8 @@ def generate(
     >>> print(cells.uns["trvae_sc"]["copy_check"]["note"])
     """
     check_model(model)
-    latent = "prior" if label is None else "posterior"
+    if latent is None:
+        latent = "prior" if label is None else "posterior"
     cells = model.generate(condition, n_obs, labels=label, latent=latent, seed=seed)
     train = model._validate_anndata(None)
     real = None if held_back is None else model._validate_anndata(held_back)

@@ -102,6 +102,7 @@ def interpolate(
     >>> path = interpolate(model, {"cell_type": "B"}, {"cell_type": "NK"}, condition="control")
     >>> trvae_sc.pl.interpolation(path, source="B", target="NK")
     """
+    check_whole("steps", steps)
     if steps < 2:
         raise InputError(f"steps is {steps}; start and end are 2.")
     check_model(model)
@@ -166,20 +167,20 @@ def traverse(
     NotTrainedError
         The model is not trained.
     InputError
-        No such dimension, or one that collapsed (not in ``model.active_dims``), limits that do not
-        rise, no such cells, an unknown condition, or several and no choice.
+        No such dimension, or one that collapsed (not in ``model.active_dims``), fewer than two steps,
+        limits that do not rise, no such cells, an unknown condition, or several and no choice.
     """
     check_model(model)
     n_latent, active = model.module.z_mean.out_features, model.active_dims
-    if not 0 <= dimension < n_latent:
+    check_whole("dimension", dimension, 0)
+    if dimension >= n_latent:
         raise InputError(f"dimension is {dimension}; the model has 0 to {n_latent - 1}.")
     if dimension not in active:
         raise InputError(
             f"Dimension {dimension} collapsed: it says nothing of a cell. model.active_dims is {active}"
             + ("." if active else "; train with a lower kl_weight.")
         )
-    if steps < 2:
-        raise InputError(f"steps is {steps}; at least 2 are needed for a slope.")
+    check_whole("steps", steps, 2)
     if limits is not None and not limits[0] < limits[1]:
         raise InputError(f"limits are {limits}; give a lowest and a higher value.")
     adata = model._validate_anndata(adata)

@@ -61,7 +61,8 @@ def outlier_score(
     reference
         The cells that are no outliers. If None those that training held back to validate on
         (``train(train_size=0.9)``); if it held back none, a random half of the training cells (the other half
-        are the neighbours), with a warning: a network fits these better than any others.
+        are the neighbours), with a warning: a network fits these better than any others. Most of `adata`
+        among the reference is another: p-values would then be uniform whatever the cells are.
     n_samples
         Samples S of each cell's posterior.
     seed
@@ -97,6 +98,9 @@ def outlier_score(
             "Outliers are judged against cells that the network was trained on, which it fits better than "
             "any others: p-values may be somewhat off. Train with train_size=0.9, or pass reference=."
         )
+    # a model without cells takes those it is given for neighbours, too
+    compared = np.arange(known.n_obs) if model.adata is None else rows
+    _warn_of_themselves(model, scored, known, compared)
     neighbors = Neighbors(model, train, trained_on)
     score = neighbors.distances(scored)
     p_value = _share_above(neighbors.distances(known, rows), score)
@@ -126,6 +130,27 @@ def _split(model: TRVAE, train: AnnData) -> tuple[np.ndarray, np.ndarray, bool]:
         halves = np.array_split(np.random.default_rng(0).permutation(train.n_obs), 2)
         return *(evenly_spaced(np.sort(half), _MAX_CELLS) for half in halves), False
     return *(evenly_spaced(np.sort(part), _MAX_CELLS) for part in parts), True
+
+
+def _warn_of_themselves(model: TRVAE, scored: AnnData, known: AnnData, rows: np.ndarray) -> None:
+    """Warn where most scored cells are in the reference: of the same names and values."""
+    shared = scored.obs_names.isin(known.obs_names[rows])
+    if 2 * shared.sum() <= len(shared):
+        return
+    there = rows[known.obs_names[rows].isin(scored.obs_names)]
+    cells, others = (
+        pd.MultiIndex.from_arrays(
+            [some.obs_names, np.asarray(values_of(model, some).sum(1)).ravel().round(2)]
+        )
+        for some in (scored, known[there])
+    )
+    n_same = int(cells.isin(others).sum())
+    if 2 * n_same > len(cells):
+        logger.warning(
+            f"{n_same} of {len(cells)} scored cells are in the reference themselves: compared with "
+            "themselves, cells have uniform p-values or higher ones, whatever they are. Name other cells, "
+            "known to be no outliers, as the reference."
+        )
 
 
 class Neighbors:

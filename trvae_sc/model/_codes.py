@@ -17,6 +17,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, predicted_values
+from trvae_sc.model._record import scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
 
@@ -71,12 +72,11 @@ def decode_codes(
 
 def record(trained: Trained, method: str, output: str, seed: int) -> dict[str, Any]:
     """Return where cells that were decoded or drawn come from."""
-    is_mean = trained.module.is_count and output == "mean"
     return {
         "method": method,
         "preset": trained.preset,
         "output": output,
-        "scale": "log(1 + kappa * share)" if is_mean else "values",
+        "scale": scale_name(trained.module.is_count, output),
         "kappa": float(trained.module.kappa),
         "seed": int(seed),
         "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},

@@ -92,13 +92,15 @@ def _check_generation(
         )
     check_whole("n_obs", n_obs)
     blind = trained.module.decoder_in.condition is None
-    if blind != (condition is None):
+    if blind and condition is not None:
         raise InputError(
-            f"The condition is {condition!r}, but the network of preset '{trained.preset}' "
-            + (
-                "does not see it: give None."
-                if blind
-                else f"needs one of {[*trained.conditions.levels]}."
-            )
+            f"The condition is {condition!r}, but the network of preset '{trained.preset}' does not see "
+            "it: give condition=None."
+        )
+    if condition is None and not blind:
+        known = [*trained.conditions.levels]
+        raise InputError(
+            f"No condition is given, but the network of preset '{trained.preset}' needs one of {known}: "
+            f"give condition={known[0]!r}."
         )
     return None if blind else trained.conditions.level(condition)

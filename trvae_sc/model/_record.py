@@ -77,7 +77,7 @@ def provenance(
         "target": level_name(target),
         "source": np.array(combinations["source"].unique(), dtype=object),
         "output": output,
-        "scale": _scale_name(module.is_count, output),
+        "scale": scale_name(module.is_count, output),
         "kappa": float(module.kappa),
         "n_samples": int(n_samples),
         "seed": int(seed),
@@ -87,7 +87,8 @@ def provenance(
     }
 
 
-def _scale_name(is_count: bool, output: str) -> str:
+def scale_name(is_count: bool, output: str) -> str:
+    """Return what the values of an output are."""
     if not is_count:
         return "values"
     return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"

@@ -123,9 +123,10 @@ class AnnDataModel(BaseModelClass):
         """Return what the model is, in rows to show."""
         args, size = self.registry_["setup_args"], self.summary_stats
         key = args["condition_key"]
-        key = key if isinstance(key, str) else " x ".join(key)
         rows = {"cells": f"{size.n_cells:,} of {size.n_vars:,} genes"}
-        rows["conditions"] = f"{some(self.conditions)} in '{key}'"
+        if key is not None:
+            key = key if isinstance(key, str) else " x ".join(key)
+            rows["conditions"] = f"{some(self.conditions)} in '{key}'"
         if args["labels_key"] is not None:
             rows["labels"] = f"{some(self.labels)} in '{args['labels_key']}'"
         return {**rows, "training": self._training_shown(), "settings": self._settings_shown()}

@@ -15,7 +15,15 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import LOG_UNIT, UNIT, axes_of, check_columns, line_styles, plain
+from trvae_sc.pl._style import (
+    LOG_UNIT,
+    UNIT,
+    axes_of,
+    check_columns,
+    line_styles,
+    plain,
+    unit_of_cells,
+)
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -238,7 +246,7 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
 
     Returns
     -------
-    Steps, rising, x genes: means of ``X``.
+    Steps, rising, x genes: means of ``X``. ``attrs["unit"]`` says what they are of.
 
     Raises
     ------
@@ -248,7 +256,9 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
     if fraction_key not in adata.obs:
         raise InputError(f"No column {fraction_key!r} in obs; there are {list(adata.obs)}.")
     values = pd.DataFrame(dense(adata.X), columns=adata.var_names)
-    return values.groupby(adata.obs[fraction_key].to_numpy()).mean()
+    table = values.groupby(adata.obs[fraction_key].to_numpy()).mean()
+    table.attrs[UNIT] = unit_of_cells(adata)
+    return table
 
 
 def interpolation_table(
@@ -305,7 +315,7 @@ def interpolation(
     n_genes: int = 7,
     source: str = "source",
     target: str = "target",
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -319,7 +329,8 @@ def interpolation(
     source, target
         Names of the conditions, for the axis label.
     unit
-        Unit of the means, for the axis label.
+        What the means are of, for the axis label. If None, what the record of the cells says, else
+        "value"; of a table ``attrs["unit"]``, else log(1 + normalised count).
     ax
         Axes to draw on.
     show, save
@@ -334,7 +345,9 @@ def interpolation(
     InputError
         As in :func:`interpolation_table`.
     """
+    means = interpolation_means(means) if isinstance(means, AnnData) else means
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
+    unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
     ax = axes_of(ax, 4.9, 3.3)
     for (gene, values), style in zip(
         table.items(), line_styles(table.columns.astype(str)).values(), strict=True

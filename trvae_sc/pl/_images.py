@@ -11,11 +11,12 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
+from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import LOG_UNIT, axes_of, line_styles, plain
+from trvae_sc.pl._style import axes_of, line_styles, plain, unit_of_cells
 
 _MISSING = "0.75"  # grey of a tile without a cell
 _TILE = 0.5  # inches
@@ -29,6 +30,7 @@ def grid(
     n_columns: int = 10,
     n_genes: int = 30,
     var_names: Sequence[str] | None = None,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -41,15 +43,19 @@ def grid(
         Images have the columns ``row`` and ``column`` in ``var``, as those of
         :func:`trvae_sc.datasets.digits` and what is decoded from them.
     rows
-        Column of ``obs``, such as the condition: one row a level, in order of appearance. If None, images
-        are laid out one row after the other, and a heat map has a row a cell.
+        Column of ``obs``, such as the condition: one row a level, in order of appearance, and more where
+        they do not fit. If None, images are laid out one row after the other, and a heat map has a row a
+        cell.
     columns
-        Column of ``obs`` that says where in its row an image is, and names it. If None, in order.
+        Column of ``obs`` that says where in its row an image is, and names it: one column a level. Images
+        of the same row and column are drawn one below the other. If None, images are in order.
     n_columns
-        Images a row, without `rows`.
+        Most images a row, without `columns`.
     n_genes, var_names
         Genes of a heat map: so many that vary most between its rows (means of the cells of a level), or
         these.
+    unit
+        What their values are, for the colour bar. If None, what the record of `cells` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -62,24 +68,22 @@ def grid(
     Raises
     ------
     InputError
-        No cells, or no such column or gene.
+        No cells, no such column or gene, or `n_columns` is no number of columns.
     """
     _check(cells, [rows, columns])
+    check_whole("n_columns", n_columns)
     if not _are_images(cells):
-        ax = _heat_map(cells, rows, n_genes, var_names, ax)
+        unit = unit_of_cells(cells) if unit is None else unit
+        ax = _heat_map(cells, rows, n_genes, var_names, unit, ax)
         return finish(ax, "grid", show=show, save=save)
-    row = _places(cells.obs[rows]) if rows is not None else np.arange(cells.n_obs) // n_columns
-    if columns is not None:
-        column = _places(cells.obs[columns])
-    else:
-        column = pd.Series(row).groupby(row).cumcount().to_numpy()
-    names = [
+    row, column, heights = _layout(cells.obs, rows, columns, n_columns)
+    row_names, column_names = (
         [] if key is None else [_name(v) for v in pd.unique(cells.obs[key])]
         for key in (rows, columns)
-    ]
+    )
     tiles = _tiles(cells, row, column)
     ax = axes_of(ax, _TILE * (column.max() + 1) + 1.0, _TILE * (row.max() + 1) + 0.4)
-    _draw_tiles(ax, tiles, *names)
+    _draw_tiles(ax, tiles, row_names, column_names, heights)
     return finish(ax, "grid", show=show, save=save)
 
 
@@ -87,7 +91,7 @@ def traversal(
     walk: AnnData,
     *,
     n_genes: int = 7,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -101,7 +105,7 @@ def traversal(
     n_genes
         Genes drawn, those of largest ``var["range"]``.
     unit
-        Unit of the values, for the axis label.
+        What the values are, for the axis label. If None, what the record of `walk` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -122,7 +126,7 @@ def traversal(
         )
     name = f"latent dimension {walk.uns['trvae_sc']['dimension']}"
     if _are_images(walk):
-        ax = cast("Axes", grid(walk, columns="value", n_columns=walk.n_obs, ax=ax))
+        ax = cast("Axes", grid(walk, columns="value", ax=ax))
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
     ax = axes_of(ax, 4.9, 3.3)
@@ -131,7 +135,7 @@ def traversal(
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
     ax.set_xlabel(name, fontsize=9)
-    ax.set_ylabel(plain(unit), fontsize=9)
+    ax.set_ylabel(plain(unit_of_cells(walk) if unit is None else unit), fontsize=9)
     ax.tick_params(labelsize=8)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return finish(ax, "traversal", show=show, save=save)
@@ -141,7 +145,7 @@ def manifold(
     cells: AnnData,
     gene: str | None = None,
     *,
-    unit: str = LOG_UNIT,
+    unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -155,7 +159,7 @@ def manifold(
     gene
         Gene to colour by; that of most variance if None. Not for images.
     unit
-        Unit of its values, for the colour bar.
+        What its values are, for the colour bar. If None, what the record of `cells` says, else "value".
     ax
         Axes to draw on.
     show, save
@@ -190,6 +194,7 @@ def manifold(
         image[at[1], at[0]] = x[gene]
         drawn = ax.imshow(image, origin="lower", cmap="viridis", aspect="auto")
         bar = ax.figure.colorbar(drawn, ax=ax)
+        unit = unit_of_cells(cells) if unit is None else unit
         bar.set_label(plain(f"{gene}, {unit}"), fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -216,7 +221,25 @@ def _are_images(cells: AnnData) -> bool:
 
 def _places(column: pd.Series) -> np.ndarray:
     """Return the number of each level, by order of appearance."""
-    return pd.factorize(column)[0]
+    return pd.factorize(column, use_na_sentinel=False)[0]
+
+
+def _layout(
+    obs: pd.DataFrame, rows: str | None, columns: str | None, n_columns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the row and column of each image, and how many rows each level of `rows` takes."""
+    level = np.zeros(len(obs), dtype=int) if rows is None else _places(obs[rows])
+    if columns is not None:
+        column = _places(obs[columns])
+        below = pd.Series(level).groupby([level, column]).cumcount().to_numpy()
+    else:
+        number = pd.Series(level).groupby(level).cumcount().to_numpy()
+        if rows is not None:  # rows of a level that are as long as each other
+            n_most = number.max() + 1
+            n_columns = -(-n_most // -(-n_most // n_columns))
+        below, column = np.divmod(number, n_columns)
+    heights = pd.Series(below).groupby(level).max().to_numpy() + 1
+    return (np.cumsum(heights) - heights)[level] + below, column, heights
 
 
 def _name(level: object) -> str:
@@ -235,26 +258,39 @@ def _tiles(cells: AnnData, row: np.ndarray, column: np.ndarray) -> np.ndarray:
 
 
 def _draw_tiles(
-    ax: Axes, tiles: np.ndarray, row_names: Sequence[str], column_names: Sequence[str]
+    ax: Axes,
+    tiles: np.ndarray,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    heights: np.ndarray | None = None,
 ) -> None:
-    """Draw images; names of rows and columns in their middle."""
+    """Draw images; names of rows, so many tiles high, and of columns in their middle."""
     cmap = plt.get_cmap("gray").with_extremes(bad=_MISSING)
     limits = np.nanquantile(tiles, (0.01, 0.99))  # decoded pixels may be off by a little
     ax.imshow(tiles, cmap=cmap, interpolation="nearest", vmin=limits[0], vmax=limits[1])
-    for axis, names, length in (
-        (ax.yaxis, row_names, tiles.shape[0]),
-        (ax.xaxis, column_names, tiles.shape[1]),
+    heights = np.ones(max(len(row_names), 1)) if heights is None else heights
+    for axis, names, length, sizes in (
+        (ax.yaxis, row_names, tiles.shape[0], heights),
+        (ax.xaxis, column_names, tiles.shape[1], np.ones(max(len(column_names), 1))),
     ):
-        step = (length + 1) / max(len(names), 1)
-        ticks = step * (np.arange(len(names)) + 0.5) - 1
-        axis.set_ticks(ticks, [plain(name) for name in names])
+        ends = np.cumsum(sizes) / sizes.sum()
+        ticks = (length + 1) * (ends - sizes / sizes.sum() / 2) - 1
+        axis.set_ticks(ticks[: len(names)], [plain(name) for name in names])
+    if (heights > 1).any():
+        for end in np.cumsum(heights)[:-1] * (tiles.shape[0] + 1) / heights.sum():
+            ax.axhspan(end - 1.5, end - 0.5, color="white", lw=0)  # between levels of several rows
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=8)
     ax.spines[:].set_visible(False)
 
 
 def _heat_map(
-    cells: AnnData, rows: str | None, n_genes: int, var_names: Sequence[str] | None, ax: Axes | None
+    cells: AnnData,
+    rows: str | None,
+    n_genes: int,
+    var_names: Sequence[str] | None,
+    unit: str,
+    ax: Axes | None,
 ) -> Axes:
     """Draw mean expression, rows x genes."""
     table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
@@ -272,5 +308,5 @@ def _heat_map(
     ax.set_xticks(range(table.shape[1]), [plain(g) for g in table], rotation=90)
     ax.set_yticks(range(len(table)), [plain(name) for name in table.index])
     ax.tick_params(length=0, labelsize=8)
-    ax.figure.colorbar(drawn, ax=ax).set_label(LOG_UNIT, fontsize=8)
+    ax.figure.colorbar(drawn, ax=ax).set_label(plain(unit), fontsize=8)
     return ax

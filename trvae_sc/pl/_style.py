@@ -9,10 +9,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
+from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 
 #: Okabe and Ito's colours, distinguishable with any colour vision.
@@ -77,6 +79,12 @@ def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None)
         or (COLORS[_KNOWN[name]] if name in _KNOWN else _OTHERS[rest.index(name) % len(_OTHERS)])
         for name in names
     }
+
+
+def unit_of_cells(cells: AnnData) -> str:
+    """Return what the values of cells are, as their record says; "value" where it does not."""
+    scale = str(cells.uns.get(RECORD, {}).get("scale", ""))
+    return LOG_UNIT if scale.startswith("log") else {"counts": "count"}.get(scale, "value")
 
 
 def plain(text: object) -> str:
