@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,8 +144,9 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
     _check_cells(cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
-    checks.check_obs(cells, [*key, trained.labels_key])
-    aligned = align(cells, names, trained.layer, trained.total_counts_key)
+    with _named():
+        checks.check_obs(cells, [*key, trained.labels_key])
+        aligned = align(cells, names, trained.layer, trained.total_counts_key)
     other = [c for c in space.column(cells.obs).unique() if _level(trained, c) != target]
     if other:
         raise InputError(
@@ -198,6 +200,15 @@ def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
             f"exemplars has cells of {listing(other)}, but predicted are {listing(sorted(predicted))}. Take "
             "those of the labels to predict only."
         )
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say of what is wrong with adata that it is with exemplars."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"exemplars: {error}") from error
 
 
 def _check_cells(cells: AnnData) -> None:
