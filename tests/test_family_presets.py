@@ -285,6 +285,8 @@ def test_presets_without_condition_show_what_they_are_without_one(preset, is_tra
         assert "120 of 30 genes" in shown
         assert "3 (B, NK, T) in " in shown
         assert ("not trained" in shown) != is_trained
+    with pytest.raises(InputError, match="set up without condition_key"):
+        _ = model.keys
 
 
 def test_presets_are_methods_of_the_benchmark():

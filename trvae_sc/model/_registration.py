@@ -283,9 +283,11 @@ class AnnDataModel(BaseModelClass):
         Raises
         ------
         InputError
-            The condition is made of several columns, of which these have one.
+            The condition is made of several columns, of which these have one, or there is none.
         """
         args = self.registry_["setup_args"]
+        if args["condition_key"] is None:
+            raise InputError("The model was set up without condition_key, which this needs.")
         if not isinstance(args["condition_key"], str):
             raise InputError(
                 f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
