@@ -80,6 +80,9 @@ def test_a_flow_takes_exemplars_and_draws(run, cells):
     assert run("generate", "model", "--n-obs", "7", *CPU, "-o", "new.h5ad")[0] == 0
     model = FlowTransfer.load("model", False, accelerator="cpu")
     np.testing.assert_allclose(anndata.read_h5ad("new.h5ad").X, model.generate(7).X, atol=1e-4)
+    code, _, err = run("generate", "model", "--condition", "control", *CPU, "-o", "other.h5ad")
+    assert code == 2
+    assert "A FlowTransfer draws cells without --condition: leave that out." in err
     ends = ["--start", "B", "--end", "NK", "--steps", "3", *CPU, "-o", "way.h5ad"]
     assert run("interpolate", "model", "cells.h5ad", *ends)[0] == 0
     assert anndata.read_h5ad("way.h5ad").obs["fraction"].tolist() == [0.0, 0.5, 1.0]

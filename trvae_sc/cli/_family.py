@@ -247,6 +247,10 @@ def run_generate(args: argparse.Namespace) -> None:
         given["exemplars"] = None if args.exemplars is None else read(args.exemplars)
     else:
         raise InputError(f"{args.model} is a {name}, which translates cells and draws none.")
+    options = ("condition", "labels", "latent", "output", "exemplars")
+    idle = [f"--{o}" for o in options if getattr(args, o) is not None and o not in given]
+    if idle:
+        raise InputError(f"A {name} draws cells without {', '.join(idle)}: leave that out.")
     model = _load(args, read(args.file) if args.file is not None and name == "TRVAE" else None)
     cells = model.generate(**given)
     write_anndata(cells, args.out, overwrite=args.force)
