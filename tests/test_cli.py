@@ -320,7 +320,7 @@ def assert_refused(result, message, before):
     *logged, line = err.splitlines()
     assert line.startswith("trvae-sc: ")
     assert message in line
-    assert [text for text in logged if not text.startswith("No total_counts_key")] == []
+    assert [text for text in logged if not text.startswith("No --total-counts-key")] == []
     assert tree() == before
 
 

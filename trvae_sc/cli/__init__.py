@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stops: list[int] = []
     try:
         # progress bars go to stderr: stdout is for results
-        with _terminable(stops), _logging(), contextlib.redirect_stdout(sys.stderr):
+        with _terminable(stops), _logging(args), contextlib.redirect_stdout(sys.stderr):
             args.run(args)
         return 0
     except InputError as error:
@@ -86,13 +86,26 @@ def _terminable(stops: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _InOptions(logging.Formatter):
+    """Writes what is logged with arguments of Python as options."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.args = args
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return in_words_of_options(super().format(record), self.args)
+
+
 @contextlib.contextmanager
-def _logging() -> Iterator[None]:
+def _logging(args: argparse.Namespace) -> Iterator[None]:
     """Write what is logged meanwhile to stderr, without what other packages say of themselves."""
     for name in ("lightning", "scvi", "matplotlib", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
     root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
     level = root.level
+    handler.setFormatter(_InOptions(args))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
