@@ -20,13 +20,10 @@ from trvae_sc.model._decode import level_of
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
 
-_SCALES = 2.0 ** np.arange(
-    -2, 4
-)  # of what is wrong with a prediction, from 1/4 to 8 times as much as expected
-_FEW, _SCALE_OF_FEW = (
-    5,
-    0.5,
-)  # genes of a cell vary together: fewer cells tell less than their number
+#: Scales of what is wrong with a prediction, from 1/4 to 8 times as much as expected.
+_SCALES = 2.0 ** np.arange(-2, 4)
+_FEW = 5  # genes of a cell vary together: fewer cells tell less than their number
+_SCALE_OF_FEW = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Exemplars:
         """
         mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
         scale = self.scale(f, error, is_count=is_count)
-        weight = self._weight(f, scale * error, self.n, is_count=is_count)
+        weight = _weight(scale * error, self._noise(f, self.n, is_count=is_count))
         moved = mean + weight * (seen - mean)
         return np.log1p(moved) if is_count else moved, max(scale, 1.0) * (1.0 - weight)
 
@@ -98,25 +95,28 @@ class Exemplars:
         per_f = 1.0 + mean if is_count else 1.0
         apart = np.square((seen - mean) / per_f)
         within = self.variance / np.square(per_f)
-        losses = []
+        noise, losses = self._noise(f, self.n - 1, is_count=is_count), []
         for scale in _SCALES:
-            w = self._weight(f, scale * error, self.n - 1, is_count=is_count)
+            w = _weight(scale * error, noise)
             losses.append(
                 (np.square(1 - w) * apart + np.square(1 + w / (self.n - 1)) * within).sum()
             )
         return float(_SCALES[np.argmin(losses)])
 
-    def _weight(self, f: np.ndarray, error: np.ndarray, n: int, *, is_count: bool) -> np.ndarray:
-        """Return the weight of the mean of n cells, beside a prediction with the variance `error`."""
+    def _noise(self, f: np.ndarray, n: int, *, is_count: bool) -> np.ndarray:
+        """Return the variance v of the mean of n cells, on the scale of f."""
         options = {"is_count": is_count, "relative_total": self.relative_total}
-        if is_count:
-            mean = np.expm1(np.maximum(f, 0.0))
-            more = mean + 0.5 / (n * self.relative_total)
-            noise = sampling_variance(np.log1p(more), self.spread, n, **options)
-            noise *= np.square((1.0 + more) / (1.0 + mean))  # to the scale of f
-        else:
-            noise = sampling_variance(f, self.spread, n, **options)
-        return error / np.maximum(error + noise, np.finfo(float).tiny)
+        if not is_count:
+            return sampling_variance(f, self.spread, n, **options)
+        mean = np.expm1(np.maximum(f, 0.0))
+        more = mean + 0.5 / (n * self.relative_total)
+        noise = sampling_variance(np.log1p(more), self.spread, n, **options)
+        return noise * np.square((1.0 + more) / (1.0 + mean))  # to the scale of f
+
+
+def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Return the weight of a mean with the variance `noise`, beside a prediction with the variance `error`."""
+    return error / np.maximum(error + noise, np.finfo(float).tiny)
 
 
 def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
