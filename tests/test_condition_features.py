@@ -180,13 +180,17 @@ def test_leaving_a_condition_out_is_refitting_without_it():
     ridge = Ridge(profiles, 0, Likeness(codes, kernel, np.ones(len(codes))), common=1.0)
     missed, _ = ridge.left_out(conditions=True)
     variance = ridge.left_out_variance(conditions=True)
+    label, place = ridge.groups[:, 0], np.searchsorted(codes, ridge.groups[:, 1])
+    labels = 1.0 + ridge.z @ ridge.z.T / ridge.size + 0.3 * np.eye(3)
+    full = kernel[np.ix_(place, place)] * labels[np.ix_(label, label)]
+    full += np.diag(0.3 * 30 / ridge.n)
     for c in codes:
         own = ridge.groups[:, 1] == c
-        across, rest = ridge.kernel[np.ix_(own, ~own)], ridge.kernel[np.ix_(~own, ~own)]
+        across, rest = full[np.ix_(own, ~own)], full[np.ix_(~own, ~own)]
         weights = np.linalg.solve(rest, across.T).T
         expected = ridge.changes[own] - weights @ ridge.changes[~own]
         np.testing.assert_allclose(missed[own], expected, atol=1e-6)
-        left = ridge.kernel[np.ix_(own, own)] - weights @ across.T
+        left = full[np.ix_(own, own)] - weights @ across.T
         np.testing.assert_allclose(variance[own], np.diag(left))
 
 

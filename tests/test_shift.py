@@ -163,9 +163,7 @@ def test_residuals_are_those_of_labels_predicted_by_the_others(is_count):
     every = ridge_of(profiles, shifts, n_cells, is_count=is_count)
     others.centre, others.size = every.centre, every.size
     others.z = every.z
-    left, place = others.groups[:, 0], np.array([0, 1, 3])
-    others.kernel = every.kernel[np.ix_(place, place)]
-    assert left.tolist() == place.tolist()
+    assert others.groups[:, 0].tolist() == [0, 1, 3]
     assert missed[2] == pytest.approx(shifts[2] - predicted(profiles[2], others), abs=1e-6)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from trvae_sc.kernel_system import System, Tables, factorised
 from trvae_sc.replicates import Pairs, Replicates
 
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
@@ -172,25 +173,20 @@ class Ridge:
         self.z = z - self.centre
         size = np.average(np.square(self.z[label]).sum(1), weights=weight)
         self.size = size if len(known) > 1 and size > 0 else np.inf
-        self.alike = likeness.kernel[np.ix_(place[condition], place[condition])]
-        self.kernel = self.alike * self.labels_alike(label, label)
-        self.of_target = likeness.target[place[condition]]
-        self.kernel[np.diag_indices(len(label))] += self.noise(self.n)
+        self.condition = place[condition]
+        self.of_target = likeness.target[self.condition]
 
     @cached_property
-    def _factor(self) -> tuple[np.ndarray, bool]:
-        """The Cholesky factor of the kernel, which all predictions share."""
-        return linalg.cho_factor(self.kernel)
-
-    @cached_property
-    def _inverse(self) -> np.ndarray:
-        """The inverse of the kernel."""
-        upper = np.triu(linalg.lapack.dpotri(*self._factor)[0])
-        return upper + np.triu(upper, 1).T
+    def _system(self) -> System:
+        """The kernel, factorised, which all predictions share."""
+        known, label = np.unique(self.groups[:, 0], return_inverse=True)
+        labels = self._alike(self.z[known], known, known)
+        noise = np.asarray(self.noise(self.n))
+        return factorised(Tables(self.likeness.kernel, labels, self.condition, label, noise))
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """Return the inverse of the kernel times `b`, shape (n_groups,) or (n_groups, n)."""
-        return linalg.cho_solve(self._factor, b)
+        return self._system.solve(b)
 
     @staticmethod
     def noise(n: np.ndarray | float) -> np.ndarray | float:
@@ -239,7 +235,8 @@ class Ridge:
             return 0.0
         noise = np.diag(self.noise(self.n[own]))
         alike = _RIDGE * self.of_target[own]
-        explained = alike @ linalg.solve(_RIDGE * self.alike[np.ix_(own, own)] + noise, alike)
+        kernel = self.likeness.kernel[np.ix_(self.condition[own], self.condition[own])]
+        explained = alike @ linalg.solve(_RIDGE * kernel + noise, alike)
         return float(explained / (_RIDGE * self.likeness.variance))
 
     def expected_variance(self, profile: np.ndarray, label: int | None, n: float) -> float:
@@ -261,14 +258,10 @@ class Ridge:
 
         With `conditions` all groups of a condition are left out together.
         """
-        variance = 1.0 / np.diag(self._inverse)
-        for at in self._blocks() if conditions else ():
-            variance[at] = np.diag(linalg.inv(self._inverse[np.ix_(at, at)]))
+        variance = 1.0 / self._system.diagonal()
+        for at, block in self._system.blocks() if conditions else ():
+            variance[at] = np.diag(linalg.inv(block))
         return variance
-
-    def _blocks(self) -> list[np.ndarray]:
-        """Return the places of the groups of each condition."""
-        return [np.flatnonzero(self.groups[:, 1] == c) for c in np.unique(self.groups[:, 1])]
 
     def left_out(
         self, change: np.ndarray | None = None, *, conditions: bool = False
@@ -295,9 +288,8 @@ class Ridge:
         With `conditions` all groups of a condition are left out together.
         """
         solved = self.solve(self.changes)
-        missed = solved / np.diag(self._inverse)[:, None]
-        for at in self._blocks() if conditions else ():
-            block = self._inverse[np.ix_(at, at)]
+        missed = solved / self._system.diagonal()[:, None]
+        for at, block in self._system.blocks() if conditions else ():
             missed[at] = linalg.solve(block, solved[at], assume_a="pos")
         return self.changes - missed
 
