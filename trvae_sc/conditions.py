@@ -275,7 +275,7 @@ class ConditionSpace:
         if not isinstance(self.key, str):
             return joint_column(obs, self.key)[0].astype(object)
         known = {level_name(level): level for level in self.levels}
-        return as_text(obs[self.key]).map(lambda name: known.get(name, name))
+        return as_text(obs[self.key], known).infer_objects()
 
     def columns(self, levels: Sequence[Any]) -> dict[str, Any]:
         """Return the obs columns of cells under these conditions, one a cell."""

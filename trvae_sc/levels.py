@@ -106,8 +106,10 @@ def check_complete(column: pd.Series) -> None:
         )
 
 
-def as_text(column: pd.Series) -> pd.Series:
+def as_text(column: pd.Series, names: dict[str, Any] | None = None) -> pd.Series:
     """Return the level of each cell as it reads; the index has no name, which may be a column's.
+
+    Levels that `names` has by how they read are called what it says.
 
     Raises
     ------
@@ -116,9 +118,10 @@ def as_text(column: pd.Series) -> pd.Series:
     """
     check_complete(column)
     codes, found = codes_of(column)
-    names = np.array(found, dtype=object)
+    called = np.empty(len(found), dtype=object)
+    called[:] = [(names or {}).get(name, name) for name in found]
     index = column.index.rename(None)
-    return pd.Series(names[codes] if len(names) else names, index=index, dtype=object)
+    return pd.Series(called[codes] if len(called) else called, index=index, dtype=object)
 
 
 def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:

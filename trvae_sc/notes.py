@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from anndata import AnnData
 
@@ -23,6 +25,17 @@ def log_notes(predicted: AnnData, said: set[str] | None = None) -> AnnData:
             said.add(note)
             logger.warning("Note: %s", note)
     return predicted
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a record of what was predicted, or scored, names."""
+    return {name: _version(name) for name in ("trvae_sc", "scvi-tools", "torch")}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    """Return the version of a package; reading it takes as long as encoding a batch."""
+    return version(name)
 
 
 @contextlib.contextmanager

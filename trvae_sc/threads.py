@@ -1,8 +1,9 @@
-"""How many threads torch uses.
+"""How many threads torch and numpy use.
 
 Layers of networks here are narrow, and on a busy machine threads that wait for each other take most of
 the time: with two threads on two busy cores an epoch took forty times as long as with one. Other
-packages set torch to all cores (numba does, which scanpy's UMAP uses).
+packages set torch to all cores (numba does, which scanpy's UMAP uses); those of numpy's matrix products
+wait for the next one by going round in circles, and doubled the time of a prediction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NARROW = 512  # widest layer that one thread is enough for
 
 @contextlib.contextmanager
 def suitable_threads(widest: int) -> Iterator[None]:
-    """Let torch use as many threads as suit a network, and what was set before again afterwards.
+    """Let torch and numpy use as many threads as suit a network, and what was set before again afterwards.
 
     One up to a width of 512, else the cores that are idle; never more than were set.
 
@@ -30,6 +31,7 @@ def suitable_threads(widest: int) -> Iterator[None]:
         Width of its widest hidden layer.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     n_threads = min(before, 1 if widest <= _NARROW else _idle_cores())
@@ -37,7 +39,8 @@ def suitable_threads(widest: int) -> Iterator[None]:
         _say(n_threads, before)
         torch.set_num_threads(n_threads)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 

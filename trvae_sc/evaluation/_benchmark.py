@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
@@ -31,6 +30,7 @@ from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.identity import digest
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.notes import versions
 from trvae_sc.progress import duration, say
 
 
@@ -290,7 +290,7 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             "cells": design.to_numpy().tolist(),
         },
         "notes": _notes(adata, n_top_genes),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+        "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

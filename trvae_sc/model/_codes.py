@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from trvae_sc.model._decode import Batch, predicted_values
 from trvae_sc.model._record import scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
+from trvae_sc.notes import versions
 
 COLLAPSED = 0.01  #: nats of KL below which a latent dimension says nothing of a cell
 _MAX_CELLS = 2000  # that the KL is averaged over
@@ -79,7 +79,7 @@ def record(trained: Trained, method: str, output: str, seed: int) -> dict[str, A
         "scale": scale_name(trained.module.is_count, output),
         "kappa": float(trained.module.kappa),
         "seed": int(seed),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+        "versions": versions(),
     }
 
 

@@ -103,7 +103,7 @@ def minus_log_p_zero(mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
 
 def by_row(dense: np.ndarray) -> sparse.csr_matrix:
     """Return the sparse matrix of a dense one (scipy's own way over 2-d indices takes longer)."""
-    where = np.flatnonzero(dense)
+    where = np.flatnonzero(dense != 0)
     return _csr(dense.ravel()[where], where, dense.shape)
 
 

@@ -37,6 +37,16 @@ class Change(NamedTuple):
         half = np.nan if self.half_width is None else self.half_width
         return self.source_mean, self.predicted_mean, change, change - half, change + half
 
+    def largest(self) -> np.ndarray:
+        """Return the 100 genes that change most."""
+        change = np.abs(self.predicted_mean - self.source_mean)
+        return np.argsort(-change, kind="stable")[:_RESPONDING]
+
+    def size(self, genes: np.ndarray, *, is_count: bool) -> float:
+        """Return the root mean square of the log fold changes (not counts: changes) of genes."""
+        means = self.source_mean[genes], self.predicted_mean[genes]
+        return float(np.sqrt(np.square(log_fold_change(*means, is_count=is_count)).mean()))
+
 
 class Factors(NamedTuple):
     """How the decoded rates of a label are put on their level, under one source and target."""
@@ -89,6 +99,11 @@ class Calibration:
             sourced = Sourced(trained, trained.conditions.level(name), target, exemplars)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
+        changes, is_count = [f.change for f in self.factors], self.module.is_count
+        self.responding = np.stack([change.largest() for change in changes])
+        ends = zip(changes, self.responding, strict=True)
+        sizes = [change.size(genes, is_count=is_count) for change, genes in ends]
+        self.size = np.maximum(sizes, np.finfo(float).tiny)
 
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch on the level of its labels; `positions` are its rows' places.
@@ -120,20 +135,14 @@ class Calibration:
         values) of the cell's expected values and of the label's means: 1 is like the label. NaN of
         networks that are not calibrated.
         """
-        result = np.full(len(batch.observed), np.nan, dtype=np.float32)
         if not self.factors:
-            return result
-        group, is_count = self.group[positions], self.module.is_count
-        for code in np.unique(group):
-            cells, change = np.flatnonzero(group == code), self.factors[code].change
-            genes = np.argsort(-np.abs(change.columns()[2]), kind="stable")[:_RESPONDING]
-            ends = (scaled(self.module, x[np.ix_(cells, genes)], None) for x in batch[2:4])
-            own = log_fold_change(*ends, is_count=is_count)
-            means = change.source_mean[genes], change.predicted_mean[genes]
-            mean = log_fold_change(*means, is_count=is_count)
-            size = np.sqrt(np.square(mean).mean())
-            result[cells] = np.sqrt(np.square(own).mean(1)) / max(size, np.finfo(float).tiny)
-        return result
+            return np.full(len(batch.observed), np.nan, dtype=np.float32)
+        group = self.group[positions]
+        genes = self.responding[group]
+        ends = (np.take_along_axis(x, genes, 1) for x in (batch.source, batch.target))
+        found = (scaled(self.module, x, None) for x in ends)
+        own = log_fold_change(*found, is_count=self.module.is_count)
+        return (np.sqrt(np.square(own).mean(1)) / self.size[group]).astype(np.float32)
 
 
 class Sourced:

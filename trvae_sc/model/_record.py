@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import anndata
@@ -16,6 +15,7 @@ from trvae_sc.levels import level_name
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._features import remarks as feature_remarks
 from trvae_sc.model._trained import Known, Trained
+from trvae_sc.notes import versions
 
 #: What is to be said of a new condition of a model without labels whose weights are frozen.
 FROZEN_WITHOUT_LABELS = (
@@ -83,7 +83,7 @@ def provenance(
         "seed": int(seed),
         "combinations": combinations,
         "notes": np.array(notes, dtype=object),
-        "versions": {name: version(name) for name in ("trvae_sc", "scvi-tools", "torch")},
+        "versions": versions(),
     }
 
 
