@@ -146,9 +146,9 @@ class TRVAEModule(BaseModuleClass):
         self.zero_inflation = nn.Linear(n_last, n_input) if gene_likelihood == "zinb" else None
         dispersed = gene_likelihood in ("nb", "zinb", "normal")
         by_feature = dispersed and dispersion == "gene-condition" and condition_in != "none"
-        zeros = [torch.zeros(n_input), torch.zeros(n_features, n_input)]
-        self.log_dispersion = nn.Parameter(zeros[0]) if dispersed else None
-        self.log_dispersion_condition = nn.Parameter(zeros[1]) if by_feature else None
+        self.log_dispersion = nn.Parameter(torch.zeros(n_input)) if dispersed else None
+        shape = n_features, n_input
+        self.log_dispersion_condition = nn.Parameter(torch.zeros(shape)) if by_feature else None
         self.register_buffer("condition_design", condition_design.float(), persistent=False)
         self.register_buffer("has_statistics", torch.tensor(False))
         self.register_buffer("kappa", torch.tensor(1.0))
@@ -160,7 +160,7 @@ class TRVAEModule(BaseModuleClass):
 
     @property
     def observation(self) -> Observation:
-        """How what the network returns is observed."""
+        """What profiles say of the data, with the parameters as they are now."""
         settings = self.gene_likelihood, self.is_count, self.has_total, self.relu_output
         units = self.kappa, self.gene_mean, self.gene_scale, self.condition_design
         return Observation(*settings, *units, self.log_dispersion, self.log_dispersion_condition)
@@ -216,7 +216,7 @@ class TRVAEModule(BaseModuleClass):
         self.n_cells[present] = found.n_cells[present]
 
     def context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
-        """Return what the cells of a minibatch are observed under: their own condition, or one of given features."""
+        """Return what the cells of a minibatch are observed under; conditions may be others, by their features."""
         if features is None:
             features = self.condition_design[codes_of(tensors, CONDITION_KEY)]
         return context_of(tensors, features, has_batch=self.n_batch > 0)
