@@ -411,7 +411,7 @@ def decode(model, source, z):
     tensors = next(iter(model._make_data_loader(model._validate_anndata(source.copy()))))
     with torch.no_grad():
         z = torch.as_tensor(z, dtype=torch.float32)
-        hidden = module.hidden_layers(z, module._context(tensors))[1]
+        hidden = module.hidden_layers(z, module.context(tensors))[1]
         out = module.to_profile(hidden).double().numpy()
     if module.is_count:
         return np.log1p(module.kappa.item() * np.exp(out))

@@ -66,7 +66,7 @@ def test_decoded_cells_are_drawn_from_the_likelihood(model):
     mean = np.expm1(model.decode(z[:1], condition="control").X[0])  # counts of a median total
     found = model.decode(z, condition="control", output="sample", seed=1).X.toarray()
     assert (found % 1 == 0).all()
-    theta = model.module.log_theta(torch.tensor([[1.0, 0.0]])).exp().detach().numpy()[0]
+    theta = model.module.observation.log_theta(torch.tensor([[1.0, 0.0]])).exp().detach().numpy()[0]
     error = np.sqrt((mean + mean**2 / theta) / 4000)
     assert (np.abs(found.mean(0) - mean) < 5 * error + 1e-3).all()
     again = model.decode(z, condition="control", output="sample", seed=1).X.toarray()

@@ -629,7 +629,7 @@ def test_c20_likelihood_parameters(of_likelihood):
     expected = model.get_normalized_expression(library_size="latent")
     assert parameters["mean"] == close(expected)
     condition = model.adata.obs["condition"].cat.codes.to_numpy()
-    theta = model.module.log_theta(model.module.condition_design).exp().detach().numpy()
+    theta = model.module.observation.log_theta(model.module.condition_design).exp().detach().numpy()
     assert parameters["dispersions"] == close(theta[condition])
     several = model.get_likelihood_parameters(n_samples=3)
     assert several["mean"].shape == (3, 120, 30)

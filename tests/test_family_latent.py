@@ -27,7 +27,7 @@ def decode(model, z, rows, condition=None):
             code = model.conditions.index(condition)
             tensors["condition"] = torch.full_like(tensors["condition"], code)
         z = torch.as_tensor(np.asarray(z), dtype=torch.float32)
-        hidden = module.hidden_layers(z, module._context(tensors))[1]
+        hidden = module.hidden_layers(z, module.context(tensors))[1]
         out = module.to_profile(hidden).double().numpy()
     if module.is_count:
         return np.log1p(module.kappa.item() * np.exp(out))

@@ -37,7 +37,7 @@ def arrays(made):
     outputs = module.generative(**module._get_generative_input(tensors, {"z": z}))
     log_theta = None
     if module.gene_likelihood in ("nb", "zinb", "normal"):
-        log_theta = module.log_theta(outputs["context"].condition).numpy().astype(float)
+        log_theta = module.observation.log_theta(outputs["context"].condition).numpy().astype(float)
     x = tensors[REGISTRY_KEYS.X_KEY].numpy().astype(float)
     total = tensors["total_counts"].numpy().astype(float) if module.is_count else None
     return x, total, outputs["profile"].numpy().astype(float), log_theta

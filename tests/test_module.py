@@ -8,9 +8,16 @@ from scvi import REGISTRY_KEYS as KEYS
 
 from trvae_sc.mmd import PAPER_BANDWIDTHS, mmd
 from trvae_sc.model import PRESETS
-from trvae_sc.module import TRVAEModule, gaussian_kl, negative_binomial_nll, normal_nll
+from trvae_sc.module import (
+    Statistics,
+    TRVAEModule,
+    gaussian_kl,
+    ll_at_mean,
+    negative_binomial_nll,
+    normal_nll,
+)
+from trvae_sc.module import _terms as terms
 from trvae_sc.module._layers import Context
-from trvae_sc.module._terms import Transfer, _halves
 
 torch.set_num_threads(1)
 
@@ -171,13 +178,8 @@ def with_profiles(made, tensors, hidden=()):
         if key not in hidden:
             sums[key[0] * n_conditions + key[1]] += x[i] / total[i] if made.is_count else x[i]
             n[key] += 1
-    made.set_statistics(
-        kappa=20.0,
-        mean=sums.sum(0).float() / n.sum(),
-        scale=torch.ones(x.shape[1]),
-        sums=sums,
-        n_cells=n,
-    )
+    mean, scale = sums.sum(0).float() / n.sum(), torch.ones(x.shape[1])
+    made.set_statistics(Statistics(20.0, mean, scale, sums, n))
     return sums / n.view(-1, 1)
 
 
@@ -239,9 +241,8 @@ def group_errors(made, tensors, z, label, source, target):
 
 
 def test_the_transfer_loss_of_labels_of_few_cells_counts_less():
-    made = module(n_labels=2)
-    made.n_cells.copy_(torch.tensor([[3.0, 600.0], [990.0, 990.0]]))
-    weight = made._pair_weights(*(torch.tensor(codes) for codes in ([0, 1], [0, 1], [1, 0])))
+    codes = (torch.tensor(codes) for codes in ([0, 1], [0, 1], [1, 0]))
+    weight = terms.pair_weights(*codes, torch.tensor([[3.0, 600.0], [990.0, 990.0]]).double())
     n = 2 / (1 / 3 + 1 / 600)
     assert weight.tolist() == pytest.approx([n / (n + 10) * 1000 / 990, 1.0])
 
@@ -253,7 +254,7 @@ def test_groups_of_a_step_are_drawn_alike_and_stand_for_all():
     code = tensors[KEYS.LABELS_KEY].ravel() * 2 + tensors["condition"].ravel()
     drawn = []
     for _ in range(400):
-        chosen, place, weight = made._draw_groups(code)
+        chosen, place, weight = terms.draw_groups(code, made.n_cells, made.peers)
         assert len(set(chosen.tolist())) == 3
         assert weight.tolist() == [16.0] * 3
         of_cell = torch.cat([chosen, torch.tensor([-1])])[place]
@@ -263,17 +264,15 @@ def test_groups_of_a_step_are_drawn_alike_and_stand_for_all():
 
 
 def test_what_labels_share_counts_in_full_and_their_own_less():
-    made, tensors = module(n_labels=2), minibatch(n_labels=2)
-    with_profiles(made, tensors)
     codes = torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([1, 1])
-    transfer = Transfer(
+    transfer = terms.Transfer(
         *codes, torch.tensor([1.0, 3.0]), torch.zeros(0), torch.zeros(0), torch.zeros(0)
     )
     error = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 0.0]]])
-    found = made._common(error, transfer)
+    found = terms.common_error(error, transfer, 2)
     assert found[0].tolist() == found[1].tolist() == [[4.0, 5.0], [6.0, 1.0]]
     back = transfer._replace(source=torch.tensor([0, 1]), target=torch.tensor([1, 0]))
-    found = made._common(error, back)  # the second label's change is the other way round
+    found = terms.common_error(error, back, 2)  # the second label's change is the other way round
     assert found[0].tolist() == [[-3.5, -4.0], [-4.5, 1.0]]
     assert found[1].tolist() == [[3.5, 4.0], [4.5, -1.0]]
 
@@ -281,7 +280,7 @@ def test_what_labels_share_counts_in_full_and_their_own_less():
 def test_a_group_of_one_cell_is_compared_with_itself():
     made, tensors = module(n_labels=1), minibatch(2, n_labels=1)
     with_profiles(made, tensors)
-    half, size = _halves(torch.tensor([0]), 1)
+    half, size = terms.halves(torch.tensor([0]), 1)
     assert (half.tolist(), size.tolist()) == ([0], [1.0, 0.0])
     inferred, _, loss = run(made, tensors)
     one = [transfer_loss(made, tensors, inferred["z"], [(0, s, 1 - s)]) for s in (0, 1)]
@@ -292,7 +291,7 @@ def test_a_group_of_one_cell_is_compared_with_itself():
 
 @pytest.mark.parametrize("group", [[0, 0, 0, 0], [0, 1, 0, 1, 0], [2, 2, 1, 0, 2, 1, 2]])
 def test_halves_of_a_group_differ_by_one_cell_at_most(group):
-    half, size = _halves(torch.tensor(group), 3)
+    half, size = terms.halves(torch.tensor(group), 3)
     assert (half // 2).tolist() == group
     assert size.tolist() == np.bincount(half, minlength=6).tolist()
     assert (size.view(3, 2).diff(dim=1).abs() <= 1).all()
@@ -318,9 +317,9 @@ def test_transfer_targets_are_conditions_seen_with_the_label_and_not_the_own():
     code = tensors[KEYS.LABELS_KEY].ravel() * 4 + tensors["condition"].ravel()
     drawn, groups = set(), set()
     for _ in range(100):
-        chosen, _, weight = made._draw_groups(code)
+        chosen, _, weight = terms.draw_groups(code, made.n_cells, made.peers)
         label, source = chosen[weight > 0] // 4, chosen[weight > 0] % 4
-        target = made._draw_targets(label, source)
+        target = terms.draw_targets(label, source, made.n_cells, made.peers)
         groups |= set(zip(label.tolist(), source.tolist(), strict=True))
         drawn |= set(zip(label.tolist(), source.tolist(), target.tolist(), strict=True))
     present = {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2)} | {(2, c) for c in range(4)}
@@ -338,9 +337,9 @@ def test_transfer_targets_are_conditions_seen_with_the_label_and_not_the_own():
 def test_nothing_is_drawn_for_the_transfer_loss_where_there_is_no_loss(monkeypatch):
     made, tensors = module(), minibatch()
     with_profiles(made, tensors)
-    monkeypatch.setattr(made, "_draw_transfer", None)
+    monkeypatch.setattr("trvae_sc.module._module.draw_transfer", None)
     assert made.sample(tensors).shape == (30, 12)
-    assert made.marginal_ll(tensors, 2).shape == made.ll_at_mean(tensors).shape == (30,)
+    assert made.marginal_ll(tensors, 2).shape == ll_at_mean(made, tensors).shape == (30,)
     with pytest.raises(TypeError):
         run(made, tensors)
 
@@ -388,7 +387,7 @@ def test_additive_embedding_equals_a_linear_layer_on_one_hot_codes():
         KEYS.CAT_COVS_KEY: k[:, None],
         KEYS.CONT_COVS_KEY: u,
     }
-    assert torch.allclose(layer(x, made._context(tensors)), expected, atol=1e-5)
+    assert torch.allclose(layer(x, made.context(tensors)), expected, atol=1e-5)
 
 
 def test_rates_leave_room_for_the_rest_of_the_genome_only_with_totals():
@@ -404,9 +403,7 @@ def test_output_starts_at_the_mean_proportions():
     tensors["total_counts"] = tensors[KEYS.X_KEY].sum(1, keepdim=True) * 2
     mean = (tensors[KEYS.X_KEY] / tensors["total_counts"]).mean(0)
     zeros = torch.zeros(6, 12, dtype=torch.float64)
-    made.set_statistics(
-        kappa=1.0, mean=mean, scale=torch.ones(12), sums=zeros, n_cells=torch.zeros(3, 2).double()
-    )
+    made.set_statistics(Statistics(1.0, mean, torch.ones(12), zeros, torch.zeros(3, 2).double()))
     made.output.weight.data.zero_()
     _, generated, _ = run(made, tensors)
     assert torch.allclose(generated["profile"].exp()[0], mean, atol=1e-6)
@@ -420,7 +417,7 @@ def test_theta_starts_at_that_of_each_condition(dispersion, design):
     given = torch.linspace(0.1, 5.0, 36).view(3, 12)
     statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
     groups = {"sums": torch.zeros(6, 12).double(), "n_cells": torch.zeros(2, 3).double()}
-    made.set_statistics(**statistics, **groups, dispersion=given)
+    made.set_statistics(Statistics(**statistics, **groups, dispersion=given))
     log_theta = -given.log()
     expected = log_theta.mean(0).expand(3, -1)
     if dispersion == "gene-condition":
@@ -428,7 +425,7 @@ def test_theta_starts_at_that_of_each_condition(dispersion, design):
         expected = expected + design @ torch.linalg.lstsq(design, rest).solution
         if design.shape[1] == 3:
             assert torch.allclose(expected, log_theta, atol=1e-6)
-    assert torch.allclose(made.log_theta(design).expand(3, -1), expected, atol=1e-5)
+    assert torch.allclose(made.observation.log_theta(design).expand(3, -1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -442,9 +439,9 @@ def test_theta_starts_at_one_without_the_transfer_loss_and_is_not_needed_by_pois
         "sums": torch.zeros(2 * n_labels, 12).double(),
         "n_cells": torch.zeros(n_labels, 2).double(),
     }
-    made.set_statistics(**statistics, **groups, dispersion=torch.full((2, 12), 0.3))
+    made.set_statistics(Statistics(**statistics, **groups, dispersion=torch.full((2, 12), 0.3)))
     if made.gene_likelihood != "poisson":
-        assert not made.log_theta(torch.eye(2)).any()
+        assert not made.observation.log_theta(torch.eye(2)).any()
 
 
 def test_second_statistics_keep_the_units_the_weights_were_learned_in():

@@ -15,6 +15,7 @@ from trvae_sc.intervals import half_width
 from trvae_sc.model import _write
 from trvae_sc.model._counts import Draws, draw_counts, shared_gain, transport_counts
 from trvae_sc.model._decode import decoded_batches, expected_log
+from trvae_sc.module import expected_values
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 torch.set_num_threads(1)
@@ -102,7 +103,7 @@ def rates(model, adata, rows, condition):
     """Return decoded shares of cells under a condition, at the posterior mean."""
     (tensors,) = model._make_data_loader(model._validate_anndata(adata), rows, len(rows))
     z = model.module.encode(tensors).loc
-    return model.module.expected(tensors, z, model.trained.features(condition)).numpy()
+    return expected_values(model.module, tensors, z, model.trained.features(condition)).numpy()
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.0, 1.0])
@@ -256,7 +257,7 @@ def test_delta_is_the_change_of_the_expected_log_value(fit, make_adata, likeliho
         mean = shares * batch.total
         some = 1 - stats.poisson.pmf(0, mean)
         if likelihood == "nb":
-            theta = model.module.log_theta(model.trained.features(condition)).exp()
+            theta = model.module.observation.log_theta(model.trained.features(condition)).exp()
             theta = theta.detach().numpy()
             some = 1 - stats.nbinom.pmf(0, theta, theta / (theta + mean))
         return some * np.log1p(kappa * shares / some)

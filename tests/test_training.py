@@ -22,6 +22,7 @@ from filelock import FileLock
 import trvae_sc
 from trvae_sc import TRVAE
 from trvae_sc.errors import InputError
+from trvae_sc.module._terms import draw_transfer
 from trvae_sc.training import DataSplitter
 from trvae_sc.training._data import Batches
 from trvae_sc.training._plan import training_statistics, transfer_factor
@@ -737,7 +738,7 @@ def test_dispersion_of_counts_is_that_they_were_drawn_with():
     adata = AnnData(x, obs=pd.DataFrame(obs, index=np.arange(n).astype(str)))
     TRVAE.setup_anndata(adata, "condition", labels_key="label", total_counts_key="total")
     model = TRVAE(adata)
-    found = training_statistics(model._make_data_loader(adata), model.module)["dispersion"]
+    found = training_statistics(model._make_data_loader(adata), model.module)[0].dispersion
     assert found[:, :5].numpy() == pytest.approx(1.0 / theta[:, :5], rel=0.15)
     median = found[:, :5].median().item()
     assert found[:, 5].tolist() == pytest.approx([median, median], rel=0.01)
@@ -781,14 +782,14 @@ def test_transfer_never_sees_a_combination_held_out(fit, make_adata, monkeypatch
     adata = make_adata()
     hidden = (adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "stimulated")
     model = fit(adata[~hidden].copy(), train=False)
-    draw, drawn = model.module._draw_transfer, []
+    drawn = []
 
-    def note(tensors, factor):
-        found = draw(tensors, factor)
+    def note(*args):
+        found = draw_transfer(*args)
         drawn.append(torch.stack([*found[:3], found.weight], 1).numpy())
         return found
 
-    monkeypatch.setattr(model.module, "_draw_transfer", note)
+    monkeypatch.setattr("trvae_sc.module._module.draw_transfer", note)
     model.train(**STEPS, **CPU)
     assert model.n_cells.to_numpy().tolist() == [[20, 0], [20, 20], [20, 20]]
     assert (model.module.profiles[0, 1] == 0).all()

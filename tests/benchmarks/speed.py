@@ -48,6 +48,7 @@ from waits import WAITS
 
 from trvae_sc import TRVAE
 from trvae_sc.files import read
+from trvae_sc.module import expected_values
 from trvae_sc.training._plan import transfer_factor
 
 QUIET = {"enable_progress_bar": False, "devices": 1, "enable_model_summary": False}
@@ -299,8 +300,8 @@ def part_e(args: argparse.Namespace) -> list[Row]:
     def bare() -> None:  # what prediction cannot do without: cells encoded once and decoded twice
         for batch in batches:
             z = trained.module.encode(batch).loc
-            trained.module.expected(batch, z)
-            trained.module.expected(batch, z, target)
+            expected_values(trained.module, batch, z)
+            expected_values(trained.module, batch, z, target)
 
     works = {"bare": lambda: seconds(bare)}
     for output in ("counts", "mean", "delta"):

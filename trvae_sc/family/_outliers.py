@@ -17,6 +17,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense, evenly_spaced
 from trvae_sc.family._cells import check_model, values_of
 from trvae_sc.model import TRVAE
+from trvae_sc.module import ll_at_mean, saturated_ll
 
 _SAMPLES_PER_PASS = 8
 _COMPONENTS = (10, 30)  # few where groups differ by programmes, more where they differ in detail
@@ -214,8 +215,8 @@ def _deviance(model: TRVAE, adata: AnnData, n_samples: int) -> pd.DataFrame:
             per_pass = min(n_samples, _SAMPLES_PER_PASS)
             ll = module.marginal_ll(tensors, n_samples, n_mc_samples_per_pass=per_pass)
         else:
-            ll = module.ll_at_mean(tensors)
+            ll = ll_at_mean(module, tensors)
         fitted.append(ll.numpy())
-        saturated.append(module.saturated_ll(tensors).numpy())
+        saturated.append(saturated_ll(module, tensors).numpy())
     ll, best = np.concatenate(fitted).astype(float), np.concatenate(saturated)
     return pd.DataFrame({"log_likelihood": ll, "deviance": best - ll}, index=adata.obs_names)

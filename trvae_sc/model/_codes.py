@@ -19,6 +19,7 @@ from trvae_sc.model._decode import Batch, predicted_values
 from trvae_sc.model._record import scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
+from trvae_sc.module import expected_values
 from trvae_sc.notes import versions
 
 COLLAPSED = 0.01  #: nats of KL below which a latent dimension says nothing of a cell
@@ -54,7 +55,7 @@ def decode_codes(
         at = slice(start, start + _CHUNK)
         own = None if features is None else features[at]
         some = {key: value[at] for key, value in tensors.items()}
-        mean = module.expected(some, torch.as_tensor(z[at]), own).cpu().numpy()
+        mean = expected_values(module, some, torch.as_tensor(z[at]), own).cpu().numpy()
         total = np.full((len(mean), 1), module.kappa.item()) if module.is_count else None
         decoded = Batch(mean, total, mean, mean, mean, mean)
         values.append(predicted_values(module, decoded, own, output, draws))

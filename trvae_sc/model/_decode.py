@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from trvae_sc.errors import InputError
 from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
-from trvae_sc.module import CONDITION_KEY, TRVAEModule
+from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_values
 
 _BATCH = 512  # cells decoded at a time
 
@@ -62,12 +62,12 @@ def decoded_batches(
             z = z + qz.scale * torch.as_tensor(noise, device=z.device)
         condition = tensors[CONDITION_KEY].long().flatten()
         moved = z if shifts is None else z + shifts[condition]
-        total = module._total(own)
+        total = module.observation.total(own)
         yield Batch(
             observed=own[REGISTRY_KEYS.X_KEY].numpy(),
             total=None if total is None else total.cpu().numpy(),
-            source=module.expected(tensors, z)[:n_cells].cpu().numpy(),
-            target=module.expected(tensors, moved, target)[:n_cells].cpu().numpy(),
+            source=expected_values(module, tensors, z)[:n_cells].cpu().numpy(),
+            target=expected_values(module, tensors, moved, target)[:n_cells].cpu().numpy(),
             latent=qz.loc[:n_cells].cpu().numpy(),
             condition=condition[:n_cells].cpu().numpy(),
         )
@@ -113,7 +113,7 @@ def decoded(
         codes = torch.as_tensor(z[done : done + n_codes], dtype=torch.float32)
         done += n_codes
         codes = codes.to(trained.module.kappa.device)
-        expected = trained.module.expected(tensors, codes, features)
+        expected = expected_values(trained.module, tensors, codes, features)
         parts.append(scaled(trained.module, expected.cpu().numpy(), None))
     return np.concatenate(parts)
 
@@ -191,7 +191,7 @@ def dispersion(module: TRVAEModule, features: torch.Tensor) -> np.ndarray | None
     """
     if module.gene_likelihood == "poisson":
         return None
-    return module.log_theta(features).exp().detach().cpu().numpy()
+    return module.observation.log_theta(features).exp().detach().cpu().numpy()
 
 
 def predicted_values(

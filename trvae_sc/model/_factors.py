@@ -16,6 +16,7 @@ from trvae_sc.model._counts import shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
+from trvae_sc.module import expected_values
 from trvae_sc.shift import Ridge, log_fold_change, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
@@ -283,7 +284,7 @@ def _means_of_training(
     kept = trained.codes_of(label, source)
     if kept is None:
         return None
-    decoded = (trained.module.expected(*kept, f) for f in (None, trained.features(target)))
+    decoded = (expected_values(trained.module, *kept, f) for f in (None, trained.features(target)))
     return [rates.double().mean(0).cpu().numpy() for rates in decoded]
 
 

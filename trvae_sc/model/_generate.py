@@ -18,6 +18,7 @@ from trvae_sc.model._decode import Batch, predicted_values
 from trvae_sc.model._predict import check_weights, has_label
 from trvae_sc.model._trained import Trained
 from trvae_sc.model._write import stacked
+from trvae_sc.module import expected_values
 
 
 def generate_cells(
@@ -50,8 +51,8 @@ def generate_cells(
         noise = torch.as_tensor(noise, device=qz.loc.device)
         z = noise if latent == "prior" else qz.loc + qz.scale * noise
         codes.append(z.cpu().numpy())
-        mean = module.expected(tensors, z, features).cpu().numpy()
-        total = module._total(tensors)
+        mean = expected_values(module, tensors, z, features).cpu().numpy()
+        total = module.observation.total(tensors)
         total = None if total is None else total.cpu().numpy()
         batch = Batch(mean, total, mean, mean, mean, mean)
         values.append(predicted_values(module, batch, features, output, draws))

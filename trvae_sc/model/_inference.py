@@ -15,7 +15,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.model._codes import COLLAPSED
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._saving import SavedModel
-from trvae_sc.module import COUNT_LIKELIHOODS
+from trvae_sc.module import COUNT_LIKELIHOODS, aligned
 
 
 class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
@@ -43,7 +43,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(adata, indices, batch_size)
-        batches = [self.module.aligned(tensors).cpu() for tensors in loader]
+        batches = [aligned(self.module, tensors).cpu() for tensors in loader]
         width = self.module.decoder_in.linear.out_features
         return torch.cat(batches).numpy() if batches else np.zeros((0, width), np.float32)
 

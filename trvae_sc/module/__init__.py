@@ -9,7 +9,9 @@ from trvae_sc.module._likelihood import (
     normal_nll,
 )
 from trvae_sc.module._module import TRVAEModule
+from trvae_sc.module._outputs import aligned, expected_values, ll_at_mean, saturated_ll
 from trvae_sc.module._peers import Peers
+from trvae_sc.module._statistics import Statistics
 
 __all__ = [
     "CONDITION_KEY",
@@ -18,9 +20,14 @@ __all__ = [
     "TOTAL_KEY",
     "Likelihood",
     "Peers",
+    "Statistics",
     "TRVAEModule",
+    "aligned",
+    "expected_values",
     "gaussian_kl",
+    "ll_at_mean",
     "negative_binomial_nll",
     "normal_nll",
+    "saturated_ll",
     "stack",
 ]

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
-from scvi.module.base import LossOutput, auto_move_data
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
-from torch.distributions import Normal as TorchNormal
-from torch.nn import functional
+from torch.distributions import Normal
 
 from trvae_sc.mmd import Kernel
 from trvae_sc.module._layers import (
     CONDITION_KEY,
     TARGET_KEY,
-    TOTAL_KEY,
     Activation,
     ConditionedLayer,
     Context,
+    codes_of,
+    context_of,
     stack,
 )
-from trvae_sc.module._likelihood import (
-    COUNT_LIKELIHOODS,
-    Likelihood,
-    gaussian_kl,
-    negative_binomial_nll,
-    normal_nll,
-)
-from trvae_sc.module._scoring import ScoringMixin
-from trvae_sc.module._statistics import StatisticsMixin
-from trvae_sc.module._terms import TermsMixin, Transfer
+from trvae_sc.module._likelihood import COUNT_LIKELIHOODS, Likelihood, gaussian_kl
+from trvae_sc.module._observation import IN_CLOSED_FORM, Observation
+from trvae_sc.module._peers import Peers
+from trvae_sc.module._statistics import Statistics, start
+from trvae_sc.module._terms import Transfer, draw_transfer, group_mmd, half_means, transfer_loss
 
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
+#: Arguments of a pass that ends before the loss; nothing is drawn for it.
+_WITHOUT_LOSS = {"get_generative_input_kwargs": {"transfer_factor": 0.0}, "compute_loss": False}
 
 
-class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
+class TRVAEModule(BaseModuleClass):
     r"""Conditional VAE whose first decoder layer is aligned across conditions.
 
     .. math::
@@ -49,23 +46,10 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
        + w_{mmd}\,\mathrm{MMD}^2(y) + w_t\,T
 
     The likelihood is summed over genes and averaged over cells. MMD is :func:`trvae_sc.mmd.mmd`
-    between conditions, inside each label: of pooled cells it would also be lowered by moving cells of
-    a label that one condition lacks to those of others. T is the transfer loss: the cells of a label
-    and condition s are decoded under s and another condition t of that label, up to the last hidden
-    layer. The change of the profile that its mean gives, :math:`d = f(q_t) - f(q_s)`, is compared with
-    that of the training profiles, :math:`D = f(p_t) - f(p_s)`:
-
-    .. math:: T = \tfrac12 \sum_g \big[\bar e_g \bar e'_g + 0.3\,(e_g - \bar e_g)(e'_g - \bar e'_g)\big],
-       \qquad e = d - D
-
-    with the mean :math:`\bar e` over labels (what is a label's own counts less: learned by heart, it does not
-    hold for others), e and e' of either half of the cells in a minibatch (the square of one would also punish
-    that cells differ; the product may be negative), :math:`f(r) = \log(1 + \kappa r)` for proportions
-    (kappa: median total of the training cells) and f the identity for values in units of their
-    standard deviation. A minibatch compares a random choice of its groups (one for 16 cells, at most),
-    in every second step; weights make up for both. Groups count by their cells in the minibatch and by
-    how well D is known, :math:`n / (n + 10)` for the harmonic mean n of the label's training cells under
-    s and t. Nothing enters of a combination held out of training: it has no profile.
+    between conditions, inside each label. T is the transfer loss (:doc:`/models/trvae`): the cells of a
+    label and condition are decoded under another condition of that label, up to the last hidden layer,
+    and the change of the profile of their mean is compared with that of the training profiles. Nothing
+    enters of a combination held out of training: it has no profile.
 
     Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800. The U-statistic with median bandwidths,
     inside labels, the count likelihoods and T are ours. Parameters not named here: :class:`trvae_sc.TRVAE`.
@@ -120,7 +104,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         context_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        self.peers = Peers()
         self._frozen: dict[str, Tensor] = {}
+        self._n_known = 0
         self.gene_likelihood = gene_likelihood
         self.is_count = gene_likelihood in COUNT_LIKELIHOODS
         self.variational, self.linear_path = variational, linear_path
@@ -137,9 +123,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
 
         hidden = list(n_hidden)
         self.widest = max(hidden)
-        n_features = condition_design.shape[1]
-        bias = norm != "batch"
+        n_conditions, n_features = condition_design.shape
         act = {"norm": norm, "leaky_slope": leaky_slope, "dropout_rate": dropout_rate}
+        bias = norm != "batch"
         cats = [n_batch] * (n_batch > 0) + list(n_cats_per_cov or ())
         layer = {"n_cats": cats, "n_continuous": n_continuous_cov, "bias": bias}
 
@@ -153,19 +139,31 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         n_decoder = n_features if condition_in != "none" else 0
         self.decoder_in = ConditionedLayer(n_latent, hidden[-1], n_features=n_decoder, **layer)
         self.mmd_layer = Activation(hidden[-1], **{**act, "dropout_rate": 0.0})
-        self.decoder = nn.Sequential(
-            nn.Dropout(dropout_rate), *stack(hidden[::-1], bias=bias, **act)
-        )
+        layers = stack(hidden[::-1], bias=bias, **act)
+        self.decoder = nn.Sequential(nn.Dropout(dropout_rate), *layers)
         n_last = hidden[0] + linear_path * n_latent
         self.output = nn.Linear(n_last, n_input + self.has_total)
         self.zero_inflation = nn.Linear(n_last, n_input) if gene_likelihood == "zinb" else None
-        if gene_likelihood in ("nb", "zinb", "normal"):  # log theta, or log standard deviation
-            self.log_dispersion = nn.Parameter(torch.zeros(n_input))
-            per_condition = dispersion == "gene-condition" and condition_in != "none"
-            self.log_dispersion_condition = (
-                nn.Parameter(torch.zeros(n_features, n_input)) if per_condition else None
-            )
-        self._register_statistics(n_input, condition_design)
+        dispersed = gene_likelihood in ("nb", "zinb", "normal")
+        by_feature = dispersed and dispersion == "gene-condition" and condition_in != "none"
+        self.log_dispersion = nn.Parameter(torch.zeros(n_input)) if dispersed else None
+        shape = n_features, n_input
+        self.log_dispersion_condition = nn.Parameter(torch.zeros(shape)) if by_feature else None
+        self.register_buffer("condition_design", condition_design.float(), persistent=False)
+        self.register_buffer("has_statistics", torch.tensor(False))
+        self.register_buffer("kappa", torch.tensor(1.0))
+        self.register_buffer("gene_mean", torch.zeros(n_input))
+        self.register_buffer("gene_scale", torch.ones(n_input))
+        shape = (max(n_labels, 1), n_conditions)
+        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("profiles", torch.zeros(*shape, n_input))
+
+    @property
+    def observation(self) -> Observation:
+        """What profiles say of the data, with the parameters as they are now."""
+        settings = self.gene_likelihood, self.is_count, self.has_total, self.relu_output
+        units = self.kappa, self.gene_mean, self.gene_scale, self.condition_design
+        return Observation(*settings, *units, self.log_dispersion, self.log_dispersion_condition)
 
     def train(self, mode: bool = True) -> TRVAEModule:
         """Set training mode; with frozen parameters batch norm keeps its statistics."""
@@ -176,33 +174,58 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
                     layer.eval()
         return self
 
-    def _context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
-        """Return what the cells of a minibatch are observed under."""
-        if features is None:
-            features = self.condition_design[tensors[CONDITION_KEY].long().flatten()]
-        categories = []
-        if self.n_batch:
-            categories.append(tensors[REGISTRY_KEYS.BATCH_KEY].long().flatten())
-        covariates = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
-        if covariates is not None:
-            categories += list(covariates.long().T)
-        return Context(features, categories, tensors.get(REGISTRY_KEYS.CONT_COVS_KEY))
+    def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
+        """Keep every parameter as it is but for the rows behind the first n of those named.
 
-    def _total(self, tensors: dict[str, Tensor]) -> Tensor | None:
-        """Return the total of each cell, shape (n_cells, 1)."""
-        if not self.is_count:
-            return None
-        x = tensors[REGISTRY_KEYS.X_KEY]
-        return (tensors[TOTAL_KEY] if self.has_total else x.sum(1, keepdim=True)).clamp_min(1.0)
+        Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
+        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
+        cells of the first `n_conditions` conditions stay as well.
+        """
+        self._n_known = n_conditions
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name in rows
+        kept = {name: self.get_parameter(name)[:n] for name, n in rows.items()}
+        self._frozen = {name: values.detach().clone() for name, values in kept.items()}
+
+    @torch.no_grad()
+    def restore_frozen(self) -> None:
+        """Put frozen rows back."""
+        for name, values in self._frozen.items():
+            self.get_parameter(name)[: len(values)] = values.to(self.kappa.device)
+
+    @torch.no_grad()
+    def set_statistics(self, found: Statistics) -> None:
+        """Store what training needs to know of the training cells.
+
+        The units of the data are set once, and the weights start by them: later fits keep those in
+        which the weights were learned. Dispersions start at their moments only where the transfer loss
+        trains the prediction: a higher theta lets reconstruction weigh more, and without that loss the
+        effect of a condition then stays in the codes.
+        """
+        device = self.kappa.device
+        found = Statistics(*(x.to(device) if isinstance(x, Tensor) else x for x in found))
+        if not self.has_statistics:
+            if not self.transfer_weight:
+                found = found._replace(dispersion=None)
+            start(self.observation, found, self.z_mean, self.output)
+            self.has_statistics.fill_(True)
+        profiles, present = self.observation.level_of_means(found.means()), found.n_cells > 0
+        if self._frozen:  # predictions of known conditions rest on these too
+            present[:, : self._n_known] = False
+        self.profiles[present] = profiles[present]
+        self.n_cells[present] = found.n_cells[present]
+
+    def context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
+        """Return what the cells of a minibatch are observed under; conditions may be others, by their features."""
+        if features is None:
+            features = self.condition_design[codes_of(tensors, CONDITION_KEY)]
+        return context_of(tensors, features, has_batch=self.n_batch > 0)
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], full_forward_pass: bool = False
     ) -> dict[str, Any]:
-        return {
-            "x": tensors[REGISTRY_KEYS.X_KEY],
-            "context": self._context(tensors),
-            "total": self._total(tensors),
-        }
+        x, total = tensors[REGISTRY_KEYS.X_KEY], self.observation.total(tensors)
+        return {"x": x, "context": self.context(tensors), "total": total}
 
     @auto_move_data
     def inference(
@@ -214,12 +237,9 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         library = None if total is None else total.log()
         return {"z": z, "qz": qz, "library": library, "ql": None}
 
-    def _posterior(self, x: Tensor, context: Context, total: Tensor | None) -> TorchNormal:
+    def _posterior(self, x: Tensor, context: Context, total: Tensor | None) -> Normal:
         """Return q(z | x, c)."""
-        if self.is_count:
-            x = torch.log1p((self.kappa * x).div_(total))
-        elif self.gene_likelihood == "normal":
-            x = (x - self.gene_mean) / self.gene_scale
+        x = self.observation.network_input(x, total)
         hidden = self.encoder(self.encoder_in(x, context))
         hidden = torch.cat([hidden, x], -1) if self.linear_path else hidden
         mean = self.z_mean(hidden).float()  # in mixed precision layers return half of the digits
@@ -228,7 +248,7 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         else:
             log_variance = self.z_log_variance(hidden).float()
             scale = (0.5 * log_variance.clamp(-_MAX_LOG_VARIANCE, _MAX_LOG_VARIANCE)).exp()
-        return TorchNormal(mean, scale, validate_args=False)
+        return Normal(mean, scale, validate_args=False)
 
     def _get_generative_input(
         self,
@@ -237,13 +257,14 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         transfer_factor: float = 1.0,
     ) -> dict[str, Any]:
         """Return the arguments of :meth:`generative`; the transfer loss counts by a factor, 0: none."""
-        with_transfer = self.transfer_weight * transfer_factor and inference_outputs["z"].dim() == 2
-        return {
-            "z": inference_outputs["z"],
-            "context": self._context(tensors, tensors.get(TARGET_KEY)),
-            "total": self._total(tensors),
-            "transfer": self._draw_transfer(tensors, transfer_factor) if with_transfer else None,
-        }
+        z, transfer = inference_outputs["z"], None
+        if self.transfer_weight * transfer_factor and z.dim() == 2:
+            codes = (codes_of(tensors, key) for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY))
+            known = self.n_cells, self.condition_design
+            transfer = draw_transfer(*codes, *known, transfer_factor, self.peers)
+        total = self.observation.total(tensors)
+        context = self.context(tensors, tensors.get(TARGET_KEY))
+        return {"z": z, "context": context, "total": total, "transfer": transfer}
 
     def hidden_layers(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return y and the last hidden layer."""
@@ -252,31 +273,8 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         return y, torch.cat([hidden, z], -1) if self.linear_path else hidden
 
     def to_profile(self, hidden: Tensor) -> Tensor:
-        """Return the profile of last hidden layers, shape (..., n_cells, n_genes).
-
-        The profile is the log proportion of each gene for counts, the standardised mean for
-        ``normal``, the mean for ``mse``.
-        """
-        out = self.output(hidden).float()
-        if self.is_count:
-            out = functional.log_softmax(out, dim=-1)
-            return out[..., :-1] if self.has_total else out
-        return functional.relu(out) if self.relu_output else out
-
-    def log_theta(self, features: Tensor) -> Tensor:
-        """Return log inverse dispersion (or log standard deviation) by cell, or one row for all."""
-        if self.log_dispersion_condition is None:
-            return self.log_dispersion[None]
-        with torch.autocast(features.device.type, enabled=False):
-            return self.log_dispersion + features @ self.log_dispersion_condition
-
-    def _log_theta_rows(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return :meth:`log_theta` of all conditions and the row of each cell, or, if there are fewer, by cell."""
-        code, design = tensors[CONDITION_KEY].long().flatten(), self.condition_design
-        if TARGET_KEY in tensors or len(design) > len(code):
-            return self.log_theta(tensors.get(TARGET_KEY, design[code])), None
-        table = self.log_theta(design)  # one row where it is the same for all conditions
-        return table, code.clamp_max(len(table) - 1)
+        """Return the profile of last hidden layers, shape (..., n_cells, n_genes)."""
+        return self.observation.profile(self.output(hidden).float())
 
     @auto_move_data
     def generative(
@@ -296,53 +294,20 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
             codes = torch.full_like(context.categories[0], int(transform_batch))
             context = context._replace(categories=[codes, *context.categories[1:]])
         y, hidden = self.hidden_layers(z, context)
-        central = None
         if transfer is None:
-            profile = self.to_profile(hidden)
+            profile, central = self.to_profile(hidden), None
         else:
-            rows = torch.cat([hidden, *self._central(z, hidden, context, transfer)])
-            profile, central = self.to_profile(rows).split([len(z), len(rows) - len(z)])
-        logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
-        px = None  # the loss of these does without, and it takes passes over all genes
-        if not (self.training and self.gene_likelihood in ("nb", "normal", "mse")):
-            px = self._distribution(profile, context.condition, total, logits)
-        pz = TorchNormal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
+            moved = self.hidden_layers(z, context._replace(condition=transfer.onto))[1]
+            means = [half_means(rows, transfer, self.peers) for rows in (hidden, moved)]
+            profiles = self.to_profile(torch.cat([hidden, *means]))
+            profile, central = profiles.split([len(z), len(profiles) - len(z)])
+        px = None
+        if not (self.training and self.gene_likelihood in IN_CLOSED_FORM):
+            logits = None if self.zero_inflation is None else self.zero_inflation(hidden)
+            px = self.observation.distribution(profile, context.condition, total, logits)
+        pz = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
         made = {"px": px, "pz": pz, "pl": None, "y": y, "profile": profile, "context": context}
         return made | {"transfer": transfer, "central": central}
-
-    def _distribution(
-        self, profile: Tensor, features: Tensor, total: Tensor | None, logits: Tensor | None
-    ) -> torch.distributions.Distribution:
-        """Return p(x | y) of a profile."""
-        if not self.is_count:
-            if self.gene_likelihood == "mse":
-                return Normal(profile, torch.ones_like(profile), normal_mu=profile)
-            loc = self.gene_mean + self.gene_scale * profile
-            scale = (self.gene_scale * self.log_theta(features).exp()).expand(loc.shape)
-            return Normal(loc, scale, validate_args=False, normal_mu=loc)
-        rates = profile.exp()
-        mean = rates * total
-        if self.gene_likelihood == "poisson":
-            return Poisson(mean, scale=rates, validate_args=False)
-        theta = self.log_theta(features).exp()
-        if self.gene_likelihood == "zinb":
-            return ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=logits, scale=rates)
-        return NegativeBinomial(mu=mean, theta=theta, scale=rates)
-
-    def reconstruction_loss(
-        self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]
-    ) -> Tensor:
-        """Return -log p(x | y) in nats (``mse``: half the squared error), summed over genes."""
-        x, profile = tensors[REGISTRY_KEYS.X_KEY], generative_outputs["profile"]
-        if self.gene_likelihood == "mse":
-            return 0.5 * (x - profile).square().sum(-1)
-        if self.gene_likelihood == "nb":
-            log_mean = profile + self._total(tensors).log()
-            return negative_binomial_nll(x, log_mean, *self._log_theta_rows(tensors))
-        if self.gene_likelihood == "normal":
-            x, constant = (x - self.gene_mean) / self.gene_scale, self.gene_scale.log().sum()
-            return normal_nll(x, profile, *self._log_theta_rows(tensors)) + constant
-        return -generative_outputs["px"].log_prob(x).sum(-1)
 
     def loss(
         self,
@@ -353,10 +318,19 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
     ) -> LossOutput:
         """Return the loss and its terms; `kl_weight` is what the training plan has warmed up to."""
         qz = inference_outputs["qz"]
-        reconstruction = self.reconstruction_loss(tensors, generative_outputs)
+        profile, px = generative_outputs["profile"], generative_outputs["px"]
+        reconstruction = self.observation.nll(tensors, profile, px)
         kl = gaussian_kl(qz.loc, qz.scale) if self.variational else torch.zeros_like(qz.loc[:, 0])
-        terms = {"mmd": self._mmd(tensors, inference_outputs, generative_outputs)}
-        terms["transfer"] = self._transfer(generative_outputs)
+        terms = {"mmd": qz.loc.new_zeros(()), "transfer": qz.loc.new_zeros(())}
+        points = generative_outputs["y"] if self.mmd_on == "decoder" else inference_outputs["z"]
+        if self.mmd_weight and points.dim() == 2:
+            keys = [CONDITION_KEY] + [REGISTRY_KEYS.LABELS_KEY] * self.mmd_within_labels
+            groups = [codes_of(tensors, key) for key in keys]
+            how = {"n_conditions": len(self.condition_design), "kernel": self.mmd_kernel}
+            terms["mmd"] = group_mmd(points, *groups, **how, peers=self.peers)
+        if (transfer := generative_outputs["transfer"]) is not None:
+            levels = self.observation.level(generative_outputs["central"])
+            terms["transfer"] = transfer_loss(transfer, levels, self.profiles)
         weighted = {
             "reconstruction_weighted": self.recon_weight * reconstruction.mean(),
             "kl_weighted": kl_weight * kl.mean(),
@@ -373,28 +347,44 @@ class TRVAEModule(TermsMixin, StatisticsMixin, ScoringMixin):
         )
 
     @torch.inference_mode()
-    @auto_move_data
-    def expected(
-        self, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None = None
+    def sample(
+        self,
+        tensors: dict[str, Tensor],
+        n_samples: int = 1,
+        generative_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Return the expected share of each gene in a cell's total (or mean value), given z.
+        """Draw from the posterior predictive, (n_cells, n_genes) or (n_cells, n_genes, n_samples)."""
+        kwargs = {"inference_kwargs": {"n_samples": n_samples}, **_WITHOUT_LOSS}
+        made = self.forward(tensors, generative_kwargs=generative_kwargs, **kwargs)[1]
+        drawn = made["px"].sample()
+        return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
 
-        Parameters
-        ----------
-        tensors
-            Minibatch that batch and covariates are taken from.
-        z
-            Latent codes, shape (n_cells, n_latent).
-        condition
-            Features of the condition to decode with, shape (1, n_features); the cells' own if None.
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> Tensor | float:
+        r"""Estimate log p(x) by importance sampling from q(z | x), in nats.
 
-        Returns
-        -------
-        Shape (n_cells, n_genes).
+        .. math:: \log \frac1S \sum_s p(x \mid z_s)\,p(z_s) / q(z_s \mid x)
         """
-        features = None if condition is None else condition.expand(len(z), -1)
-        hidden = self.hidden_layers(z, self._context(tensors, features))[1]
-        if self.is_count:
-            shares = functional.softmax(self.output(hidden), dim=-1)
-            return shares[..., :-1] if self.has_total else shares
-        return self.gene_mean + self.gene_scale * self.to_profile(hidden)
+        terms, kwargs = [], {"inference_kwargs": {"n_samples": n_mc_samples_per_pass}}
+        for _ in range(math.ceil(n_mc_samples / n_mc_samples_per_pass)):
+            inferred, generated = self.forward(tensors, **kwargs, **_WITHOUT_LOSS)
+            z = inferred["z"]
+            log_ratio = Normal(0.0, 1.0).log_prob(z).sum(-1) - inferred["qz"].log_prob(z).sum(-1)
+            log_p = log_ratio - self.observation.nll(tensors, generated["profile"], generated["px"])
+            terms.append(log_p.reshape(n_mc_samples_per_pass, -1))
+        samples = torch.cat(terms)
+        values = torch.logsumexp(samples, 0) - math.log(len(samples))
+        return values.mean().item() if return_mean else values.cpu()
+
+    @torch.inference_mode()
+    @auto_move_data
+    def encode(self, tensors: dict[str, Tensor]) -> Normal:
+        """Return q(z | x, c) of a minibatch."""
+        return self._posterior(**self._get_inference_input(tensors))

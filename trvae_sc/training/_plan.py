@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, TRVAEModule
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule
 from trvae_sc.training._data import Batches, seed_of
 
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
@@ -43,11 +43,11 @@ def _own_module(plan: ScviTrainingPlan) -> TRVAEModule:
 
 def training_statistics(
     loader: Collection[dict[str, Tensor]], module: TRVAEModule
-) -> dict[str, Any]:
+) -> tuple[Statistics, Tensor, np.ndarray]:
     """Return what :meth:`TRVAEModule.set_statistics` needs, from one pass over training cells.
 
-    Also the cells' ``marks``, and the ``spread`` of genes in each condition: of counts their dispersion,
-    else their variance within labels, shape (n_conditions, n_genes).
+    Also the spread of genes in each condition, of counts their dispersion, else their variance within
+    labels, shape (n_conditions, n_genes), and the cells' marks.
     """
     n_groups, n_genes = module.n_cells.numel(), len(module.gene_mean)
     n_cells = torch.zeros(n_groups, dtype=torch.float64)
@@ -82,17 +82,17 @@ def training_statistics(
     kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
     moments = sums, squares, inverse_totals, n_cells
     dispersion = None if not totals else _dispersion(*moments, kappa)
-    return {
-        "kappa": kappa,
-        "mean": mean.float(),
-        "scale": variance.clamp_min(0.0).sqrt().float(),
-        "sums": sums,
-        "n_cells": n_cells.view(module.n_cells.shape),
-        "dispersion": dispersion,
-        "some": torch.cat(some) if some else None,
-        "spread": _variance(sums, squares, n_cells) if dispersion is None else dispersion,
-        "marks": np.concatenate(marks) if marks else np.zeros(0),
-    }
+    found = Statistics(
+        kappa=kappa,
+        mean=mean.float(),
+        scale=variance.clamp_min(0.0).sqrt().float(),
+        sums=sums,
+        n_cells=n_cells.view(module.n_cells.shape),
+        dispersion=dispersion,
+        some=torch.cat(some) if some else None,
+    )
+    spread = _variance(sums, squares, n_cells) if dispersion is None else dispersion
+    return found, spread, np.concatenate(marks) if marks else np.zeros(0)
 
 
 def _variance(sums: Tensor, squares: Tensor, n_cells: Tensor) -> Tensor:
@@ -201,9 +201,9 @@ class TrainingPlan(ScviTrainingPlan):
         else:
             loader = datamodule.train_dataloader()
         module = _own_module(self)
-        found = training_statistics(loader, module)
-        self.marks, self.spread = found.pop("marks"), found.pop("spread").numpy()
-        module.set_statistics(**found)
+        found, spread, self.marks = training_statistics(loader, module)
+        self.spread = spread.numpy()
+        module.set_statistics(found)
         if _is_distributed():
             module.peers = Peers(self.trainer.world_size)
 
