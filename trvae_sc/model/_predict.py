@@ -41,6 +41,7 @@ from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
+from trvae_sc.rows import Rows
 from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
 
@@ -128,10 +129,10 @@ class _Prediction:
         self.calibration = Calibration(
             trained, registered, rows, self.groups, request.target, request.exemplars
         )
-        self.latent: list[np.ndarray] = []
-        self.totals: list[np.ndarray] = []  # of predicted counts, where cells have one
-        self.marks: list[np.ndarray] = []  # of the source cells
-        self.response: list[np.ndarray] = []
+        n = len(rows) * request.n_samples
+        self.latent, self.response = Rows(n), Rows(n)
+        self.totals = Rows(n)  # of predicted counts, where cells have one
+        self.marks = Rows(n)  # of the source cells
         self.sums = np.zeros((2, registered.n_vars))
 
     def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
@@ -153,26 +154,26 @@ class _Prediction:
                 at = slice(done, done + len(raw.observed))
                 batch = self.calibration(raw, at, gain=request.output == "counts")
                 done += len(raw.observed)
-                self.response.append(self.calibration.response(batch, at))
-                self.latent.append(batch.latent)
-                self.marks.append(marks_of(raw.observed))
+                self.response.add(self.calibration.response(batch, at))
+                self.latent.add(batch.latent)
+                self.marks.add(marks_of(raw.observed))
                 if not is_calibrated:
                     parts = batch.source, batch.target
                     self.sums += [part.sum(0, dtype=np.float64) for part in parts]
                 values = predicted_values(module, batch, features, request.output, draws)
                 if module.has_total and request.output in ("counts", "sample"):
-                    self.totals.append(predicted_totals(batch, values))
+                    self.totals.add(predicted_totals(batch, values))
                 yield values
 
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
         trained, rows, request = self.trained, self.rows, self.request
-        obs = self.obs().assign(response=np.concatenate(self.response))
-        if self.totals:
-            obs = obs.assign(**{trained.total_counts_key: np.concatenate(self.totals)})
-        obsm = {"X_trvae": np.concatenate(self.latent)}
+        obs = self.obs().assign(response=self.response.array())
+        if len(self.totals):
+            obs = obs.assign(**{trained.total_counts_key: self.totals.array()})
+        obsm = {"X_trvae": self.latent.array()}
         result = AnnData(X=x, obs=obs, var=self.var(), obsm=obsm)
-        is_training = among(np.concatenate(self.marks)[: len(rows)], trained.marks)
+        is_training = among(self.marks.array()[: len(rows)], trained.marks)
         factors = self.calibration.factors
         table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}

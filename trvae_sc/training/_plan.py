@@ -17,6 +17,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule
+from trvae_sc.rows import Rows
 from trvae_sc.training._data import Batches, seed_of
 
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
@@ -55,13 +56,13 @@ def training_statistics(
     n_conditions = module.n_cells.shape[1]
     squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
     inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
-    totals, marks, some = [], [], []
+    totals, marks, some = Rows(), Rows(), []
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
-        marks.append(marks_of(x.numpy()))
+        marks.add(marks_of(x.numpy()))
         if module.is_count:
             total = tensors[TOTAL_KEY].cpu() if module.has_total else x.sum(1, keepdim=True)
-            totals.append(total.ravel())
+            totals.add(total.ravel().numpy())
             total = total.clamp_min(1.0)
             x = x / total
         condition = group = tensors[CONDITION_KEY].cpu().long().ravel()
@@ -79,9 +80,9 @@ def training_statistics(
             inverse_totals.index_add_(0, group, total.ravel().double().reciprocal())
     mean = sums.sum(0) / n_cells.sum()
     variance = squares.sum(0) / n_cells.sum() - mean.square()
-    kappa = float(np.median(torch.cat(totals).numpy())) if totals else 1.0
+    kappa = float(np.median(totals.array())) if len(totals) else 1.0
     moments = sums, squares, inverse_totals, n_cells
-    dispersion = None if not totals else _dispersion(*moments, kappa)
+    dispersion = None if not len(totals) else _dispersion(*moments, kappa)
     found = Statistics(
         kappa=kappa,
         mean=mean.float(),
@@ -92,7 +93,7 @@ def training_statistics(
         some=torch.cat(some) if some else None,
     )
     spread = _variance(sums, squares, n_cells) if dispersion is None else dispersion
-    return found, spread, np.concatenate(marks) if marks else np.zeros(0)
+    return found, spread, marks.array()
 
 
 def _variance(sums: Tensor, squares: Tensor, n_cells: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""Arrays that are filled block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_FIRST = 65_536  # rows that there is room for at first, unless more are expected
+
+
+class Rows:
+    """One array of blocks of rows.
+
+    Small arrays that are kept between large ones that are not leave holes in memory that the next large one
+    does not fit into: a list of blocks would take as much memory as all large arrays together.
+
+    Parameters
+    ----------
+    n
+        Rows to expect, if that is known.
+    """
+
+    def __init__(self, n: int | None = None) -> None:
+        self._room = _FIRST if n is None else n
+        self._kept: np.ndarray | None = None
+        self._n = 0
+
+    def add(self, block: np.ndarray) -> None:
+        """Add rows, shape (n, ...)."""
+        if self._kept is None:
+            self._kept = np.empty((max(self._room, len(block)), *block.shape[1:]), block.dtype)
+        end = self._n + len(block)
+        if end > len(self._kept):
+            grown = np.empty((max(end, 2 * len(self._kept)), *block.shape[1:]), block.dtype)
+            grown[: self._n] = self._kept[: self._n]
+            self._kept = grown
+        self._kept[self._n : end] = block
+        self._n = end
+
+    def __len__(self) -> int:
+        return self._n
+
+    def array(self) -> np.ndarray:
+        """Return all rows; of shape (0,) if there are none."""
+        return np.zeros(0) if self._kept is None else self._kept[: self._n]
