@@ -98,3 +98,37 @@ def test_bad_requests(model, fit):
         model.effects(target="control", source="stimulated", labels="t0")
     with pytest.raises(InputError, match="calibrate=False"):
         fit(preset="cvae").effects(target="stimulated")
+
+
+def test_the_ridge_compares_labels_by_values_as_they_are(fit, make_adata):
+    """By hand: labels are alike by their values, of which some genes have a hundred times the variance."""
+    adata = make_adata(n_cells=480)
+    code = np.arange(480) // 2 % 5
+    adata.obs["cell_type"] = names = np.array([f"t{i}" for i in code])
+    scale = np.geomspace(0.1, 10.0, adata.n_vars)
+    of_label = np.random.default_rng(0).normal(size=(5, adata.n_vars))[code]
+    is_end = (adata.obs["condition"] == "stimulated").to_numpy()
+    noise = np.random.default_rng(1).normal(size=adata.shape)
+    adata.X = ((of_label + 0.5 * is_end[:, None] * np.abs(of_label) + 0.1 * noise) * scale).astype(
+        np.float32
+    )
+    train = adata[~((names == "t0") & is_end)].copy()
+    model = fit(train, gene_likelihood="normal")
+    model.module.context_weight = 1.0
+    found = model.effects(target="stimulated", labels="t0")["change"].to_numpy()
+
+    others, mean, n = ["t1", "t2", "t3", "t4"], {}, {}
+    for label in ("t0", *others):
+        for end in (False, True):
+            cells = adata.X[(names == label) & (is_end == end)].astype(np.float64)
+            mean[label, end], n[label, end] = cells.mean(0), len(cells)
+    harmonic = np.array([2 / (1 / n[k, False] + 1 / n[k, True]) for k in others])
+    weight = harmonic / (harmonic + 30)
+    start = np.stack([mean[k, False] for k in others])
+    changes = np.stack([mean[k, True] for k in others]) - start
+    centre = np.average(start, axis=0, weights=weight)
+    z, own = start - centre, mean["t0", False] - centre
+    size = np.average(np.square(z).sum(1), weights=weight)
+    kernel = 1e6 + z @ z.T / size + np.diag(0.3 + 0.3 * 30 / harmonic)
+    expected = np.linalg.solve(kernel, 1e6 + z @ own / size) @ changes
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3 * np.abs(expected).max())

@@ -18,6 +18,7 @@ from trvae_sc.identity import row_sums
 from trvae_sc.levels import listing
 from trvae_sc.model._decode import mean_of
 from trvae_sc.model._registration import AnnDataModel
+from trvae_sc.model._trained import in_own_units
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,6 @@ def _filled(
 def _training_means(model: AnnDataModel) -> np.ndarray:
     """Return the mean share, or value, of each gene over the labels and conditions of training."""
     module, known = model.module, model.known
-    f = module.profiles.cpu().numpy().astype(np.float64)
+    f = in_own_units(module, module.profiles.cpu().numpy().astype(np.float64))
     mean = mean_of(module, f)
     return np.average(mean.reshape(-1, mean.shape[-1]), axis=0, weights=known.n_cells.ravel())

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._decode import mean_of
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Trained
 from trvae_sc.shift import changed, log_fold_change
@@ -42,15 +41,10 @@ def of_replicates(trained: Trained, factors: Factors, target: Any) -> Iterator[O
     module, space, change = trained.module, trained.conditions, factors.change
     label, end = trained.labels.index(factors.label), space.code(target)
     fold = log_fold_change(change.source_mean, change.predicted_mean, is_count=module.is_count)
-
-    def unit(mean: np.ndarray) -> np.ndarray:
-        return mean if module.is_count else mean_of(module, mean)
-
-    after = {} if end is None else {r: unit(m) for r, m, _ in trained.replicates.of(label, end)}
+    after = {} if end is None else {r: m for r, m, _ in trained.replicates.of(label, end)}
     for code, mean, n_cells in trained.replicates.of(label, space.code(factors.source)):
-        start = unit(mean)
-        predicted = changed(start, fold, is_count=module.is_count)
-        own = change._replace(source_mean=start, predicted_mean=predicted)
-        measured = after[code] - start if code in after else np.nan
+        predicted = changed(mean, fold, is_count=module.is_count)
+        own = change._replace(source_mean=mean, predicted_mean=predicted)
+        measured = after[code] - mean if code in after else np.nan
         name = trained.replicates.names[code]
         yield OfReplicate(name, factors._replace(change=own), n_cells, measured)

@@ -171,17 +171,13 @@ def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) ->
 
 
 def level_of(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
-    """Return f of a mean profile: log(1 + kappa share), or values in units of their deviation."""
-    if module.is_count:
-        return np.log1p(module.kappa.item() * mean)
-    return (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+    """Return f of a mean profile: log(1 + kappa share) of counts, else itself."""
+    return np.log1p(module.kappa.item() * mean) if module.is_count else mean
 
 
 def mean_of(module: TRVAEModule, level: np.ndarray) -> np.ndarray:
     """Return the mean profile of f: the inverse of :func:`level_of`."""
-    if module.is_count:
-        return np.expm1(np.maximum(level, 0.0)) / module.kappa.item()
-    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * level
+    return np.expm1(np.maximum(level, 0.0)) / module.kappa.item() if module.is_count else level
 
 
 def dispersion(module: TRVAEModule, features: torch.Tensor) -> np.ndarray | None:

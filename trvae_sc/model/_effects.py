@@ -68,7 +68,7 @@ def _tables(
     if not by:
         pval = source.p_values(factors.change)
         table = effect_table(factors, target, genes, pval, n_cells=n_cells, is_count=is_count)
-        return [table.assign(**interaction(trained, factors, target, source.units()))]
+        return [table.assign(**interaction(trained, factors, target))]
     found = []
     for own in of_replicates(trained, factors, target):
         pval, n = source.p_values(own.factors.change), own.n_cells

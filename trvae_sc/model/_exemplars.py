@@ -16,7 +16,6 @@ from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
 from trvae_sc.levels import level_name, listing
-from trvae_sc.model._decode import level_of
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
 
@@ -264,10 +263,8 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
     if not module.is_count:
         spread = np.maximum(spread, trained.spread_of(None))  # of a gene that training lacks there
         x = values(cells, keys)
-        mean = level_of(module, gene_means(x))
-        scale = module.gene_scale.cpu().numpy()
         variance = np.var(dense(x), axis=0, dtype=np.float64)
-        return Exemplars(mean, cells.n_obs, 1.0, spread, variance / np.square(scale))
+        return Exemplars(gene_means(x), cells.n_obs, 1.0, spread, variance)
     kappa = module.kappa.item()
     x = log_values(cells, keys, kappa)
     mean = mean_level(x, is_count=True)

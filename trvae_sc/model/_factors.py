@@ -218,17 +218,12 @@ class Sourced:
         target = self.trained.conditions.code(self.target)
         return target is not None and self.profiles.n_cells[code, target] > 0
 
-    def units(self) -> np.ndarray | float:
-        """Return what a change of 1 on the scale of f is in predictions."""
-        module = self.trained.module
-        return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
-
     def p_values(self, change: Change) -> np.ndarray:
         """Return p-values of a predicted change; NaN where they are not known."""
         found = change.predicted_mean - change.source_mean
         if change.missed is None:
             return np.full(len(found), np.nan)
-        return change.missed.p_values(found / (self.units() * change.relative))
+        return change.missed.p_values(found / change.relative)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -270,7 +265,7 @@ class Sourced:
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
         half = None if missed is None else missed.half_width
-        half = None if half is None else half * relative * self.units()
+        half = None if half is None else half * relative
         ends = (scaled(module, mean, None) for mean in (observed, expected))
         found = Change(*ends, half, relative, missed)
         unlike = novelty(own, self.others)

@@ -14,9 +14,7 @@ from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
 
 
-def interaction(
-    trained: Trained, factors: Factors, target: Any, units: np.ndarray | float
-) -> dict[str, Any]:
+def interaction(trained: Trained, factors: Factors, target: Any) -> dict[str, Any]:
     r"""Return the interaction of the parts of a target in a label, with its interval, by column.
 
     .. math:: I = d_{AB} - d_A - d_B
@@ -40,18 +38,18 @@ def interaction(
         spread = trained.spread_of(code)
         return sampling_variance(mean[code], spread, n, is_count=trained.module.is_count)
 
-    sums = (mean[codes] - mean[source]).sum(0) * units
+    sums = (mean[codes] - mean[source]).sum(0)
     variance = sum(noise(code) for code in codes)
     own = space.code(target)
     if own is not None and trained.n_cells[label, own] > 0:
-        change = (mean[own] - mean[source]) * units
+        change = mean[own] - mean[source]
         variance = variance + noise(own) + (n_parts - 1) ** 2 * noise(source)
         half: Any = 0.0
     else:
         change = factors.change.predicted_mean - factors.change.source_mean
         variance = variance + n_parts**2 * noise(source)
         half = np.nan if factors.change.half_width is None else factors.change.half_width
-    sampling = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance) * units
+    sampling = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance)
     half = np.sqrt(np.square(half) + np.square(sampling))
     found = change - sums
     return {

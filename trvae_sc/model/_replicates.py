@@ -12,9 +12,9 @@ from scvi.data import AnnDataManager
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text
 from trvae_sc.model._decode import level_of
-from trvae_sc.model._trained import Trained
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
-from trvae_sc.replicates import group_sums
+from trvae_sc.model._trained import Trained, in_own_units
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+from trvae_sc.replicates import Replicates, group_sums
 
 
 def replicate_means(
@@ -48,6 +48,8 @@ def replicate_means(
         totals = _totals(manager, x, has_total=module.has_total)
     sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
     mean = level_of(module, sums / n_cells[:, None])
+    if not module.is_count:  # as the network keeps its means: see :func:`in_own_units`
+        mean = (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
     return {
         "key": key,
         "names": tuple(known),
@@ -55,6 +57,13 @@ def replicate_means(
         "mean": mean.astype(np.float32),
         "n_cells": n_cells.astype(int),
     }
+
+
+def replicates_of(module: TRVAEModule, kept: dict[str, Any] | None) -> Replicates | None:
+    """Return replicates as a model keeps them, their means on the scale of f; None without any."""
+    if not kept:
+        return None
+    return Replicates(**{**kept, "mean": in_own_units(module, kept["mean"])})
 
 
 def _totals(manager: AnnDataManager, x: Any, *, has_total: bool) -> np.ndarray:

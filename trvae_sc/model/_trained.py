@@ -136,15 +136,12 @@ class Trained(Known):
 
     def profiles(self) -> Profiles:
         """Return the mean profiles of the training cells."""
-        mean = self.module.profiles.cpu().numpy()
+        mean = in_own_units(self.module, self.module.profiles.cpu().numpy())
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
 
     def spread_of(self, condition: int | None) -> np.ndarray:
-        """Return the spread of a condition, on the scale of profiles; of a new one the mean of all."""
-        own = self.spread.mean(0) if condition is None else self.spread[condition]
-        if self.module.is_count:
-            return own
-        return own / np.square(self.module.gene_scale.cpu().numpy())
+        """Return the spread of a condition; of a new one the mean of all."""
+        return self.spread.mean(0) if condition is None else self.spread[condition]
 
     def codes_of(self, label: int, condition: int | None) -> tuple[Tensors, Tensor] | None:
         """Return the codes kept of a label and condition: what they are decoded with, and z."""
@@ -157,6 +154,13 @@ class Trained(Known):
         device = self.module.kappa.device
         tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
         return tensors, tensors.pop("z")
+
+
+def in_own_units(module: TRVAEModule, means: np.ndarray) -> np.ndarray:
+    """Return means that are kept with a network on the scale of f; values that are no counts are kept scaled."""
+    if module.is_count:
+        return means
+    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * means
 
 
 def kept_codes(

@@ -24,10 +24,9 @@ from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._codes import collapse_note, kl_by_dimension
 from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._replicates import replicate_means
+from trvae_sc.model._replicates import replicate_means, replicates_of
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
-from trvae_sc.replicates import Replicates
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
 
@@ -232,7 +231,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             n_frozen=self.frozen_conditions_,
             marks=self.training_marks_,
             spread=self.spread_,
-            replicates=Replicates(**self.replicates_) if self.replicates_ else None,
+            replicates=replicates_of(self.module, self.replicates_),
         )
 
     def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
