@@ -10,8 +10,8 @@ not installed is named and left out.
 loaders   shuffled passes after a first one, which puts the files in the system's cache; annbatch gives
           sparse rows, the others dense tensors. "zarrs": chunks are decoded by the package of that name,
           which scvi-tools asks for (``zarr.config``), instead of by zarr's own Python
-training  epochs after the first, on the CPU: TRVAE (preset ``cvae``) with ``memory_budget=0`` and SCVI of
-          equal layers through its data module; and both in memory
+training  epochs after the first, on the CPU: TRVAE (preset ``cvae``) with ``memory_budget=0``, and with
+          the sparse rows of annbatch; SCVI of equal layers through its data module; and both in memory
 CPU       of all threads; peak memory is what comes on top of imports, at any batch size
 """
 
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ MODELS = {
     "TRVAE, in memory": False,
     "TRVAE, h5ad": False,
     "TRVAE, zarr": False,
+    "TRVAE, annbatch": False,
     "TRVAE, zarr, zarrs": True,
+    "TRVAE, annbatch, zarrs": True,
     "SCVI, in memory": False,
     "SCVI, zarr": False,
     "SCVI, zarr, zarrs": True,
@@ -59,7 +61,8 @@ def missing() -> dict[str, str]:
     found = {}
     if importlib.util.find_spec("annbatch") is None:
         found["annbatch"] = "needs annbatch: pip install annbatch[zarrs]"
-        found["scvi-tools"] = found["SCVI, zarr"] = found["annbatch"]
+        for name in ("scvi-tools", "SCVI, zarr", "TRVAE, annbatch"):
+            found[name] = found["annbatch"]
     if importlib.util.find_spec("zarrs") is None:
         found["zarrs"] = "needs zarrs: pip install zarrs"
     import scvi
@@ -111,13 +114,13 @@ def registered(folder: Path, where: str) -> Any:
     from trvae_sc import TRVAE
     from trvae_sc.files import read
 
-    suffix = "zarr" if where == "zarr" else "h5ad"
+    suffix = "zarr" if where in ("zarr", "annbatch") else "h5ad"
     adata = read(folder / f"cells.{suffix}", backed=where != "in memory")
     TRVAE.setup_anndata(adata, "condition", labels_key="cell_type")
     return adata
 
 
-def annbatch_loader(folder: Path, batch_size: int) -> Any:
+def annbatch_loader(folder: Path, batch_size: int, **kwargs: Any) -> Any:
     """Return annbatch's loader of the store."""
     import annbatch
     import anndata
@@ -130,6 +133,7 @@ def annbatch_loader(folder: Path, batch_size: int) -> Any:
         preload_nchunks=CHUNKS,
         preload_to_gpu=False,
         shuffle=True,
+        **kwargs,
     )
     obs = anndata.io.read_elem(group["obs"])[["condition", "cell_type"]]
     return loader.add_dataset(anndata.io.sparse_dataset(group["X"]), obs)
@@ -149,6 +153,35 @@ def scvi_module(folder: Path, batch_size: int) -> Any:
         preload_to_gpu=False,
         shuffle=True,
     )
+
+
+def own_module(adata: Any, loader: Any) -> Any:
+    """Return a data module that gives TRVAE rows of annbatch's loader, and what is registered of them."""
+    import numpy as np
+    import torch
+    from lightning.pytorch import LightningDataModule
+
+    from trvae_sc import TRVAE
+
+    manager = TRVAE._get_most_recent_anndata_manager(adata)
+    data = manager.create_torch_dataset()
+    others = [key for key in data.keys_and_dtypes if key != "X"]
+
+    class Rows:
+        def __len__(self) -> int:
+            return len(loader)
+
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            for batch in loader:
+                x = torch.from_numpy(batch["X"].toarray().astype(np.float32, copy=False))
+                rows = {key: torch.from_numpy(data.rows(key, batch["index"])) for key in others}
+                yield {"X": x, **rows}
+
+    class Module(LightningDataModule):
+        def train_dataloader(self) -> Rows:
+            return Rows()
+
+    return Module()
 
 
 def batches_of(name: str, folder: Path, batch_size: int) -> Callable[[], Iterable[Any]]:
@@ -201,20 +234,21 @@ def epochs(name: str, folder: Path, batch_size: int, n_epochs: int) -> list[tupl
         "batch_size": batch_size,
     }
     where = name.split(", ")[1]
+    adata = registered(folder, where)
+    n_cells = adata.n_obs
     if name.startswith("TRVAE"):
-        adata = registered(folder, where)
-        n_cells = adata.n_obs
-        budget = None if where == "in memory" else 0
         model = TRVAE(adata, preset="cvae", n_hidden=(128, 128), **LAYERS)
-        model.train(memory_budget=budget, **common)
+        if where == "annbatch":
+            loader = annbatch_loader(folder, batch_size, return_index=True)
+            del common["batch_size"]  # that of the loader
+            model.train(datamodule=own_module(adata, loader), **common)
+        else:
+            model.train(memory_budget=None if where == "in memory" else 0, **common)
     elif where == "zarr":
         module = scvi_module(folder, batch_size)
-        n_cells = module.n_obs
         model = scvi.model.SCVI(registry=module.registry, n_hidden=128, n_layers=2, **LAYERS)
         model.train(datamodule=module, **common)
     else:
-        adata = registered(folder, where)
-        n_cells = adata.n_obs
         scvi.model.SCVI.setup_anndata(adata, batch_key="condition", labels_key="cell_type")
         model = scvi.model.SCVI(adata, n_hidden=128, n_layers=2, **LAYERS)
         model.train(train_size=1.0, **common)
