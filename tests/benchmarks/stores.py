@@ -1,7 +1,7 @@
 """Compare loaders of cells in a file: of trvae_sc, annbatch and scvi-tools (1.5 and later).
 
 python tests/benchmarks/stores.py [--cells 60000] [--genes 2000] [--repeats 3] [--epochs 3]
-    [--batch-sizes 512 128] [--folder /tmp]
+    [--batch-sizes 512 128] [--parts loaders training] [--folder /tmp]
 
 Sparse counts are written as zarr v3, sharded as annbatch recommends, and as h5ad. Each line is a process
 of its own on one thread of torch; they take turns, and medians of what they found are printed. What is
@@ -54,6 +54,7 @@ MODELS = {
     "SCVI, zarr": False,
     "SCVI, zarr, zarrs": True,
 }
+PARTS = {"loaders": LOADERS, "training": MODELS}
 
 
 def missing() -> dict[str, str]:
@@ -329,7 +330,8 @@ def compare(args: argparse.Namespace, folder: str) -> None:
         f"{files['shard']} a shard; h5ad {files['h5ad_mb']:.0f} MB",
         flush=True,
     )
-    for title, works in (("loader", LOADERS), ("training", MODELS)):
+    for title in args.parts:
+        works = PARTS[title]
         found: dict[str, list] = {name: [] for name in works}
         able = [name for name in works if reason(name, files["missing"]) is None]
         for _ in range(args.repeats):
@@ -347,6 +349,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=60_000)
     parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of training; 2 or more")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 128])
