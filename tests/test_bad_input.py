@@ -375,6 +375,26 @@ def test_data_that_were_not_set_up_are_refused(make_adata):
         TRVAE()
 
 
+def test_a_registry_without_conditions_is_refused(make_adata):
+    """As of scvi-tools' data modules; it was a KeyError."""
+    adata = make_adata()
+    scvi.model.SCVI.setup_anndata(adata, batch_key="condition")
+    registry = scvi.model.SCVI(adata).registry
+    with pytest.raises(InputError, match=r"no condition.* set up by TRVAE\.setup_anndata"):
+        TRVAE(registry=registry)
+
+
+def test_columns_that_were_read_lazily_are_refused(make_adata):
+    for name in ("dask", "xarray"):  # which read_lazy needs
+        pytest.importorskip(name)
+    make_adata().write_h5ad("cells.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata = anndata.experimental.read_lazy("cells.h5ad")
+    with pytest.raises(InputError, match=r"obs was read lazily.*read_h5ad\(path, backed='r'\)"):
+        setup(adata)
+
+
 # -- levels that are not plain words ------------------------------------------------------------------------
 
 

@@ -1205,6 +1205,33 @@ def test_c31_datamodules_train_models_with_and_without_data(fit, make_adata, own
         assert loaded.predict(make_adata(), target="stimulated").n_obs == 60
 
 
+class Minibatches:
+    """A loader that is none of torch's."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+    def __len__(self):
+        return len(self.loader)
+
+
+class Plain(Module):
+    def train_dataloader(self):
+        return Minibatches(super().train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # Lightning's
+def test_c31_minibatches_are_of_any_loader(fit, make_adata):
+    """As of annbatch's loader."""
+    model = fit(make_adata(), train=False)
+    module = Plain(model.adata_manager, np.arange(100))
+    model.train(max_epochs=2, datamodule=module, limit_val_batches=0, **CPU)
+    assert model.n_cells.to_numpy().sum() == 100
+
+
 @pytest.mark.skipif(not hasattr(scvi.model.base._training_mixin, "_set_datamodule_split"),
                     reason="scvi-tools before 1.5 does not ask")  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # Lightning's

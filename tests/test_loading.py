@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import anndata
@@ -252,6 +253,20 @@ def test_reading_ahead_is_in_order_and_leaves_no_thread():
         thread.join(10)
     assert reading_threads() == []
     assert list(ahead([], wait)) == []
+
+
+def test_one_is_read_at_a_time():
+    """Where reading was slower than use two were, and three windows were in memory."""
+    n_reading, most = [], []
+
+    def read(i):
+        n_reading.append(i)
+        most.append(len(n_reading))
+        time.sleep(0.02)
+        n_reading.pop()
+
+    assert len(list(ahead(range(4), read))) == 4
+    assert most == [1] * 4
 
 
 def test_an_error_of_the_reading_thread_is_raised_where_rows_are_used():

@@ -168,8 +168,14 @@ def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
 
 
 def check_type(adata: Any) -> None:
-    """Raise on anything but an AnnData."""
+    """Raise on anything but an AnnData whose names and columns are in memory."""
     if isinstance(adata, AnnData):
+        if hasattr(adata.obs, "to_memory"):  # of anndata.experimental.read_lazy
+            raise InputError(
+                "adata.obs was read lazily, and is needed in memory. Only X may stay in its file: of an "
+                "h5ad with anndata.read_h5ad(path, backed='r'), of a zarr store with adata.X = "
+                "anndata.io.sparse_dataset(zarr.open_group(path)['X'])."
+            )
         return
     found = f"Expected an AnnData, got {type(adata).__name__}."
     modalities = getattr(adata, "mod", None)

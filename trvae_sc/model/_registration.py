@@ -54,6 +54,11 @@ class AnnDataModel(BaseModelClass):
                 raise InputError(
                     f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata."
                 )
+            if "condition_key" not in registry.get("setup_args", {}):
+                raise InputError(
+                    "The registry has no condition: it is of another model, or of a data module of "
+                    f"scvi-tools. Take that of data set up by {cls.__name__}.setup_anndata."
+                )
             return
         checks.check_type(adata)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
@@ -80,11 +80,7 @@ class FileRows:
         ascending, position = np.unique(rows, return_inverse=True)
         if not len(ascending):
             return sparse.csr_matrix(self.x[:0]) if self.is_sparse else self.x[:0]
-        parts = [self._run(run) for run in _runs(ascending)]
-        if len(parts) == 1:
-            values = parts[0]
-        else:
-            values = sparse.vstack(parts, "csr") if self.is_sparse else np.concatenate(parts)
+        values = _joined([self._run(run) for run in _runs(ascending)])  # the parts are let go of
         in_order = len(position) == len(ascending) and (np.diff(position) == 1).all()
         return values if in_order else values[position]
 
@@ -102,6 +98,13 @@ class FileRows:
         return block if len(rows) == stop - start else block[rows - start]
 
 
+def _joined(parts: list[np.ndarray] | list[sparse.csr_matrix]) -> np.ndarray | sparse.csr_matrix:
+    """Return parts below each other as one matrix."""
+    if len(parts) == 1:
+        return parts[0]
+    return sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+
+
 def _runs(ascending: np.ndarray) -> list[np.ndarray]:
     """Cut ascending rows where many are not wanted, and where a read would be very long."""
     runs = np.split(ascending, np.flatnonzero(np.diff(ascending) > _GAP) + 1)
@@ -111,10 +114,13 @@ def _runs(ascending: np.ndarray) -> list[np.ndarray]:
 def ahead(items: Iterable[T], read: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Yield each item with ``read(item)``, which a thread makes while the one before is in use.
 
-    Each thread lives for one call, so that none is left over where the iteration is given up.
+    One is read at a time, so that no more than two are in memory. Each thread lives for one call, so
+    that none is left over where the iteration is given up.
     """
     before: tuple[T, Future] | None = None
     for item in items:
+        if before is not None:
+            wait([before[1]])
         pool = ThreadPoolExecutor(1, thread_name_prefix="trvae_sc")
         future = pool.submit(read, item)
         pool.shutdown(wait=False)

@@ -220,7 +220,7 @@ class TrainingPlan(ScviTrainingPlan):
 
     def on_train_start(self) -> None:
         """Refuse processes without cells, and batches of one cell where batch norm would fail on them."""
-        sampler = self.trainer.train_dataloader.sampler
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)  # of torch's loaders
         if isinstance(sampler, Batches) and sampler.smallest < 1:
             raise InputError(
                 f"A minibatch has fewer cells than there are processes ({sampler.n_processes}), of "
