@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
-from trvae_sc.rows import Rows
+from trvae_sc.rows import Rows, give_back_memory
 from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
 
@@ -99,13 +99,12 @@ def predict_cells(
         logger.warning(remark)
     layer = trained.layer if request.output in ("counts", "sample") else None
     prediction = _Prediction(trained, original, registered, rows, request)
-    pieces, n_rows = prediction.pieces(), len(rows) * request.n_samples
     if request.out is not None:
-        shape = (n_rows, registered.n_vars)
-        columns = prediction.obs(), prediction.var()
-        writing = _Writing(shape, layer, pieces, columns, prediction.around)
-        return _write(Path(request.out), writing, overwrite=request.overwrite)
-    result = prediction.around(stacked(pieces, n_rows))
+        _write(prediction, layer)
+        del prediction  # what was written is read again
+        give_back_memory()
+        return read(Path(request.out), backed=True)
+    result = prediction.around(stacked(prediction.pieces(), prediction.n_rows))
     if layer is not None:
         result.layers[layer] = result.X.copy()
     return result
@@ -129,7 +128,7 @@ class _Prediction:
         self.calibration = Calibration(
             trained, registered, rows, self.groups, request.target, request.exemplars
         )
-        n = len(rows) * request.n_samples
+        self.n_rows = n = len(rows) * request.n_samples
         self.latent, self.response = Rows(n), Rows(n)
         self.totals = Rows(n)  # of predicted counts, where cells have one
         self.marks = Rows(n)  # of the source cells
@@ -220,32 +219,24 @@ class _Prediction:
         return var.assign(**dict(zip(PREDICTED_VAR, change.columns(), strict=True)))
 
 
-class _Writing(NamedTuple):
-    """What a prediction is written from."""
-
-    shape: tuple[int, int]
-    layer: str | None
-    pieces: Iterable[np.ndarray | sparse.csr_matrix]
-    columns: tuple[pd.DataFrame, pd.DataFrame]  #: of obs and var, as far as they are known before
-    around: Callable[[None], AnnData]
-
-
-def _write(path: Path, what: _Writing, *, overwrite: bool) -> AnnData:
-    """Write a prediction, completely or not at all, and return it with X in the file."""
+def _write(prediction: _Prediction, layer: str | None) -> None:
+    """Write a prediction, completely or not at all."""
+    path = Path(prediction.request.out)
 
     def write(temporary: Path) -> None:
-        writer = PieceWriter(temporary, what.shape, what.layer)
+        shape = prediction.n_rows, prediction.registered.n_vars
+        writer = PieceWriter(temporary, shape, layer)
         try:
-            for name, table in zip(("obs", "var"), what.columns, strict=True):
-                writer.check(name, table)
-            for values in what.pieces:
+            writer.check("obs", prediction.obs())  # as far as they are known before
+            writer.check("var", prediction.var())
+            for values in prediction.pieces():
                 writer.add(values)
-            writer.finish(what.around(None))
+            writer.finish(prediction.around(None))
         finally:
             writer.close()
 
-    (write_folder if path.suffix == ".zarr" else write_file)(path, write, overwrite=overwrite)
-    return read(path, backed=True)
+    is_folder = path.suffix == ".zarr"
+    (write_folder if is_folder else write_file)(path, write, overwrite=prediction.request.overwrite)
 
 
 def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None) -> None:

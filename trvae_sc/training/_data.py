@@ -17,8 +17,9 @@ from torch import Tensor, distributed
 from trvae_sc.arguments import check_number, check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
+from trvae_sc.rows import give_back_memory
 from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
-from trvae_sc.training._files import ahead, give_back_memory
+from trvae_sc.training._files import ahead
 
 _STATISTICS_BATCH = 512
 _BLOCKS = 32  # contiguous pieces of a file that are shuffled together

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,14 +127,3 @@ def ahead(items: Iterable[T], read: Callable[[T], Any]) -> Iterator[tuple[T, Any
         before = item, future
     if before is not None:
         yield before[0], before[1].result()
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system.
-
-    glibc keeps what lies between small objects that live on: with minibatches of some MB each it was
-    2 GB after a million cells.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
