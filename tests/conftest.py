@@ -89,7 +89,7 @@ def pytest_collection_finish():
     """Keep what is imported from being searched for garbage again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(700, 10, 50)  # 10, 10 else: what tests import later is large, too
+    gc.set_threshold(700, 10, 50)  # not 10: what tests import later is large, too
 
 
 @pytest.fixture(autouse=True)
