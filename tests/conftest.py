@@ -1,5 +1,6 @@
 """Small seeded builders that every test file shares."""
 
+import gc
 import logging
 import os
 import shlex
@@ -22,6 +23,7 @@ from trvae_sc import TRVAE
 from trvae_sc.cli import main
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # tests outlive no power cut, and disks take long
 
 #: Arguments of ``train`` that keep a test small and quiet.
 QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -83,6 +85,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish():
+    """Keep what is imported from being searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 50)  # not 10: what tests import later is large, too
+
+
 @pytest.fixture(autouse=True)
 def _no_figure_is_left():
     """Close what a test drew, for the next one."""
@@ -99,7 +108,8 @@ def _own_directory(tmp_path, monkeypatch):
     log = logging.getLogger("scvi")
     level = log.level  # the command line makes it quiet
     yield
-    log.setLevel(level)
+    if log.level != level:
+        log.setLevel(level)
     signal.signal(signal.SIGINT, on_interrupt)
     if scvi.settings.seed is not None:
         scvi.settings.seed = None

@@ -10,10 +10,12 @@ import io
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import sys
 import time
+import uuid
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import zarr  # noqa: F401, not to be imported by every child
 from anndata import AnnData
+from joblib.externals.loky.backend import fork_exec
 from scipy import sparse
 
 import trvae_sc.evaluation
@@ -35,7 +38,9 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 OF_RAY = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  #: end by themselves in a minute
 MARK = "TRVAE_SC_KILLING"  #: variable of the environment that the processes here have
+PYTHON = "TRVAE_SC_PYTHON"  #: the Python of processes that are started anew
 wrong: list[str] = []
+os.fsync = lambda handle: None  # a kill, unlike a power cut, loses nothing that was written
 
 
 def fork(act, *, kill_after=None, by=signal.SIGKILL):
@@ -60,6 +65,31 @@ def fork(act, *, kill_after=None, by=signal.SIGKILL):
             os.kill(child, by)
     status = os.waitpid(child, 0)[1]
     return os.waitstatus_to_exitcode(status)
+
+
+def fork_worker(command, keep_open, env=None):
+    """Start a worker of joblib as it does, but by a fork, in which all is imported."""
+    child = os.fork()
+    if child:
+        return child
+    code: object = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.update(env or {})
+        kept = [0, 1, 2, *sorted({*map(int, keep_open)})]
+        for before, after in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(before + 1, after)
+        _, is_module, module, *sys.argv[1:] = command
+        assert is_module == "-m"
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+start_worker = fork_exec.fork_exec
 
 
 def deep_inside(path):
@@ -98,7 +128,9 @@ def offspring():
     found, mark = [], f"{MARK}={os.environ[MARK]}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            is_ours = mark in (process / "environ").read_bytes()
+            environment = (process / "environ").read_bytes()  # that of its start; of the dead: none
+            forked = environment and os.getsid(int(process.name)) == os.getpid()
+            is_ours = mark in environment or forked
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").strip()
             if is_ours and int(process.name) != os.getpid() and command not in OF_RAY:
                 found.append(command[:80])
@@ -307,7 +339,7 @@ def commands(folder, data):
             ["benchmark", data, *results, "--n-jobs", 2, "-o", folder / "bench2"],
             folder / "bench2",
             table_of,
-            2,
+            3,
         ),
         "benchmark on Ray": (
             ["benchmark", data, *results, "--backend", "ray", "-o", folder / "bench3"],
@@ -327,6 +359,7 @@ def commands(folder, data):
 def kill_at_random(folder, chosen):
     """Kill each command at random moments: a rerun ends with the numbers of an undisturbed run."""
     rng, n_kills = random.Random(0), 0
+    fork_exec.fork_exec = fork_worker
     data = folder / "cells.h5ad"
     write_anndata(cells(120), data)
     model_of(0).save(folder / "trained")
@@ -344,7 +377,10 @@ def kill_at_random(folder, chosen):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             wait = rng.uniform(0, took)
             by = (signal.SIGKILL, signal.SIGTERM)[i % 2]
+            if i == 2:  # once while workers import
+                fork_exec.fork_exec = start_worker
             fork(run(*arguments), kill_after=wait, by=by)
+            fork_exec.fork_exec = fork_worker
             n_kills += 1
             check_nothing_runs(name)
             is_finished = (
@@ -362,8 +398,10 @@ def kill_at_random(folder, chosen):
 
 if __name__ == "__main__":
     kind, place, *chosen = sys.argv[1:]
-    if MARK not in os.environ:  # what this process has from its start its offspring has too
-        os.environ[MARK] = f"{os.getpid()}"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    sys.executable = os.environ.get(PYTHON, sys.executable)
+    if MARK not in os.environ:
+        os.environ[MARK] = uuid.uuid4().hex
+        if os.getsid(0) != os.getpid():  # what this process has from its start its forks have too
+            os.execv(sys.executable, [sys.executable, *sys.argv])
     kill = partial(kill_at_random, chosen=chosen) if kind == "random" else kill_at_every_step
     sys.stdout.write(json.dumps({"kills": kill(Path(place)), "wrong": wrong}))

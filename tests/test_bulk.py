@@ -65,9 +65,11 @@ def test_pydeseq2_takes_it_and_finds_the_genes_that_respond():
     one = bulk[bulk.obs["cell_type"] == "type_0"].copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dds = pydeseq2.DeseqDataSet(adata=one, design="~condition", quiet=True)
+        one_process = {"n_cpus": 1, "quiet": True}
+        dds = pydeseq2.DeseqDataSet(adata=one, design="~condition", **one_process)
         dds.deseq2()
-        found = stats.DeseqStats(dds, contrast=["condition", "stimulated", "control"], quiet=True)
+        contrast = ["condition", "stimulated", "control"]
+        found = stats.DeseqStats(dds, contrast=contrast, **one_process)
         found.summary()
     truth = adata.varm["true_share"]
     fold = np.log2(truth["type_0|stimulated"] / truth["type_0|control"])

@@ -270,7 +270,7 @@ def test_report_of_another_method(run, results):
     assert not Path("other.html").exists()
 
 
-def test_report_with_pathways_and_what_to_measure_next(run, results, adata):
+def test_report_with_pathways_and_what_to_measure_next(run, results, adata, request):
     """One label lacks stimulated cells; of the 80 genes two sets are known."""
     rows = [
         "up\tx\t" + "\t".join(adata.var_names[:30]),
@@ -290,7 +290,7 @@ def test_report_with_pathways_and_what_to_measure_next(run, results, adata):
     code, _, err = run("report", results, "--gmt", "none.gmt", "-o", "pathways.html")
     assert code == 2
     assert "No file none.gmt" in err
-    pytest.importorskip("decoupler")
+    request.getfixturevalue("decoupler")
     assert run("report", results, "--gmt", "sets.gmt", "-o", "pathways.html")[0] == 0
     page = Path("pathways.html").read_text("utf-8")
     table = page.split('id="pathway-table"')[1].split("</table>")[0]

@@ -4,8 +4,10 @@ No page is built here: ``make docs`` does that, with every warning an error.
 """
 
 import doctest
+import functools
 import importlib
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -53,6 +55,11 @@ def named():
 
 def cells(n_cells=400, seed=0):
     """Return cells with the columns that the examples name."""
+    return _cells(n_cells, seed).copy()
+
+
+@functools.cache
+def _cells(n_cells, seed):
     adata = datasets.simulate(n_cells, 60, n_labels=5, seed=seed)
     names = {f"type_{i}": name for i, name in enumerate(["NK", "B", "T", "DC", "Mk"])}
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(names)
@@ -65,8 +72,17 @@ def cells(n_cells=400, seed=0):
     return adata
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder with the files that examples read."""
+    folder = tmp_path_factory.mktemp("files")
+    cells().write_h5ad(folder / "cells.h5ad")
+    cells(seed=1).write_h5ad(folder / "cells_of_another_study.h5ad")
+    return folder
+
+
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, files):
     """Train for an epoch where nothing else is asked for, and have the files that examples read."""
 
     def briefly(train):
@@ -79,8 +95,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(trvae_sc.TRVAE, "train", briefly(trvae_sc.TRVAE.train))
     monkeypatch.setattr(Translator, "train", briefly(Translator.train))
     monkeypatch.setattr(datasets, "kang18", cells)
-    cells().write_h5ad("cells.h5ad")
-    cells(seed=1).write_h5ad("cells_of_another_study.h5ad")
+    shutil.copytree(files, ".", dirs_exist_ok=True)
     yield
     plt.close("all")
 

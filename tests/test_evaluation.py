@@ -1181,13 +1181,13 @@ def light(tmp_path, monkeypatch):
     del sys.modules["light"]
 
 
-def test_two_at_once_on_one_folder(make_adata, light):
+def test_two_at_once_on_one_folder(make_adata, light, python):
     """Every row is there once, and no file is cut, however the two get in each other's way."""
     adata = make_adata(n_cells=60)
     adata.write_h5ad("cells.h5ad")
     run = partial(benchmark, adata, light.METHODS, HOLDOUTS, seeds=3, **QUIET)
     alone = run()
-    with subprocess.Popen([sys.executable, "-c", OTHER_PROCESS]) as other:
+    with subprocess.Popen([python, "-c", OTHER_PROCESS]) as other:
         while not Path("ready").exists():
             assert other.poll() is None
             time.sleep(0.01)

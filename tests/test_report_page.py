@@ -2,7 +2,6 @@
 
 import base64
 import html
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -355,8 +354,7 @@ def test_pathways_are_a_picture_a_table_and_a_file():
             report(some(), pathways=bad)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("decoupler") is None, reason="no decoupler")
-def test_pathways_of_all_tasks_are_those_of_each():
+def test_pathways_of_all_tasks_are_those_of_each(decoupler):
     net = pd.DataFrame({"source": "up", "target": GENES[:6]})
     table = task_pathways(some(), net)
     assert table["label"].tolist() == ["B", "NK"]
