@@ -60,8 +60,8 @@ def next_experiments(
     Returns
     -------
     One row a combination: ``label``, ``source``, ``condition``; ``expected_error``, root mean squared error
-    over genes of its predicted mean, log(1 + kappa share) (values in units of their standard deviation),
-    before anything of the list is measured; ``lowers``, share of the summed squared error of all that is
+    over genes of its predicted mean, log(1 + kappa share) (of values: themselves), before anything of the
+    list is measured; ``lowers``, share of the summed squared error of all that is
     missing that it takes away in its turn, and ``left``, what then remains.
 
     Raises
