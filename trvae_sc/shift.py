@@ -112,8 +112,12 @@ def log_fold_change(start: np.ndarray, end: np.ndarray, *, is_count: bool) -> np
     r"""Return :math:`\log\frac{e^{f_t} - 1 + 0.3}{e^{f_s} - 1 + 0.3}` of counts, else the difference."""
     if not is_count:
         return np.asarray(end, np.float64) - start
-    start, end = (np.expm1(np.asarray(f, np.float64)) + _EPS for f in (start, end))
-    return np.log(end / start)
+    return log_ratio(*(np.expm1(np.asarray(f, np.float64)) for f in (start, end)))
+
+
+def log_ratio(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the log fold change of counts of a cell of median total, with 0.3 added to each."""
+    return np.log((end + _EPS) / (start + _EPS))
 
 
 def changed(start: np.ndarray, change: np.ndarray, *, is_count: bool) -> np.ndarray:

@@ -168,7 +168,7 @@ def part_tasks(args: argparse.Namespace) -> list[Row]:
         kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         before, start = [resource.getrusage(kind) for kind in kinds], time.perf_counter()
         benchmark(
-            adata, ["trvae"], tasks, seeds=3, max_epochs=5 if args.quick else 20, n_jobs=n_jobs,
+            adata, ["trvae"], tasks, seeds=3, max_epochs=5 if args.quick else None, n_jobs=n_jobs,
             progress=False, **names,
         )  # fmt: skip
         wall, after = time.perf_counter() - start, [resource.getrusage(kind) for kind in kinds]

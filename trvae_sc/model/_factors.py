@@ -17,7 +17,7 @@ from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, sc
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import expected_values
-from trvae_sc.shift import Ridge, log_fold_change, novelty
+from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
@@ -140,9 +140,9 @@ class Calibration:
             return np.full(len(batch.observed), np.nan, dtype=np.float32)
         group = self.group[positions]
         genes = self.responding[group]
-        ends = (np.take_along_axis(x, genes, 1) for x in (batch.source, batch.target))
-        found = (scaled(self.module, x, None) for x in ends)
-        own = log_fold_change(*found, is_count=self.module.is_count)
+        start, end = (np.take_along_axis(x, genes, 1) for x in (batch.source, batch.target))
+        kappa = self.module.kappa.item()
+        own = log_ratio(kappa * start, kappa * end) if self.module.is_count else end - start
         return (np.sqrt(np.square(own).mean(1)) / self.size[group]).astype(np.float32)
 
 
