@@ -115,7 +115,11 @@ def test_the_ridge_compares_labels_by_values_as_they_are(fit, make_adata):
     train = adata[~((names == "t0") & is_end)].copy()
     model = fit(train, gene_likelihood="normal")
     model.module.context_weight = 1.0
-    found = model.effects(target="stimulated", labels="t0")["change"].to_numpy()
+    table = model.effects(target="stimulated", labels="t0")
+    found = table["change"].to_numpy()
+    half = (table["upper"] - table["lower"]).to_numpy() / 2 / scale
+    small, large = half[:10].mean(), half[-10:].mean()  # errors are in units of each gene
+    assert small < 3 * large < 9 * small
 
     others, mean, n = ["t1", "t2", "t3", "t4"], {}, {}
     for label in ("t0", *others):

@@ -65,6 +65,22 @@ def test_few_conditions_have_the_kernel_written_out(common):
         np.testing.assert_allclose(block, inverse[np.ix_(at, at)], rtol=1e-6, atol=1e-6)
 
 
+def test_conditions_that_are_smoothly_alike_are_not_taken_for_sets():
+    """Eigenvalues fall without an end; what is left out of them would weigh as much as the noise."""
+    rng = np.random.default_rng(0)
+    feature = rng.normal(size=120)
+    conditions = np.exp(-np.square(feature[:, None] - feature) / 2)
+    label, condition = np.nonzero(np.ones((4, 120), bool))
+    z = rng.normal(size=(4, 10))
+    labels = 1e6 + z @ z.T / 10 + 0.3 * np.eye(4)
+    t = Tables(conditions, labels, condition, label, np.full(480, 0.01))
+    kernel = written_out(t)
+    change = np.sin(feature)[condition] + 0.1 * rng.normal(size=480)
+    across = kernel - 0.01 * np.eye(480)
+    expected = across @ np.linalg.solve(kernel, change)
+    assert across @ factorised(t).solve(change) == pytest.approx(expected, abs=1e-4)
+
+
 def test_one_condition_is_no_set():
     t = Tables(np.ones((1, 1)), np.eye(3), np.zeros(3, int), np.arange(3), np.full(3, 0.5))
     assert factorised(t).solve(np.ones(3)) == pytest.approx(np.full(3, 1 / 1.5))

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from scipy import linalg
 
-_SAME = 1e-9  # eigenvalues of conditions nearer to the smallest, in units of the largest, equal it
+_SAME = 1e-13  # eigenvalues of conditions nearer to the smallest, in units of the largest, equal it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ _NARROW = 512  # widest layer that one thread is enough for
 
 @contextlib.contextmanager
 def suitable_threads(widest: int) -> Iterator[None]:
-    """Let torch and numpy use as many threads as suit a network, and what was set before again afterwards.
+    """Let torch use as many threads as suit a network, numpy one, and both what was set before again afterwards.
 
     One up to a width of 512, else the cores that are idle; never more than were set.
 

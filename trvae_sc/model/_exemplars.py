@@ -86,12 +86,13 @@ class Exemplars:
 
         .. math:: \sum_g \frac{(1 - w)^2 (m_e - m)^2 + \big(1 + \frac{w}{n - 1}\big)^2 \sigma^2}{(1 + m)^2}
 
-        with the variance :math:`\sigma^2` of the cells (without denominator, of values). Below 5 cells it is 1/2.
+        with the variance :math:`\sigma^2` of the cells (of values the denominator is :attr:`spread`). Below 5 cells
+        it is 1/2.
         """
         if self.n < _FEW:
             return _SCALE_OF_FEW
         mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
-        per_f = 1.0 + mean if is_count else 1.0
+        per_f = 1.0 + mean if is_count else np.sqrt(np.where(self.spread > 0, self.spread, 1.0))
         apart = np.square((seen - mean) / per_f)
         within = self.variance / np.square(per_f)
         noise, losses = self._noise(f, self.n - 1, is_count=is_count), []

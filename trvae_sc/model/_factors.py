@@ -178,12 +178,16 @@ class Sourced:
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
         if not self.weight:
             return
+        unit = self.units()
         if is_measured:
-            self.missed = labels_left_out(self.ridge)
-            self.replicates = replicates_left_out(self.ridge, likeness.codes[0])
+            self.missed = labels_left_out(self.ridge).divided(unit)
+            found = replicates_left_out(self.ridge, likeness.codes[0])
+            self.replicates = None if found is None else found.divided(unit)
         else:
             self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            self.missed = labels_left_out(self.expected, conditions=by_features, relative=True)
+            self.missed = labels_left_out(
+                self.expected, conditions=by_features, relative=True
+            ).divided(unit)
 
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
@@ -211,19 +215,24 @@ class Sourced:
                 "and the source, of which there are fewer than three: exemplars cannot be weighted."
             )
         own_share = 1.0 - self.ridge.measured(code)
-        return np.square(found[2] * self._relative(own, code)) * own_share
+        return np.square(found[2] * self.units() * self._relative(own, code)) * own_share
 
     def _is_known(self, code: int) -> bool:
         """Return whether training has the label under the target."""
         target = self.trained.conditions.code(self.target)
         return target is not None and self.profiles.n_cells[code, target] > 0
 
+    def units(self) -> np.ndarray | float:
+        """Return what errors of genes are compared in: of values the deviation of each gene in training."""
+        module = self.trained.module
+        return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
+
     def p_values(self, change: Change) -> np.ndarray:
         """Return p-values of a predicted change; NaN where they are not known."""
         found = change.predicted_mean - change.source_mean
         if change.missed is None:
             return np.full(len(found), np.nan)
-        return change.missed.p_values(found / change.relative)
+        return change.missed.p_values(found / (self.units() * change.relative))
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -265,7 +274,7 @@ class Sourced:
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
         half = None if missed is None else missed.half_width
-        half = None if half is None else half * relative
+        half = None if half is None else half * relative * self.units()
         ends = (scaled(module, mean, None) for mean in (observed, expected))
         found = Change(*ends, half, relative, missed)
         unlike = novelty(own, self.others)

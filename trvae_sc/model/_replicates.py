@@ -12,7 +12,7 @@ from scvi.data import AnnDataManager
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text
 from trvae_sc.model._decode import level_of
-from trvae_sc.model._trained import Trained, in_own_units
+from trvae_sc.model._trained import Trained, in_kept_units, in_own_units
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates, group_sums
 
@@ -20,7 +20,7 @@ from trvae_sc.replicates import Replicates, group_sums
 def replicate_means(
     trained: Trained, manager: AnnDataManager, rows: np.ndarray, key: str
 ) -> dict[str, Any]:
-    """Return the fields of :class:`trvae_sc.replicates.Replicates`, from one pass over training cells.
+    """Return what a model keeps of its replicates (:func:`replicates_of`), from one pass over training cells.
 
     Parameters
     ----------
@@ -47,9 +47,7 @@ def replicate_means(
     if module.is_count:
         totals = _totals(manager, x, has_total=module.has_total)
     sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
-    mean = level_of(module, sums / n_cells[:, None])
-    if not module.is_count:  # as the network keeps its means: see :func:`in_own_units`
-        mean = (mean - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
+    mean = in_kept_units(module, level_of(module, sums / n_cells[:, None]))
     return {
         "key": key,
         "names": tuple(known),

@@ -156,11 +156,18 @@ class Trained(Known):
         return tensors, tensors.pop("z")
 
 
-def in_own_units(module: TRVAEModule, means: np.ndarray) -> np.ndarray:
-    """Return means that are kept with a network on the scale of f; values that are no counts are kept scaled."""
+def in_own_units(module: TRVAEModule, kept: np.ndarray) -> np.ndarray:
+    """Return means on the scale of f as they are, of those a network keeps: of values scaled ones."""
+    if module.is_count:
+        return kept
+    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * kept
+
+
+def in_kept_units(module: TRVAEModule, means: np.ndarray) -> np.ndarray:
+    """Return what is kept of means: the inverse of :func:`in_own_units`."""
     if module.is_count:
         return means
-    return module.gene_mean.cpu().numpy() + module.gene_scale.cpu().numpy() * means
+    return (means - module.gene_mean.cpu().numpy()) / module.gene_scale.cpu().numpy()
 
 
 def kept_codes(

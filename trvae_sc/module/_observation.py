@@ -31,8 +31,8 @@ class Observation(NamedTuple):
     has_total: bool  #: cells carry a total over more genes
     relu_output: bool  #: profiles of ``mse`` are not negative
     kappa: Tensor  #: median total of the training cells
-    mean: Tensor  #: of each gene in the training cells, unless counts, (n_genes,)
-    scale: Tensor  #: their standard deviation
+    mean: Tensor  #: of each gene in the training cells, for ``normal``, (n_genes,); else 0
+    scale: Tensor  #: their standard deviation; else 1
     design: Tensor  #: features of each condition, (n_conditions, n_features)
     log_dispersion: Tensor | None  #: log theta, or log standard deviation, (n_genes,)
     log_dispersion_condition: Tensor | None  #: and what features add, (n_features, n_genes)
