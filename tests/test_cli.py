@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import trvae_sc
 from trvae_sc import PRESETS, TRVAE, baselines, demo, evaluation, family
 from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.cli import _choices, in_words_of_options
+from trvae_sc.hints import say_totals
 from trvae_sc.model._write import PieceWriter
 from trvae_sc.model_file import read_model
 from trvae_sc.training import BestWeights, TrainingPlan
@@ -967,3 +969,13 @@ def test_the_shell_completes_commands_options_and_names(line, expected, tmp_path
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, check=False)
     assert done.returncode == 0
     assert {word.strip() for word in answer.read_text().split()} == expected
+
+
+def test_totals_of_variable_genes_are_named_as_scanpy_names_them(caplog):
+    """Also on the command line, where the argument is an option."""
+    with caplog.at_level(logging.WARNING, "trvae_sc"):
+        say_totals(60)
+    names = argparse.Namespace(total_counts_key=None)
+    (said,) = (in_words_of_options(message, names) for message in caplog.messages)
+    assert "over the 60 genes" in said
+    assert "(scanpy calls it 'total_counts'): --total-counts-key." in said

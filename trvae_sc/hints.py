@@ -29,7 +29,8 @@ def say_totals(n_vars: int) -> None:
     logger.log(
         logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
         "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
-        "variable genes, name the obs column with the whole cell's totals: total_counts_key=.",
+        "variable genes, name the obs column with the whole cell's totals (scanpy calls it 'total_counts'): "
+        "total_counts_key=.",
         n_vars,
     )
 
