@@ -184,7 +184,7 @@ class Ridge:
     def _system(self) -> System:
         """The kernel, factorised, which all predictions share."""
         known, label = np.unique(self.groups[:, 0], return_inverse=True)
-        labels = self._alike(self.z[known], known, known)
+        labels = self.labels_alike(known, known)
         noise = np.asarray(self.noise(self.n))
         return factorised(Tables(self.likeness.kernel, labels, self.condition, label, noise))
 

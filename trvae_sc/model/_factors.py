@@ -178,16 +178,16 @@ class Sourced:
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
         if not self.weight:
             return
-        unit = self.units()
         if is_measured:
-            self.missed = labels_left_out(self.ridge).divided(unit)
-            found = replicates_left_out(self.ridge, likeness.codes[0])
-            self.replicates = None if found is None else found.divided(unit)
+            self.missed = labels_left_out(self.ridge)
+            self.replicates = replicates_left_out(self.ridge, likeness.codes[0])
         else:
             self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            self.missed = labels_left_out(
-                self.expected, conditions=by_features, relative=True
-            ).divided(unit)
+            self.missed = labels_left_out(self.expected, conditions=by_features, relative=True)
+        if not trained.module.is_count:
+            self.missed = self.missed.divided(self.units())
+            if self.replicates is not None:
+                self.replicates = self.replicates.divided(self.units())
 
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
