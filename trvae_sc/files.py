@@ -91,10 +91,10 @@ def is_zarr(path: Path) -> bool:
 
 
 def as_path(given: Any, name: str) -> Path:
-    """Return an argument as a path; raise where it is none."""
+    """Return an argument as a path, ``~`` as the home folder; raise where it is none."""
     if not isinstance(given, str | os.PathLike) or not str(given):
         raise InputError(f"{name} is {given!r}; it is the path of a file or folder.")
-    return Path(given)
+    return Path(given).expanduser()
 
 
 def check_target(

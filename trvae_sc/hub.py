@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from trvae_sc.errors import InputError, MissingExtraError
+from trvae_sc.files import as_path
 from trvae_sc.model import TRVAE
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def hub_model(
         raise MissingExtraError(
             "Sharing models needs huggingface_hub: pip install trvae_sc[hub]."
         ) from (error)
+    folder = as_path(folder, "folder")
     card = model_card(
         model,
         results,

@@ -14,7 +14,7 @@ from trvae_sc import metrics
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
-from trvae_sc.files import write_anndata
+from trvae_sc.files import as_path, write_anndata
 from trvae_sc.levels import level_name
 from trvae_sc.metrics import METRICS
 
@@ -240,7 +240,7 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
     folder
         Folder to write to; made if missing.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     found = predicted_log_values(task, predicted)
     holdout = task.holdout
     for name, x in (("real", task.real), ("predicted", found)):

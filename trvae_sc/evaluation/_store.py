@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trvae_sc.errors import InputError
-from trvae_sc.files import write_text
+from trvae_sc.files import as_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         self.run_file = self.folder / _RUN
         self.fits = self.folder / "fits"
 

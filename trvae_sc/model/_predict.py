@@ -67,7 +67,8 @@ class Request(NamedTuple):
 def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
     """Return a request with its target and output as the model has them; raise before any work."""
     if request.out is not None:
-        check_out(request.out, overwrite=request.overwrite, adata=adata)
+        out = check_out(request.out, overwrite=request.overwrite, adata=adata)
+        request = request._replace(out=out)
     check_seed(request.seed)
     for name in ("n_samples", "batch_size"):
         if getattr(request, name) is not None:
@@ -103,7 +104,7 @@ def predict_cells(
         _write(prediction, layer)
         del prediction  # what was written is read again
         give_back_memory()
-        return read(Path(request.out), backed=True)
+        return read(request.out, backed=True)
     result = prediction.around(stacked(prediction.pieces(), prediction.n_rows))
     if layer is not None:
         result.layers[layer] = result.X.copy()
@@ -221,7 +222,7 @@ class _Prediction:
 
 def _write(prediction: _Prediction, layer: str | None) -> None:
     """Write a prediction, completely or not at all."""
-    path = Path(prediction.request.out)
+    path = prediction.request.out
 
     def write(temporary: Path) -> None:
         shape = prediction.n_rows, prediction.registered.n_vars
@@ -239,8 +240,8 @@ def _write(prediction: _Prediction, layer: str | None) -> None:
     (write_folder if is_folder else write_file)(path, write, overwrite=prediction.request.overwrite)
 
 
-def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None) -> None:
-    """Raise where a prediction cannot be written, before any work.
+def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None) -> Path:
+    """Return the path of a prediction; raise where it cannot be written, before any work.
 
     Raises
     ------
@@ -258,6 +259,7 @@ def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None)
         kind="zarr store" if zarr else "file",
         inputs=[] if adata is None else files_of(adata),
     )
+    return path
 
 
 def check_weights(module: torch.nn.Module) -> None:

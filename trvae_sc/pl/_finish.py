@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from trvae_sc.files import as_path
+
 Drawn = TypeVar("Drawn", Axes, list[Axes])
 Save = bool | str | Path | None
 _FORMATS = (".pdf", ".png", ".svg")
@@ -24,7 +26,7 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
     figure: Any = (drawn[0] if isinstance(drawn, list) else drawn).figure
     if save is not None and save is not False:
         is_file = isinstance(save, Path) or (isinstance(save, str) and Path(save).name != save)
-        path = Path(str(save)) if is_file else _path(name, "" if save is True else str(save))
+        path = as_path(save, "save") if is_file else _path(name, "" if save is True else str(save))
         path.parent.mkdir(parents=True, exist_ok=True)
         dpi = plt.rcParams["savefig.dpi"]
         figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")

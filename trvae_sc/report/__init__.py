@@ -15,7 +15,7 @@ from trvae_sc import pl
 from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
-from trvae_sc.files import write_text
+from trvae_sc.files import as_path, write_text
 from trvae_sc.report._design import design
 from trvae_sc.report._genes import gene_changes, predicted_changes
 from trvae_sc.report._images import image
@@ -129,7 +129,7 @@ def report(
 
 def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None:
     """Write a page, completely or not at all."""
-    write_text(Path(path), text, overwrite=overwrite)
+    write_text(as_path(path, "path"), text, overwrite=overwrite)
 
 
 # -- what is in the page ------------------------------------------------------------------------------

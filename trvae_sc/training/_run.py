@@ -28,6 +28,7 @@ from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
 from scvi.train import TrainRunner as ScviTrainRunner
 
 from trvae_sc.errors import InputError
+from trvae_sc.files import as_path
 from trvae_sc.module import Peers
 from trvae_sc.training._best import BestWeights, SaveCheckpoint
 
@@ -64,9 +65,10 @@ class EpochCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: str | Path, run: str) -> None:
-        self.file = Path(folder) / "last.ckpt"
+        folder = as_path(folder, "checkpoint_dir")
+        self.file = folder / "last.ckpt"
         self.content: dict[str, Any] | None = None  #: of the file, once it was read and checked
-        self._lock = FileLock(Path(folder) / ".lock")
+        self._lock = FileLock(folder / ".lock")
         self.run = hashlib.sha256(run.encode()).hexdigest()
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
         self.history: dict[str, tuple[str, list[int], list[float]]] = {}
