@@ -228,6 +228,15 @@ def test_load_reads_a_path(make_adata, tmp_path, monkeypatch, name, folder):
         assert datasets.load(path).shape == (120, 30)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.h5ad"])
+def test_load_names_a_file_that_it_cannot_read(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("TRVAE_SC_DATA", raising=False)
+    path = tmp_path / name
+    path.write_text("not an h5ad file")
+    with pytest.raises(InputError, match=name):
+        datasets.load(path)
+
+
 def test_load_says_what_is_there(make_adata, tmp_path, monkeypatch):
     for name in ("b", "a"):
         make_adata().write_h5ad(tmp_path / f"{name}.h5ad")

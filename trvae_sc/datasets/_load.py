@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import anndata
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
+from trvae_sc.files import read
 
 VARIABLE = "TRVAE_SC_DATA"
 _SUFFIX = ".h5ad"
@@ -30,7 +30,7 @@ def load(name: str | os.PathLike[str]) -> AnnData:
     Raises
     ------
     InputError
-        No such file; the message lists the files that are there.
+        No such file (the message lists the files that are there), or one that cannot be read.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def load(name: str | os.PathLike[str]) -> AnnData:
         candidates = [folder / with_suffix, *candidates]
     for candidate in candidates:
         if candidate.is_file():
-            return anndata.read_h5ad(candidate)
+            return read(candidate)
     if folder is None:
         raise InputError(
             f"No file '{with_suffix}'. Give the path of an h5ad file, or set the environment "
