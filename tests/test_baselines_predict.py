@@ -25,6 +25,22 @@ def shares(adata, label, condition):
     return (x.X.toarray() / x.obs["n_counts"].to_numpy()[:, None]).mean(0)
 
 
+def test_intervals_and_p_values_of_values_do_not_depend_on_the_unit_of_a_gene(make_adata):
+    adata = make_adata(n_cells=720, values="log")
+    adata.obs["cell_type"] = [f"t{i}" for i in np.arange(720) // 2 % 6]
+    unit = np.geomspace(0.01, 100.0, adata.n_vars)
+    other = adata.copy()
+    other.X = adata.X.toarray() * unit
+    tables = [
+        baselines.effects(x, "stimulated", method="mean_shift", is_count=False, **NAMES)
+        for x in (adata, other)
+    ]
+    unit = np.tile(unit, 6)
+    for column in ("change", "lower", "upper"):
+        np.testing.assert_allclose(tables[1][column], tables[0][column] * unit, rtol=1e-4)
+    np.testing.assert_allclose(tables[1]["pval"], tables[0]["pval"], atol=2e-3)
+
+
 @pytest.fixture
 def train(make_adata):
     return without(make_adata(n_cells=600))

@@ -1443,7 +1443,7 @@ def test_intervals_of_a_prediction_are_kept_if_all_genes_have_one(make_adata):
         found.var["change_lower"] = np.r_[
             -0.5 if known else np.nan, np.full(found.n_vars - 1, -0.25)
         ]
-        found.var["change_upper"] = np.linspace(0.12344, 0.12346, found.n_vars)
+        found.var["change_upper"] = np.geomspace(1.23444e-7, 1234560.0, found.n_vars)
         return found
 
     methods = {
@@ -1458,7 +1458,8 @@ def test_intervals_of_a_prediction_are_kept_if_all_genes_have_one(make_adata):
     assert [*kept["unknown"]] == [*kept["no_change"]] == columns
     n = len(kept["known"]["gene"])
     assert kept["known"]["change_lower"] == [-0.5] + [-0.25] * (n - 1)
-    assert (kept["known"]["change_upper"][0], kept["known"]["change_upper"][-1]) == (0.1234, 0.1235)
+    upper = kept["known"]["change_upper"][0], kept["known"]["change_upper"][-1]
+    assert upper == (1.2344e-7, 1234600.0)  # five digits, whatever the unit of a gene
 
 
 def test_when_a_run_started_is_kept_and_may_differ(make_adata, tmp_path):

@@ -870,6 +870,18 @@ def test_intervals_are_of_what_the_chosen_method_got_wrong_for_labels_left_out(a
     assert kappa > 0
 
 
+def test_intervals_of_values_do_not_depend_on_the_unit_of_a_gene(adata):
+    keys, unit = KEYS._replace(is_count=False), np.geomspace(0.01, 100.0, adata.n_vars)
+    first = adata.copy()
+    first.X = np.log1p(dense(adata.X)).astype(np.float64)
+    other = first.copy()
+    other.X = first.X * unit
+    options = QUIET | {"keys": keys, "n_top_genes": None, "methods": ["mean_shift"]}
+    one, two = (select(x, "stimulated", **options).var for x in (first, other))
+    for column in ("change_lower", "change_upper"):
+        np.testing.assert_allclose(two[column] / unit, one[column], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("output", ["counts", "delta"])
 def test_the_same_columns_come_whoever_wins(adata, output):
     latent = partial(baselines.latent_shift, train_kwargs=QUICK)

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from sklearn.preprocessing import StandardScaler
 
 from trvae_sc.condition_features import check_described, table_of
 from trvae_sc.conditions import ConditionSpace, new_parts
 from trvae_sc.errors import InputError
-from trvae_sc.identity import digest, row_sums
+from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import as_text, level_name, levels
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
@@ -267,3 +268,13 @@ def mean_level(x: Any, *, is_count: bool) -> np.ndarray:
 def gene_means(x: Any) -> np.ndarray:
     """Return the mean of each gene, shape (n_genes,)."""
     return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+
+
+def gene_units(adata: AnnData, keys: Keys) -> np.ndarray | float:
+    """Return what errors of genes are compared in: of values their standard deviation; 1, of counts."""
+    if keys.is_count:
+        return 1.0
+    scaler = StandardScaler(with_mean=False)
+    for _, block in row_chunks(values(adata, keys), adata.n_obs):
+        scaler.partial_fit(block.astype(np.float64))
+    return scaler.scale_

@@ -25,6 +25,7 @@ from trvae_sc.expression import (
     Keys,
     conditions_of,
     dense,
+    gene_units,
     groups,
     log_values,
     mean_level,
@@ -55,6 +56,8 @@ class Learned:
         Labels, conditions and numbers of cells.
     profiles
         f of mean shares, log(1 + kappa share), or mean values.
+    unit
+        What errors of genes are compared in: of values the deviation of each gene.
     kappa
         Median total.
     """
@@ -63,6 +66,7 @@ class Learned:
     keys: Keys
     known: Known
     profiles: Profiles
+    unit: np.ndarray | float
     kappa: float
 
 
@@ -102,7 +106,8 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
         at = labels.index(label), names.index(condition)
         mean[at], n_cells[at] = mean_level(x[rows], is_count=keys.is_count), len(rows)
     known = Known(conditions, labels, keys.labels_key, n_cells)
-    return Learned(adata, keys, known, Profiles(mean, n_cells, labels, keys.is_count), kappa)
+    profiles = Profiles(mean, n_cells, labels, keys.is_count)
+    return Learned(adata, keys, known, profiles, gene_units(adata, keys), kappa)
 
 
 def factors_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -124,7 +124,7 @@ def effects(
                 group.factors,
                 target,
                 adata.var_names,
-                group.shift.missed.p_values(group.factors.change.columns()[2]),
+                group.shift.missed.p_values(group.factors.change.columns()[2] / learned.unit),
                 n_cells=len(group.rows),
                 is_count=learned.keys.is_count,
             )
@@ -180,7 +180,8 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
 def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
     """Return the shift between two conditions."""
     space = learned.known.conditions
-    return shift_of(method, learned.profiles, space, space.levels.index(source), target)
+    shift = shift_of(method, learned.profiles, space, space.levels.index(source), target)
+    return replace(shift, missed=shift.missed.divided(learned.unit))
 
 
 def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors:
@@ -188,4 +189,5 @@ def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors
     code = learned.known.labels.index(label)
     own = learned.profiles.mean[code, learned.known.conditions.code(source)]
     half = shift.missed.half_width
+    half = None if half is None else half * learned.unit
     return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

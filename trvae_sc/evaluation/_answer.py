@@ -14,7 +14,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method
 from trvae_sc.evaluation._scores import on_scale
-from trvae_sc.expression import Keys, dense, groups, mean_level
+from trvae_sc.expression import Keys, dense, gene_units, groups, mean_level
 from trvae_sc.intervals import half_width
 from trvae_sc.levels import as_text, match_level
 
@@ -56,7 +56,9 @@ def answer(
     """
     half = None
     if evidence is not None:
-        half = half_width(evidence.missed(weights, train.var_names), evidence.n)
+        unit = gene_units(train, keys)
+        half = half_width(evidence.missed(weights, train.var_names) / unit, evidence.n)
+        half = None if half is None else half * unit
     used = {name: weight for name, weight in weights.items() if weight > 0}
     name = next(iter(used)) if len(used) == 1 else STACK
     if name in SIMPLEST_FIRST:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._changes import changes
+from trvae_sc.evaluation._changes import changes, significant
 from trvae_sc.evaluation._checks import check_data, check_holdout, check_unseen
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
@@ -353,5 +353,5 @@ def _told(found: dict[str, AnnData]) -> dict[str, Any]:
 def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
     """Return real and predicted change of the genes that change most."""
     table = gene_table(task, predicted).iloc[:N_TOP]
-    changes = {k: table[k].round(4).tolist() for k in ("real_change", "predicted_change")}
+    changes = {k: significant(table[k]) for k in ("real_change", "predicted_change")}
     return {"gene": table.index.tolist(), **changes}

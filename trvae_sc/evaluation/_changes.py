@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from trvae_sc.evaluation._scores import interval_change, level_change
 from trvae_sc.evaluation._tasks import Task
 
 BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
-_DIGITS = 4  # of changes that are kept
 
 
 def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
@@ -36,5 +35,10 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
     kept = {"real_change": real, "predicted_change": own}
     if set(BOUNDS) <= set(predicted.var) and predicted.var[list(BOUNDS)].notna().all(axis=None):
         kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
-    rounded = {name: values.round(_DIGITS).tolist() for name, values in kept.items()}
+    rounded = {name: significant(values) for name, values in kept.items()}
     return {"gene": task.train.var_names.tolist(), **rounded}
+
+
+def significant(values: Iterable[float]) -> list[float]:
+    """Return numbers with the five digits that results keep, whatever their unit."""
+    return [float(f"{value:.5g}") for value in values]
