@@ -60,15 +60,9 @@ def standardised(
     return (np.abs(missed) / others)[known], weight[known], scale
 
 
-def p_values(
-    change: np.ndarray,
-    predicted: np.ndarray,
-    missed: np.ndarray,
-    n: np.ndarray,
-    *,
-    unit: np.ndarray | None = None,
-) -> np.ndarray:
-    r"""Return how often a change at least as large is predicted of a gene that does not change so.
+@dataclass(frozen=True)
+class Decoys:
+    r"""How often a change as large is predicted of a gene that does not change so.
 
     Of labels that were left out, the predictions with the wrong sign tell how large changes are predicted
     where there are none: the p-value is the weighted share of their :math:`|\hat d_{lg}| / s_g^{(-l)}` that
@@ -76,27 +70,6 @@ def p_values(
     change, half of the predictions have the wrong sign, by chance (as decoys have; Elias and Gygi 2007,
     doi:10.1038/nmeth1019). It is evidence from how well labels predict each other, and of replicates only
     where the residuals are theirs (``replicate_key``).
-
-    Parameters
-    ----------
-    change
-        Predicted change, shape (n_genes,).
-    predicted, missed
-        Predicted changes of labels that were left out, and truth less these, shape (n_labels, n_genes).
-    n, unit
-        Their cells, and units as of :func:`half_width`.
-
-    Returns
-    -------
-    Shape (n_genes,); NaN for fewer than three units.
-    """
-    decoys = Decoys.of(predicted, missed, n, unit=unit)
-    return np.full(len(change), np.nan) if decoys is None else decoys(change)
-
-
-@dataclass(frozen=True)
-class Decoys:
-    """Predictions of labels left out that have the wrong sign; see :func:`p_values`.
 
     Parameters
     ----------
@@ -119,7 +92,10 @@ class Decoys:
     def of(
         cls, predicted: np.ndarray, missed: np.ndarray, n: np.ndarray, *, unit: np.ndarray | None
     ) -> Decoys | None:
-        """Return the decoys; None for fewer than three units."""
+        """Return the decoys of changes predicted of labels left out, and of truth less these.
+
+        `n` and `unit` are those of :func:`half_width`; None for fewer than three units.
+        """
         found = _scales(missed, n, unit)
         if found is None:
             return None

@@ -33,11 +33,11 @@ class Missed:
 
     @cached_property
     def decoys(self) -> Decoys | None:
-        """Predictions with the wrong sign, of which p-values are made."""
+        """:class:`trvae_sc.intervals.Decoys`."""
         return Decoys.of(self.predicted, self.residuals, self.n, unit=self.unit)
 
     def p_values(self, change: np.ndarray) -> np.ndarray:
-        """Return :func:`trvae_sc.intervals.p_values` of a change, shape (n_genes,)."""
+        """Return the p-values of a change (:class:`trvae_sc.intervals.Decoys`); NaN of fewer than three units."""
         return np.full(len(change), np.nan) if self.decoys is None else self.decoys(change)
 
     def divided(self, by: np.ndarray | float) -> Missed:

@@ -243,7 +243,7 @@ class PredictingModel(TrainableModel):
         ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
         for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
         interval of the change; ``pval``, how often one as large is predicted of a gene that does not
-        change so (:func:`trvae_sc.intervals.p_values`), and ``qval``, the same controlled within the label (Benjamini and
+        change so (:class:`trvae_sc.intervals.Decoys`), and ``qval``, the same controlled within the label (Benjamini and
         Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
         evidence from how well labels predict each other, not from replicates.
 
