@@ -1788,3 +1788,53 @@ def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_ada
         holdouts(adata)
     with pytest.raises(InputError, match="give Keys"):
         holdouts(adata, keys="condition")
+
+
+# -- one training for hold-outs that hide the same ------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_hold_outs_that_hide_the_same_share_a_network_and_scores_are_as_if_they_did_not(
+    make_adata, n_jobs
+):
+    adata = make_adata(n_cells=240)
+    found = holdouts(adata, keys=COUNTS, source="control", min_cells=5, together=2)
+    assert [[str(o) for o in h.also] for h in found] == [["NK:stimulated"], ["B:stimulated"], []]
+    methods = {
+        name: partial(METHODS[name], train_kwargs={"max_epochs": 2})
+        for name in ("trvae", "latent_shift")
+    } | {"mean_shift": METHODS["mean_shift"]}
+    options = QUIET | {"seeds": 2}
+    together = benchmark(adata, methods, found, n_jobs=n_jobs, **options).table
+    alone = [benchmark(adata, methods, [h], **options).table for h in found]
+    columns = ["label", "method", "output", "seed", "metric", "genes"]
+    tables = [t.sort_values(columns)[[*columns, "value"]] for t in (together, pd.concat(alone))]
+    pd.testing.assert_frame_equal(*(t.reset_index(drop=True) for t in tables))
+
+
+def test_a_method_that_is_fitted_once_is_fitted_once_for_each_training(make_adata):
+    adata, fitted = make_adata(), []
+
+    def method(train, source, *, target, keys, seed=0):
+        raise AssertionError
+
+    def fit_once(train, *, keys, seed=0):
+        fitted.append((set(train.obs_names), seed))
+        train.X.data[:] = 0  # a copy
+        shift = partial(METHODS["no_change"], keys=keys)
+        return lambda source, target: {"delta": shift(source, source, target=target)}
+
+    method.fit_once = fit_once
+    found = holdouts(adata, keys=COUNTS, source="control", min_cells=5, together=2)
+    spy = {"method": method, "no_change": METHODS["no_change"]}
+    table = benchmark(adata, spy, found, **QUIET | {"seeds": [3, 4]}).table
+    assert [seed for _, seed in fitted] == [3, 4, 3, 4]
+    assert fitted[0][0] == fitted[1][0] != fitted[2][0]
+    assert (
+        len(fitted[0][0])
+        == adata.n_obs
+        - is_in(adata, "B", "stimulated").sum()
+        - is_in(adata, "NK", "stimulated").sum()
+    )
+    wide = table.pivot_table("value", ["label", "metric", "genes"], ["method", "seed"])
+    np.testing.assert_array_equal(wide["method", 3], wide["no_change", 0])

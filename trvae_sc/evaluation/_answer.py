@@ -64,7 +64,7 @@ def answer(
     if name in SIMPLEST_FIRST:
         return _simple(train, source, name, target, keys, output, seed, half)
     found = {
-        method: methods[method](train.copy(), source.copy(), target=target, keys=keys, seed=seed)
+        method: methods[method](train, source, target=target, keys=keys, seed=seed)
         for method in used
     }
     if len(found) == 1 and output in found[name]:

@@ -68,6 +68,13 @@ class Holdout:
         """Columns of ``obs`` that it is defined by besides labels and conditions."""
         return [*([] if self.key is None else [self.key]), *(key for key, _ in self.within)]
 
+    @property
+    def hides(self) -> frozenset[tuple[Any, ...]]:
+        """What is hidden from its training; hold-outs that hide the same have the same training cells."""
+        return frozenset(
+            (h.key, h.within, level_name(h.label), level_name(h.target)) for h in (self, *self.also)
+        )
+
     def __repr__(self) -> str:
         """Return what is hidden, and what it is predicted from."""
         source = "" if self.source is None else f" from {level_name(self.source)}"

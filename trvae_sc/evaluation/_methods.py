@@ -33,7 +33,8 @@ class Method:
     name
         Its name in results.
     predict
-        The function, ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`.
+        The function, ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`. If it has an
+        attribute ``fit_once``, ``fit_once(train, *, keys)`` returns ``predict(source, target)``.
     """
 
     name: str
@@ -70,9 +71,32 @@ class Method:
         self, train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int
     ) -> dict[str, AnnData]:
         """Return what the method predicts, by output; the seed is for methods that take one."""
+        return self.fitted(train, keys=keys, seed=seed)(source, target)
+
+    def fitted(
+        self, train: AnnData, *, keys: Keys, seed: int
+    ) -> Callable[[AnnData, Any], dict[str, AnnData]]:
+        """Return what predicts source cells under a target; what can be trained once is trained here.
+
+        Methods get copies of all cells.
+        """
         kwargs = {"seed": seed} if self.takes_seed else {}
-        found = self.predict(train, source, target=target, keys=keys, **kwargs)
-        return found if isinstance(found, dict) else {OUTPUT: found}
+        method, given = self.predict, {}
+        if isinstance(method, partial) and not method.args:
+            method, given = method.func, method.keywords
+        fit_once = getattr(method, "fit_once", None)
+        once = (
+            None if fit_once is None else fit_once(train.copy(), keys=keys, **{**given, **kwargs})
+        )
+
+        def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
+            if once is not None:
+                return once(source.copy(), target)
+            cells = train.copy(), source.copy()
+            found = self.predict(*cells, target=target, keys=keys, **kwargs)
+            return found if isinstance(found, dict) else {OUTPUT: found}
+
+        return predict
 
 
 def _describe(value: Any) -> str:

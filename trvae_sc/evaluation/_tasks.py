@@ -246,36 +246,57 @@ def prepare_task(
         Values that are not counts where they are to be; source and target are the same; there are too few
         source cells (2) or hidden cells (4, which the ceiling halves).
     """
-    check_holdout(adata, holdout, keys)
+    options: dict[str, Any] = {"n_top_genes": n_top_genes, "columns": columns}
+    return prepare_tasks(adata, [holdout], keys=keys, **options)[0]
+
+
+def prepare_tasks(
+    adata: AnnData,
+    holdouts: Sequence[Holdout],
+    *,
+    keys: Keys,
+    n_top_genes: int | None = 2000,
+    columns: Sequence[str] = (),
+) -> list[Task]:
+    """Return the tasks of hold-outs that hide the same; what they share is prepared once.
+
+    Parameters and errors as of :func:`prepare_task`.
+    """
+    for holdout in holdouts:
+        check_holdout(adata, holdout, keys)
     check_counts(adata, keys)
-    start = holdout.sources(adata, keys)
-    everything = keys
-    columns = [*columns, *holdout.columns]
-    hide = [holdout, *holdout.also]
+    first, everything = holdouts[0], keys
+    columns = [*columns, *first.columns]
+    hide = [first, *first.also]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
     kappa = median_total(train, keys)
-    own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
-    own = own[:, train.var_names]
-    conditions = as_text(own.obs[keys.condition_key])
-    real = {
-        condition: log_values(own[(conditions == condition).to_numpy()], keys, kappa)
-        for condition in sorted(conditions.unique())
-    }
-    source = train[holdout.sources(train, keys)].copy()
-    pairs = profiles(train, keys).pairs(holdout.source, holdout.target)
-    shift = np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0)
-    return Task(
-        holdout=holdout,
-        keys=keys,
-        train=train,
-        source=source,
-        real=real[level_name(holdout.target)],
-        control=log_values(source, keys, kappa),
-        shift=shift,
-        by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-        kappa=kappa,
-        pca=fitted_components(train, keys, kappa),
-    )
+    known, pca = profiles(train, keys), fitted_components(train, keys, kappa)
+    tasks = []
+    for holdout in holdouts:
+        start = holdout.sources(adata, everything)
+        own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
+        own = own[:, train.var_names]
+        conditions = as_text(own.obs[keys.condition_key])
+        real = {
+            condition: log_values(own[(conditions == condition).to_numpy()], keys, kappa)
+            for condition in sorted(conditions.unique())
+        }
+        source = train[holdout.sources(train, keys)].copy()
+        pairs = known.pairs(holdout.source, holdout.target)
+        task = Task(
+            holdout=holdout,
+            keys=keys,
+            train=train,
+            source=source,
+            real=real[level_name(holdout.target)],
+            control=log_values(source, keys, kappa),
+            shift=np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0),
+            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
+            kappa=kappa,
+            pca=pca,
+        )
+        tasks.append(task)
+    return tasks
 
 
 def fitted_components(train: AnnData, keys: Keys, kappa: float) -> PCA:

@@ -1,7 +1,7 @@
 """Running fits one after the other, in processes of this machine, or on a Ray cluster.
 
-The task of a hold-out is prepared once. Processes read it from a file, whose arrays they share; a Ray
-cluster gets it once into its object store.
+The tasks of hold-outs that hide the same are prepared once. Processes read them from a file, whose arrays they
+share; a Ray cluster gets them once into its object store. What they can share of a training is trained once.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import joblib
 
 from trvae_sc.errors import MissingExtraError
+from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.files import scratch
 
@@ -27,34 +29,59 @@ class Fit(Protocol):
     def is_quick(self) -> bool:
         """Whether it is not worth a worker of its own."""
 
-    def __call__(self, task: Task) -> dict[str, Any]:
+    @property
+    def holdout(self) -> Holdout:
+        """The hold-out that it is scored on."""
+
+    @property
+    def training(self) -> tuple[str, int]:
+        """What fits have in common that share what is trained."""
+
+    def fitted(self, task: Task) -> Any:
+        """Return what is trained."""
+
+    def __call__(self, task: Task, fitted: Any, seconds: float) -> dict[str, Any]:
         """Return the record of its scores."""
 
 
-Prepared = Iterator[tuple[Task, Sequence[Fit]]]
+Tasks = Mapping[Holdout, Task]
+Prepared = Iterator[tuple[Tasks, Sequence[Fit]]]
 
 _AHEAD = 2  # parts that wait for each worker
 
 
 def _parts(fits: Sequence[Fit]) -> list[list[Fit]]:
-    """Return what is worth a worker: each fit that trains; the others of a hold-out together."""
-    quick = [fit for fit in fits if fit.is_quick]
-    return [*([quick] if quick else []), *([fit] for fit in fits if not fit.is_quick)]
+    """Return what is worth a worker: the fits of each training; those that train nothing together."""
+    parts: dict[Any, list[Fit]] = {}
+    for fit in fits:
+        parts.setdefault(None if fit.is_quick else fit.training, []).append(fit)
+    return list(parts.values())
+
+
+def _records(tasks: Tasks, part: Sequence[Fit]) -> Iterator[dict[str, Any]]:
+    """Yield the records of fits, those of the same training after each other."""
+    for _, group in groupby(part, key=lambda fit: fit.training):
+        fits = list(group)
+        start = time.perf_counter()
+        fitted = fits[0].fitted(tasks[fits[0].holdout])
+        seconds = (time.perf_counter() - start) / len(fits)
+        for fit in fits:
+            yield fit(tasks[fit.holdout], fitted, seconds)
 
 
 def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
     """Yield records as fits finish, in so many processes of this machine."""
     if n_jobs == 1:
-        for task, fits in prepared:
-            for fit in fits:
-                yield fit(task)
+        for tasks, fits in prepared:
+            for part in _parts(fits):
+                yield from _records(tasks, part)
         return
     threads = max((os.cpu_count() or 1) // n_jobs, 1)
 
     def jobs(folder: Path) -> Iterator[Any]:
-        for number, (task, fits) in enumerate(prepared):
+        for number, (tasks, fits) in enumerate(prepared):
             file = folder / f"{number}.joblib"
-            joblib.dump(task, file)
+            joblib.dump(tasks, file)
             for part in _parts(fits):
                 yield joblib.delayed(_run_part)(file, part, threads, os.getpid())
 
@@ -76,13 +103,12 @@ def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
 
 
 def _run_part(file: Path, fits: Sequence[Fit], threads: int, parent: int) -> list[dict[str, Any]]:
-    """Run fits of a task in a worker."""
+    """Run fits of the same training cells in a worker."""
     import torch
 
     _end_with(parent)
     torch.set_num_threads(threads)
-    task = joblib.load(file, mmap_mode="r")
-    return [fit(task) for fit in fits]
+    return list(_records(joblib.load(file, mmap_mode="r"), fits))
 
 
 def _end_with(parent: int) -> None:
@@ -109,8 +135,8 @@ def run_on_ray(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
     run = ray.remote(_run_shared).options(max_retries=3)
     waiting: list[Any] = []
     try:
-        for task, fits in prepared:
-            shared = ray.put(task)
+        for tasks, fits in prepared:
+            shared = ray.put(tasks)
             waiting += [run.remote(shared, part) for part in _parts(fits)]
             room = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
             while len(waiting) > room:
@@ -126,6 +152,6 @@ def run_on_ray(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
             ray.cancel(part)
 
 
-def _run_shared(task: Task, fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """Run fits of a task on a cluster."""
-    return [fit(task) for fit in fits]
+def _run_shared(tasks: Tasks, fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Run fits of the same training cells on a cluster."""
+    return list(_records(tasks, fits))
