@@ -249,6 +249,19 @@ def test_nothing_changes_to_a_dose_beside_the_source(dosed):
     assert np.abs(far.var["predicted_change"]).max() > 0.3
 
 
+def test_beyond_the_range_from_its_end_nothing_changes(dosed):
+    """The nearest number that was measured is that of the source cells themselves."""
+    for dose, end in ((200, 10), (-5, 0)):
+        predicted = dosed.predict(target=("A", dose), source=("A", end), output="mean")
+        start = dosed.predict(target=("A", end), source=("A", 1), output="mean")
+        assert np.isfinite(predicted.X).all()
+        assert np.isfinite(start.X).all()
+        table = dosed.effects(target=("A", dose), source=("A", end))
+        assert np.abs(table["change"]).max() < 1e-6
+        assert dosed.effects(target=("A", dose))["change"].notna().all()
+        assert dosed.predict(target=("A", dose)).X.sum() > 0
+
+
 def test_names_of_conditions_and_saved_models(dosed, tmp_path):
     assert dosed.conditions == ["A + 0", "A + 1", "A + 10", "B + 0", "B + 1", "B + 10"]
     dosed.save(tmp_path / "model")

@@ -90,7 +90,7 @@ def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
 
     Returns
     -------
-    None where no label has two replicates under source and condition.
+    None where no label has two replicates under source and condition, or there are fewer than three units.
     """
     is_count, rows = ridge.profiles.is_count, []
     groups = ridge.groups[ridge.groups[:, 1] == condition]
@@ -106,4 +106,4 @@ def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
         return None
     residuals, predicted, n, unit = (np.concatenate(part) for part in zip(*rows, strict=True))
     unit = unit if len(np.unique(unit)) > 2 else np.arange(len(unit))
-    return Missed(residuals, predicted, n, unit)
+    return None if len(unit) < 3 else Missed(residuals, predicted, n, unit)

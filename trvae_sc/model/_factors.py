@@ -20,6 +20,7 @@ from trvae_sc.module import expected_values
 from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
+_NO_CHANGE = 1e-6  # root mean square of changes up to which a label does not change
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
 
 
@@ -103,8 +104,8 @@ class Calibration:
         changes, is_count = [f.change for f in self.factors], self.module.is_count
         self.responding = np.stack([change.largest() for change in changes])
         ends = zip(changes, self.responding, strict=True)
-        sizes = [change.size(genes, is_count=is_count) for change, genes in ends]
-        self.size = np.maximum(sizes, np.finfo(float).tiny)
+        sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
+        self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
 
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch on the level of its labels; `positions` are its rows' places.
@@ -133,8 +134,8 @@ class Calibration:
         .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
 
         over the 100 genes that change most in the label l, with the log fold change d (the difference, of
-        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of
-        networks that are not calibrated.
+        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of labels
+        that do not change, and of networks that are not calibrated.
         """
         if not self.factors:
             return np.full(len(batch.observed), np.nan, dtype=np.float32)

@@ -114,7 +114,7 @@ class PredictingModel(TrainableModel):
         columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``);
         ``response``: how far the cell moves, the root mean square of its predicted log fold changes of
         the 100 genes that change most in its label, divided by that of the label's mean change (1: like
-        the label; NaN of networks that are not calibrated).
+        the label; NaN of labels that do not change, and of networks that are not calibrated).
         ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
         ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
         ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
