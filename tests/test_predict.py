@@ -279,6 +279,30 @@ def test_expected_counts_agree_with_the_predicted_share(trained):
     assert np.corrcoef(share, expected)[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_the_mean_of_many_samples_is_that_of_the_label(make_adata, fit, likelihood, unknown):
+    """Cells decoded from draws of z are on the level of the label, as those decoded from its mean are."""
+    is_count = likelihood == "nb"
+    adata = make_adata(n_cells=600, values="counts" if is_count else "log")
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~hidden].copy(), gene_likelihood=likelihood, train={"max_epochs": 30})
+    cells = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")].copy()
+    if unknown:
+        cells.obs["cell_type"] = "new"
+    with torch.no_grad():  # as wide as posteriors may be
+        model.module.z_log_variance.bias += 3.0
+        model.codes_["z_scale"] *= np.exp(1.5)
+    apart = []
+    for n in (1, 40):
+        predicted = model.predict(cells, target="stimulated", output="mean", n_samples=n)
+        x = predicted.X.astype(float)
+        mean = np.log1p(np.expm1(x).mean(0)) if is_count else x.mean(0)
+        apart.append(np.abs(mean - predicted.var["predicted_mean"]).max())
+    assert apart[0] < 1e-4
+    assert apart[1] < 0.1
+
+
 def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
     adata = make_adata(values="log")
     model = fit(adata, gene_likelihood="normal")

@@ -127,7 +127,13 @@ class _Prediction:
         self.groups = trained.groups(original.obs.iloc[rows])
         self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
         self.calibration = Calibration(
-            trained, registered, rows, self.groups, request.target, request.exemplars
+            trained,
+            registered,
+            rows,
+            self.groups,
+            request.target,
+            request.exemplars,
+            drawn=request.n_samples > 1,
         )
         self.n_rows = n = len(rows) * request.n_samples
         self.latent, self.response = Rows(n), Rows(n)

@@ -23,6 +23,7 @@ from trvae_sc.shift import Profiles
 Tensors = dict[str, Tensor]
 _MOST_CODES = (50, 256)  # codes kept of each label and condition: least and most ...
 _ALL_CODES = 20_000  # ... and of all together
+_DRAWS = 4  # from the posterior of each, where predictions draw from that of each cell
 #: What of a minibatch is kept beside a code: its group, and what it is decoded with.
 _KEPT = (
     *(REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY, REGISTRY_KEYS.BATCH_KEY),
@@ -143,8 +144,13 @@ class Trained(Known):
         """Return the spread of a condition; of a new one the mean of all."""
         return self.spread.mean(0) if condition is None else self.spread[condition]
 
-    def codes_of(self, label: int, condition: int | None) -> tuple[Tensors, Tensor] | None:
-        """Return the codes kept of a label and condition: what they are decoded with, and z."""
+    def codes_of(
+        self, label: int, condition: int | None, *, drawn: bool = False
+    ) -> tuple[Tensors, Tensor] | None:
+        """Return the codes kept of a label and condition: what they are decoded with, and z.
+
+        z is the posterior mean; `drawn`, four draws from the posterior of each, the same every time.
+        """
         if not self.codes:
             return None
         at = (self.codes[REGISTRY_KEYS.LABELS_KEY] == label).ravel()
@@ -153,7 +159,13 @@ class Trained(Known):
             return None
         device = self.module.kappa.device
         tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
-        return tensors, tensors.pop("z")
+        scale = tensors.pop("z_scale", None)  # of models that were saved before: none
+        if not drawn or scale is None:
+            return tensors, tensors.pop("z")
+        tensors = {k: v.repeat(_DRAWS, 1) for k, v in tensors.items()}
+        noise = np.random.default_rng(self.seed).standard_normal(tensors["z"].shape, np.float32)
+        noise = torch.as_tensor(noise, device=device) * scale.repeat(_DRAWS, 1)
+        return tensors, tensors.pop("z") + noise
 
 
 def in_own_units(module: TRVAEModule, kept: np.ndarray) -> np.ndarray:
@@ -200,10 +212,12 @@ def kept_codes(
     parts: list[dict[str, np.ndarray]] = []
     for tensors in trained.batches(adata, rows[chosen]) if len(chosen) else ():
         kept = {k: v.cpu().numpy() for k, v in tensors.items() if k in _KEPT}
-        parts.append({**kept, "z": trained.module.encode(tensors).loc.cpu().numpy()})
+        qz = trained.module.encode(tensors)
+        parts.append({**kept, "z": qz.loc.cpu().numpy(), "z_scale": qz.scale.cpu().numpy()})
     found = {k: np.concatenate([part[k] for part in parts]) for k in (parts[0] if parts else ())}
     before = trained.codes if since else {}
     if not before or not found:
         return found or before
     old = before[CONDITION_KEY].ravel() < since
-    return {k: np.concatenate([before[k][old], v]) for k, v in found.items()}
+    both = before.keys() & found.keys()  # models that were saved before have no z_scale
+    return {k: np.concatenate([before[k][old], v]) for k, v in found.items() if k in both}
