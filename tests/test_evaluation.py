@@ -897,6 +897,8 @@ def test_target_rank_is_there_with_three_targets_to_rank(make_adata):
         assert (("target_rank", "all") in found) == is_there
         if is_there:
             assert found["target_rank", "all"] == 1.0
+            # a half would be ranked by the whole that it is in
+            assert "target_rank" not in set(pd.concat(ceiling(task))["metric"])
             ranked = sorted(
                 task.by_target,
                 key=lambda c: np.square(task.by_target[c] - task.by_target["d"]).sum(),
@@ -1788,6 +1790,24 @@ def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_ada
         holdouts(adata)
     with pytest.raises(InputError, match="give Keys"):
         holdouts(adata, keys="condition")
+
+
+def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
+    """In some halves of four cells all of the genes that change most have the same variance: none."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows = [(f"t{k}", c) for k in range(3) for c in ("ctrl", "stim") for _ in range(60)]
+        obs = pd.DataFrame(rows, columns=["cell_type", "condition"])
+        rates = rng.gamma(1.0, 1.0, 40)
+        x = rng.poisson(5 * rates / rates.sum(), (len(obs), 40)).astype(np.float32)
+        hidden = (obs == ("t0", "stim")).all(axis=1).to_numpy()
+        keep = (x.sum(1) > 0) & (~hidden | ((hidden & (x.sum(1) > 0)).cumsum() <= 4))
+        obs.index = obs.index.astype(str)
+        adata = AnnData(x[keep], obs=obs[keep])
+        task = prepare_task(adata, Holdout("t0", "stim", "ctrl"), keys=COUNTS, n_top_genes=None)
+        table = ceiling(task, n_top=20)["ceiling"]
+        assert {"effect_r2", "r2_var", "energy_distance"} <= set(table["metric"])
+        assert table.set_index("metric")["value"]["energy_distance"] < np.inf
 
 
 # -- one training for hold-outs that hide the same ------------------------------------------------------

@@ -68,7 +68,7 @@ def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.Da
         elif row.metric == "r2_var":
             r = np.sqrt(row.value)
             corrected.append((*at, 2.0 * r / (1.0 + r)))
-        else:
+        elif row.metric != "target_rank":  # a half would be ranked by the whole that it is in
             (corrected if row.metric in _AS_THEY_ARE else left).append((*at, row.value))
     columns = list(halves.columns)
     return {
@@ -84,7 +84,10 @@ def _halves(task: Task, rng: np.random.Generator, n_top: int) -> pd.DataFrame:
         order = rng.permutation(n_cells)
         first, second = order[: n_cells // 2], order[n_cells // 2 :]
         tables.append(score_values(task, task.real[first], task.real[second], n_top=n_top))
-    return tables[0].assign(value=np.mean([table["value"] for table in tables], axis=0))
+    values = pd.DataFrame(
+        [table["value"] for table in tables]
+    )  # undefined in some splits of few cells
+    return tables[0].assign(value=values.mean().to_numpy())
 
 
 # -- draws ------------------------------------------------------------------------------------------------
