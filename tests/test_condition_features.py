@@ -10,7 +10,8 @@ import trvae_sc
 from trvae_sc import TRVAE, InputError, baselines, datasets, evaluation
 from trvae_sc.cli import main
 from trvae_sc.condition_features import Description, description_of
-from trvae_sc.conditions import ConditionSpace, new_parts
+from trvae_sc.condition_parts import new_parts
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.shift import Likeness, Profiles, Ridge, left_out_errors, mean_changes
 
 QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}

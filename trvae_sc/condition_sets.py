@@ -15,7 +15,8 @@ import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, Description, description_of
 from trvae_sc.condition_kernels import JOINT
-from trvae_sc.conditions import UNKNOWN, ConditionSpace
+from trvae_sc.condition_parts import UNKNOWN
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import CONTROLS, level_name, levels, listing
 

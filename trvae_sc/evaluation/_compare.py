@@ -19,7 +19,7 @@ from trvae_sc.checks import (
     check_type,
     looks_like_counts,
 )
-from trvae_sc.conditions import joint_column
+from trvae_sc.condition_parts import joint_column
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison

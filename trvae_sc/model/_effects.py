@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._by_replicate import check_by, of_replicates
@@ -34,6 +35,8 @@ def effects(
             "its cells. Use predict, or the default preset."
         )
     target, space = trained.conditions.level(target), trained.conditions
+    for remark in space.remarks(target)[1:]:
+        logger.warning(remark)
     if source is None:
         sources = [level for level in space.levels if level != target]
     else:

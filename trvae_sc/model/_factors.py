@@ -184,7 +184,7 @@ class Sourced:
             return
         is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
-        if not self.weight:
+        if not self.weight or trained.conditions.is_outside(target):
             return
         if is_measured:
             self.missed = labels_left_out(self.ridge)
@@ -220,7 +220,8 @@ class Sourced:
         if found is None:
             raise InputError(
                 f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
-                "and the source, of which there are fewer than three: exemplars cannot be weighted."
+                "and the source, of which there are fewer than three, and not known of a number outside of what "
+                "was measured: exemplars cannot be weighted."
             )
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self.units() * self._relative(own, code)) * own_share

@@ -15,8 +15,9 @@ from scvi.model.base import BaseModelClass
 
 from trvae_sc import checks
 from trvae_sc.alignment import align
+from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import space_of
-from trvae_sc.conditions import PARTS, ConditionSpace
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
 from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
