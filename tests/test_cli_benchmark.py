@@ -119,6 +119,18 @@ def test_a_second_call_goes_on(run, file):
     assert out == ""
 
 
+def test_hold_outs_of_several_conditions_start_from_the_control(run, tmp_path, make_adata):
+    adata = make_adata(n_cells=180)
+    adata.obs["condition"] = np.array(["control", "a", "b"])[np.arange(180) % 3]
+    adata.obs["cell_type"] = np.array(["B", "NK", "T"])[np.arange(180) // 3 % 3]
+    adata.write_h5ad(tmp_path / "file.h5ad")
+    keys = ["--condition-key", "condition", "--labels-key", "cell_type"]
+    options = ["--methods", "mean_shift", "--seeds", "1", "--n-top-genes", "0", "-o", "out"]
+    code, _, err = run("benchmark", "file.h5ad", *keys, "--holdout", "NK:b", *options)
+    assert code == 0, err
+    assert set(Results.load("out").table["source"]) == {"control"}
+
+
 def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     everything = ["benchmark", file, *SETUP, *SMALL, "-o", "results", "--list"]
     expected = [f"type_{k}:stimulated" for k in range(3)]

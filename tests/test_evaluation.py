@@ -128,7 +128,7 @@ def test_holdouts_without_one_control_need_a_source(names, make_adata):
     first, *others = sorted(names)
     with pytest.raises(InputError, match=rf"Of {re.escape(repr([first, *others]))} .*source="):
         holdouts(adata, keys=COUNTS, min_cells=5)
-    unknown = re.escape(f"Unknown source 'd'; conditions are {[first, *others]}.")
+    unknown = re.escape(f"Unknown source 'd'; there are {[first, *others]}.")
     with pytest.raises(InputError, match=unknown):
         holdouts(adata, keys=COUNTS, min_cells=5, source="d")
     last = others[-1]

@@ -274,8 +274,9 @@ def _holdouts(
     if args.by is not None and not is_unseen:
         raise InputError("--holdout names labels; leave --by out, or use --by condition or both.")
     source = args.source
-    if source is None and is_unseen:
-        source = default_source(adata.obs[keys.condition_key])
+    conditions = adata.obs[keys.condition_key]
+    if source is None and (is_unseen or conditions.nunique() > 2):
+        source = default_source(conditions)
     chosen = parse_holdouts(args.holdout, adata, keys, source=source)
     return hidden_whole(chosen, adata, keys, by=args.by[0]) if is_unseen else chosen
 

@@ -15,7 +15,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import SEPARATOR, check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, keys_from
-from trvae_sc.levels import as_text, default_source, level_name
+from trvae_sc.levels import as_text, default_source, level_name, levels, match_level
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +172,12 @@ def holdouts(
     table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
     if source is None:
         source = default_source(adata.obs[keys.condition_key])
-    source = level_name(source)
-    if source not in table:
-        raise InputError(f"Unknown source {source!r}; conditions are {list(table)}.")
+    known = levels(adata.obs[keys.condition_key])
+    source = level_name(match_level(source, known, of="source"))
     found, small = [], []
     for target in (c for c in table if c != source):
         enough = (table[[source, target]] >= min_cells).all(axis=1)
-        every = [_holdout(levels, columns, target, source, by) for levels in table.index]
+        every = [_holdout(row, columns, target, source, by) for row in table.index]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         if unseen:
