@@ -108,6 +108,11 @@ def fitted():
     return model, effect
 
 
+def test_methods_that_are_compared_do_not_know_parts_and_say_so(fitted, caplog):
+    assert fitted[0].keys.condition_key == "condition"
+    assert "know nothing of parts" in caplog.text
+
+
 def test_an_unseen_set_is_predicted_and_saved(fitted, tmp_path):
     model, effect = fitted
     predicted = model.predict(target="C+A", source="control", output="mean")
