@@ -18,7 +18,6 @@ from trvae_sc.alignment import align
 from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import space_of
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.checks import logger
 from trvae_sc.errors import InputError, NotTrainedError
 from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
@@ -301,7 +300,7 @@ class AnnDataModel(BaseModelClass):
                 "in a column of their own, and name it with condition_key=."
             )
         if args.get("condition_separator"):
-            logger.warning(
+            checks.logger.warning(
                 "Hold-outs, select and benchmark take conditions as wholes: methods that are compared know nothing of "
                 "parts (condition_separator). Score predictions of unmeasured sets with trvae_sc.compare."
             )
