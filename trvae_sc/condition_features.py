@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _FARTHEST = (
     1e6  # standard deviations of a feature from what was measured, beyond which units are wrong
 )
 #: Shares of what levels change that their features may tell, and how far features reach, in median distances.
-SHARES, LENGTHS = (0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)
+GRID = tuple(product((0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)))
 
 
 @dataclass(frozen=True)

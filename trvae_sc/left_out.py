@@ -51,7 +51,8 @@ def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = 
     With replicates one residual for each that has source and target, from its own source: what is missed
     then holds how replicates differ, too: by :math:`\sqrt{(D + 1)/(D - 1)}` more than the D do, as they are
     among those that the prediction rests on and a new one is not. Units are the groups, or, with `conditions`,
-    the conditions: all labels of one are left out together. With `relative` all is in units of the standard
+    the conditions: all labels of one are left out together, and all conditions that
+    :attr:`trvae_sc.shift.Likeness.together` says. With `relative` all is in units of the standard
     deviation that the ridge expects of a group that is left out.
     """
     change = ridge.left_out_changes(conditions=conditions)
@@ -66,7 +67,7 @@ def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = 
             middle, n_replicates = wrong.mean(0), len(pairs.n)
             wider = np.sqrt((n_replicates + 1) / max(n_replicates - 1, 1))
             rows[i], cells[i] = middle + wider * (wrong - middle), pairs.n
-    units = ridge.groups[:, 1] if conditions else np.arange(len(rows))
+    units = ridge.unit if conditions else np.arange(len(rows))
     n_rows = list(map(len, rows))
     unit = np.repeat(units, n_rows)
     found = Missed(np.concatenate(rows), np.concatenate(foretold), np.concatenate(cells), unit)
