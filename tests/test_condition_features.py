@@ -134,6 +134,14 @@ def _space(features):
     return ConditionSpace("drug", ("control", *names), parts)
 
 
+def test_levels_of_equal_features_are_alike_however_many_there_are():
+    """The median distance of ten, of which eight are equal, was 0: all were taken to lack features."""
+    values = [[0.0]] * 8 + [[1.0]] * 2
+    description = _described(values, [f"d{i}" for i in range(10)], share=1.0)
+    expected = [1.0, 1.0, np.exp(-0.5)]  # the only distance that is not 0 is the median
+    np.testing.assert_allclose(description.alike(["d0"], ["d0", "d1", "d9"]), [expected])
+
+
 @pytest.mark.parametrize("follow", [True, False])
 def test_features_count_where_conditions_left_out_are_predicted_by_them(follow):
     features = np.random.default_rng(1).normal(size=(24, 2))

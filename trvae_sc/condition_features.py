@@ -100,10 +100,10 @@ class Description:
 
     @cached_property
     def median(self) -> float:
-        """Median distance of measured levels."""
+        """Median distance of measured levels whose features differ."""
         z = self.standardised(self.measured)
         distances = cdist(z, z)[np.triu_indices(len(z), 1)]
-        return float(np.median(distances)) if distances.any() else 1.0
+        return float(np.median(distances[distances > 0])) if distances.any() else 1.0
 
     def alike(self, one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
         r"""Return the correlation of what levels do, shape (n_one, n_other).
