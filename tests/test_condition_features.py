@@ -1,6 +1,7 @@
 """Conditions described by features: kernels, what features say, predictions of what was never measured."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 import trvae_sc
 from trvae_sc import TRVAE, InputError, baselines, datasets, evaluation
+from trvae_sc.baselines._shift import shift_of
 from trvae_sc.cli import main
 from trvae_sc.condition_features import Description, description_of
 from trvae_sc.condition_kernels import left_out_together
@@ -483,6 +485,26 @@ def test_simple_methods_return_whole_predictions(train, method):
     table = baselines.effects(train, "condition_4", method=method, labels="type_0", **keys)
     np.testing.assert_allclose(table["change"], predicted.var["predicted_change"], atol=1e-6)
     assert (table["lower"] < table["upper"]).all()
+
+
+@pytest.mark.parametrize("method", ["mean_condition", "nearest_condition", "feature_ridge"])
+def test_labels_are_left_out_where_others_were_measured_under_the_target(method):
+    """Whole conditions were, though the prediction rests on the target's own changes in other labels."""
+    features = np.array([[0.0], [1.0], [3.0]])
+    space, profiles = _space(features), _profiles(features, follow=False, n_labels=5)
+    n_cells = profiles.n_cells.copy()
+    n_cells[0, 2] = 0  # c01, of the label to predict
+    profiles = replace(profiles, n_cells=n_cells)
+    missed = shift_of(method, profiles, space, 0, "c01").missed
+    assert missed.unit.tolist() == [1, 2, 3, 4]
+    for label, residual in zip(missed.unit, missed.residuals, strict=True):
+        n_cells = profiles.n_cells.copy()
+        n_cells[label, 2] = 0
+        again = shift_of(method, replace(profiles, n_cells=n_cells), space, 0, "c01")
+        found = again.predict(profiles.mean[label, 0], label)
+        np.testing.assert_allclose(residual, profiles.mean[label, 2] - found, atol=1e-10)
+    more = space.with_description(space.description.extended("c03", [2.0]))  # not measured
+    assert set(shift_of(method, profiles, more, 0, "c03").missed.unit) == {1, 2, 3}
 
 
 def test_shifts_of_labels_say_that_they_need_the_condition(train):
