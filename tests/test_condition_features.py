@@ -1,6 +1,7 @@
 """Conditions described by features: kernels, what features say, predictions of what was never measured."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,15 @@ import pytest
 
 import trvae_sc
 from trvae_sc import TRVAE, InputError, baselines, datasets, evaluation
+from trvae_sc.baselines._shift import shift_of
 from trvae_sc.cli import main
 from trvae_sc.condition_features import Description, description_of
-from trvae_sc.condition_parts import new_parts
+from trvae_sc.condition_kernels import left_out_together
+from trvae_sc.condition_parts import joint_column, new_parts
+from trvae_sc.condition_sets import ConditionSets, new_sets
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.shift import Likeness, Profiles, Ridge, left_out_errors, mean_changes
+from trvae_sc.left_out import labels_left_out, left_out_errors
+from trvae_sc.shift import Likeness, Profiles, Ridge, mean_changes
 
 QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 SMALL = {"n_latent": 4, "n_hidden": (16, 8)}
@@ -132,6 +137,14 @@ def _space(features):
     return ConditionSpace("drug", ("control", *names), parts)
 
 
+def test_levels_of_equal_features_are_alike_however_many_there_are():
+    """The median distance of ten, of which eight are equal, was 0: all were taken to lack features."""
+    values = [[0.0]] * 8 + [[1.0]] * 2
+    description = _described(values, [f"d{i}" for i in range(10)], share=1.0)
+    expected = [1.0, 1.0, np.exp(-0.5)]  # the only distance that is not 0 is the median
+    np.testing.assert_allclose(description.alike(["d0"], ["d0", "d1", "d9"]), [expected])
+
+
 @pytest.mark.parametrize("follow", [True, False])
 def test_features_count_where_conditions_left_out_are_predicted_by_them(follow):
     features = np.random.default_rng(1).normal(size=(24, 2))
@@ -150,14 +163,97 @@ def test_the_error_of_conditions_left_out_is_that_of_refits():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(7, 3))
     kernel, noise, y = x @ x.T, rng.uniform(0.1, 0.3, 7), rng.normal(size=(7, 5))
-    errors = []
-    for i in range(7):
-        rest = np.delete(np.arange(7), i)
-        weights = np.linalg.solve(
-            kernel[np.ix_(rest, rest)] + np.diag(noise[rest]), kernel[rest, i]
-        )
-        errors.append(np.square(y[i] - weights @ y[rest]).mean())
-    np.testing.assert_allclose(left_out_errors(y, noise, kernel), errors)
+
+    def error(rows, out):
+        rest = np.setdiff1d(np.arange(7), out)
+        inner = kernel[np.ix_(rest, rest)] + np.diag(noise[rest])
+        weights = np.linalg.solve(inner, kernel[np.ix_(rest, rows)])
+        return np.square(y[rows] - weights.T @ y[rest]).mean()
+
+    alone = left_out_errors(y, noise, kernel, np.eye(7, dtype=bool))
+    np.testing.assert_allclose(np.sort(alone), np.sort([error([i], [i]) for i in range(7)]))
+    together = np.eye(7, dtype=bool)
+    together[:2, :2] = together[2, [0, 2]] = True  # 0 is left out with 1, and again with 2
+    expected = [error([0, 1], [0, 1]), error([2], [0, 2]), *(error([i], [i]) for i in range(3, 7))]
+    found = left_out_errors(y, noise, kernel, together)
+    np.testing.assert_allclose(np.sort(found), np.sort(expected))
+
+
+def test_conditions_are_left_out_with_all_that_have_their_level():
+    """Of a set the part that fewest have: b of a+b; those without any are alone."""
+    found = left_out_together([["a"], ["b"], ["a", "b"], ["a", "c"], [], []])
+    assert [np.flatnonzero(row).tolist() for row in found] == [
+        [0, 2, 3],
+        [1, 2],
+        [1, 2],
+        [3],
+        [4],
+        [5],
+    ]
+    assert left_out_together([[], []]).tolist() == [[True, False], [False, True]]
+
+
+def _doses(n, seed, *, own=1.2, n_genes=40):
+    """Return drugs at three doses, one that was not measured last, and the change of each."""
+    rng = np.random.default_rng(seed)
+    phi, w = rng.normal(size=(n + 1, 2)), rng.normal(size=(2, n_genes))
+    effect = phi @ w + rng.normal(0, own, (n + 1, n_genes))
+    drugs = [f"d{i}" for i in range(n + 1)]
+    rows = [("none", 0.0), *((d, dose) for d in drugs[:n] for dose in (1.0, 3.0, 10.0))]
+    obs = pd.DataFrame(rows, columns=["drug", "dose"])
+    names = joint_column(obs, ["drug", "dose"])[1]
+    table = pd.DataFrame(phi, index=pd.Index(drugs, name="drug"))
+    parts = new_parts(obs, ["drug", "dose"], table)
+    space = ConditionSpace(["drug", "dose"], tuple(names), parts)
+    change = [
+        effect[int(drug[1:])] * (0.5 + 0.5 * np.log10(dose)) if drug != "none" else 0.0 * effect[0]
+        for drug, dose in names.values()
+    ]
+    mean = rng.normal(5, 0.5, (3, 1, n_genes)) + np.stack(change)
+    mean += rng.normal(0, 0.05, mean.shape)
+    known = Profiles(mean, np.full(mean.shape[:2], 100.0), ("a", "b", "c"), is_count=False)
+    return space, known, list(names).index("none + 0"), effect[n]
+
+
+def test_features_of_drugs_count_where_drugs_at_all_their_doses_are_left_out():
+    """Another dose of the same drug told all: features of drugs were taken for worth nothing."""
+    scores, inside = [], []
+    for seed in range(6):
+        space, known, source, truth = _doses(12, seed)
+        informed = space.informed(known, source)
+        assert informed.description.share >= 0.5
+        target = informed.level({"drug": "d12", "dose": 10.0})
+        start, measured = space.levels[source], known.measured(source).any(0)
+        likeness = informed.likeness(start, target, measured)
+        own = known.mean[0, source]
+        change = Ridge(known, source, likeness).predict(own, 0) - own
+        scores.append(1 - np.square(change - truth).sum() / np.square(truth).sum())
+        ridge = Ridge(known, source, likeness, common=1.0)
+        missed = labels_left_out(ridge, conditions=True, relative=True)
+        assert len(np.unique(missed.unit)) == 12  # drugs, not their doses
+        half = missed.half_width * np.sqrt(ridge.expected_variance(own, 0, 100.0))
+        inside.append((np.abs(change - truth) <= half).mean())
+        at_measured = informed.likeness(start, "d3 + 5", measured)
+        assert at_measured.together is None  # another dose of a drug that was measured
+    assert np.median(scores) > 0.1
+    assert 0.65 < np.mean(inside) < 0.98
+
+
+def test_features_of_parts_count_where_all_sets_with_a_part_are_left_out():
+    """Each part is in four sets, so that the others told what it does."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        phi, names = rng.normal(size=(10, 2)), list("abcdefghij")
+        effect = phi @ rng.normal(size=(2, 40)) + rng.normal(0, 0.7, (10, 40))
+        pairs = [(names[i], names[(i + k) % 10]) for i in range(10) for k in (1, 2)]
+        levels = ["control", *("+".join(sorted(pair)) for pair in pairs)]
+        coding = new_sets(pd.Series(levels), "+", pd.DataFrame(phi, index=names))
+        space = ConditionSets("condition", tuple(levels), coding)
+        change = [sum(effect[names.index(part)] for part in pair) for pair in pairs]
+        mean = rng.normal(5, 0.5, (3, 1, 40)) + np.stack([0.0 * effect[0], *change])
+        mean += rng.normal(0, 0.05, mean.shape)
+        known = Profiles(mean, np.full(mean.shape[:2], 100.0), ("x", "y", "z"), is_count=False)
+        assert space.informed(known, 0).description.share >= 0.5
 
 
 def test_mean_changes_weigh_labels_by_their_cells():
@@ -171,14 +267,21 @@ def test_mean_changes_weigh_labels_by_their_cells():
     np.testing.assert_allclose(noise[0], np.square(weight) @ (0.3 + 0.3 * 30 / np.array([10, 90])))
 
 
-def test_leaving_a_condition_out_is_refitting_without_it():
+@pytest.mark.parametrize("alone", [True, False])
+def test_leaving_a_condition_out_is_refitting_without_it(alone):
+    """Alone, or with others: the last of six is left out with the first, these with one another."""
     features = np.random.default_rng(2).normal(size=(6, 2))
     profiles = _profiles(features, follow=True, n_labels=3)
     space = _space(features)
     measured = profiles.measured(0).any(0)
     codes = np.flatnonzero(measured)
     kernel = space.alike("control", [space.levels[c] for c in codes])
-    ridge = Ridge(profiles, 0, Likeness(codes, kernel, np.ones(len(codes))), common=1.0)
+    together = np.eye(len(codes), dtype=bool)
+    if not alone:
+        together[:2, :2] = together[2:4, 2:4] = together[-1, 0] = True
+    likeness = Likeness(codes, kernel, np.ones(len(codes)), 1.0, None if alone else together)
+    ridge = Ridge(profiles, 0, likeness, common=1.0)
+    assert len(np.unique(ridge.unit)) == (6 if alone else 4)
     missed, _ = ridge.left_out(conditions=True)
     variance = ridge.left_out_variance(conditions=True)
     label, place = ridge.groups[:, 0], np.searchsorted(codes, ridge.groups[:, 1])
@@ -187,9 +290,10 @@ def test_leaving_a_condition_out_is_refitting_without_it():
     full += np.diag(0.3 * 30 / ridge.n)
     for c in codes:
         own = ridge.groups[:, 1] == c
-        across, rest = full[np.ix_(own, ~own)], full[np.ix_(~own, ~own)]
+        kept = ~np.isin(ridge.groups[:, 1], codes[together[codes == c][0]])
+        across, rest = full[np.ix_(own, kept)], full[np.ix_(kept, kept)]
         weights = np.linalg.solve(rest, across.T).T
-        expected = ridge.changes[own] - weights @ ridge.changes[~own]
+        expected = ridge.changes[own] - weights @ ridge.changes[kept]
         np.testing.assert_allclose(missed[own], expected, atol=1e-6)
         left = full[np.ix_(own, own)] - weights @ across.T
         np.testing.assert_allclose(variance[own], np.diag(left))
@@ -382,6 +486,26 @@ def test_simple_methods_return_whole_predictions(train, method):
     table = baselines.effects(train, "condition_4", method=method, labels="type_0", **keys)
     np.testing.assert_allclose(table["change"], predicted.var["predicted_change"], atol=1e-6)
     assert (table["lower"] < table["upper"]).all()
+
+
+@pytest.mark.parametrize("method", ["mean_condition", "nearest_condition", "feature_ridge"])
+def test_labels_are_left_out_where_others_were_measured_under_the_target(method):
+    """Whole conditions were, though the prediction rests on the target's own changes in other labels."""
+    features = np.array([[0.0], [1.0], [3.0]])
+    space, profiles = _space(features), _profiles(features, follow=False, n_labels=5)
+    n_cells = profiles.n_cells.copy()
+    n_cells[0, 2] = 0  # c01, of the label to predict
+    profiles = replace(profiles, n_cells=n_cells)
+    missed = shift_of(method, profiles, space, 0, "c01").missed
+    assert missed.unit.tolist() == [1, 2, 3, 4]
+    for label, residual in zip(missed.unit, missed.residuals, strict=True):
+        n_cells = profiles.n_cells.copy()
+        n_cells[label, 2] = 0
+        again = shift_of(method, replace(profiles, n_cells=n_cells), space, 0, "c01")
+        found = again.predict(profiles.mean[label, 0], label)
+        np.testing.assert_allclose(residual, profiles.mean[label, 2] - found, atol=1e-10)
+    more = space.with_description(space.description.extended("c03", [2.0]))  # not measured
+    assert set(shift_of(method, profiles, more, 0, "c03").missed.unit) == {1, 2, 3}
 
 
 def test_shifts_of_labels_say_that_they_need_the_condition(train):

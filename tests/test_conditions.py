@@ -209,6 +209,34 @@ def test_unseen_dose_is_predicted_better_than_by_the_nearest_seen(dosed):
     assert np.max(np.array(errors) / nearest) < 1
 
 
+@pytest.mark.parametrize("n_doses", [6, 3])
+def test_intervals_at_an_unseen_dose_are_of_doses_left_out(n_doses):
+    """Labels change alike, doses do not: the other labels of a dose tell what is not known of a new one."""
+    inside = []
+    for seed in range(3):
+        rng, doses = np.random.default_rng(seed), [0.0, 1.0, 3.0, 4.0, 5.0, 6.0][:n_doses]
+        effect = {dose: rng.normal(0, 0.5, 40) * (dose > 0) for dose in (*doses, 2.0)}
+        base = rng.normal(5, 0.5, (4, 40))
+        obs = pd.DataFrame(
+            [(f"t{k}", dose) for k in range(4) for dose in doses for _ in range(30)],
+            columns=["label", "dose"],
+        )
+        x = [base[int(label[1])] + effect[dose] for label, dose in obs.to_numpy()]
+        obs.index = obs.index.astype(str)
+        adata = AnnData(np.stack(x) + rng.normal(0, 0.3, (len(x), 40)), obs=obs)
+        TRVAE.setup_anndata(adata, ["dose"], labels_key="label")
+        small = {"n_latent": 2, "n_hidden": (8,), "context_weight": 1.0}  # the ridge alone
+        model = TRVAE(adata, gene_likelihood="normal", **small)
+        model.train(1, **CPU)
+        table = model.effects(target=(2.0,), source=(0.0,))
+        if n_doses == 3:  # two with a change: fewer than three conditions
+            assert table["lower"].isna().all()
+            return
+        truth = np.tile(effect[2.0], 4)
+        inside.append(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
+    assert 0.78 < np.mean(inside) < 0.98
+
+
 def test_prediction_names_parts_and_says_what_was_not_measured(dosed, caplog):
     predicted = dosed.predict(target=("A", 20), source="B + 0", labels="x")
     assert predicted.obs["drug"].unique().tolist() == ["A"]

@@ -48,6 +48,7 @@ from trvae_sc.evaluation import (
     score,
     training_data,
 )
+from trvae_sc.evaluation._changes import changes
 from trvae_sc.evaluation._genes import response
 from trvae_sc.evaluation._store import Store
 from trvae_sc.files import write_text
@@ -948,6 +949,11 @@ def test_intervals_are_scored_by_the_genes_they_cover(task):
     predicted.var["change_lower"] = np.where(covered, change - 1e-3, change + 1e-3)
     predicted.var["change_upper"] = change + 2e-3
     assert scores(score(task, predicted))["interval_coverage", "all"] == covered.mean()
+    predicted.var["predicted_change"] = change
+    kept = changes(task, {"delta": predicted})
+    assert set(kept) == {"gene", "real_change", "predicted_change"}  # those of mean shares
+    np.testing.assert_allclose(kept["real_change"], np.subtract(*map(np.log1p, share)), rtol=1e-4)
+    np.testing.assert_allclose(kept["predicted_change"], 0.0, atol=1e-6)  # of the controls
     predicted.var["change_lower"] = np.nan
     assert "interval_coverage" not in score(task, predicted)["metric"].to_list()
     with pytest.raises(InputError, match=r"no intervals \['change_lower', 'change_upper'\]"):

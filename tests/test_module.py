@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from scvi import REGISTRY_KEYS as KEYS
 
 from trvae_sc.mmd import PAPER_BANDWIDTHS, mmd
@@ -184,7 +184,7 @@ def with_profiles(made, tensors, hidden=()):
 
 
 @pytest.mark.parametrize("n_cells", [120, 118, 96])  # 20 cells of each label and condition; 19; 16
-@pytest.mark.parametrize("likelihood", ["nb", "normal", "mse"])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "normal", "mse"])
 def test_transfer_loss_equals_the_formula_for_two_conditions(likelihood, n_cells):
     """Halves of a group: every other of its cells."""
     made, tensors = module(gene_likelihood=likelihood), minibatch(n_cells)
@@ -222,7 +222,12 @@ def group_errors(made, tensors, z, label, source, target):
     def central(hidden):
         out = hidden.double().mean(0) @ made.output.weight.double().T + made.output.bias
         out = out.detach()
-        return np.log1p(20 * torch.softmax(out, 0).numpy()) if made.is_count else out.numpy()
+        if not made.is_count:
+            return out.numpy()
+        share = torch.softmax(out, 0).numpy()
+        if made.zero_inflation is not None:  # zeros are of the mean, too
+            share = share * special.expit(-made.zero_inflation(hidden.mean(0)).detach().numpy())
+        return np.log1p(20 * share)
 
     rows = (tensors[KEYS.LABELS_KEY].ravel() == label) & (tensors["condition"].ravel() == source)
     z = z[rows]

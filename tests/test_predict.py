@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,25 @@ def test_drawn_counts_have_the_negative_binomial_distribution():
         ).pvalue
         > 0.001
     )
+
+
+def test_drawn_counts_with_zero_inflation_have_its_distribution():
+    """The mean is that of all, those set to zero among them."""
+    theta, mean, spared = 0.7, 1.5, 0.4
+    shape, k = (200, 500), np.arange(80)
+    drawn = draw_counts(
+        np.full(shape, mean),
+        np.array([[theta]]),
+        np.random.default_rng(0),
+        spared=np.full(shape, spared),
+    )
+    p = spared * stats.nbinom.pmf(k, theta, theta / (theta + mean / spared)) + (k == 0) * (
+        1 - spared
+    )
+    observed, expected = np.bincount(drawn.toarray().astype(int).ravel(), minlength=80), p * 1e5
+    keep = expected > 5
+    rescaled = expected[keep] * observed[:80][keep].sum() / expected[keep].sum()
+    assert stats.chisquare(observed[:80][keep], rescaled).pvalue > 0.001
 
 
 @pytest.mark.parametrize("mean", [0.01, 3.0, 5000.0])
@@ -241,7 +261,55 @@ def test_expected_log_of_a_gene_that_few_cells_show(theta, kappa, total):
     assert (none == 0).all()
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+@pytest.fixture(scope="module")
+def inflated(fit, make_adata):
+    """Return a model with zero inflation of genes that differ, and its cells."""
+    adata = make_adata()
+    model = fit(adata, gene_likelihood="zinb", calibrate=False)
+    with torch.no_grad():
+        model.module.zero_inflation.weight.zero_()
+        model.module.zero_inflation.bias[:] = torch.linspace(-3.0, 3.0, adata.n_vars)
+    return model, adata
+
+
+def test_mean_and_draws_of_zinb_are_those_of_its_distribution(inflated):
+    """Draws left zero inflation out, and the mean was of what it spares."""
+    model, adata = inflated
+    rows = np.flatnonzero((adata.obs["condition"] == "control") & (adata.obs["cell_type"] == "B"))
+    (tensors,) = model._make_data_loader(model._validate_anndata(adata), rows, len(rows))
+    module, features = model.module, model.trained.features("stimulated").expand(len(rows), -1)
+    z, total = module.encode(tensors).loc, module.observation.total(tensors)
+    with torch.inference_mode():
+        px = module.generative(z, module.context(tensors, features), total)["px"]
+        zeros = px.log_prob(torch.zeros(1)).exp().numpy()
+    expected, variance = px.mean.numpy(), px.variance.numpy()
+    predict = partial(model.predict, target="stimulated", labels="B")
+    mean = np.expm1(predict(output="mean").X) / module.kappa.item() * total.numpy()
+    np.testing.assert_allclose(mean, expected, rtol=1e-3, atol=1e-5)
+    drawn = [predict(output="sample", seed=seed) for seed in range(40)]
+    x = np.stack([one.X.toarray() for one in drawn])
+    error = 5 * np.sqrt(variance.sum(0) / 40) / len(rows)
+    assert (np.abs(x.mean((0, 1)) - expected.mean(0)) < error).all()
+    share = 5 * np.sqrt((zeros * (1 - zeros)).sum(0) / 40) / len(rows)
+    assert (np.abs((x == 0).mean((0, 1)) - zeros.mean(0)) < share).all()
+
+
+def test_new_cells_of_zinb_have_its_zeros_too(inflated):
+    model, _ = inflated
+    at = np.tile(model.get_latent_representation()[:1], (4000, 1))
+    for make in (partial(model.generate, "control", 4000), partial(model.decode, at)):
+        given = {} if make.func == model.generate else {"condition": "control"}
+        mean, drawn = (make(output=output, **given) for output in ("mean", "sample"))
+        kappa = model.module.kappa.item()
+        total = kappa if "condition" in given else model.adata.obs["n_counts"].mean()
+        expected = np.expm1(mean.X).mean(0) / kappa * total
+        x = drawn.X.toarray()
+        assert (np.abs(x.mean(0) - expected) < 5 * x.std(0) / np.sqrt(4000) + 0.05 * expected).all()
+        spared = torch.sigmoid(-model.module.zero_inflation.bias.detach()).numpy()
+        assert ((x == 0).mean(0) > 1 - spared - 0.03).all()
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson", "zinb"])
 def test_delta_is_the_change_of_the_expected_log_value(fit, make_adata, likelihood):
     """By the dispersions of each cell's own condition and of the target."""
     adata = make_adata()
@@ -254,12 +322,15 @@ def test_delta_is_the_change_of_the_expected_log_value(fit, make_adata, likeliho
     kappa = model.module.kappa.item()
 
     def expected(shares, condition):
-        mean = shares * batch.total
+        spared = 1.0
+        if likelihood == "zinb":
+            spared = batch.spared[int(condition == "c")]
+        mean = shares * batch.total / spared
         some = 1 - stats.poisson.pmf(0, mean)
-        if likelihood == "nb":
+        if likelihood != "poisson":
             theta = model.module.observation.log_theta(model.trained.features(condition)).exp()
             theta = theta.detach().numpy()
-            some = 1 - stats.nbinom.pmf(0, theta, theta / (theta + mean))
+            some = spared * (1 - stats.nbinom.pmf(0, theta, theta / (theta + mean)))
         return some * np.log1p(kappa * shares / some)
 
     source = predicted.obs["source_condition"].to_numpy()[:, None]

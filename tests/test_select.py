@@ -870,6 +870,28 @@ def test_intervals_are_of_what_the_chosen_method_got_wrong_for_labels_left_out(a
     assert kappa > 0
 
 
+def test_means_of_log_values_are_not_taken_for_those_of_counts(adata):
+    """As of ``paper``, which is given log values: their mean is far below the log of the mean share."""
+
+    def logs(train, source, *, target, keys):
+        found = baselines.mean_shift(train, source, target=target, keys=keys)
+        found.uns["trvae_sc"]["scale"] = "values"
+        found.var["predicted_mean"] = dense(found.X).mean(0)
+        change = {"predicted_change": 0.0, "change_lower": -1.0, "change_upper": 1.0}
+        found.var = found.var.assign(**change)
+        return found
+
+    found, same = (
+        select(adata, "stimulated", methods=methods, **QUIET).var
+        for methods in ({"logs": logs}, ["mean_shift"])
+    )
+    x = dense(on_all(logs, adata, "type_4").X)
+    level = np.log1p(np.maximum(np.expm1(x).mean(0), 0))
+    np.testing.assert_allclose(found["predicted_mean"], level, rtol=1e-5)
+    half = [table["change_upper"] - table["predicted_change"] for table in (found, same)]
+    np.testing.assert_allclose(*half, rtol=1e-4)
+
+
 def test_intervals_of_values_do_not_depend_on_the_unit_of_a_gene(adata):
     keys, unit = KEYS._replace(is_count=False), np.geomspace(0.01, 100.0, adata.n_vars)
     first = adata.copy()

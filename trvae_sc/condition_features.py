@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _FARTHEST = (
     1e6  # standard deviations of a feature from what was measured, beyond which units are wrong
 )
 #: Shares of what levels change that their features may tell, and how far features reach, in median distances.
-SHARES, LENGTHS = (0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)
+GRID = tuple(product((0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)))
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class Description:
 
     @cached_property
     def median(self) -> float:
-        """Median distance of measured levels."""
+        """Median distance of measured levels whose features differ."""
         z = self.standardised(self.measured)
         distances = cdist(z, z)[np.triu_indices(len(z), 1)]
-        return float(np.median(distances)) if distances.any() else 1.0
+        return float(np.median(distances[distances > 0])) if distances.any() else 1.0
 
     def alike(self, one: Sequence[Any], other: Sequence[Any]) -> np.ndarray:
         r"""Return the correlation of what levels do, shape (n_one, n_other).

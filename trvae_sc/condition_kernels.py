@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trvae_sc.condition_features import DESCRIBED, Description
+from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
 
@@ -56,6 +57,21 @@ def _in_range(parts: dict[str, Any], key: str, values: np.ndarray) -> np.ndarray
     """Return numbers from 0 to 1 over the range that was measured; beyond it, the nearest."""
     low, high = parts["scaling"][key][2:]
     return (np.clip(values.astype(float), low, high) - low) / ((high - low) or 1.0)
+
+
+def left_out_together(levels: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Return which conditions are left out with each, by the described levels of each, shape (n, n).
+
+    To tell of a level by its features, all conditions with one that was measured are left out: with each its own
+    level, of a set the part that is in fewest.
+    """
+    names = [set(map(level_name, own)) for own in levels]
+    known = sorted(set().union(*names))
+    has = np.array([[name in own for name in known] for own in names], dtype=bool)
+    together = np.eye(len(names), dtype=bool)
+    for i in np.flatnonzero(has.any(1)) if known else ():
+        together[i] = has[:, np.where(has[i], has.sum(0), np.inf).argmin()]
+    return together
 
 
 def table_of_parts(rows: Sequence[Sequence[Any]]) -> np.ndarray:

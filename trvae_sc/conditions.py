@@ -14,18 +14,19 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from trvae_sc.condition_features import DESCRIBED, LENGTHS, SHARES, Description
-from trvae_sc.condition_kernels import kernel_of, table_of_parts
+from trvae_sc.condition_features import DESCRIBED, GRID, Description
+from trvae_sc.condition_kernels import kernel_of, left_out_together, table_of_parts
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, outside, parse, remarks
 from trvae_sc.errors import InputError
+from trvae_sc.left_out import left_out_errors
 from trvae_sc.levels import as_text, level_name, match_level
-from trvae_sc.shift import Likeness, Profiles, left_out_errors, mean_changes
+from trvae_sc.shift import Likeness, Profiles, mean_changes
 
 AS_NUMBER = (
     " '{0}' was registered as levels; set up with condition_key=['{0}'] it is a number, and values between "
     "and beyond those measured can be predicted."
 )
-_LEAST = 4  # measured conditions, of which it can be learned how much features say
+_LEAST = 4  # measured levels, of which it can be learned how much features say
 
 
 @dataclass(frozen=True)
@@ -167,29 +168,36 @@ class ConditionSpace:
         """Return the conditions with what their features were found to say of changes from a source.
 
         Share and reach are those of a grid with which conditions that are left out are predicted best, in the
-        mean over labels; the share is 0 where that is no better than without features by the standard error.
+        mean over labels; the share is 0 where that is no better than without features by the standard error. All
+        conditions with a level are left out together.
         """
         description = self.description
-        codes = np.flatnonzero(profiles.measured(source).any(0))
-        if description is None or len(codes) < _LEAST:
+        if description is None:
             return self
+        codes = np.flatnonzero(profiles.measured(source).any(0))
         levels, start = [self.levels[c] for c in codes], self.levels[source]
+        together = self.together(levels)
+        if len(np.unique(together, axis=0)) < _LEAST:
+            return self
         changes, noise = mean_changes(profiles, source, codes)
 
         def errors(space: ConditionSpace) -> np.ndarray:
-            return left_out_errors(changes, noise, space.alike(start, levels))
+            return left_out_errors(changes, noise, space.alike(start, levels), together)
 
         blind = self.with_description(replace(description, share=0.0))
         informed = [
             self.with_description(replace(description, share=share, length=length))
-            for share in SHARES
-            for length in LENGTHS
+            for share, length in GRID
         ]
         without, found = errors(blind), [errors(space) for space in informed]
         best = int(np.argmin([error.mean() for error in found]))
         better = without - found[best]
         sure = better.mean() > better.std(ddof=1) / np.sqrt(len(better))
         return informed[best] if sure else blind
+
+    def together(self, conditions: Sequence[Any]) -> np.ndarray:
+        """Return which conditions are left out with each to see what features tell, shape (n, n)."""
+        return left_out_together([self.described_levels(c) for c in conditions])
 
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
@@ -209,8 +217,11 @@ class ConditionSpace:
         if code is not None and (measured[code] or self.parts is None):
             return Likeness.of_itself(code)
         codes = np.flatnonzero(measured)
-        kernel = self.alike(source, [*(self.levels[c] for c in codes), target])
-        return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], float(kernel[-1, -1]))
+        known = [self.levels[c] for c in codes]
+        kernel = self.alike(source, [*known, target])
+        together = self.together(known) if self.is_by_features(target) else None
+        own = float(kernel[-1, -1])
+        return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], own, together)
 
     def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).

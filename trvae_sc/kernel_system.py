@@ -8,7 +8,6 @@ labels, and noise:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -60,8 +59,8 @@ class System(Protocol):
     def diagonal(self) -> np.ndarray:
         """Return the diagonal of the inverse of K, shape (n_groups,)."""
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the groups of each condition, and the inverse of K in their rows and columns."""
+    def block(self, at: np.ndarray) -> np.ndarray:
+        """Return the inverse of K in rows and columns of all groups of some conditions, in rising order."""
 
 
 def factorised(tables: Tables) -> System:
@@ -94,10 +93,9 @@ class Dense:
         """See :class:`System`."""
         return np.diag(self._inverse)
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def block(self, at: np.ndarray) -> np.ndarray:
         """See :class:`System`."""
-        for at in self._tables.by_condition():
-            yield at, self._inverse[np.ix_(at, at)]
+        return self._inverse[np.ix_(at, at)]
 
 
 class Structured:
@@ -113,6 +111,7 @@ class Structured:
 
     def __init__(self, tables: Tables, common: float, features: np.ndarray) -> None:
         label, self._at = tables.label, tables.by_condition()
+        self._place = np.unique(tables.condition, return_inverse=True)[1]  # in these
         self._inverses = [
             linalg.inv(
                 common * tables.labels[np.ix_(label[at], label[at])] + np.diag(tables.noise[at])
@@ -139,11 +138,14 @@ class Structured:
     def diagonal(self) -> np.ndarray:
         """See :class:`System`."""
         found = np.empty(self._shared.shape[1])
-        for at, block in self.blocks():
-            found[at] = np.diag(block)
+        for at in self._at:
+            found[at] = np.diag(self.block(at))
         return found
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def block(self, at: np.ndarray) -> np.ndarray:
         """See :class:`System`."""
-        for at, inverse in zip(self._at, self._inverses, strict=True):
-            yield at, inverse - self._shared[:, at].T @ self._shared[:, at]
+        found = -self._shared[:, at].T @ self._shared[:, at]
+        for k in np.unique(self._place[at]):
+            own = np.searchsorted(at, self._at[k])
+            found[np.ix_(own, own)] += self._inverses[k]
+        return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy import linalg
 
 from trvae_sc.intervals import Decoys, half_width
 from trvae_sc.shift import Ridge, changed, log_fold_change, replicate_weight
@@ -51,7 +52,8 @@ def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = 
     With replicates one residual for each that has source and target, from its own source: what is missed
     then holds how replicates differ, too: by :math:`\sqrt{(D + 1)/(D - 1)}` more than the D do, as they are
     among those that the prediction rests on and a new one is not. Units are the groups, or, with `conditions`,
-    the conditions: all labels of one are left out together. With `relative` all is in units of the standard
+    the conditions: all labels of one are left out together, and all conditions that
+    :attr:`trvae_sc.shift.Likeness.together` says. With `relative` all is in units of the standard
     deviation that the ridge expects of a group that is left out.
     """
     change = ridge.left_out_changes(conditions=conditions)
@@ -66,7 +68,7 @@ def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = 
             middle, n_replicates = wrong.mean(0), len(pairs.n)
             wider = np.sqrt((n_replicates + 1) / max(n_replicates - 1, 1))
             rows[i], cells[i] = middle + wider * (wrong - middle), pairs.n
-    units = ridge.groups[:, 1] if conditions else np.arange(len(rows))
+    units = ridge.unit if conditions else np.arange(len(rows))
     n_rows = list(map(len, rows))
     unit = np.repeat(units, n_rows)
     found = Missed(np.concatenate(rows), np.concatenate(foretold), np.concatenate(cells), unit)
@@ -107,3 +109,20 @@ def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
     residuals, predicted, n, unit = (np.concatenate(part) for part in zip(*rows, strict=True))
     unit = unit if len(np.unique(unit)) > 2 else np.arange(len(unit))
     return None if len(unit) < 3 else Missed(residuals, predicted, n, unit)
+
+
+def left_out_errors(
+    changes: np.ndarray, noise: np.ndarray, kernel: np.ndarray, together: np.ndarray
+) -> np.ndarray:
+    """Return the mean squared error of what is left out together, predicted from all else.
+
+    In closed form, of kernel ridge regression (Rasmussen and Williams 2006, eq. 5.12); `noise` is the variance
+    of each change, in units of the kernel, and `together` as of :class:`trvae_sc.shift.Likeness`.
+    """
+    inverse = linalg.inv(kernel + np.diag(noise))
+    solved, errors = inverse @ changes, []
+    units, unit = np.unique(together, axis=0, return_inverse=True)
+    for i, out in enumerate(units):
+        missed = linalg.solve(inverse[np.ix_(out, out)], solved[out], assume_a="pos")
+        errors.append(np.square(missed[unit[out] == i]).mean())
+    return np.array(errors)

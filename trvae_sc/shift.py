@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -108,12 +109,15 @@ class Likeness:
         The same of each with the target, shape (n,).
     variance
         The same of the target with itself.
+    together
+        Which conditions are left out with each, where whole conditions are, shape (n, n); each alone if None.
     """
 
     codes: np.ndarray
     kernel: np.ndarray
     target: np.ndarray
     variance: float = 1.0
+    together: np.ndarray | None = None
 
     @classmethod
     def of_itself(cls, code: int) -> Likeness:
@@ -278,8 +282,8 @@ class Ridge:
         With `conditions` all groups of a condition are left out together.
         """
         variance = 1.0 / self._system.diagonal()
-        for at, block in self._system.blocks() if conditions else ():
-            variance[at] = np.diag(linalg.inv(block))
+        for at, told in self._left_out() if conditions else ():
+            variance[at[told]] = np.diag(linalg.inv(self._system.block(at)))[told]
         return variance
 
     def left_out(
@@ -308,9 +312,30 @@ class Ridge:
         """
         solved = self.solve(self.changes)
         missed = solved / self._system.diagonal()[:, None]
-        for at, block in self._system.blocks() if conditions else ():
-            missed[at] = linalg.solve(block, solved[at], assume_a="pos")
+        for at, told in self._left_out() if conditions else ():
+            left = linalg.solve(self._system.block(at), solved[at], assume_a="pos")
+            missed[at[told]] = left[told]
         return self.changes - missed
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """Codes of what is left out with each group where whole conditions are, shape (n_groups,)."""
+        together = self.likeness.together
+        if together is None:
+            return self.condition
+        return np.unique(together, axis=0, return_inverse=True)[1][self.condition]
+
+    def _left_out(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield groups that are left out together, and which of them that tells of."""
+        together = self.likeness.together
+        for unit in np.unique(self.unit):
+            told = self.unit == unit
+            out = (
+                told
+                if together is None
+                else together[self.condition[told.argmax()]][self.condition]
+            )
+            yield np.flatnonzero(out), told[out]
 
     def measured_changes(self) -> np.ndarray:
         """Return the changes of f that :meth:`left_out` is of, shape (n_labels, n_genes)."""
@@ -334,16 +359,6 @@ def mean_changes(
         means.append(weight @ profiles.changes(groups, source))
         noise.append(float(np.square(weight) @ (_RIDGE + Ridge.noise(n))))
     return np.stack(means), np.array(noise)
-
-
-def left_out_errors(changes: np.ndarray, noise: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return the mean squared error of each change if it is left out and predicted from the others.
-
-    In closed form, of kernel ridge regression (Rasmussen and Williams 2006, eq. 5.12); `noise` is the variance
-    of each, in units of the kernel.
-    """
-    inverse = linalg.inv(kernel + np.diag(noise))
-    return np.square((inverse @ changes) / np.diag(inverse)[:, None]).mean(1)
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:

@@ -6,8 +6,8 @@ that were measured; a label that lacks one of these counts with the mean of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,15 @@ class Measured:
             changes[label, place] = profiles.changes(groups, source)
         return cls(method, space, space.levels[source], codes, changes, noise)
 
+    def without(self, profiles: Profiles, source: int, label: int, code: int) -> Measured:
+        """Return the same without the change of a label to a condition that other labels have, too."""
+        n_cells, place = profiles.n_cells.copy(), self.codes == code
+        n_cells[label, code] = 0.0
+        others = replace(profiles, n_cells=n_cells)
+        changes, noise = self.changes.copy(), self.noise.copy()
+        changes[label, place], noise[place] = mean_changes(others, source, np.array([code]))
+        return replace(self, changes=changes, noise=noise)
+
     def to(self, target: Any, *, but: int | None = None) -> np.ndarray:
         """Return the change to a target of each label, and of others, shape (n_labels + 1, n_genes).
 
@@ -105,22 +114,39 @@ class Measured:
         return np.einsum("c,lcg->lg", weights, self.changes[:, kept])
 
 
-def conditions_left_out(measured: Measured, profiles: Profiles, source: int) -> Missed:
-    """Return how wrong each condition is predicted if it is left out, of each label that has it."""
+def left_out(measured: Measured, profiles: Profiles, source: int, target: Any) -> Missed:
+    """Return how wrong a method is of what it is not told.
+
+    Of a target that other labels were measured under, each label that has it is left out; of another one each
+    condition, in all labels.
+    """
     rows = []
-    for code in measured.codes if len(measured.codes) > 1 else ():
-        target = measured.space.levels[code]
-        if (
-            measured.method == "nearest_condition"
-            and np.isnan(measured.space.described(target)).any()
-        ):
-            continue  # a control without features
-        found = measured.to(target, but=code)
-        for label in np.flatnonzero(profiles.measured(source)[:, code]):
-            start, truth = profiles.mean[label, source], profiles.mean[label, code]
-            end = changed(start, found[label], is_count=profiles.is_count)
-            n = profiles.cells_of_change(int(label), source, code)
-            rows.append((truth - end, end - start, n, code))
+    for label, code, change, unit in _told_without(measured, profiles, source, target):
+        start, truth = profiles.mean[label, source], profiles.mean[label, code]
+        end = changed(start, change, is_count=profiles.is_count)
+        n = profiles.cells_of_change(label, source, code)
+        rows.append((truth - end, end - start, n, unit))
     if not rows:
         return Missed.nothing(profiles.mean.shape[2])
     return Missed(*(np.array(part) for part in zip(*rows, strict=True)))
+
+
+def _told_without(
+    measured: Measured, profiles: Profiles, source: int, target: Any
+) -> Iterator[tuple[int, int, np.ndarray, int]]:
+    """Yield label, condition, the change predicted without it, and what was left out."""
+    known, code = profiles.measured(source), measured.space.code(target)
+    if code in measured.codes:
+        labels = np.flatnonzero(known[:, code])
+        for label in labels if len(labels) > 1 else ():
+            without = measured.without(profiles, source, label, code)
+            yield label, code, without.to(target)[label], label
+        return
+    for other in measured.codes if len(measured.codes) > 1 else ():
+        level = measured.space.levels[other]
+        by_nearest = measured.method == "nearest_condition"
+        if by_nearest and np.isnan(measured.space.described(level)).any():
+            continue  # a control without features
+        found = measured.to(level, but=other)
+        for label in np.flatnonzero(known[:, other]):
+            yield label, other, found[label], other

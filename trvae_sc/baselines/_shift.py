@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trvae_sc.baselines._conditions import WEIGHTS, Measured, conditions_left_out
+from trvae_sc.baselines._conditions import WEIGHTS, Measured, left_out
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed, labels_left_out
@@ -130,7 +130,7 @@ def _to_described(
         change = found[-1 if label is None else label]
         return changed(profile, change, is_count=profiles.is_count)
 
-    return Shift(predict, others, conditions_left_out(known, profiles, source))
+    return Shift(predict, others, left_out(known, profiles, source, target))
 
 
 def same_profile(profile: np.ndarray, label: int | None) -> np.ndarray:

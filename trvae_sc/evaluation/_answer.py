@@ -13,7 +13,7 @@ from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, lear
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method
-from trvae_sc.evaluation._scores import on_scale
+from trvae_sc.evaluation._scores import has_levels, on_scale
 from trvae_sc.expression import Keys, dense, gene_units, groups, mean_level
 from trvae_sc.intervals import half_width
 from trvae_sc.levels import as_text, match_level
@@ -70,7 +70,7 @@ def answer(
     if len(found) == 1 and output in found[name]:
         predicted = found[name][output]
         if "response" in predicted.obs or predicted.n_obs != source.n_obs:
-            return _with_interval(predicted, half)
+            return _with_interval(predicted, half, keys)
     learned = learn(train, keys)
     x, moved = _mean(learned, source, found, used, half)
     return finished(learned, name, moved, target, output=output, seed=seed, x=x)
@@ -92,7 +92,7 @@ def _simple(
     (start,) = as_text(source.obs[keys.condition_key]).unique()
     labels = None if keys.labels_key is None else as_text(source.obs[keys.labels_key]).unique()
     given = {"method": method, "source": start, "labels": labels, "keys": keys}
-    return _with_interval(predict(train, target, output=output, seed=seed, **given), half)
+    return _with_interval(predict(train, target, output=output, seed=seed, **given), half, keys)
 
 
 def _mean(
@@ -118,7 +118,8 @@ def _mean(
         x = x + weights[method] * own
         for group, rows in names.items():
             end = mean_level(own[rows], is_count=keys.is_count)
-            if len(names) == 1 and "predicted_mean" in predicted.var:
+            known = "predicted_mean" in predicted.var and has_levels(predicted, keys)
+            if len(names) == 1 and known:
                 end = predicted.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
     at = learned.adata.obs_names.get_indexer(source.obs_names)
@@ -131,9 +132,10 @@ def _mean(
     return np.asarray(x, dtype=np.float32), moved
 
 
-def _with_interval(predicted: AnnData, half: np.ndarray | None) -> AnnData:
-    """Return a prediction with intervals of this half-width, where it has a change and there is one."""
-    if half is not None and "predicted_change" in predicted.var:
+def _with_interval(predicted: AnnData, half: np.ndarray | None, keys: Keys) -> AnnData:
+    """Return a prediction with intervals of this half-width, where it has such a change and there is one."""
+    known = "predicted_change" in predicted.var and has_levels(predicted, keys)
+    if half is not None and known:
         change = predicted.var["predicted_change"].to_numpy()
         predicted.var["change_lower"], predicted.var["change_upper"] = change - half, change + half
     return predicted

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.evaluation._methods import OUTPUT
-from trvae_sc.evaluation._scores import interval_change, level_change
+from trvae_sc.evaluation._scores import has_levels, interval_change, level_change
 from trvae_sc.evaluation._tasks import Task
 
 BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
@@ -28,12 +28,13 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
     Returns
     -------
     Lists of one entry a gene: ``gene``, ``real_change``, ``predicted_change`` and, of predictions that have
-    intervals of all genes, ``change_lower`` and ``change_upper``.
+    intervals of all genes, of changes of this kind, ``change_lower`` and ``change_upper``.
     """
     predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
-    real, own = interval_change(task), level_change(task, predicted)
-    kept = {"real_change": real, "predicted_change": own}
-    if set(BOUNDS) <= set(predicted.var) and predicted.var[list(BOUNDS)].notna().all(axis=None):
+    kept = {"real_change": interval_change(task, of_shares=task.keys.is_count)}
+    kept["predicted_change"] = level_change(task, predicted)
+    bounds = predicted.var.reindex(columns=[*BOUNDS])
+    if has_levels(predicted, task.keys) and bounds.notna().all(axis=None):
         kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
     rounded = {name: significant(values) for name, values in kept.items()}
     return {"gene": task.train.var_names.tolist(), **rounded}

@@ -181,21 +181,28 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     if not set(bounds) <= set(predicted.var):
         raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
-    as_shares = task.keys.is_count and predicted.uns["trvae_sc"]["scale"] != "values"
-    real = interval_change(task, as_shares=as_shares)
+    of_shares = task.keys.is_count and has_levels(predicted, task.keys)
+    real = interval_change(task, of_shares=of_shares)
     return predicted.var[bounds].assign(real_change=real)[["real_change", *bounds]]
 
 
-def interval_change(task: Task, *, as_shares: bool | None = None) -> np.ndarray:
-    """Return the real change of every gene on the scale of intervals: of counts that of mean shares."""
-    of_shares = task.keys.is_count if as_shares is None else as_shares
+def has_levels(predicted: AnnData, keys: Keys) -> bool:
+    """Return whether means and changes in ``var`` are those of :func:`mean_level`.
+
+    Those of a method that was given log values of counts are means of these.
+    """
+    return not keys.is_count or predicted.uns["trvae_sc"]["scale"] != "values"
+
+
+def interval_change(task: Task, *, of_shares: bool) -> np.ndarray:
+    """Return the real change of every gene, of f of mean shares or of mean values."""
     real, control = (mean_level(x, is_count=of_shares) for x in (task.real, task.control))
     return real - control
 
 
 def level_change(task: Task, predicted: AnnData) -> np.ndarray:
-    """Return the predicted change of every gene on the scale of intervals."""
-    if "predicted_change" in predicted.var:
+    """Return the predicted change of every gene: of counts that of f of mean shares, else of mean values."""
+    if "predicted_change" in predicted.var and has_levels(predicted, task.keys):
         return predicted.var["predicted_change"].to_numpy(np.float64)
     x = predicted_log_values(task, predicted)
     end, start = (mean_level(v, is_count=task.keys.is_count) for v in (x, task.control))

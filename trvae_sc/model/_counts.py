@@ -64,7 +64,10 @@ def transport_counts(
 
 
 def draw_counts(
-    mean: np.ndarray, theta: np.ndarray | None, rng: np.random.Generator
+    mean: np.ndarray,
+    theta: np.ndarray | None,
+    rng: np.random.Generator,
+    spared: np.ndarray | None = None,
 ) -> sparse.csr_matrix:
     r"""Draw negative binomial (Poisson if `theta` is None) counts by inversion.
 
@@ -80,12 +83,17 @@ def draw_counts(
         Inverse dispersion, broadcastable to `mean`.
     rng
         Source of the uniform numbers.
+    spared
+        Probability that a count is not set to zero, shape of `mean`; that of those which are not is higher, so
+        that `mean` is that of all. None: no zero inflation.
 
     Returns
     -------
     Counts, sparse float32, shape of `mean`.
     """
     u = rng.random(mean.shape)
+    if spared is not None:
+        mean, u = mean / spared, 1.0 - (1.0 - u) / spared  # below 0: set to zero
     if theta is not None:
         theta = np.broadcast_to(theta, mean.shape)
     p_zero = np.exp(-minus_log_p_zero(mean, theta))

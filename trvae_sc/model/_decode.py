@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from trvae_sc.errors import InputError
 from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
-from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_values
+from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_values, spared
 
 _BATCH = 512  # cells decoded at a time
 
@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     latent: np.ndarray  #: latent mean, (n_cells, n_latent)
     condition: np.ndarray  #: code of each cell's own condition, (n_cells,)
     gain: np.ndarray | None = None  #: share to add; the positive part of target - source if None
+    #: Probabilities that zero inflation spares a gene under source and target; None without it.
+    spared: list[np.ndarray] | None = None
 
     def shares(self) -> np.ndarray:
         """Return observed shares, or values that are not counts."""
@@ -68,9 +70,21 @@ def decoded_batches(
             total=None if total is None else total.cpu().numpy(),
             source=expected_values(module, tensors, z)[:n_cells].cpu().numpy(),
             target=expected_values(module, tensors, moved, target)[:n_cells].cpu().numpy(),
+            spared=spared_under(module, tensors, [(z, None), (moved, target)], n_cells),
             latent=qz.loc[:n_cells].cpu().numpy(),
             condition=condition[:n_cells].cpu().numpy(),
         )
+
+
+def spared_under(
+    module: TRVAEModule,
+    tensors: dict[str, torch.Tensor],
+    ends: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    n_cells: int | None = None,
+) -> list[np.ndarray] | None:
+    """Return :func:`trvae_sc.module.spared` of codes and conditions, of the first cells; None without it."""
+    found = [spared(module, tensors, z, condition) for z, condition in ends]
+    return None if found[0] is None else [x[:n_cells].cpu().numpy() for x in found]
 
 
 def _filled(tensors: dict[str, torch.Tensor], n_cells: int) -> dict[str, torch.Tensor]:
@@ -206,7 +220,8 @@ def predicted_values(
         return batch.target + scale * noise
     theta = dispersion(module, target)
     if output == "sample":
-        return draw_counts(batch.target * batch.total, theta, draws.add)
+        kept = None if batch.spared is None else batch.spared[-1]
+        return draw_counts(batch.target * batch.total, theta, draws.add, kept)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
     return transport_counts(by_row(batch.observed), ratio, gain * batch.total, theta, draws)
@@ -231,17 +246,23 @@ def mean_change(module: TRVAEModule, batch: Batch, target: torch.Tensor) -> np.n
     own = dispersion(module, module.condition_design[present])
     if own is not None and len(own) > 1:
         own = own[codes]
-    change = expected_log(module, batch.target, batch.total, dispersion(module, target))
-    change -= expected_log(module, batch.source, batch.total, own)
+    by_source, by_target = batch.spared or (1.0, 1.0)
+    change = expected_log(module, batch.target, batch.total, dispersion(module, target), by_target)
+    change -= expected_log(module, batch.source, batch.total, own, by_source)
     return change
 
 
 def expected_log(
-    module: TRVAEModule, shares: np.ndarray, total: np.ndarray, theta: np.ndarray | None
+    module: TRVAEModule,
+    shares: np.ndarray,
+    total: np.ndarray,
+    theta: np.ndarray | None,
+    spared: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     r"""Return what log(1 + kappa share) of a cell is on average, given its expected shares.
 
-    .. math:: q \log(1 + \kappa r / q), \qquad q = 1 - (1 + t r / \theta)^{-\theta}
+    .. math:: q \log(1 + \kappa r / q), \qquad
+       q = p\,\Big(1 - \Big(1 + \frac{t r}{p\,\theta}\Big)^{-\theta}\Big)
 
     with the probability q that a cell with t counts has any of the gene, as if all that do had the same
     number. The logarithm of the mean, log(1 + kappa r), is far above it for a gene that few cells show.
@@ -256,11 +277,13 @@ def expected_log(
         Total counts t, shape (n_cells, 1).
     theta
         Inverse dispersion, broadcastable to `shares`; None for Poisson.
+    spared
+        Probability p that zero inflation spares the gene, broadcastable to `shares`.
 
     Returns
     -------
     Shape (n_cells, n_genes).
     """
-    q = -np.expm1(-minus_log_p_zero(shares * total, theta))
+    q = spared * -np.expm1(-minus_log_p_zero(shares / spared * total, theta))
     np.maximum(q, np.finfo(q.dtype).tiny, out=q)
     return q * np.log1p(module.kappa.item() * (shares / q))

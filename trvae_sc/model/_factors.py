@@ -191,7 +191,7 @@ class Sourced:
             self.replicates = replicates_left_out(self.ridge, likeness.codes[0])
         else:
             self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            self.missed = labels_left_out(self.expected, conditions=by_features, relative=True)
+            self.missed = labels_left_out(self.expected, conditions=True, relative=True)
         if not trained.module.is_count:
             self.missed = self.missed.divided(self.units())
             if self.replicates is not None:

@@ -14,7 +14,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.model._codes import check_output, record
 from trvae_sc.model._counts import Draws
-from trvae_sc.model._decode import Batch, predicted_values
+from trvae_sc.model._decode import Batch, predicted_values, spared_under
 from trvae_sc.model._predict import check_weights, has_label
 from trvae_sc.model._trained import Trained
 from trvae_sc.model._write import stacked
@@ -54,7 +54,8 @@ def generate_cells(
         mean = expected_values(module, tensors, z, features).cpu().numpy()
         total = module.observation.total(tensors)
         total = None if total is None else total.cpu().numpy()
-        batch = Batch(mean, total, mean, mean, mean, mean)
+        kept = spared_under(module, tensors, [(z, features)])
+        batch = Batch(mean, total, mean, mean, mean, mean, spared=kept)
         values.append(predicted_values(module, batch, features, output, draws))
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
     if level is not None:

@@ -9,7 +9,7 @@ from trvae_sc.module._likelihood import (
     normal_nll,
 )
 from trvae_sc.module._module import TRVAEModule
-from trvae_sc.module._outputs import aligned, expected_values, ll_at_mean, saturated_ll
+from trvae_sc.module._outputs import aligned, expected_values, ll_at_mean, saturated_ll, spared
 from trvae_sc.module._peers import Peers
 from trvae_sc.module._statistics import Statistics
 
@@ -29,5 +29,6 @@ __all__ = [
     "negative_binomial_nll",
     "normal_nll",
     "saturated_ll",
+    "spared",
     "stack",
 ]

@@ -276,6 +276,10 @@ class TRVAEModule(BaseModuleClass):
         """Return the profile of last hidden layers, shape (..., n_cells, n_genes)."""
         return self.observation.profile(self.output(hidden).float())
 
+    def spared(self, hidden: Tensor) -> Tensor:
+        """Return the probability that zero inflation spares a gene, of last hidden layers."""
+        return torch.sigmoid(-self.zero_inflation(hidden).float()).clamp_min(_EPS)
+
     @auto_move_data
     def generative(
         self,
@@ -301,6 +305,8 @@ class TRVAEModule(BaseModuleClass):
             means = [half_means(rows, transfer, self.peers) for rows in (hidden, moved)]
             profiles = self.to_profile(torch.cat([hidden, *means]))
             profile, central = profiles.split([len(z), len(profiles) - len(z)])
+            if self.zero_inflation is not None:  # what is compared are means of all cells
+                central = central + self.spared(torch.cat(means)).log()
         px = None
         if not (self.training and self.gene_likelihood in IN_CLOSED_FORM):
             logits = None if self.zero_inflation is None else self.zero_inflation(hidden)

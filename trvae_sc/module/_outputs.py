@@ -38,9 +38,31 @@ def expected_values(
     -------
     Shape (n_cells, n_genes).
     """
+    hidden = _last_hidden(module, tensors, z, condition)
+    expected = module.observation.expected(module.output(hidden))
+    return expected if module.zero_inflation is None else expected * module.spared(hidden)
+
+
+@torch.inference_mode()
+@auto_move_data
+def spared(
+    module: TRVAEModule, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None = None
+) -> Tensor | None:
+    """Return the probability that zero inflation spares a gene, given z; None where there is none.
+
+    Parameters and shape are those of :func:`expected_values`.
+    """
+    if module.zero_inflation is None:
+        return None
+    return module.spared(_last_hidden(module, tensors, z, condition))
+
+
+def _last_hidden(
+    module: TRVAEModule, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None
+) -> Tensor:
+    """Return the last hidden layer of codes."""
     features = None if condition is None else condition.expand(len(z), -1)
-    hidden = module.hidden_layers(z, module.context(tensors, features))[1]
-    return module.observation.expected(module.output(hidden))
+    return module.hidden_layers(z, module.context(tensors, features))[1]
 
 
 @torch.inference_mode()
