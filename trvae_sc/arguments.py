@@ -1,14 +1,48 @@
-"""Checks of arguments that are numbers."""
+"""Checks of arguments: which there are, and numbers."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 from trvae_sc.errors import InputError
 
 _LARGEST_SEED = 2**32 - 1  # of numpy
+
+
+def check_known(
+    given: Iterable[str], function: Callable[..., Any], further: Sequence[str] = ()
+) -> None:
+    """Raise on names that are no arguments of a function, with those there are and the nearest.
+
+    Parameters
+    ----------
+    given
+        Names that a caller gave.
+    function
+        Its named arguments are known.
+    further
+        Names that are known besides.
+
+    Raises
+    ------
+    InputError
+        A name is unknown.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    own = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = list(dict.fromkeys([*own, *further]))
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"Unknown argument {name!r} of {function.__name__}; there are {known}.{hint}"
+            )
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

@@ -35,6 +35,21 @@ def say_totals(n_vars: int) -> None:
     )
 
 
+def say_setup(
+    adata: AnnData,
+    condition_key: str | Sequence[str] | None,
+    labels_key: str | None,
+    nuisances: Sequence[str | None],
+    *,
+    described: bool,
+) -> None:
+    """Say what is to be said of columns that are registered; `described`: by features of conditions."""
+    if not described:
+        say_numeric(adata, condition_key)
+    say_unlabeled(adata, labels_key)
+    say_confounded(adata, condition_key, nuisances)
+
+
 def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
     """Warn of a label that seems to mean that none is known: it is learned as if it were one."""
     if labels_key is None:
@@ -49,7 +64,27 @@ def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
         )
 
 
-def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
+def say_confounded(
+    adata: AnnData, condition_key: str | Sequence[str] | None, nuisances: Sequence[str | None]
+) -> None:
+    """Warn of batches or covariates of which every level has cells of one condition only."""
+    if condition_key is None:
+        return
+    keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    for nuisance in nuisances:
+        if nuisance is None:
+            continue
+        pairs = adata.obs[[nuisance, *keys]].drop_duplicates()
+        if pairs[nuisance].is_unique:
+            logger.warning(
+                "Every level of adata.obs['%s'] has cells of one condition only, so that what it changes and "
+                "what the condition changes cannot be told apart: a predicted change is that of both, or is "
+                "taken for a nuisance. Leave it out, or add levels with cells of several conditions.",
+                nuisance,
+            )
+
+
+def say_numeric(adata: AnnData, condition_key: str | Sequence[str] | None) -> None:
     """Log that the numbers of a column are taken for levels."""
     if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
         logger.info(

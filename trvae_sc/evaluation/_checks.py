@@ -22,6 +22,7 @@ from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of, totals, values
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.roles import check_roles
 
 _OF_LABELS = ("mean_shift", "nearest_shift", "latent_shift")  # which learn from other labels
 
@@ -38,6 +39,7 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
     check_type(adata)
     check_names(adata)
     check_matrix(adata, keys.layer)
+    check_roles([keys.condition_key], keys.labels_key, batch_key=keys.batch_key)
     check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
     check_leaks(adata, keys)
     check_counts(adata, keys)
