@@ -14,8 +14,19 @@ from trvae_sc.errors import InputError
 _LARGEST_SEED = 2**32 - 1  # of numpy
 
 
+def named(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a function may be given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in kinds and p.name != "self"]
+
+
 def check_known(
-    given: Iterable[str], function: Callable[..., Any], further: Sequence[str] = ()
+    given: Iterable[str],
+    function: Callable[..., Any],
+    further: Sequence[str] = (),
+    *,
+    also: str = "",
 ) -> None:
     """Raise on names that are no arguments of a function, with those there are and the nearest.
 
@@ -27,21 +38,21 @@ def check_known(
         Its named arguments are known.
     further
         Names that are known besides.
+    also
+        What these are, for the message.
 
     Raises
     ------
     InputError
         A name is unknown.
     """
-    parameters = inspect.signature(function).parameters.values()
-    own = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    known = list(dict.fromkeys([*own, *further]))
+    own = named(function)
     for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
+        if name not in (*own, *further):
+            near = get_close_matches(name, [*own, *further], 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"Unknown argument {name!r} of {function.__name__}; there are {known}.{hint}"
+                f"Unknown argument {name!r} of {function.__name__}; there are {own}{also}.{hint}"
             )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from anndata import AnnData
 
@@ -11,6 +13,7 @@ from trvae_sc.checks import is_number, logger
 from trvae_sc.levels import levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
+_said: contextvars.ContextVar[set[int] | None] = contextvars.ContextVar("said", default=None)
 _UNLABELED = (
     "unknown",
     "unassigned",
@@ -24,8 +27,23 @@ _UNLABELED = (
 )
 
 
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Say of totals once what is true of all fits meanwhile."""
+    token = _said.set(set() if _said.get() is None else _said.get())
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
 def say_totals(n_vars: int) -> None:
     """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
+    said = _said.get()
+    if said is not None:
+        if n_vars in said:
+            return
+        said.add(n_vars)
     logger.log(
         logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
         "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
