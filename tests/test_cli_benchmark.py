@@ -145,6 +145,14 @@ def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     assert not Path("results").exists()
 
 
+def test_a_list_needs_no_folder_and_results_do(run, file):
+    everything = ["benchmark", file, *SETUP, *SMALL]
+    assert run(*everything, "--list")[:2] == run(*everything, "-o", "results", "--list")[:2]
+    code, out, err = run(*everything)
+    assert (code, out) == (2, "")
+    assert "Name a folder: --out, or use --list." in err
+
+
 def test_max_epochs_is_for_methods_that_train_and_part_of_the_run(run, file):
     options = ["benchmark", file, *SETUP, *SMALL, "--seeds", "1", "-o", "results"]
     options += ["--holdout", "type_1:stimulated", "--methods", "mean_shift", "cvae"]

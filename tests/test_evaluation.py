@@ -47,6 +47,7 @@ from trvae_sc.evaluation import (
     prepare_task,
     score,
     training_data,
+    variable_genes,
 )
 from trvae_sc.evaluation._changes import changes
 from trvae_sc.evaluation._genes import response
@@ -448,6 +449,83 @@ def test_the_choice_of_genes_is_told(make_adata, caplog):
         "8 of 30 genes were chosen on the training cells: 2 that" in m for m in caplog.messages
     )
     assert any("No total_counts_key" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5])
+def test_a_choice_has_a_gene_at_least(n, make_adata):
+    for choose in (choose_genes, variable_genes):
+        with pytest.raises(InputError, match=f"n_top_genes is {n}"):
+            choose(make_adata(), COUNTS, n)
+
+
+def test_the_totals_are_told_of_once(make_adata, caplog):
+    adata = make_adata()
+    with caplog.at_level(logging.INFO, "trvae_sc"):
+        tasks = holdouts(adata, keys=COUNTS, min_cells=10)
+        benchmark(adata, ["no_change"], tasks, keys=COUNTS, n_top_genes=8, progress=False)
+    assert sum("No total_counts_key" in m for m in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["NK:stimulated", ["NK:stimulated"], [("NK", "stimulated")], NK, (h for h in [NK])],
+)
+def test_holdouts_may_be_texts_and_pairs(given, make_adata):
+    adata = make_adata()
+    options = {"keys": COUNTS, "progress": False}
+    found = benchmark(adata, ["no_change"], given, **options).table
+    expected = benchmark(adata, ["no_change"], [NK], **options).table
+    pd.testing.assert_frame_equal(found, expected)
+    if isinstance(given, list):
+        train, _ = training_data(adata, given, keys=COUNTS)
+        assert train.n_obs == adata.n_obs - 20
+
+
+def test_the_source_of_a_text_is_the_control(make_adata):
+    adata = make_adata()
+    adata.obs["condition"] = adata.obs["site"].cat.rename_categories({"s0": "control"})
+    task = prepare_task(adata, "NK:s2", keys=COUNTS)
+    assert task.holdout == Holdout("NK", "s2", "control")
+    adata.obs["condition"] = adata.obs["site"]
+    with pytest.raises(InputError, match=r"NK:s2 has no source: .* as in Holdout\(label, target"):
+        prepare_task(adata, "NK:s2", keys=COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"There are no hold-outs: give those of evaluation\.holdouts"),
+        (None, r"holdouts is None; give those of trvae_sc\.evaluation\.holdouts"),
+        ([3], r"A hold-out is 3; give those of .* texts 'label:target' or pairs"),
+        (["NK"], "Hold-out 'NK' is not of the form 'label:target'"),
+        ([("NK", "stim")], "Hold-out 'NK:stim' matches no cell: labels are"),
+    ],
+)
+def test_what_are_no_holdouts_is_refused(given, message, make_adata):
+    with pytest.raises(InputError, match=message):
+        benchmark(make_adata(), ["no_change"], given, keys=COUNTS)
+
+
+def test_one_gene_is_too_few(make_adata):
+    with pytest.raises(InputError, match="n_top_genes is 1; at least 2"):
+        benchmark(make_adata(), ["no_change"], [NK], keys=COUNTS, n_top_genes=1)
+    with pytest.raises(InputError, match="n_top_genes is 1; at least 2"):
+        prepare_task(make_adata(), NK, keys=COUNTS, n_top_genes=1)
+    with pytest.raises(InputError, match="adata has 1 genes; at least 2"):
+        benchmark(make_adata()[:, :1].copy(), ["no_change"], [NK], keys=COUNTS)
+
+
+def test_results_without_a_fit_have_no_summary(make_adata):
+    results = benchmark(make_adata(), ["no_change"], [NK], keys=COUNTS, progress=False)
+    for summary in (Results(results.run, []).summary, Results(results.run, []).wide):
+        with pytest.raises(InputError, match="no results yet: no fit has finished"):
+            summary()
+
+
+def test_a_benchmark_refuses_a_batch_that_is_the_label(make_adata):
+    keys = Keys("condition", "cell_type", batch_key="cell_type")
+    with pytest.raises(InputError, match="batch_key and labels_key are both 'cell_type'"):
+        benchmark(make_adata(), ["no_change"], [NK], keys=keys)
 
 
 @pytest.mark.parametrize("n", [1, 7, 12, 29])
@@ -1393,7 +1471,7 @@ def test_bad_arguments_are_refused_before_any_work(make_adata, tmp_path):
     for options in ({"n_jobs": 0}, {"max_epochs": 0}, {"seeds": []}, {"seeds": 0}, {"seeds": "12"}):
         with pytest.raises(InputError, match=r"at least 1 is needed|[Ss]eeds"):
             run(adata, ["no_change"], [NK], **options)
-    with pytest.raises(InputError, match="n_top_genes is 0; at least 1 is needed"):
+    with pytest.raises(InputError, match="n_top_genes is 0; at least 2 is needed"):
         run(adata, ["no_change"], [NK], **{"n_top_genes": 0})
     with pytest.raises(InputError, match="No methods"):
         run(adata, [], [NK])

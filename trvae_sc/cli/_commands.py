@@ -222,7 +222,10 @@ def _is_results(folder: Path) -> bool:
 
 def run_benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
-    check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
+    if not args.list:
+        if args.out is None:
+            raise InputError("Where to write the results? Name a folder: --out, or use --list.")
+        check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import benchmark, subsample
     from trvae_sc.evaluation._store import Store

@@ -27,6 +27,8 @@ from trvae_sc.show import as_html, as_text, some
 from trvae_sc.training import DataManager
 
 _NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
+#: Arguments that ``setup_anndata`` passes to scvi-tools' registration.
+REGISTRATION = ("source_registry", "extend_categories")
 NOT_TRAINED = "The model is not trained: call train() first."
 
 

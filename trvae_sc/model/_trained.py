@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_list, as_text
+from trvae_sc.levels import as_list, as_text, level_name
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates
 from trvae_sc.shift import Profiles
@@ -52,6 +52,16 @@ class Known:
     labels_key: str | None
     n_cells: np.ndarray
 
+    def level(self, condition: Any) -> Any:
+        """Return a condition as it is known; of one column it may be in a list or dictionary, too."""
+        key = self.conditions.key
+        if isinstance(key, str):
+            if isinstance(condition, Mapping) and list(condition) == [key]:
+                condition = condition[key]
+            if isinstance(condition, list | tuple) and len(condition) == 1:
+                condition = condition[0]
+        return self.conditions.level(condition)
+
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; ``"all"`` without labels."""
         if self.labels_key in obs:
@@ -65,13 +75,21 @@ class Known:
 
 
 def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
-    """Return a label or labels that a caller chose as a list; raise where there are no labels."""
+    """Return the label or labels that a caller chose, each once; raise where there are no labels."""
     if labels_key is None:
         raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
-    given = as_list(labels)
-    if not given:
+    found: dict[str, Any] = {}
+    for label in as_list(labels):
+        found.setdefault(level_name(label), label)
+    are_bools = all(isinstance(label, bool | np.bool_) for label in found.values())
+    if len(as_list(labels)) > len(found) and are_bools:
+        raise InputError(
+            f"labels is a mask of {len(labels)} booleans; give names of labels. To choose cells, pass it to "
+            "predict as indices=."
+        )
+    if not found:
         raise InputError("labels is empty: name one or several, or None for all.")
-    return given
+    return list(found.values())
 
 
 @dataclass(frozen=True)
