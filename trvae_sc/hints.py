@@ -89,6 +89,8 @@ def say_confounded(
     if condition_key is None:
         return
     keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    if len(adata.obs[keys].drop_duplicates()) < 2:  # cells of a query
+        return
     for nuisance in nuisances:
         if nuisance is None:
             continue
