@@ -19,7 +19,7 @@ from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._factors import Factors
-from trvae_sc.model._trained import given_labels
+from trvae_sc.model._trained import chosen_labels
 
 
 def predict(
@@ -157,10 +157,7 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
         starts = [match_level(source, space.levels, of="condition")]
         if starts == [target]:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
-    chosen = list(known.labels)
-    if labels is not None:
-        given = given_labels(keys.labels_key, labels)
-        chosen = [match_level(label, known.labels, of="label") for label in given]
+    chosen = chosen_labels(known, labels)
     rows = dict(groups(learned.adata.obs, keys))
     found = []
     for start in starts:
