@@ -17,7 +17,7 @@ import pandas as pd
 
 from trvae_sc.checks import SEPARATOR, is_number
 from trvae_sc.condition_features import DESCRIBED, GRID, Description, described_key, description_of
-from trvae_sc.condition_kernels import kernel_of, left_out_together, table_of_parts
+from trvae_sc.condition_kernels import kernel_of, left_out_together
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, match_level
 from trvae_sc.shift import Likeness, Profiles, left_out_errors, mean_changes
@@ -395,6 +395,5 @@ class ConditionSpace:
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
-        rows = table_of_parts([self.values(c) for c in conditions])
-        start = table_of_parts([self.values(source)])[0]
-        return kernel_of(self.parts, rows, start)
+        rows = np.array([self.values(c) for c in (*conditions, source)], dtype=object)
+        return kernel_of(self.parts, rows[:-1], rows[-1])
