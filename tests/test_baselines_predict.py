@@ -134,6 +134,34 @@ def test_values_that_are_no_counts_are_shifted(make_adata):
         baselines.predict(train, "stimulated", output="counts", is_count=False, **NAMES)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_large_values_are_not_taken_for_logarithms(make_adata):
+    """Shares of mean values above 709, which nobody asked for, were infinite."""
+    train = without(make_adata(n_cells=240, values="log"))
+    tables = []
+    for scale in (1.0, 1e6):
+        cells = train.copy()
+        cells.X = train.X.toarray().astype(np.float64) * scale
+        asked = {"method": "mean_shift", "labels": "NK", "is_count": False, **NAMES}
+        baselines.predict(cells, "stimulated", **asked)
+        tables.append(baselines.effects(cells, "stimulated", **asked))
+    np.testing.assert_allclose(tables[1]["change"], tables[0]["change"] * 1e6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [["T", "NK", "T"], pd.Series(["T", "T", "NK"])])
+def test_labels_named_twice_are_predicted_once_in_order(train, fit, labels):
+    asked = {"source": "control", "labels": labels}
+    own = baselines.predict(train, "stimulated", **asked, **NAMES)
+    n = (train.obs["condition"] == "control") & train.obs["cell_type"].isin(["T", "NK"])
+    assert own.n_obs == n.sum()
+    assert own.obs_names.is_unique
+    for table in (
+        baselines.effects(train, "stimulated", **asked, **NAMES),
+        fit(train.copy()).effects(target="stimulated", **asked),
+    ):
+        assert table["label"].tolist() == ["T"] * train.n_vars + ["NK"] * train.n_vars
+
+
 def test_a_model_says_where_the_data_are(train, fit):
     model = fit(train)
     own = baselines.effects(train, "stimulated", labels="NK", keys=model)

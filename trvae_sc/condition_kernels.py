@@ -72,11 +72,3 @@ def left_out_together(levels: Sequence[Sequence[Any]]) -> np.ndarray:
     for i in np.flatnonzero(has.any(1)) if known else ():
         together[i] = has[:, np.where(has[i], has.sum(0), np.inf).argmin()]
     return together
-
-
-def table_of_parts(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Return parts of conditions as an array of objects."""
-    table = np.empty((len(rows), len(rows[0])), dtype=object)
-    for i, row in enumerate(rows):
-        table[i] = list(row)
-    return table

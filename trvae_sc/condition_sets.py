@@ -160,6 +160,12 @@ class ConditionSets(ConditionSpace):
         if level in self.levels:
             return []
         notes = [f"No cell was measured under {level}: it is predicted from its parts."]
+        largest = max(len(self.values(known)) for known in self.levels)
+        if len(self.values(level)) > largest:
+            notes.append(
+                f"{level} has more parts than any condition that was measured ({largest}): its intervals are those "
+                "of smaller ones, and may be too narrow."
+            )
         if self.description is not None:
             notes += [
                 note for part in self.values(level) for note in self.description.remarks(part)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, GRID, Description
-from trvae_sc.condition_kernels import kernel_of, left_out_together, table_of_parts
+from trvae_sc.condition_kernels import kernel_of, left_out_together
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, outside, parse, remarks
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
@@ -236,6 +236,5 @@ class ConditionSpace:
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
-        rows = table_of_parts([self.values(c) for c in conditions])
-        start = table_of_parts([self.values(source)])[0]
-        return kernel_of(self.parts, rows, start)
+        rows = np.array([self.values(c) for c in (*conditions, source)], dtype=object)
+        return kernel_of(self.parts, rows[:-1], rows[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -17,7 +17,7 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import as_text, level_name, levels
-from trvae_sc.shift import Likeness, Profiles, Ridge
+from trvae_sc.shift import Profiles
 
 CellOutput = Literal["counts", "delta"]  #: what every method can predict of cells
 
@@ -195,22 +195,6 @@ class GroupMeans(NamedTuple):
     kappa: float
     is_count: bool
 
-    def known_pairs(self, source: Any, target: Any, *, of: Any) -> Pairs:
-        """Return :meth:`pairs` to predict a label from.
-
-        Raises
-        ------
-        InputError
-            There are none.
-        """
-        found = self.pairs(source, target)
-        if found is None:
-            raise InputError(
-                f"No label was measured under both {source!r} and {target!r}, so there is no shift "
-                f"to learn for {of!r}."
-            )
-        return found
-
     def pairs(self, source: Any, target: Any) -> Pairs | None:
         """Return what the labels with cells under both show, if any have."""
         source, target = level_name(source), level_name(target)
@@ -220,26 +204,16 @@ class GroupMeans(NamedTuple):
         start, end = (np.stack([self.mean[lab, c] for lab in labels]) for c in (source, target))
         return Pairs(start, end - start)
 
-    def ridge(self, source: Any, target: Any, *, of: Any) -> Ridge:
-        """Return the ridge regression on the labels' changes.
-
-        Raises
-        ------
-        InputError
-            No label was measured under both.
-        """
-        self.known_pairs(source, target, of=of)
-        ends = level_name(source), level_name(target)
+    def of_conditions(self, conditions: Sequence[Any]) -> Profiles:
+        """Return them as arrays, of all labels under conditions."""
+        names = list(map(level_name, conditions))
         labels = tuple(dict.fromkeys(label for label, _ in self.mean))
-        n_genes = len(next(iter(self.mean.values())))
-        mean = np.zeros((len(labels), 2, n_genes))
-        n_cells = np.zeros((len(labels), 2))
-        for at in np.ndindex(n_cells.shape):
-            group = labels[at[0]], ends[at[1]]
-            if group in self.mean:
-                mean[at], n_cells[at] = self.mean[group], self.n_cells[group]
-        profiles = Profiles(mean, n_cells, labels, self.is_count)
-        return Ridge(profiles, 0, Likeness.of_itself(1))
+        mean = np.zeros((len(labels), len(names), len(next(iter(self.mean.values())))))
+        n_cells = np.zeros(mean.shape[:2])
+        for (label, condition), own in self.mean.items():
+            at = labels.index(label), names.index(condition)
+            mean[at], n_cells[at] = own, self.n_cells[label, condition]
+        return Profiles(mean, n_cells, labels, self.is_count)
 
 
 def profiles(train: AnnData, keys: Keys) -> GroupMeans:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from scipy import linalg
@@ -50,20 +49,7 @@ class Tables:
         return [np.flatnonzero(self.condition == c) for c in np.unique(self.condition)]
 
 
-class System(Protocol):
-    """A factorised K."""
-
-    def solve(self, b: np.ndarray) -> np.ndarray:
-        """Return the inverse of K times `b`, shape (n_groups,) or (n_groups, n)."""
-
-    def diagonal(self) -> np.ndarray:
-        """Return the diagonal of the inverse of K, shape (n_groups,)."""
-
-    def block(self, at: np.ndarray) -> np.ndarray:
-        """Return the inverse of K in rows and columns of all groups of some conditions, in rising order."""
-
-
-def factorised(tables: Tables) -> System:
+def factorised(tables: Tables) -> Dense | Structured:
     """Return K factorised, in whichever way takes less work."""
     values, vectors = linalg.eigh(tables.conditions)
     common = max(values[0], 0.0)
@@ -86,15 +72,15 @@ class Dense:
         return upper + np.triu(upper, 1).T
 
     def solve(self, b: np.ndarray) -> np.ndarray:
-        """See :class:`System`."""
+        """Return the inverse of K times `b`, shape (n_groups,) or (n_groups, n)."""
         return linalg.cho_solve(self._factor, b)
 
     def diagonal(self) -> np.ndarray:
-        """See :class:`System`."""
+        """Return the diagonal of the inverse of K, shape (n_groups,)."""
         return np.diag(self._inverse)
 
     def block(self, at: np.ndarray) -> np.ndarray:
-        """See :class:`System`."""
+        """Return the inverse of K in rows and columns of all groups of some conditions, in rising order."""
         return self._inverse[np.ix_(at, at)]
 
 
@@ -132,18 +118,18 @@ class Structured:
         return found
 
     def solve(self, b: np.ndarray) -> np.ndarray:
-        """See :class:`System`."""
+        """See :class:`Dense`."""
         return self._of_blocks(b) - self._shared.T @ (self._shared @ b)
 
     def diagonal(self) -> np.ndarray:
-        """See :class:`System`."""
+        """See :class:`Dense`."""
         found = np.empty(self._shared.shape[1])
         for at in self._at:
             found[at] = np.diag(self.block(at))
         return found
 
     def block(self, at: np.ndarray) -> np.ndarray:
-        """See :class:`System`."""
+        """See :class:`Dense`."""
         found = -self._shared[:, at].T @ self._shared[:, at]
         for k in np.unique(self._place[at]):
             own = np.searchsorted(at, self._at[k])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from trvae_sc.kernel_system import System, Tables, factorised
+from trvae_sc.kernel_system import Dense, Structured, Tables, factorised
 from trvae_sc.replicates import Pairs, Replicates
 
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
@@ -198,7 +198,7 @@ class Ridge:
         self.of_target = likeness.target[self.condition]
 
     @cached_property
-    def _system(self) -> System:
+    def _system(self) -> Dense | Structured:
         """The kernel, factorised, which all predictions share."""
         known, label = np.unique(self.groups[:, 0], return_inverse=True)
         labels = self.labels_alike(known, known)

@@ -121,12 +121,14 @@ def factors_of(
     """Return the change of a label to f of the target, and the factor of its mean shares."""
     code = learned.known.labels.index(label)
     own = learned.profiles.mean[code, learned.known.conditions.code(source)]
-    end = np.maximum(end, 0.0) if learned.keys.is_count else end
-    start_share, end_share = (np.expm1(mean) / learned.kappa for mean in (own, end))
-    ratio = np.divide(end_share, start_share, out=np.ones_like(own), where=start_share > 0)
-    change, gain = Change(own, end, half_width), end_share - start_share
-    unlike = novelty(own, others)
-    return Factors(label, source, np.ones_like(own), ratio, gain, change, unlike, is_known=True)
+    of_source, of_target, gain = np.zeros_like(own), end - own, None
+    if learned.keys.is_count:
+        end = np.maximum(end, 0.0)
+        start_share, end_share = (np.expm1(mean) / learned.kappa for mean in (own, end))
+        of_source, gain = np.ones_like(own), end_share - start_share
+        of_target = np.divide(end_share, start_share, out=of_source.copy(), where=start_share > 0)
+    change, unlike = Change(own, end, half_width), novelty(own, others)
+    return Factors(label, source, of_source, of_target, gain, change, unlike, is_known=True)
 
 
 def finished(

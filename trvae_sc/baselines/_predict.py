@@ -18,8 +18,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._effects import effect_table
-from trvae_sc.model._factors import Factors
-from trvae_sc.model._trained import given_labels
+from trvae_sc.model._trained import chosen_labels
 
 
 def predict(
@@ -157,37 +156,23 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
         starts = [match_level(source, space.levels, of="condition")]
         if starts == [target]:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
-    chosen = list(known.labels)
-    if labels is not None:
-        given = given_labels(keys.labels_key, labels)
-        chosen = [match_level(label, known.labels, of="label") for label in given]
+    chosen = chosen_labels(known, labels)
     rows = dict(groups(learned.adata.obs, keys))
     found = []
     for start in starts:
         present = [label for label in chosen if (label, level_name(start)) in rows]
         if not present:
             continue
-        shift = _shift(learned, method, start, target)
-        found += [
-            _Group(rows[label, level_name(start)], _factors(learned, shift, label, start), shift)
-            for label in present
-        ]
+        code = space.levels.index(start)
+        shift = shift_of(method, learned.profiles, space, code, target)
+        shift = replace(shift, missed=shift.missed.divided(learned.unit))
+        half = shift.missed.half_width
+        half = None if half is None else half * learned.unit
+        for label in present:
+            at = known.labels.index(label)
+            end = shift.predict(learned.profiles.mean[at, code], at)
+            factors = factors_of(learned, label, start, end, shift.others, half)
+            found.append(_Group(rows[label, level_name(start)], factors, shift))
     if not found:
         raise InputError(f"No cell of {chosen} under {starts} to predict {target!r} from.")
     return found
-
-
-def _shift(learned: Learned, method: str, source: Any, target: Any) -> Shift:
-    """Return the shift between two conditions."""
-    space = learned.known.conditions
-    shift = shift_of(method, learned.profiles, space, space.levels.index(source), target)
-    return replace(shift, missed=shift.missed.divided(learned.unit))
-
-
-def _factors(learned: Learned, shift: Shift, label: str, source: Any) -> Factors:
-    """Return the change of a label."""
-    code = learned.known.labels.index(label)
-    own = learned.profiles.mean[code, learned.known.conditions.code(source)]
-    half = shift.missed.half_width
-    half = None if half is None else half * learned.unit
-    return factors_of(learned, label, source, shift.predict(own, code), shift.others, half)

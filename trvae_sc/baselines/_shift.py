@@ -87,13 +87,12 @@ def shift_of(
     at = np.flatnonzero(profiles.measured(source)[:, code])
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))
     n = profiles.cells_of_change(at, source, code)
-    predicted = missed = np.zeros((0, profiles.mean.shape[2]))
+    missed = Missed.nothing(profiles.mean.shape[2])
     if len(at) > 1:
         left = [np.delete(np.arange(len(at)), i) for i in range(len(at))]
-        found = [rule(start[k], end[k], start[i]) for i, k in enumerate(left)]
-        predicted, missed = np.stack(found) - start, end - np.stack(found)
-    errors = Missed(missed, predicted, n[: len(missed)], np.arange(len(missed)))
-    return Shift(lambda profile, _: rule(start, end, profile), start, errors)
+        found = np.stack([rule(start[k], end[k], start[i]) for i, k in enumerate(left)])
+        missed = Missed(end - found, found - start, n, np.arange(len(at)))
+    return Shift(lambda profile, _: rule(start, end, profile), start, missed)
 
 
 def _to_described(
@@ -117,7 +116,7 @@ def _to_described(
         )
     others = profiles.mean[measured.any(1), source]
     if method == "no_change":
-        return Shift(same_profile, others, Missed.nothing(profiles.mean.shape[2]))
+        return Shift(lambda profile, _: profile, others, Missed.nothing(profiles.mean.shape[2]))
     space = space.informed(profiles, source)
     if method == "context_shift":
         likeness = space.likeness(space.levels[source], target, np.asarray(measured.any(0)))
@@ -131,8 +130,3 @@ def _to_described(
         return changed(profile, change, is_count=profiles.is_count)
 
     return Shift(predict, others, left_out(known, profiles, source, target))
-
-
-def same_profile(profile: np.ndarray, label: int | None) -> np.ndarray:
-    """Return the profile as it is."""
-    return profile

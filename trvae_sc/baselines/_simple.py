@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.baselines._shift import shift_of
 from trvae_sc.checks import RECORD, check_free, check_obs, layer_names
 from trvae_sc.errors import InputError
 from trvae_sc.expression import (
-    GroupMeans,
     Keys,
     conditions_of,
     dense,
@@ -27,9 +27,6 @@ from trvae_sc.levels import level_name, levels, match_level
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
 
-#: Gives the shift of a label under a condition, from what is known of all and its own profile.
-Rule = Callable[[GroupMeans, str, str, np.ndarray], np.ndarray]
-
 #: Methods that train nothing, simplest first.
 SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")
 #: Those that compare conditions by their features (``condition_features``), simplest first.
@@ -40,7 +37,7 @@ SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, SIMPLE[-1])
 
 def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Return the source cells as they are: what predicting nothing scores."""
-    return _shifted(train, source, target, keys, None, "no_change")
+    return _shifted(train, source, target, keys, "no_change")
 
 
 def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -67,21 +64,12 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
     -------
     AnnData with log values in ``X``.
     """
-
-    def rule(known: GroupMeans, label: str, condition: str, _: np.ndarray) -> np.ndarray:
-        return known.known_pairs(condition, target, of=label).shifts.mean(0)
-
-    return _shifted(train, source, target, keys, rule, "mean_shift")
+    return _shifted(train, source, target, keys, "mean_shift")
 
 
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
-
-    def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
-        pairs = known.known_pairs(condition, target, of=label)
-        return pairs.shifts[np.square(pairs.profiles - profile).sum(1).argmin()]
-
-    return _shifted(train, source, target, keys, rule, "nearest_shift")
+    return _shifted(train, source, target, keys, "nearest_shift")
 
 
 def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -108,13 +96,7 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     """
     if _is_new(train, target, keys):
         return _by_conditions(train, source, target, keys, "context_shift")
-
-    def rule(known: GroupMeans, label: str, condition: str, profile: np.ndarray) -> np.ndarray:
-        ridge = known.ridge(condition, target, of=label)
-        code = ridge.profiles.labels.index(label) if (label, condition) in known.mean else None
-        return ridge.predict(profile, code) - profile
-
-    return _shifted(train, source, target, keys, rule, "context_shift")
+    return _shifted(train, source, target, keys, "context_shift")
 
 
 def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -163,7 +145,6 @@ def _by_conditions(
 ) -> AnnData:
     """Return the source cells plus the change that a method says of their label by features."""
     from trvae_sc.baselines._cells import learn
-    from trvae_sc.baselines._shift import shift_of
 
     learned = learn(train, keys)
     space, profiles = learned.known.conditions, learned.profiles
@@ -186,26 +167,25 @@ def _by_conditions(
     return as_prediction(x, source, level, keys, learned.kappa, method)
 
 
-def _shifted(
-    train: AnnData,
-    source: AnnData,
-    target: Any,
-    keys: Keys,
-    rule: Rule | None,
-    name: str,
-) -> AnnData:
-    """Return the source cells plus the shift that a rule gives each label and condition of them."""
+def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
+    """Return the source cells plus the change of mean log values that a method says of their label."""
     for adata in (train, source):
         check_obs(adata, [keys.condition_key, keys.labels_key])
-    level = target_level(train, target, keys, strict=rule is not None)
-    known = profiles(train, keys)
-    x = log_values(source, keys, known.kappa)
-    x = np.array(dense(x), dtype=np.float64)
+    level = target_level(train, target, keys, strict=method != "no_change")
+    known, space = profiles(train, keys), conditions_of(train, keys)
+    means = known.of_conditions(space.levels)
+    x = np.array(dense(log_values(source, keys, known.kappa)), dtype=np.float64)
+    shifts: dict[str, Any] = {}
     for (label, condition), rows in groups(source.obs, keys):
-        if rule is None or condition == level_name(target):
+        if method == "no_change" or condition == level_name(target):
             continue
-        x[rows] += rule(known, label, condition, gene_means(x[rows]))
-    return as_prediction(x, source, level, keys, known.kappa, name)
+        if condition not in shifts:
+            code = space.levels.index(space.level(condition))
+            shifts[condition] = shift_of(method, means, space, code, level)
+        own = gene_means(x[rows])
+        place = means.labels.index(label) if (label, condition) in known.mean else None
+        x[rows] += shifts[condition].predict(own, place) - own
+    return as_prediction(x, source, level, keys, known.kappa, method)
 
 
 def as_prediction(

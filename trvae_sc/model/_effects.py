@@ -10,12 +10,12 @@ from scipy import stats
 
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
-from trvae_sc.levels import level_name, match_level
+from trvae_sc.levels import level_name
 from trvae_sc.model._by_replicate import check_by, of_replicates
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
 from trvae_sc.model._interaction import interaction
-from trvae_sc.model._trained import Trained, given_labels
+from trvae_sc.model._trained import Trained, chosen_labels
 
 
 def effects(
@@ -43,7 +43,7 @@ def effects(
         sources = [trained.level(source)]
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
-    chosen = _labels(trained, labels)
+    chosen = chosen_labels(trained, labels)
     check_labels(exemplars or (), chosen)
     check_by(trained, by)
     tables = []
@@ -79,14 +79,6 @@ def _tables(
         table.insert(1, "replicate", own.name)
         found.append(table.assign(measured_change=own.measured))
     return found
-
-
-def _labels(trained: Trained, labels: Any) -> list[str]:
-    """Return labels as the model has them."""
-    if labels is None:
-        return list(trained.labels)
-    given = given_labels(trained.labels_key, labels)
-    return [match_level(label, list(trained.labels), of="label") for label in given]
 
 
 def effect_table(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_list, as_text, level_name
+from trvae_sc.levels import as_list, as_text, level_name, match_level
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates
 from trvae_sc.shift import Profiles
@@ -90,6 +90,15 @@ def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
     if not found:
         raise InputError("labels is empty: name one or several, or None for all.")
     return list(found.values())
+
+
+def chosen_labels(known: Known, labels: Any) -> list[str]:
+    """Return the labels that a caller chose as they are known, each once; all if None."""
+    if labels is None:
+        return list(known.labels)
+    given = given_labels(known.labels_key, labels)
+    found = (match_level(label, list(known.labels), of="label") for label in given)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
