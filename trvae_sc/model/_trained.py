@@ -85,7 +85,7 @@ def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
     if len(as_list(labels)) > len(found) and are_bools:
         raise InputError(
             f"labels is a mask of {len(labels)} booleans; give names of labels. To choose cells, pass it to "
-            "predict as indices=."
+            "TRVAE.predict as indices=."
         )
     if not found:
         raise InputError("labels is empty: name one or several, or None for all.")
