@@ -128,10 +128,12 @@ def _scales(
     known = np.isfinite(missed)
     weight = (weight / weight.max())[:, None] * known
     squares = weight * np.square(np.where(known, missed, 0.0))
-    sums = [np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)]
+    each, n_each = (
+        np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)
+    )
     telling = _telling(missed)
-    of_all = _scale(*(x.sum(0) for x in sums), telling)
-    return _scale(*map(_of_others, sums), telling)[code], weight, of_all
+    without = _scale(_of_others(each), _of_others(n_each), telling)
+    return without[code], weight, _scale(each.sum(0), n_each.sum(0), telling)
 
 
 def _telling(missed: np.ndarray) -> np.ndarray:

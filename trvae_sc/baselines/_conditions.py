@@ -136,8 +136,8 @@ def _told_without(
 ) -> Iterator[tuple[int, int, np.ndarray, int]]:
     """Yield label, condition, the change predicted without it, and what was left out."""
     known, code = profiles.measured(source), measured.space.code(target)
-    if code in measured.codes:
-        labels = np.flatnonzero(known[:, code])
+    if code is not None and code in measured.codes:
+        labels = np.flatnonzero(known[:, code]).tolist()
         for label in labels if len(labels) > 1 else ():
             without = measured.without(profiles, source, label, code)
             yield label, code, without.to(target)[label], label
@@ -148,5 +148,5 @@ def _told_without(
         if by_nearest and np.isnan(measured.space.described(level)).any():
             continue  # a control without features
         found = measured.to(level, but=other)
-        for label in np.flatnonzero(known[:, other]):
-            yield label, other, found[label], other
+        for label in np.flatnonzero(known[:, other]).tolist():
+            yield label, int(other), found[label], int(other)
