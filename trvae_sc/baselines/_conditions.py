@@ -95,7 +95,7 @@ class Measured:
         return cls(method, space, space.levels[source], codes, changes, noise)
 
     def without(self, profiles: Profiles, source: int, label: int, code: int) -> Measured:
-        """Return the same without the change of a label to a condition that other labels have, too."""
+        """Return what is known of a label without its change to a condition, which other labels have, too."""
         n_cells, place = profiles.n_cells.copy(), self.codes == code
         n_cells[label, code] = 0.0
         others = replace(profiles, n_cells=n_cells)
@@ -136,17 +136,17 @@ def _told_without(
 ) -> Iterator[tuple[int, int, np.ndarray, int]]:
     """Yield label, condition, the change predicted without it, and what was left out."""
     known, code = profiles.measured(source), measured.space.code(target)
-    if code in measured.codes:
-        labels = np.flatnonzero(known[:, code])
+    if code is not None and code in measured.codes:
+        labels = np.flatnonzero(known[:, code]).tolist()
         for label in labels if len(labels) > 1 else ():
             without = measured.without(profiles, source, label, code)
             yield label, code, without.to(target)[label], label
         return
-    for other in measured.codes if len(measured.codes) > 1 else ():
+    for other in measured.codes.tolist() if len(measured.codes) > 1 else ():
         level = measured.space.levels[other]
         by_nearest = measured.method == "nearest_condition"
         if by_nearest and np.isnan(measured.space.described(level)).any():
             continue  # a control without features
         found = measured.to(level, but=other)
-        for label in np.flatnonzero(known[:, other]):
+        for label in np.flatnonzero(known[:, other]).tolist():
             yield label, other, found[label], other
