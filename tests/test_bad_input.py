@@ -231,6 +231,7 @@ def test_other_cells_need_the_columns_of_the_model(reference, make_adata, key):
     [
         (np.inf, r"adata\.obs\['n_counts'\] holds infinite values\. Replace"),
         ("many", r"adata\.obs\['n_counts'\] is not numeric \(dtype "),
+        ("123", r"is not numeric \(dtype .*\)\. Make it so: .*\.astype\(float\)"),
     ],
 )
 def test_totals_are_finite_numbers(make_adata, value, message):
@@ -245,10 +246,60 @@ def test_one_condition_is_refused(make_adata):
     refuse_setup(adata, r"'condition'\] has one level, \['control'\]; .* at least two")
 
 
-@pytest.mark.parametrize("key", ["labels_key", "batch_key"])
-def test_labels_and_batches_are_not_the_condition(make_adata, key):
-    with pytest.raises(InputError, match=rf"{key} and condition_key are both 'condition'"):
-        TRVAE.setup_anndata(make_adata(), "condition", **{key: "condition"})
+@pytest.mark.parametrize("column", ["condition", "cell_type"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("labels_key", "batch_key", "replicate_key"),
+        *("categorical_covariate_keys", "continuous_covariate_keys"),
+    ],
+)
+def test_condition_and_labels_are_nothing_else(make_adata, key, column):
+    if (key, column) == ("labels_key", "cell_type"):
+        return
+    role = {"condition": "condition_key", "cell_type": "labels_key"}[column]
+    given = ["sex", column] if key.endswith("_keys") else column
+    refuse_setup(make_adata(), rf"{key} and {role} are both '{column}': .*Name a", **{key: given})
+
+
+def test_a_condition_of_several_columns_is_nothing_else(make_adata):
+    keys = {"condition_key": ["condition", "sex"], "batch_key": "sex"}
+    refuse_setup(make_adata(), "batch_key and condition_key are both 'sex'", **keys)
+
+
+def test_a_batch_may_be_the_replicate(make_adata):
+    setup(make_adata(), batch_key="batch", replicate_key="batch")
+
+
+@pytest.mark.parametrize("key", ["labels_key", "batch_key", "replicate_key"])
+def test_one_column_is_named_as_text(make_adata, key):
+    refuse_setup(
+        make_adata(), rf"{key} is \['cell_type'\]; name one column", **{key: ["cell_type"]}
+    )
+
+
+def test_an_unknown_argument_of_setup_is_named_with_the_nearest(make_adata):
+    adata = make_adata()
+    message = (
+        r"Unknown argument 'label_key' of setup_anndata; there are \['adata', .*'labels_key'\?"
+    )
+    refuse_setup(adata, message, label_key="cell_type")
+    before = snapshot(adata)
+    with pytest.raises(InputError, match=message):
+        CycleGAN.setup_anndata(adata, "condition", label_key="cell_type")
+    assert_unchanged(adata, before)
+
+
+@pytest.mark.parametrize("keys", [{"batch_key": "site"}, {"categorical_covariate_keys": "site"}])
+def test_batches_of_one_condition_are_warned_of(make_adata, caplog, keys):
+    adata = make_adata()
+    adata.obs["site"] = adata.obs["condition"].astype(str) + adata.obs["sex"].astype(str)
+    setup(adata, **keys)
+    (said,) = (m for m in caplog.messages if "cannot be told apart" in m)
+    assert said.startswith("Every level of adata.obs['site'] has cells of one condition only")
+    caplog.clear()
+    setup(make_adata(), batch_key="batch", categorical_covariate_keys=["site"])
+    assert not caplog.messages
 
 
 def test_one_label_is_allowed(fit, make_adata):

@@ -119,6 +119,18 @@ def test_a_second_call_goes_on(run, file):
     assert out == ""
 
 
+def test_hold_outs_of_several_conditions_start_from_the_control(run, tmp_path, make_adata):
+    adata = make_adata(n_cells=180)
+    adata.obs["condition"] = np.array(["control", "a", "b"])[np.arange(180) % 3]
+    adata.obs["cell_type"] = np.array(["B", "NK", "T"])[np.arange(180) // 3 % 3]
+    adata.write_h5ad(tmp_path / "file.h5ad")
+    keys = ["--condition-key", "condition", "--labels-key", "cell_type"]
+    options = ["--methods", "mean_shift", "--seeds", "1", "--n-top-genes", "0", "-o", "out"]
+    code, _, err = run("benchmark", "file.h5ad", *keys, "--holdout", "NK:b", *options)
+    assert code == 0, err
+    assert set(Results.load("out").table["source"]) == {"control"}
+
+
 def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     everything = ["benchmark", file, *SETUP, *SMALL, "-o", "results", "--list"]
     expected = [f"type_{k}:stimulated" for k in range(3)]
@@ -131,6 +143,14 @@ def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     assert (code, out) == (2, "")
     assert "matches no cell" in err
     assert not Path("results").exists()
+
+
+def test_a_list_needs_no_folder_and_results_do(run, file):
+    everything = ["benchmark", file, *SETUP, *SMALL]
+    assert run(*everything, "--list")[:2] == run(*everything, "-o", "results", "--list")[:2]
+    code, out, err = run(*everything)
+    assert (code, out) == (2, "")
+    assert "Name a folder: --out, or use --list." in err
 
 
 def test_max_epochs_is_for_methods_that_train_and_part_of_the_run(run, file):

@@ -195,3 +195,20 @@ def test_a_prediction_that_was_normalised_since_is_not_taken_for_counts(adata, f
     del predicted.layers["counts"]
     with pytest.raises(InputError, match="holds no counts any more"):
         trvae_sc.compare(predicted, adata)
+
+
+def test_cells_without_label_have_no_part(adata, predicted):
+    expected = trvae_sc.compare(predicted, adata)
+    more = anndata.concat([adata, adata[:8]], index_unique="-")
+    more.obs = more.obs.astype({"cell_type": object, "condition": object})
+    more.obs.iloc[-8:-4, more.obs.columns.get_loc("cell_type")] = np.nan
+    more.obs.iloc[-4:, more.obs.columns.get_loc("condition")] = np.nan
+    found = trvae_sc.compare(predicted, more)
+    pd.testing.assert_frame_equal(found.scores, expected.scores)
+    assert "8 cells without label or condition were left out." in found.notes
+    assert not expected.notes
+
+
+def test_one_gene_is_no_top(adata, predicted):
+    with pytest.raises(InputError, match="n_top is 1; at least 2"):
+        trvae_sc.compare(predicted, adata, n_top=1)

@@ -13,10 +13,11 @@ from trvae_sc.baselines._shift import shift_of
 from trvae_sc.cli import main
 from trvae_sc.condition_features import Description, description_of
 from trvae_sc.condition_kernels import left_out_together
+from trvae_sc.condition_parts import joint_column, new_parts
 from trvae_sc.condition_sets import ConditionSets, new_sets
-from trvae_sc.conditions import ConditionSpace, joint_column, new_parts
-from trvae_sc.left_out import labels_left_out
-from trvae_sc.shift import Likeness, Profiles, Ridge, left_out_errors, mean_changes
+from trvae_sc.conditions import ConditionSpace
+from trvae_sc.left_out import labels_left_out, left_out_errors
+from trvae_sc.shift import Likeness, Profiles, Ridge, mean_changes
 
 QUICK = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 SMALL = {"n_latent": 4, "n_hidden": (16, 8)}

@@ -108,6 +108,23 @@ def fitted():
     return model, effect
 
 
+def test_sets_larger_than_any_that_was_measured_are_said_to_be(fitted, caplog):
+    model, _ = fitted
+    larger, same = (
+        model.predict(target=target, source="control").uns["trvae_sc"]["notes"].tolist()
+        for target in ("A+B+C", "A+C")
+    )
+    told = "A+B+C has more parts than any condition that was measured (2)"
+    assert any(note.startswith(told) for note in larger)
+    assert told in caplog.text
+    assert not any("more parts" in note for note in same)
+
+
+def test_methods_that_are_compared_do_not_know_parts_and_say_so(fitted, caplog):
+    assert fitted[0].keys.condition_key == "condition"
+    assert "know nothing of parts" in caplog.text
+
+
 def test_an_unseen_set_is_predicted_and_saved(fitted, tmp_path):
     model, effect = fitted
     predicted = model.predict(target="C+A", source="control", output="mean")

@@ -7,15 +7,9 @@ import pytest
 import torch
 from anndata import AnnData
 
-from trvae_sc import TRVAE
-from trvae_sc.conditions import (
-    ConditionSpace,
-    design,
-    joint_column,
-    new_parts,
-    parse,
-    remarks,
-)
+from trvae_sc import TRVAE, next_experiments
+from trvae_sc.condition_parts import design, joint_column, new_parts, parse, remarks
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.shift import Profiles, Ridge
 
@@ -275,6 +269,42 @@ def test_nothing_changes_to_a_dose_beside_the_source(dosed):
     )
     assert np.abs(near.var["predicted_change"]).max() < 0.02
     assert np.abs(far.var["predicted_change"]).max() > 0.3
+
+
+def test_beyond_the_range_from_its_end_nothing_changes(dosed):
+    """The nearest number that was measured is that of the source cells themselves."""
+    for dose, end in ((200, 10), (-5, 0)):
+        predicted = dosed.predict(target=("A", dose), source=("A", end), output="mean")
+        start = dosed.predict(target=("A", end), source=("A", 1), output="mean")
+        assert np.isfinite(predicted.X).all()
+        assert np.isfinite(start.X).all()
+        table = dosed.effects(target=("A", dose), source=("A", end))
+        assert np.abs(table["change"]).max() < 1e-6
+        assert dosed.effects(target=("A", dose))["change"].notna().all()
+        assert dosed.predict(target=("A", dose)).X.sum() > 0
+
+
+def test_how_far_to_trust_a_dose_outside_of_what_was_measured_is_not_known(dosed, caplog):
+    inside, outside = (dosed.effects(target=("A", d), source=("A", 0)) for d in (4, 20))
+    columns = ["lower", "upper", "pval", "qval"]
+    assert inside[columns].notna().all(axis=None)
+    assert outside[columns].isna().all(axis=None)
+    assert outside["change"].notna().all()
+    assert "dose 20 is outside of what was measured, 0 to 10" in caplog.text
+    predicted = dosed.predict(target=("A", 20), source=("A", 0), labels="x")
+    assert predicted.var["change_lower"].isna().all()
+    with pytest.raises(InputError, match=r"'A \+ 20'.*between them"):
+        next_experiments(dosed, source=("A", 0), conditions=[("A", 4), ("A", 20)])
+
+
+def test_a_dose_however_large_is_finite_and_as_one_as_far_beyond_as_was_measured(dosed):
+    far, farther = (
+        dosed.predict(target=("A", dose), source=("A", 0), output="delta") for dose in (20, 1e30)
+    )
+    np.testing.assert_array_equal(far.X, farther.X)
+    assert np.isfinite(far.X).all()
+    nearer = dosed.predict(target=("A", 15), source=("A", 0), output="delta")
+    assert np.abs(nearer.X - far.X).max() > 1e-3
 
 
 def test_names_of_conditions_and_saved_models(dosed, tmp_path):

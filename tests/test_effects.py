@@ -140,3 +140,10 @@ def test_the_ridge_compares_labels_by_values_as_they_are(fit, make_adata):
     kernel = 1e6 + z @ z.T / size + np.diag(0.3 + 0.3 * 30 / harmonic)
     expected = np.linalg.solve(kernel, 1e6 + z @ own / size) @ changes
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-3 * np.abs(expected).max())
+
+
+def test_labels_that_are_named_twice_are_there_once(model):
+    once = model.effects(target="stimulated", labels=["t1", "t2"])
+    assert once["label"].unique().tolist() == ["t1", "t2"]
+    for labels in (["t1", "t1", "t2"], pd.Series(["t1", "t2", "t1"], dtype="category")):
+        pd.testing.assert_frame_equal(model.effects(target="stimulated", labels=labels), once)

@@ -47,6 +47,7 @@ from trvae_sc.evaluation import (
     prepare_task,
     score,
     training_data,
+    variable_genes,
 )
 from trvae_sc.evaluation._changes import changes
 from trvae_sc.evaluation._genes import response
@@ -129,7 +130,7 @@ def test_holdouts_without_one_control_need_a_source(names, make_adata):
     first, *others = sorted(names)
     with pytest.raises(InputError, match=rf"Of {re.escape(repr([first, *others]))} .*source="):
         holdouts(adata, keys=COUNTS, min_cells=5)
-    unknown = re.escape(f"Unknown source 'd'; conditions are {[first, *others]}.")
+    unknown = re.escape(f"Unknown source 'd'; there are {[first, *others]}.")
     with pytest.raises(InputError, match=unknown):
         holdouts(adata, keys=COUNTS, min_cells=5, source="d")
     last = others[-1]
@@ -448,6 +449,83 @@ def test_the_choice_of_genes_is_told(make_adata, caplog):
         "8 of 30 genes were chosen on the training cells: 2 that" in m for m in caplog.messages
     )
     assert any("No total_counts_key" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5])
+def test_a_choice_has_a_gene_at_least(n, make_adata):
+    for choose in (choose_genes, variable_genes):
+        with pytest.raises(InputError, match=f"n_top_genes is {n}"):
+            choose(make_adata(), COUNTS, n)
+
+
+def test_the_totals_are_told_of_once(make_adata, caplog):
+    adata = make_adata()
+    with caplog.at_level(logging.INFO, "trvae_sc"):
+        tasks = holdouts(adata, keys=COUNTS, min_cells=10)
+        benchmark(adata, ["no_change"], tasks, keys=COUNTS, n_top_genes=8, progress=False)
+    assert sum("No total_counts_key" in m for m in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["NK:stimulated", ["NK:stimulated"], [("NK", "stimulated")], NK, (h for h in [NK])],
+)
+def test_holdouts_may_be_texts_and_pairs(given, make_adata):
+    adata = make_adata()
+    options = {"keys": COUNTS, "progress": False}
+    found = benchmark(adata, ["no_change"], given, **options).table
+    expected = benchmark(adata, ["no_change"], [NK], **options).table
+    pd.testing.assert_frame_equal(found, expected)
+    if isinstance(given, list):
+        train, _ = training_data(adata, given, keys=COUNTS)
+        assert train.n_obs == adata.n_obs - 20
+
+
+def test_the_source_of_a_text_is_the_control(make_adata):
+    adata = make_adata()
+    adata.obs["condition"] = adata.obs["site"].cat.rename_categories({"s0": "control"})
+    task = prepare_task(adata, "NK:s2", keys=COUNTS)
+    assert task.holdout == Holdout("NK", "s2", "control")
+    adata.obs["condition"] = adata.obs["site"]
+    with pytest.raises(InputError, match=r"NK:s2 has no source: .* as in Holdout\(label, target"):
+        prepare_task(adata, "NK:s2", keys=COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"There are no hold-outs: give those of evaluation\.holdouts"),
+        (None, r"holdouts is None; give those of trvae_sc\.evaluation\.holdouts"),
+        ([3], r"A hold-out is 3; give those of .* texts 'label:target' or pairs"),
+        (["NK"], "Hold-out 'NK' is not of the form 'label:target'"),
+        ([("NK", "stim")], "Hold-out 'NK:stim' matches no cell: labels are"),
+    ],
+)
+def test_what_are_no_holdouts_is_refused(given, message, make_adata):
+    with pytest.raises(InputError, match=message):
+        benchmark(make_adata(), ["no_change"], given, keys=COUNTS)
+
+
+def test_one_gene_is_too_few(make_adata):
+    with pytest.raises(InputError, match="n_top_genes is 1; at least 2"):
+        benchmark(make_adata(), ["no_change"], [NK], keys=COUNTS, n_top_genes=1)
+    with pytest.raises(InputError, match="n_top_genes is 1; at least 2"):
+        prepare_task(make_adata(), NK, keys=COUNTS, n_top_genes=1)
+    with pytest.raises(InputError, match="adata has 1 genes; at least 2"):
+        benchmark(make_adata()[:, :1].copy(), ["no_change"], [NK], keys=COUNTS)
+
+
+def test_results_without_a_fit_have_no_summary(make_adata):
+    results = benchmark(make_adata(), ["no_change"], [NK], keys=COUNTS, progress=False)
+    for summary in (Results(results.run, []).summary, Results(results.run, []).wide):
+        with pytest.raises(InputError, match="no results yet: no fit has finished"):
+            summary()
+
+
+def test_a_benchmark_refuses_a_batch_that_is_the_label(make_adata):
+    keys = Keys("condition", "cell_type", batch_key="cell_type")
+    with pytest.raises(InputError, match="batch_key and labels_key are both 'cell_type'"):
+        benchmark(make_adata(), ["no_change"], [NK], keys=keys)
 
 
 @pytest.mark.parametrize("n", [1, 7, 12, 29])
@@ -786,7 +864,7 @@ def test_mean_shift_has_no_specific_part(task):
     assert found["effect_pearson", "top100"] > 0.5
 
 
-def test_ceiling_of_distances_compares_halves(task):
+def test_ceiling_compares_halves_and_distances_of_halves_are_zero(task):
     tables = ceiling(task, seed=4)
     assert set(tables) == {"ceiling", "replicate half"}
     assert set(tables["replicate half"]["metric"]) == {
@@ -801,18 +879,19 @@ def test_ceiling_of_distances_compares_halves(task):
     assert sorted(both) == sorted(score(task, predict(task, task.control)).set_index(order).index)
 
     real, rng = dense(task.real), np.random.default_rng(4)
-    in_pcs, overlap, variances = [], [], []
+    overlap, variances = [], []
     for _ in range(10):
         order = rng.permutation(len(real))
         a, b = real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
-        pcs = [task.pca.transform(half) for half in (a, b)]
-        in_pcs.append([metrics.energy_distance(*pcs), metrics.mmd(*pcs)])
         overlap.append(metrics.de_overlap(a, b, dense(task.control), n=100))
         variances.append(stats.pearsonr(a.var(0), b.var(0)).statistic ** 2)
     found, left = (scores(tables[name]) for name in ("ceiling", "replicate half"))
-    expected = np.mean(in_pcs, axis=0)
-    assert found["energy_distance", "pcs"] == pytest.approx(expected[0], abs=1e-6)
-    assert found["mmd", "pcs"] == pytest.approx(expected[1], abs=1e-6)
+    assert found["energy_distance", "pcs"] == found["mmd", "pcs"] == 0.0
+    six = task.pca.transform(real[:6])
+    halves = [list(half) for half in itertools.combinations(range(6), 3)]
+    splits = [(six[half], np.delete(six, half, 0)) for half in halves]
+    for distance in (metrics.energy_distance, metrics.mmd):  # of all halves: 0 in the mean
+        assert np.mean([distance(*split) for split in splits]) == pytest.approx(0.0, abs=1e-6)
     assert left["de_overlap", "top100"] == pytest.approx(np.mean(overlap), abs=0.002)
     r = np.sqrt(np.mean(variances))
     assert found["r2_var", "all"] == pytest.approx(2 * r / (1 + r), rel=1e-5)
@@ -898,6 +977,8 @@ def test_target_rank_is_there_with_three_targets_to_rank(make_adata):
         assert (("target_rank", "all") in found) == is_there
         if is_there:
             assert found["target_rank", "all"] == 1.0
+            # a half would be ranked by the whole that it is in
+            assert "target_rank" not in set(pd.concat(ceiling(task))["metric"])
             ranked = sorted(
                 task.by_target,
                 key=lambda c: np.square(task.by_target[c] - task.by_target["d"]).sum(),
@@ -1390,7 +1471,7 @@ def test_bad_arguments_are_refused_before_any_work(make_adata, tmp_path):
     for options in ({"n_jobs": 0}, {"max_epochs": 0}, {"seeds": []}, {"seeds": 0}, {"seeds": "12"}):
         with pytest.raises(InputError, match=r"at least 1 is needed|[Ss]eeds"):
             run(adata, ["no_change"], [NK], **options)
-    with pytest.raises(InputError, match="n_top_genes is 0; at least 1 is needed"):
+    with pytest.raises(InputError, match="n_top_genes is 0; at least 2 is needed"):
         run(adata, ["no_change"], [NK], **{"n_top_genes": 0})
     with pytest.raises(InputError, match="No methods"):
         run(adata, [], [NK])
@@ -1794,6 +1875,24 @@ def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_ada
         holdouts(adata)
     with pytest.raises(InputError, match="give Keys"):
         holdouts(adata, keys="condition")
+
+
+def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
+    """In some halves of four cells all of the genes that change most have the same variance: none."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows = [(f"t{k}", c) for k in range(3) for c in ("ctrl", "stim") for _ in range(60)]
+        obs = pd.DataFrame(rows, columns=["cell_type", "condition"])
+        rates = rng.gamma(1.0, 1.0, 40)
+        x = rng.poisson(5 * rates / rates.sum(), (len(obs), 40)).astype(np.float32)
+        hidden = (obs == ("t0", "stim")).all(axis=1).to_numpy()
+        keep = (x.sum(1) > 0) & (~hidden | ((hidden & (x.sum(1) > 0)).cumsum() <= 4))
+        obs.index = obs.index.astype(str)
+        adata = AnnData(x[keep], obs=obs[keep])
+        task = prepare_task(adata, Holdout("t0", "stim", "ctrl"), keys=COUNTS, n_top_genes=None)
+        table = ceiling(task, n_top=20)["ceiling"]
+        assert {"effect_r2", "r2_var", "energy_distance"} <= set(table["metric"])
+        assert table.set_index("metric")["value"]["energy_distance"] < np.inf
 
 
 # -- one training for hold-outs that hide the same ------------------------------------------------------

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from trvae_sc import TRVAE, next_experiments
-from trvae_sc.conditions import ConditionSpace, new_parts
+from trvae_sc.condition_parts import new_parts
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.experiments import plan
 from trvae_sc.shift import Profiles

@@ -56,3 +56,12 @@ def test_there_is_none_of_a_single_part_or_where_parts_were_not_measured_alone(f
     model, _ = fitted
     assert "interaction" not in model.effects(target="A", source="control")
     assert "interaction" not in trained.effects(target="stimulated")
+
+
+def test_there_is_none_from_a_source_that_has_parts_itself(fitted):
+    """From A the change to A+B is that of B among cells with A: no term of what A alone does."""
+    model, _ = fitted
+    assert "interaction" not in model.effects(target="A+B", source="A")
+    table = model.effects(target="A+B")
+    assert set(table["source"]) == {"control", "A", "B", "C"}
+    assert table["interaction"].notna().tolist() == (table["source"] == "control").tolist()

@@ -99,6 +99,10 @@ def test_a_level_is_matched_by_how_it_reads():
     assert levels.match_level("1", [0, 1], of="condition") == 1
     assert levels.match_level(1.0, ["0", "1"], of="condition") == "1"
     assert levels.match_level(np.str_("b"), ["a", "b"], of="condition") == "b"
+    assert levels.match_level("2.0", [0.0, 1.0, 2.0], of="dose") == 2.0  # as messages list it
+    assert levels.match_level("1e1", [1, 10], of="dose") == 10
+    with pytest.raises(InputError, match="Unknown dose"):
+        levels.match_level("2.0", ["1", "2"], of="dose")
     with pytest.raises(InputError, match=r"Unknown condition 1; there are \[False, True\]\. Sorry"):
         levels.match_level(1, [False, True], of="condition", hint=" Sorry")
 

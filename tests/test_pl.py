@@ -12,6 +12,7 @@ from scipy import stats
 
 from trvae_sc import baselines, pl
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Holdout
 from trvae_sc.pl import COLORS
 from trvae_sc.pl._style import method_colors
 
@@ -389,3 +390,30 @@ def test_plots_change_neither_data_nor_settings(name):
     assert plt.rcParams == settings
     if isinstance(data, pd.DataFrame):
         pd.testing.assert_frame_equal(data, before)
+
+
+@pytest.mark.parametrize("hidden", ["x:b", ["x:b"], [("x", "b")], Holdout("x", "b", "a")])
+def test_what_is_hidden_may_be_text_pair_or_holdout(hidden):
+    cells = pd.DataFrame({"a": [3, 4], "b": [5, 6]}, index=["x", "y"])
+    ax = pl.design(cells, hidden=hidden)
+    (frame,) = [patch for patch in ax.patches if patch.get_edgecolor()[:3] != (0, 0, 0)]
+    assert frame.get_xy() == (1 - 0.46, -0.44)
+
+
+@pytest.mark.parametrize("hidden", ["x:q", ["x"], [("q", "b")], [("x", "b", "a")], [3]])
+def test_what_hides_nothing_is_refused(hidden):
+    cells = pd.DataFrame({"a": [3, 4], "b": [5, 6]}, index=["x", "y"])
+    with pytest.raises(InputError, match=r"[Hh]old-out"):
+        pl.design(cells, hidden=hidden)
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"a": [1]}), [1], None])
+def test_benchmark_of_another_table(table):
+    with pytest.raises(InputError, match=r"The table has no columns \['method'|Expected a table"):
+        pl.benchmark(table)
+
+
+def test_training_of_what_was_not_trained(fit):
+    for history in (fit(train=False), {}, 3, {"loss": [1.0]}):
+        with pytest.raises(InputError, match="no history of the terms"):
+            pl.training(history)

@@ -413,3 +413,54 @@ def test_latent_changes_neither_data_nor_settings():
     pl.latent(table)
     pd.testing.assert_frame_equal(table, before)
     assert plt.rcParams == settings
+
+
+def test_many_numbers_are_drawn_on_a_scale():
+    adata = embedded()
+    rng = np.random.default_rng(0)
+    adata.obs["response"] = rng.normal(size=adata.n_obs).astype(np.float32)
+    adata.obs.loc[adata.obs_names[:3], "response"] = np.nan
+    ax, other = pl.latent(pl.embedding(adata, ["response", "condition"]))
+    missing, points = ax.collections
+    assert len(missing.get_offsets()) == 3
+    drawn = dict(zip(map(tuple, points.get_offsets().data), points.get_array(), strict=True))
+    table = pl.embedding(adata, "response").iloc[3:]
+    for x, y, value in table.to_numpy():
+        assert drawn[x, y] == pytest.approx(value)
+    assert ax.get_legend() is None
+    assert other.get_legend() is not None
+
+
+def test_few_numbers_are_groups():
+    adata = embedded()
+    adata.obs["dose"] = np.resize(np.array([0.1, 1.0, 10.0], np.float32), adata.n_obs)
+    (ax,) = pl.latent(pl.embedding(adata, "dose"))
+    names = [text.get_text().split(" (")[0] for text in ax.get_legend().get_texts()]
+    assert names == ["0.1", "1", "10"]
+
+
+def test_a_column_named_twice_is_drawn_once():
+    adata = embedded()
+    found = pl.embedding(adata, ["condition", "condition"])
+    pd.testing.assert_frame_equal(found, pl.embedding(adata, "condition"))
+    twice = pd.concat([found, found[["condition"]]], axis=1)
+    with pytest.raises(InputError, match="each once"):
+        pl.latent(twice)
+
+
+def test_cells_are_no_table_of_coordinates():
+    with pytest.raises(InputError, match=r"got AnnData\. .*pl\.embedding\(adata, 'cell_type'\)"):
+        pl.latent(embedded())
+    with pytest.raises(InputError, match="Expected an AnnData, got DataFrame"):
+        pl.embedding(pd.DataFrame({"a": [1]}), "a")
+    with pytest.raises(InputError, match="Give two coordinates"):
+        pl.latent(pd.DataFrame({"a": ["x"], "b": ["y"], "c": ["z"]}))
+    with pytest.raises(InputError, match="size is 'a'"):
+        pl.latent(pl.embedding(embedded(), "condition"), size="a")
+
+
+def test_umap_of_three_cells_is_refused():
+    with pytest.raises(InputError, match=r"3 cells; UMAP needs 4 or more.*method='pca'"):
+        pl.embedding(embedded()[:3].copy(), "condition", method="umap")
+    with pytest.raises(InputError, match="n_neighbors is 0; at least 2"):
+        pl.embedding(embedded(), "condition", method="umap", n_neighbors=0)

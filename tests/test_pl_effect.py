@@ -186,3 +186,46 @@ def test_effect_heatmap_limits():
     assert figure.axes[3].get_ylabel() == "change of mean intensity"
     flat = {"B": TABLES["B"] * 0}
     assert pl.effect_heatmap(flat)[0].images[0].get_clim() == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "a"])
+def test_numbers_of_genes_are_whole_and_positive(n):
+    table = means(5)
+    for draw in (
+        lambda: pl.effect(table, n_top=n),
+        lambda: pl.mean_correlation(table, n_top=n),
+        lambda: pl.mean_table(table, n_top=n),
+        lambda: pl.effect_table({"B": table}, n_genes=n),
+        lambda: pl.effect_heatmap({"B": table}, n_genes=n),
+    ):
+        with pytest.raises(InputError, match=rf"n_(top|genes) is {n!r}"):
+            draw()
+    if n != 0:
+        for draw in (pl.effect, pl.mean_correlation, pl.volcano):
+            with pytest.raises(InputError, match=rf"n_labels is {n!r}"):
+                draw(table, n_labels=n)
+
+
+def test_one_gene_is_named_as_text():
+    table = means(5)
+    name = table.index[3]
+    found = pl.effect_table({"B": table}, var_names=name)
+    assert found.index.tolist() == [name]
+    assert pl.effect_table({"B": table}, var_names=[name, name]).equals(found)
+    with pytest.raises(InputError, match="var_names is empty"):
+        pl.effect_heatmap({"B": table}, var_names=[])
+
+
+def test_what_is_missing_of_a_heatmap_is_said(trained):
+    for wrong in (trained.effects(target="stimulated"), trained, None):
+        with pytest.raises(InputError, match=r"this is a \w+\. Give predicted and measured cells"):
+            pl.effect_heatmap(wrong)
+    with pytest.raises(InputError, match="as the second argument, truth, which is best"):
+        pl.effect_heatmap(trained.predict(target="stimulated"))
+
+
+def test_a_volcano_of_several_labels_says_so(trained):
+    predicted = trained.predict(target="stimulated", source="control")
+    message = r"several groups, 'B from control', .*pl\.volcano\(model\.effects\("
+    with pytest.raises(InputError, match=message):
+        pl.volcano(predicted)

@@ -44,7 +44,7 @@ def test_it_draws_on_the_axes_given():
 def test_other_tables_are_refused():
     with pytest.raises(InputError, match="no columns"):
         pl.next_experiments(CELLS, CELLS)
-    with pytest.raises(InputError, match="numbers of cells"):
+    with pytest.raises(InputError, match=r"is a str; pl\.next_experiments draws"):
         pl.next_experiments("x", TABLE)
     with pytest.raises(InputError, match="no rows"):
         pl.next_experiments(CELLS, TABLE.iloc[:0])

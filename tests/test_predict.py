@@ -350,6 +350,30 @@ def test_expected_counts_agree_with_the_predicted_share(trained):
     assert np.corrcoef(share, expected)[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_the_mean_of_many_samples_is_that_of_the_label(make_adata, fit, likelihood, unknown):
+    """Cells decoded from draws of z are on the level of the label, as those decoded from its mean are."""
+    is_count = likelihood == "nb"
+    adata = make_adata(n_cells=600, values="counts" if is_count else "log")
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~hidden].copy(), gene_likelihood=likelihood, train={"max_epochs": 30})
+    cells = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")].copy()
+    if unknown:
+        cells.obs["cell_type"] = "new"
+    with torch.no_grad():  # as wide as posteriors may be
+        model.module.z_log_variance.bias += 3.0
+        model.codes_["z_scale"] *= np.exp(1.5)
+    apart = []
+    for n in (1, 40):
+        predicted = model.predict(cells, target="stimulated", output="mean", n_samples=n)
+        x = predicted.X.astype(float)
+        mean = np.log1p(np.expm1(x).mean(0)) if is_count else x.mean(0)
+        apart.append(np.abs(mean - predicted.var["predicted_mean"]).max())
+    assert apart[0] < 1e-4
+    assert apart[1] < 0.1
+
+
 def test_change_of_a_normal_model_is_in_the_units_of_the_data(fit, make_adata):
     adata = make_adata(values="log")
     model = fit(adata, gene_likelihood="normal")
@@ -576,6 +600,44 @@ def test_missing_combinations_are_predicted_and_named(trained):
     assert not predicted.uns["trvae_sc"]["combinations"]["seen_in_training"].any()
 
 
+def test_missing_combinations_are_restricted_by_target_and_labels(trained):
+    model, _ = trained
+    for chosen in ({"target": "stimulated"}, {"labels": ["NK", "B"]}, {"labels": "NK"}):
+        predicted = model.predict_missing(**chosen)
+        assert (predicted.X != model.predict_missing().X).nnz == 0
+    has_all = r"every combination of label and condition that was asked for, \['B'\] under 'stimul"
+    for chosen, message in (
+        ({"target": "stimulated", "labels": "B"}, has_all),
+        ({"labels": "B"}, r"every combination of label and condition\."),
+        ({"labels": "X"}, "Unknown label 'X'"),
+        ({"target": "stim"}, "Unknown condition 'stim'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.predict_missing(**chosen)
+
+
+def test_one_condition_may_be_in_a_list_or_a_dictionary(trained):
+    model, _ = trained
+    expected = model.predict(target="stimulated", source="control", labels="NK")
+    for wrap in (lambda c: [c], lambda c: (c,), lambda c: {"condition": c}):
+        named = {"target": wrap("stimulated"), "source": wrap("control")}
+        predicted = model.predict(**named, labels="NK")
+        assert (predicted.X != expected.X).nnz == 0
+        assert predicted.obs.equals(expected.obs)
+        assert set(model.effects(**named, labels="NK")["target"]) == {"stimulated"}
+        assert model.generate(wrap("stimulated"), 3).n_obs == 3
+    with pytest.raises(InputError, match=r"Unknown condition \{'cytokine': 'stimulated'\}"):
+        model.predict(target={"cytokine": "stimulated"})
+
+
+def test_a_mask_is_not_taken_for_labels(trained):
+    model, adata = trained
+    mask = adata.obs["cell_type"] == "NK"
+    for call in (model.predict, model.effects):
+        with pytest.raises(InputError, match=r"labels is a mask of \d+ booleans; .* indices="):
+            call(target="stimulated", labels=mask)
+
+
 def test_a_combination_seen_in_training_is_flagged(trained):
     predicted = trained[0].predict(target="stimulated", labels="B")
     assert predicted.uns["trvae_sc"]["combinations"]["seen_in_training"].all()
@@ -767,3 +829,10 @@ def test_the_response_of_a_cell_is_the_same_whatever_is_asked_for(make_adata, fi
     np.testing.assert_array_equal(few.obs["response"], expected)
     plain = fit(adata, preset="vae").predict(adata[:7], target="stimulated")
     assert plain.obs["response"].isna().all()
+
+
+def test_batches_of_one_condition_are_noted(fit, make_adata):
+    adata = make_adata()
+    adata.obs["batch"] = adata.obs["condition"].astype(str) + adata.obs["sex"].astype(str)
+    notes = fit(adata, setup={"batch_key": "batch"}).predict(target="stimulated").uns["trvae_sc"]
+    assert any("cells of one condition only" in note for note in notes["notes"])

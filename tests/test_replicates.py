@@ -1,5 +1,7 @@
 """Donors as replicates: their means, changes within them, intervals, tables by donor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,6 +77,43 @@ def test_changes_are_taken_within_donors():
     assert found.changes(groups, 0) == pytest.approx(expected)
     without = Profiles(confounded, profiles.n_cells, profiles.labels, False)
     assert without.changes(groups, 0) == pytest.approx(confounded[:, 1] - confounded[:, 0])
+
+
+def test_a_change_counts_for_the_cells_of_the_donors_that_have_both_ends():
+    """One donor has 2 cells under either condition; two others, of 998, have one of them each."""
+    mean = np.full((4, 2, 5), 2.0)
+    mean[:, 1] = 3.0
+    groups = np.array([(0, 0, 0), (0, 0, 1), (1, 0, 0), (2, 0, 1)])
+    of_donors = np.array([2.0, 7.0, 2.0, 3.0])[:, None] * np.ones(5)
+    n = np.array([2, 2, 998, 998])
+    replicates = Replicates("donor", ("p", "q", "r"), groups, of_donors, n)
+    profiles = Profiles(mean, np.full((4, 2), 1000.0), tuple("abcd"), False, replicates)
+    ridge = Ridge(profiles, 0, Likeness.of_itself(1))
+    assert ridge.n.tolist() == [2, 1000, 1000, 1000]
+    assert ridge.measured(0) == pytest.approx(2 / 32)
+    # labels are equally alike: their mean, weighted by the variance 0.3 + 0.3 * 30 / n of each
+    weight = 1 / (0.3 + 9 / np.array([2, 1000, 1000, 1000]))
+    expected = np.average([5.0, 1.0, 1.0, 1.0], weights=weight)
+    assert ridge.predict(mean[0, 0], None) - 2 == pytest.approx(np.full(5, expected), rel=1e-4)
+
+
+def test_the_mean_of_equally_many_cells_of_each_donor_rests_on_all_of_them():
+    profiles, _, _ = known(n_donors=4)
+    assert Ridge(profiles, 0, Likeness.of_itself(1)).n == pytest.approx(np.full(5, 400.0))
+
+
+def test_two_donors_of_a_single_label_tell_nothing_of_a_new_one():
+    profiles, _, _ = known(n_donors=2)
+    replicates = profiles.replicates
+    kept = (replicates.groups[:, 1] == 1) | (replicates.groups[:, 0] == 0)
+    fewer = Replicates(
+        "donor",
+        replicates.names,
+        *(x[kept] for x in (replicates.groups, replicates.mean, replicates.n_cells)),
+    )
+    ridge = Ridge(replace(profiles, replicates=fewer), 0, Likeness.of_itself(1))
+    assert replicates_left_out(ridge, 1) is None
+    assert labels_left_out(ridge).half_width is not None
 
 
 def test_a_donor_left_out_is_missed_by_its_difference_from_the_others():

@@ -987,3 +987,14 @@ def test_columns_may_be_named_and_a_model_may_say_where_the_data_are(adata, fit)
         select(adata, "stimulated", combine="mean", **QUIET)
     with pytest.raises(InputError, match="Output 'mean' is not available"):
         select(adata, "stimulated", output="mean", **QUIET)
+
+
+def test_unknown_arguments_and_one_gene_are_refused(make_adata):
+    names = {"condition_key": "condition", "labels_key": "cell_type"}
+    for wrong, message in (
+        ({"foo": 1}, "Unknown argument 'foo' of select; there are"),
+        ({"label_key": "cell_type"}, r"'label_key' of select.* Did you mean 'labels_key'\?"),
+        ({"n_top_genes": 1}, "n_top_genes is 1; at least 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            select(make_adata(), "stimulated", **names, **wrong)

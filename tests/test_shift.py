@@ -7,6 +7,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from sklearn.linear_model import Ridge as LinearRidge
 
 from trvae_sc.intervals import half_width
+from trvae_sc.left_out import Missed
 from trvae_sc.shift import Likeness, Profiles, Ridge, changed, log_fold_change, novelty
 
 
@@ -180,6 +181,19 @@ def test_half_width_equals_a_hand_computation():
         scores.append(np.abs(residuals[i]) / np.sqrt((rest.sum(0) + rest.mean()) / 3))
     expected = np.quantile(scores, 0.8, method="hazen") * scale
     assert half_width(residuals, np.full(3, 50.0), level=0.8) == pytest.approx(expected)
+
+
+def test_genes_that_no_cell_shows_change_no_interval_or_p_value_of_others():
+    rng = np.random.default_rng(0)
+    missed, predicted = rng.normal(0, 0.3, (2, 6, 50))
+    n, none, change = np.full(6, 80.0), np.zeros((6, 400)), rng.normal(0, 0.3, 50)
+    more = np.hstack([missed, none]), np.hstack([predicted, none])
+    alone = Missed(missed, predicted, n, np.arange(6))
+    beside = Missed(*more, n, np.arange(6))
+    np.testing.assert_allclose(beside.half_width[:50], alone.half_width)
+    p = beside.p_values(np.append(change, np.zeros(400)))
+    np.testing.assert_allclose(p[:50], alone.p_values(change))
+    np.testing.assert_array_equal(p[50:], 1.0)
 
 
 def test_half_width_with_weights_equals_a_hand_computation():

@@ -1013,3 +1013,16 @@ def test_two_processes_that_were_killed_and_resumed_end_like_others(python):
     found, expected = np.load("stopped.npy"), np.load("whole.npy")
     assert found.shape == (4, 1)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_argument_is_named_before_any_step(fit):
+    model = fit(train=False)
+    with pytest.raises(
+        InputError, match=r"Unknown argument 'foo' of train; there are \['max_epochs', "
+    ):
+        model.train(foo=3)
+    with pytest.raises(InputError, match=r"'max_epoch' of train.* Did you mean 'max_epochs'\?"):
+        model.train(max_epoch=3)
+    assert not model.is_trained_
+    quick = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    model.train(**quick, gradient_clip_val=1.0, shuffle_set_split=False)

@@ -1,14 +1,59 @@
-"""Checks of arguments that are numbers."""
+"""Checks of arguments: which there are, and numbers."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 from trvae_sc.errors import InputError
 
 _LARGEST_SEED = 2**32 - 1  # of numpy
+
+
+def named(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a function may be given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in kinds and p.name != "self"]
+
+
+def check_known(
+    given: Iterable[str],
+    function: Callable[..., Any],
+    further: Sequence[str] = (),
+    *,
+    also: str = "",
+) -> None:
+    """Raise on names that are no arguments of a function, with those there are and the nearest.
+
+    Parameters
+    ----------
+    given
+        Names that a caller gave.
+    function
+        Its named arguments are known.
+    further
+        Names that are known besides.
+    also
+        What these are, for the message.
+
+    Raises
+    ------
+    InputError
+        A name is unknown.
+    """
+    own = named(function)
+    for name in given:
+        if name not in (*own, *further):
+            near = get_close_matches(name, [*own, *further], 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"Unknown argument {name!r} of {function.__name__}; there are {own}{also}.{hint}"
+            )
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

@@ -14,6 +14,7 @@ from scipy import sparse
 from trvae_sc.errors import InputError
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import check_complete, check_levels, levels, listing
+from trvae_sc.roles import check_roles
 from trvae_sc.stored import is_by_column
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def check_columns(
     total_counts_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
+    replicate_key: str | None = None,
 ) -> None:
     """Raise on an AnnData that cannot be registered, before anything is written to it.
 
@@ -75,22 +77,21 @@ def check_columns(
         raise InputError(
             f"condition_key is {condition_key}; name one column, or several different."
         )
-    if labels_key is not None and labels_key in conditions:
-        raise InputError(
-            f"labels_key and condition_key are both '{labels_key}': labels are what does not change between "
-            "conditions, such as the cell type. Name another column."
-        )
-    if batch_key is not None and batch_key in conditions:
-        raise InputError(
-            f"batch_key and condition_key are both '{batch_key}': what a batch changes and what the condition "
-            "changes could not be told apart. Name a column with batches, or leave batch_key out."
-        )
+    check_roles(
+        conditions,
+        labels_key,
+        batch_key=batch_key,
+        replicate_key=replicate_key,
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
     if labels_key in adata.obs and adata.obs[labels_key].isna().any():
         raise InputError(
             f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "
             "Fill it in or drop them; trvae_sc.predict_labels(adata, ...) finds the most likely labels."
         )
-    categorical = [*conditions, labels_key, batch_key, *(categorical_covariate_keys or ())]
+    categorical = [*conditions, labels_key, batch_key, replicate_key]
+    categorical += categorical_covariate_keys or ()
     numeric = [total_counts_key, *(continuous_covariate_keys or ())]
     check_obs(adata, categorical, numeric)
     if condition_key is None:
@@ -104,17 +105,6 @@ def check_columns(
             "two conditions to learn from. Models that see none ('vae', 'autoencoder') do without: "
             "condition_key=None."
         )
-
-
-def as_keys(keys: str | Sequence[str] | None) -> list[str] | None:
-    """Return columns as a list, of one or several."""
-    if keys is None or isinstance(keys, str):
-        return None if keys is None else [keys]
-    if not isinstance(keys, Sequence):
-        raise InputError(
-            f"Covariates are {keys!r}; name a column of adata.obs, or several in a list."
-        )
-    return list(keys)
 
 
 def check_names(adata: AnnData) -> None:
@@ -229,11 +219,13 @@ def check_free(adata: AnnData, *more: str) -> None:
 
 
 def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """Return a numeric column, or raise."""
-    try:
-        return obs[key].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}).") from None
+    """Return a numeric column, or raise: digits may be text, which networks cannot take."""
+    if not pd.api.types.is_numeric_dtype(obs[key].dtype):
+        raise InputError(
+            f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}). Make it so: adata.obs['{key}'] = "
+            f"adata.obs['{key}'].astype(float)."
+        )
+    return obs[key].to_numpy(dtype=np.float64)
 
 
 def without_codes(obs: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, Description, description_of
 from trvae_sc.condition_kernels import JOINT
-from trvae_sc.conditions import UNKNOWN, ConditionSpace
+from trvae_sc.condition_parts import UNKNOWN
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import CONTROLS, level_name, levels, listing
 
@@ -159,6 +160,12 @@ class ConditionSets(ConditionSpace):
         if level in self.levels:
             return []
         notes = [f"No cell was measured under {level}: it is predicted from its parts."]
+        largest = max(len(self.values(known)) for known in self.levels)
+        if len(self.values(level)) > largest:
+            notes.append(
+                f"{level} has more parts than any condition that was measured ({largest}): its intervals are those "
+                "of smaller ones, and may be too narrow."
+            )
         if self.description is not None:
             notes += [
                 note for part in self.values(level) for note in self.description.remarks(part)

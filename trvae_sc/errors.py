@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class UndefinedScoreError(InputError):
+    """Cells that a score says nothing about, such as those without any change to explain."""
+
+
 class NotTrainedError(InputError, RuntimeError):
     """A model that was not trained yet; also a RuntimeError, which scvi-tools raises."""
 

@@ -67,7 +67,8 @@ def next_experiments(
     Raises
     ------
     InputError
-        The model is not trained or has no labels; the source or a condition is unknown; nothing is missing;
+        The model is not trained or has no labels; the source or a condition is unknown, or outside of the
+        numbers that were measured; nothing is missing;
         fewer than three changes were measured.
 
     Examples
@@ -99,6 +100,12 @@ def next_experiments(
         conditions = [conditions]
     given = space.levels if conditions is None else [space.level(c) for c in conditions]
     given = list(dict.fromkeys(given))
+    outside = [level_name(condition) for condition in given if space.is_outside(condition)]
+    if outside:
+        raise InputError(
+            f"{listing(outside)}: outside of the numbers that were measured nothing tells how wrong a prediction "
+            "is. Name conditions between them."
+        )
     return plan(trained.profiles(), space, start, given, n=n, n_cells=n_cells)
 
 

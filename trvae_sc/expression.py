@@ -12,7 +12,8 @@ from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
 from trvae_sc.condition_features import check_described, table_of
-from trvae_sc.conditions import ConditionSpace, new_parts
+from trvae_sc.condition_parts import new_parts
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import as_text, level_name, levels

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from anndata import AnnData
 
@@ -11,6 +13,7 @@ from trvae_sc.checks import is_number, logger
 from trvae_sc.levels import levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
+_said: contextvars.ContextVar[set[int] | None] = contextvars.ContextVar("said", default=None)
 _UNLABELED = (
     "unknown",
     "unassigned",
@@ -24,8 +27,23 @@ _UNLABELED = (
 )
 
 
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Say of totals once what is true of all fits meanwhile."""
+    token = _said.set(set() if _said.get() is None else _said.get())
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
 def say_totals(n_vars: int) -> None:
     """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
+    said = _said.get()
+    if said is not None:
+        if n_vars in said:
+            return
+        said.add(n_vars)
     logger.log(
         logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
         "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
@@ -33,6 +51,21 @@ def say_totals(n_vars: int) -> None:
         "total_counts_key=.",
         n_vars,
     )
+
+
+def say_setup(
+    adata: AnnData,
+    condition_key: str | Sequence[str] | None,
+    labels_key: str | None,
+    nuisances: Sequence[str | None],
+    *,
+    described: bool,
+) -> None:
+    """Say what is to be said of columns that are registered; `described`: by features of conditions."""
+    if not described:
+        say_numeric(adata, condition_key)
+    say_unlabeled(adata, labels_key)
+    say_confounded(adata, condition_key, nuisances)
 
 
 def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
@@ -49,7 +82,29 @@ def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
         )
 
 
-def say_numeric(adata: AnnData, condition_key: str | Sequence[str]) -> None:
+def say_confounded(
+    adata: AnnData, condition_key: str | Sequence[str] | None, nuisances: Sequence[str | None]
+) -> None:
+    """Warn of batches or covariates of which every level has cells of one condition only."""
+    if condition_key is None:
+        return
+    keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    if len(adata.obs[keys].drop_duplicates()) < 2:  # cells of a query
+        return
+    for nuisance in nuisances:
+        if nuisance is None:
+            continue
+        pairs = adata.obs[[nuisance, *keys]].drop_duplicates()
+        if pairs[nuisance].is_unique:
+            logger.warning(
+                "Every level of adata.obs['%s'] has cells of one condition only, so that what it changes and "
+                "what the condition changes cannot be told apart: a predicted change is that of both, or is "
+                "taken for a nuisance. Leave it out, or add levels with cells of several conditions.",
+                nuisance,
+            )
+
+
+def say_numeric(adata: AnnData, condition_key: str | Sequence[str] | None) -> None:
     """Log that the numbers of a column are taken for levels."""
     if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
         logger.info(

@@ -21,7 +21,8 @@ def half_width(
     over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
     genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
     with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
-    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise.
+    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise. Genes of which
+    nothing was missed in any label, such as those that no cell shows, tell nothing of others.
 
     Parameters
     ----------
@@ -50,13 +51,13 @@ def standardised(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return absolute residuals in units of their gene's scale, their weights, and the genes' scales.
 
-    See :func:`half_width`; shapes (n_labels * n_genes,), the same, (n_genes,); None for fewer than three labels.
+    See :func:`half_width`; shapes (n_residuals,), the same, (n_genes,); None for fewer than three labels.
     """
     found = _scales(missed, n, unit)
     if found is None:
         return None
     others, weight, scale = found
-    known = np.isfinite(missed)
+    known = np.isfinite(missed) & _telling(missed)
     return (np.abs(missed) / others)[known], weight[known], scale
 
 
@@ -100,7 +101,7 @@ class Decoys:
         if found is None:
             return None
         others, weight, scale = found
-        is_wrong = np.isfinite(missed) & (predicted * (predicted + missed) <= 0)
+        is_wrong = np.isfinite(missed) & _telling(missed) & (predicted * (predicted + missed) <= 0)
         scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
         order = scores.argsort()
         above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
@@ -127,8 +128,18 @@ def _scales(
     known = np.isfinite(missed)
     weight = (weight / weight.max())[:, None] * known
     squares = weight * np.square(np.where(known, missed, 0.0))
-    sums = [np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)]
-    return _scale(*map(_of_others, sums))[code], weight, _scale(*(x.sum(0) for x in sums))
+    each, n_each = (
+        np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)
+    )
+    telling = _telling(missed)
+    without = _scale(_of_others(each), _of_others(n_each), telling)
+    return without[code], weight, _scale(each.sum(0), n_each.sum(0), telling)
+
+
+def _telling(missed: np.ndarray) -> np.ndarray:
+    """Return the genes of which something was missed, shape (n_genes,); all if nothing was of any."""
+    found = (np.nan_to_num(missed) != 0).any(0)
+    return found | ~found.any()
 
 
 def _of_others(sums: np.ndarray) -> np.ndarray:
@@ -139,9 +150,9 @@ def _of_others(sums: np.ndarray) -> np.ndarray:
     return others
 
 
-def _scale(squares: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _scale(squares: np.ndarray, weight: np.ndarray, telling: np.ndarray) -> np.ndarray:
     """Return the scale of each gene from sums of weighted squared residuals and of weights, (..., n_genes)."""
-    of_all = [x.sum(-1, keepdims=True) for x in (squares, weight)]
+    of_all = [x[..., telling].sum(-1, keepdims=True) for x in (squares, weight)]
     total = squares + _PRIOR_LABELS * of_all[0] / np.maximum(of_all[1], 1e-12)
     return np.sqrt(np.maximum(total / (weight + _PRIOR_LABELS), np.finfo(float).tiny))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy import linalg
 
 from trvae_sc.intervals import Decoys, half_width
 from trvae_sc.shift import Ridge, changed, log_fold_change, replicate_weight
@@ -91,7 +92,7 @@ def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
 
     Returns
     -------
-    None where no label has two replicates under source and condition.
+    None where no label has two replicates under source and condition, or there are fewer than three units.
     """
     is_count, rows = ridge.profiles.is_count, []
     groups = ridge.groups[ridge.groups[:, 1] == condition]
@@ -107,4 +108,21 @@ def replicates_left_out(ridge: Ridge, condition: int) -> Missed | None:
         return None
     residuals, predicted, n, unit = (np.concatenate(part) for part in zip(*rows, strict=True))
     unit = unit if len(np.unique(unit)) > 2 else np.arange(len(unit))
-    return Missed(residuals, predicted, n, unit)
+    return None if len(unit) < 3 else Missed(residuals, predicted, n, unit)
+
+
+def left_out_errors(
+    changes: np.ndarray, noise: np.ndarray, kernel: np.ndarray, together: np.ndarray
+) -> np.ndarray:
+    """Return the mean squared error of what is left out together, predicted from all else.
+
+    In closed form, of kernel ridge regression (Rasmussen and Williams 2006, eq. 5.12); `noise` is the variance
+    of each change, in units of the kernel, and `together` as of :class:`trvae_sc.shift.Likeness`.
+    """
+    inverse = linalg.inv(kernel + np.diag(noise))
+    solved, errors = inverse @ changes, []
+    units, unit = np.unique(together, axis=0, return_inverse=True)
+    for i, out in enumerate(units):
+        missed = linalg.solve(inverse[np.ix_(out, out)], solved[out], assume_a="pos")
+        errors.append(np.square(missed[unit[out] == i]).mean())
+    return np.array(errors)

@@ -133,7 +133,7 @@ def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
 
 
 def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:
-    """Return which of the known levels is meant: the one that reads the same.
+    """Return which of the known levels is meant: the one that reads the same, or is the number of a text.
 
     Parameters
     ----------
@@ -152,12 +152,22 @@ def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") ->
         None of them reads like it.
     """
     name = level_name(level)
+    number = _number(level) if isinstance(level, str) else None
     for other in known:
-        if level_name(other) == name:
+        is_number = isinstance(other, int | float) and not isinstance(other, bool)
+        if level_name(other) == name or (is_number and other == number):
             if type(other) is not type(level):
                 logger.debug("%s %r is taken for %r.", of, level, other)
             return other
     raise InputError(f"Unknown {of} {level!r}; there are {list(known)}.{hint}")
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a text is, None if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 _NO_DOSE = re.compile(r"(^|[\s:|/,=+@])0+(\.0*)?(\s*[^\W\d]+)?$")

@@ -56,6 +56,19 @@ class Profiles:
         """Return the harmonic mean of the cells of labels under source and condition."""
         return 2.0 / (1.0 / self.n_cells[label, source] + 1.0 / self.n_cells[label, condition])
 
+    def cells_of_changes(self, groups: np.ndarray, source: int) -> np.ndarray:
+        """Return the cells that each of :meth:`changes` rests on, shape (n_groups,).
+
+        With replicates those of them that have both: as many as have the sampling error of their weighted mean.
+        """
+        label, condition = groups.T
+        found = np.asarray(self.cells_of_change(label, source, condition), np.float64)
+        for i, pairs in enumerate(self.pairs(groups, source)):
+            if pairs is not None:
+                weight = replicate_weight(pairs.n)
+                found[i] = weight.sum() ** 2 / (np.square(weight) / pairs.n).sum()
+        return found
+
     def changes(self, groups: np.ndarray, source: int) -> np.ndarray:
         """Return the change of groups (label, condition) from the source: log fold change of counts.
 
@@ -173,7 +186,7 @@ class Ridge:
         if not len(self.groups):
             return
         label, condition = self.groups.T
-        self.n = profiles.cells_of_change(label, source, condition)
+        self.n = profiles.cells_of_changes(self.groups, source)
         self.changes = profiles.changes(self.groups, source)
         z = profiles.mean[:, source].astype(np.float64)
         known, weight = np.unique(label), self.n / (self.n + _HALF_CELLS)
@@ -241,6 +254,8 @@ class Ridge:
         own = self.groups[:, 0] == label
         if label is None or not own.any():
             return 0.0
+        if not self.likeness.variance:  # nothing changes: a number beyond the range, from its end
+            return 1.0
         noise = np.diag(self.noise(self.n[own]))
         alike = _RIDGE * self.of_target[own]
         kernel = self.likeness.kernel[np.ix_(self.condition[own], self.condition[own])]
@@ -338,28 +353,11 @@ def mean_changes(
     for code in codes:
         label = np.flatnonzero(measured[:, code])
         groups = np.stack([label, np.full_like(label, code)], 1)
-        n = profiles.cells_of_change(label, source, code)
+        n = profiles.cells_of_changes(groups, source)
         weight = replicate_weight(n) / replicate_weight(n).sum()
         means.append(weight @ profiles.changes(groups, source))
         noise.append(float(np.square(weight) @ (_RIDGE + Ridge.noise(n))))
     return np.stack(means), np.array(noise)
-
-
-def left_out_errors(
-    changes: np.ndarray, noise: np.ndarray, kernel: np.ndarray, together: np.ndarray
-) -> np.ndarray:
-    """Return the mean squared error of what is left out together, predicted from all else.
-
-    In closed form, of kernel ridge regression (Rasmussen and Williams 2006, eq. 5.12); `noise` is the variance
-    of each change, in units of the kernel, and `together` as of :class:`Likeness`.
-    """
-    inverse = linalg.inv(kernel + np.diag(noise))
-    solved, errors = inverse @ changes, []
-    units, unit = np.unique(together, axis=0, return_inverse=True)
-    for i, out in enumerate(units):
-        missed = linalg.solve(inverse[np.ix_(out, out)], solved[out], assume_a="pos")
-        errors.append(np.square(missed[unit[out] == i]).mean())
-    return np.array(errors)
 
 
 def novelty(profile: np.ndarray, others: np.ndarray) -> float:

@@ -144,7 +144,8 @@ def digits(args):
 def scale(args):
     rng = np.random.default_rng(0)
     from trvae_sc.baselines._shift import shift_of
-    from trvae_sc.conditions import ConditionSpace, new_parts
+    from trvae_sc.condition_parts import new_parts
+    from trvae_sc.conditions import ConditionSpace
     from trvae_sc.shift import Profiles
 
     names = ["control", *(f"drug_{i}" for i in range(300))]

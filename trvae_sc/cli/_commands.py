@@ -222,7 +222,10 @@ def _is_results(folder: Path) -> bool:
 
 def run_benchmark(args: argparse.Namespace) -> None:
     """Score methods on held-out combinations and write the results."""
-    check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
+    if not args.list:
+        if args.out is None:
+            raise InputError("Where to write the results? Name a folder: --out, or use --list.")
+        check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import benchmark, subsample
     from trvae_sc.evaluation._store import Store
@@ -274,8 +277,9 @@ def _holdouts(
     if args.by is not None and not is_unseen:
         raise InputError("--holdout names labels; leave --by out, or use --by condition or both.")
     source = args.source
-    if source is None and is_unseen:
-        source = default_source(adata.obs[keys.condition_key])
+    conditions = adata.obs[keys.condition_key]
+    if source is None and (is_unseen or conditions.nunique() > 2):
+        source = default_source(conditions)
     chosen = parse_holdouts(args.holdout, adata, keys, source=source)
     return hidden_whole(chosen, adata, keys, by=args.by[0]) if is_unseen else chosen
 

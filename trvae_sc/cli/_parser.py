@@ -184,8 +184,7 @@ def _add_benchmark(commands: Any) -> None:
         "-o",
         "--out",
         type=Path,
-        required=True,
-        help="folder for the results; goes on if there are some",
+        help="folder for the results; goes on if there are some (needed but with --list)",
     )
     parser.set_defaults(run=_commands.run_benchmark)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +18,8 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._changes import changes, significant
-from trvae_sc.evaluation._checks import check_data, check_holdout, check_unseen
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._checks import LEAST_GENES, check_data, check_holdout, check_unseen
+from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
 from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
@@ -28,6 +28,7 @@ from trvae_sc.evaluation._tasks import Task, prepare_tasks
 from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
+from trvae_sc.hints import said_once
 from trvae_sc.identity import digest
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.notes import versions
@@ -135,10 +136,11 @@ class Fit(NamedTuple):
         return self.method is None or not self.method.takes_seed
 
 
+@said_once()
 def benchmark(
     adata: AnnData,
     methods: Mapping[str, Callable[..., Any]] | Sequence[str],
-    holdouts: Sequence[Holdout],
+    holdouts: Holdout | str | Iterable[Holdout | str | Sequence[Any]],
     *,
     keys: Any = None,
     seeds: int | Sequence[int] = 3,
@@ -164,7 +166,8 @@ def benchmark(
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
         :mod:`trvae_sc.family`.
     holdouts
-        Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`.
+        Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or
+        pairs (label, target), predicted from the other one of two conditions or the one called like a control.
     keys
         Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
         ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
@@ -200,7 +203,7 @@ def benchmark(
     ------
     InputError
         Before any fit: unknown methods or backend; columns missing or incomplete; values that are not
-        counts; data whose genes or scale were chosen with all cells; hold-outs without cells, or that
+        counts; data whose genes or scale were chosen with all cells; no hold-outs, some without cells, or that
         results cannot tell apart; a folder with results of another run, or of another method of the same
         name; numbers below 1.
     KeyboardInterrupt
@@ -208,36 +211,40 @@ def benchmark(
     """
     keys = keys_from(keys, names)
     chosen = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
-    seeds, holdouts = check_seeds(seeds), list(holdouts)
+    seeds = check_seeds(seeds)
     check_whole("n_jobs", n_jobs)
-    for name, number in (("max_epochs", max_epochs), ("n_top_genes", n_top_genes)):
-        if number is not None:
-            check_whole(name, number)
+    if max_epochs is not None:
+        check_whole("max_epochs", max_epochs)
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     if backend not in ("local", "ray"):
         raise InputError(f"Unknown backend {backend!r}; choose 'local' or 'ray'.")
     if export and folder is None:
         raise InputError("export=True needs a folder to write to.")
     columns = [column for method in chosen.values() for column in method.columns]
     check_data(adata, keys, *columns)
-    for holdout in holdouts:
+    hidden = as_holdouts(holdouts, adata, keys)
+    if not hidden:
+        raise InputError("There are no hold-outs: give those of evaluation.holdouts(adata, ...).")
+    for holdout in hidden:
         check_holdout(adata, holdout, keys)
-    check_unseen(adata, holdouts, keys, chosen)
+    check_unseen(adata, hidden, keys, chosen)
     run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
     with scratch() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
         known = store.records()
-        _check_tasks([*map(plain, holdouts), *(record["holdout"] for record in known)])
+        _check_tasks([*map(plain, hidden), *(record["holdout"] for record in known)])
         _check_identities(known, chosen, store.folder)
         out = store.folder.resolve() / "predictions" if export else None
-        fits = [fit for h in holdouts for fit in _fits(h, chosen, seeds, out)]
+        fits = [fit for h in hidden for fit in _fits(h, chosen, seeds, out)]
         left = [f for f in fits if not store.path(plain(f.holdout), f.name, f.seed).exists()]
 
         def prepared() -> Iterator[tuple[dict[Holdout, Task], Any]]:
             for _, group in groupby(left, key=lambda fit: fit.holdout.hides):
                 fits = list(group)
                 same = list(dict.fromkeys(fit.holdout for fit in fits))
-                options = {"n_top_genes": n_top_genes, "columns": columns}
+                options: dict[str, Any] = {"n_top_genes": n_top_genes, "columns": columns}
                 tasks = prepare_tasks(adata, same, keys=keys, **options)
                 yield dict(zip(same, tasks, strict=True)), fits
 

@@ -22,7 +22,9 @@ from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of, totals, values
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.roles import check_roles
 
+LEAST_GENES = 2  #: of which there are principal components and correlations
 _OF_LABELS = ("mean_shift", "nearest_shift", "latent_shift")  # which learn from other labels
 
 
@@ -36,8 +38,11 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
     """
     columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
     check_type(adata)
+    if adata.n_vars < LEAST_GENES:
+        raise InputError(f"adata has {adata.n_vars} genes; at least {LEAST_GENES} are needed.")
     check_names(adata)
     check_matrix(adata, keys.layer)
+    check_roles([keys.condition_key], keys.labels_key, batch_key=keys.batch_key)
     check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
     check_leaks(adata, keys)
     check_counts(adata, keys)
@@ -107,7 +112,10 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
         Source and target are the same, or there are too few source cells (2) or hidden cells (4).
     """
     if holdout.source is None:
-        raise InputError(f"Hold-out {holdout} has no source: name the condition to predict from.")
+        raise InputError(
+            f"Hold-out {holdout} has no source: name the condition to predict from, as in "
+            "Holdout(label, target, source)."
+        )
     if level_name(holdout.source) == level_name(holdout.target):
         raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
     check_obs(adata, [keys.condition_key, keys.labels_key, *holdout.columns])

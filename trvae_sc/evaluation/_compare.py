@@ -11,19 +11,18 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import (
-    RECORD,
-    TOTAL_COLUMN,
-    check_matrix,
-    check_obs,
-    check_type,
-    looks_like_counts,
-)
-from trvae_sc.conditions import joint_column
+from trvae_sc.checks import RECORD, check_type, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._measured import (
+    CONDITION,
+    TOTAL,
+    conditions_of,
+    labels_of,
+    measured_cells,
+)
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
 from trvae_sc.evaluation._tasks import Task, fitted_components
 from trvae_sc.expression import (
@@ -33,20 +32,15 @@ from trvae_sc.expression import (
     log_values,
     median_total,
     profiles,
-    totals,
-    values,
 )
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name
 
-_COUNTS = 30  # whole numbers up to there may be levels of some other kind
 _LEAST = 4  # measured cells, which the ceiling halves
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
     "against what it was given."
 )
-_TOTAL = "_trvae_sc_total"  # column with the totals over the genes that the prediction counts
-_CONDITION = "_trvae_sc_condition"  # column with the joint condition
 
 
 class _Group(NamedTuple):
@@ -78,13 +72,14 @@ def compare(
         which those of the predicted combinations are the truth, the others under the source the control,
         and all others training cells, on which principal components and the mean change of other labels
         rest. With the cells of the combination alone, `control` is needed and scores that rest on other
-        labels are left out.
+        labels are left out. Cells without label or condition are left out, with a note.
     control
         Measured cells to start from, if not in `truth`.
     label
         Label or labels to compare; all that were predicted and measured if None.
     n_top
-        Number of genes, those that change most in truth, which effects are scored over besides all.
+        Number of genes, those that change most clearly in truth, which effects are scored over besides all;
+        two at least.
 
     Returns
     -------
@@ -114,20 +109,22 @@ def compare(
     >>> bool(comparison.table().loc[("type_3", "effect_r2"), "predicted"] > 0.5)
     True
     """
-    check_whole("n_top", n_top)
+    check_whole("n_top", n_top, 2)
     record, keys = _record(predicted)
-    truth = _measured(truth, predicted, record, keys, "truth")
+    check_type(truth)
+    n_given = truth.n_obs
+    truth = measured_cells(truth, predicted, record, keys, "truth")
     if control is not None:
-        control = _measured(control, predicted, record, keys, "control")
-    keys = keys._replace(
-        condition_key=_CONDITION, total_counts_key=_TOTAL if keys.is_count else None
-    )
-    measured = pd.DataFrame({"label": _labels(truth, keys), "condition": truth.obs[_CONDITION]})
+        control = measured_cells(control, predicted, record, keys, "control")
+    keys = keys._replace(condition_key=CONDITION, total_counts_key=TOTAL if keys.is_count else None)
+    measured = pd.DataFrame({"label": labels_of(truth, keys), "condition": truth.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
     known = _known(truth[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
+    if truth.n_obs < n_given:
+        notes.append(f"{n_given - truth.n_obs} cells without label or condition were left out.")
     scores, genes = [], []
     for group in chosen:
         task = _task(group, truth, known, control, measured, keys, kappa)
@@ -136,7 +133,7 @@ def compare(
         scores.append(tables.assign(**names))
         table = gene_table(task, group.predicted).rename_axis("gene").reset_index()
         genes.append(table.assign(**names))
-        if not (task.train.obs[_CONDITION] == group.target).any():
+        if not (task.train.obs[CONDITION] == group.target).any():
             notes.append(
                 f"Nothing but {group.label} was given under {group.target}: scores that compare with "
                 "other labels are left out, and distances are in components of the cells that were given. "
@@ -174,8 +171,8 @@ def _groups(
     predicted: AnnData, record: Mapping[str, Any], keys: Keys, measured: pd.DataFrame, label: Any
 ) -> list[_Group]:
     """Return the predicted combinations that were measured."""
-    obs, labels = predicted.obs, _labels(predicted, keys)
-    target = _conditions(obs, record["keys"]["condition_key"])
+    obs, labels = predicted.obs, labels_of(predicted, keys)
+    target = conditions_of(obs, record["keys"]["condition_key"])
     frame = pd.DataFrame(
         {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
     )
@@ -221,7 +218,7 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
                 "compared with measured ones, which are of whole cells."
             )
-        found.obs[_TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
+        found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
 
 
@@ -237,87 +234,7 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
     )
 
 
-# -- what was measured ------------------------------------------------------------------------------------
-
-
-def _labels(adata: AnnData, keys: Keys) -> pd.Series:
-    """Return the label of each cell as text; ``"all"`` without labels."""
-    if keys.labels_key is None:
-        return pd.Series("all", index=adata.obs_names)
-    return as_text(adata.obs[keys.labels_key])
-
-
-def _conditions(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
-    """Return the condition of each cell as text; of several columns joined."""
-    if isinstance(condition_key, str):
-        return as_text(obs[condition_key])
-    return joint_column(obs, list(condition_key))[0].astype(object)
-
-
-def _measured(
-    adata: AnnData, predicted: AnnData, record: Mapping[str, Any], keys: Keys, name: str
-) -> AnnData:
-    """Return measured cells with the prediction's genes, and the condition and total of each in columns.
-
-    Raises
-    ------
-    InputError
-        They lack what is needed, or are on another scale.
-    """
-    check_type(adata)
-    condition_key = record["keys"]["condition_key"]
-    parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
-    check_obs(adata, [*parts, keys.labels_key])
-    check_matrix(adata, keys.layer)
-    missing = predicted.var_names.difference(adata.var_names)
-    if len(missing):
-        raise InputError(
-            f"{name} lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
-            f"{missing[:3].tolist()}. Pass measured cells with all of them."
-        )
-    own = keys._replace(total_counts_key=None)
-    if keys.is_count:
-        if not looks_like_counts(values(adata, own), adata.n_obs):
-            where = "X" if keys.layer is None else f"layers['{keys.layer}']"
-            raise InputError(
-                f"{name}.{where} holds no counts (negative or fractional values), and the prediction was made "
-                f"from counts. If a layer has them: {name}.{where} = {name}.layers[...]."
-            )
-    elif looks_like_counts(values(adata, own), adata.n_obs, least=_COUNTS):
-        raise InputError(
-            f"{name} holds counts, and the prediction was made from other values. Pass the values that "
-            "the model was set up with, in the same layer."
-        )
-    genes = adata[:, predicted.var_names]
-    found = AnnData(
-        genes.X if keys.layer is None else genes.layers[keys.layer],
-        obs=pd.DataFrame(index=adata.obs_names.copy()),
-        var=pd.DataFrame(index=predicted.var_names.copy()),
-    )
-    if keys.layer is not None:
-        found.layers[keys.layer] = found.X
-    found.obs[_CONDITION] = _conditions(adata.obs, record["keys"]["condition_key"]).to_numpy()
-    if keys.labels_key is not None:
-        found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
-    if keys.is_count:
-        found.obs[_TOTAL] = _totals(adata, found, keys, name)
-    return found
-
-
-def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:
-    """Return the totals of measured cells, over the genes that the prediction counts them over."""
-    key = keys.total_counts_key
-    if key is None:
-        return totals(found, keys)
-    if key in adata.obs:
-        check_obs(adata, [], [key])
-        return totals(adata, keys)
-    if key == TOTAL_COLUMN and adata.n_vars > found.n_vars:
-        return totals(adata, keys._replace(total_counts_key=None))
-    raise InputError(
-        f"The prediction counts totals over whole cells, and {name} has neither their column "
-        f"'{key}' in obs nor more genes to add up. Pass the cells with all genes, or with that column."
-    )
+# -- scores ----------------------------------------------------------------------------------------------
 
 
 class _Known(NamedTuple):
@@ -355,8 +272,8 @@ def _task(
     own = (measured["label"] == group.label).to_numpy()
     start = truth[own & (measured["condition"] == group.source).to_numpy()]
     if control is not None:
-        of_label = (_labels(control, keys) == group.label).to_numpy()
-        start = control[of_label & (control.obs[_CONDITION] == group.source).to_numpy()]
+        of_label = (labels_of(control, keys) == group.label).to_numpy()
+        start = control[of_label & (control.obs[CONDITION] == group.source).to_numpy()]
     if start.n_obs < 2:
         raise InputError(
             f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "

@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from trvae_sc.arguments import check_whole
 from trvae_sc.expression import KeyNames, Keys, keys_from, log_values, median_total
 from trvae_sc.levels import as_text, listing
 
@@ -64,8 +65,14 @@ def choose_genes(
     Returns
     -------
     The choice; ``chosen`` says of each gene whether it is, shape (n_genes,).
+
+    Raises
+    ------
+    InputError
+        `n_top_genes` is below 1, or columns are missing.
     """
     keys = keys_from(keys, names)
+    check_whole("n_top_genes", n_top_genes)
     x, label, condition = _read(train, keys)
     change = response(x, label, condition)
     by_response = _descending(change)
@@ -90,6 +97,7 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
     n_top_genes
         Number of genes.
     """
+    check_whole("n_top_genes", n_top_genes)
     x, _, condition = _read(train, keys)
     chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[_descending(variability(x, condition, is_log=keys.is_count))[:n_top_genes]] = True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -15,7 +16,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import SEPARATOR, check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, keys_from
-from trvae_sc.levels import as_text, default_source, level_name
+from trvae_sc.levels import as_text, default_source, level_name, levels, match_level
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +173,12 @@ def holdouts(
     table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
     if source is None:
         source = default_source(adata.obs[keys.condition_key])
-    source = level_name(source)
-    if source not in table:
-        raise InputError(f"Unknown source {source!r}; conditions are {list(table)}.")
+    known = levels(adata.obs[keys.condition_key])
+    source = level_name(match_level(source, known, of="source"))
     found, small = [], []
     for target in (c for c in table if c != source):
         enough = (table[[source, target]] >= min_cells).all(axis=1)
-        every = [_holdout(levels, columns, target, source, by) for levels in table.index]
+        every = [_holdout(row, columns, target, source, by) for row in table.index]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         if unseen:
@@ -225,10 +225,51 @@ def _unseen(
     return (*others, *(replace(holdout, target=target) for target in targets))
 
 
+def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
+    """Return hold-outs that may be given as texts ``label:target`` or pairs (label, target), one or several.
+
+    The source of these is the other one of two conditions, else the one that is called like a control.
+
+    Raises
+    ------
+    InputError
+        It is something else, or :func:`parse_holdouts` raises.
+    """
+    given = [given] if isinstance(given, Holdout | str) else given
+    if not isinstance(given, Iterable):
+        raise InputError(f"holdouts is {given!r}; {_ALLOWED}")
+    found = []
+    for one in given:
+        if isinstance(one, Holdout):
+            found.append(one)
+        elif isinstance(one, str) or (isinstance(one, tuple | list) and len(one) == 2):
+            found += parse_holdouts([one], adata, keys, source=_clear_source(adata, keys))
+        else:
+            raise InputError(f"A hold-out is {one!r}; {_ALLOWED}")
+    return found
+
+
+_ALLOWED = (
+    "give those of trvae_sc.evaluation.holdouts(adata, ...), Holdout(label, target, source), texts "
+    "'label:target' or pairs (label, target)."
+)
+
+
+def _clear_source(adata: AnnData, keys: Keys) -> Any:
+    """Return the condition that is called like a control, if there are more than two; else None."""
+    check_obs(adata, [keys.condition_key])
+    column = adata.obs[keys.condition_key]
+    if column.nunique() < 3:
+        return None
+    with contextlib.suppress(InputError):
+        return default_source(column)
+    return None
+
+
 def parse_holdouts(
-    texts: Sequence[str], adata: AnnData, keys: Keys, *, source: Any = None
+    texts: Sequence[str | Sequence[Any]], adata: AnnData, keys: Keys, *, source: Any = None
 ) -> list[Holdout]:
-    """Return hold-outs written as ``label:target``.
+    """Return hold-outs written as ``label:target``, or as pairs (label, target).
 
     Labels and conditions may contain colons: of all ways to divide a text the one that cells have counts.
 
@@ -261,21 +302,44 @@ def parse_holdouts(
         raise InputError(f"Unknown source {level_name(source)!r}; conditions are {conditions}.")
     found = []
     for text in texts:
-        label, target = _divide(text, pairs, labels, conditions)
+        label, target = named_pair(text, pairs, labels, conditions)
         others = [c for c in conditions if c != target]
         start = others[0] if source is None and len(others) == 1 else source
         found.append(Holdout(label, target, None if start is None else level_name(start)))
     return found
 
 
-def _divide(
-    text: str, pairs: set[tuple[str, str]], labels: list[str], conditions: list[str]
+def named_pair(
+    text: str | Sequence[Any],
+    pairs: set[tuple[str, str]],
+    labels: list[str],
+    conditions: list[str],
 ) -> tuple[str, str]:
-    """Return the label and condition that a text names."""
-    if ":" not in text:
+    """Return the label and condition that a text ``label:condition``, or a pair, names.
+
+    Parameters
+    ----------
+    text
+        Text or pair.
+    pairs
+        Labels and conditions that can be named, of which `labels` and `conditions` are all.
+
+    Raises
+    ------
+    InputError
+        It names none of them, or several.
+    """
+    if not isinstance(text, str):
+        if not isinstance(text, Sequence) or len(text) != 2:
+            raise InputError(f"A hold-out is {text!r}; {_ALLOWED}")
+        ways = [(level_name(text[0]), level_name(text[1]))]
+        text = ":".join(ways[0])
+    elif ":" in text:
+        places = [i for i, character in enumerate(text) if character == ":"]
+        ways = [(text[:i], text[i + 1 :]) for i in places]
+    else:
         raise InputError(f"Hold-out '{text}' is not of the form 'label:target'.")
-    places = [i for i, character in enumerate(text) if character == ":"]
-    found = [(text[:i], text[i + 1 :]) for i in places if (text[:i], text[i + 1 :]) in pairs]
+    found = [way for way in ways if way in pairs]
     if len(found) == 1:
         return found[0]
     if found:

@@ -81,13 +81,13 @@ class Method:
         Methods get copies of all cells.
         """
         kwargs = {"seed": seed} if self.takes_seed else {}
-        method, given = self.predict, {}
-        if isinstance(method, partial) and not method.args:
-            method, given = method.func, method.keywords
+        given = getattr(self.predict, "keywords", {})
+        method: Any = self.predict
+        method = method.func if isinstance(method, partial) and not method.args else method
         fit_once = getattr(method, "fit_once", None)
-        once = (
-            None if fit_once is None else fit_once(train.copy(), keys=keys, **{**given, **kwargs})
-        )
+        once: Any = None
+        if fit_once is not None:
+            once = fit_once(train.copy(), keys=keys, **{**given, **kwargs})
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
             if once is not None:

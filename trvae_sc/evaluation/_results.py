@@ -164,7 +164,16 @@ class Results:
         ----------
         columns
             Pairs of metric and set of genes; the main ones if None.
+
+        Raises
+        ------
+        InputError
+            There are no results yet.
         """
+        if self.table.empty:
+            raise InputError(
+                "There are no results yet: no fit has finished. Let the benchmark run."
+            )
         columns = main_columns(self.table) if columns is None else columns
         summary = self.statistics().set_index(["metric", "genes", *_METHOD])["mean"]
         wide = pd.DataFrame({column: summary.loc[column] for column in columns}).dropna(how="all")

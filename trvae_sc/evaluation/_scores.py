@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import metrics
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, UndefinedScoreError
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
@@ -106,7 +106,7 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     One row per metric and set of genes: ``metric``, ``genes``, ``value``. Genes are ``all``,
     ``top100`` (largest absolute Welch t between hidden and source cells; truth is used here, for
     scoring only) or ``pcs``, the principal components of the training cells. Predictions with
-    intervals also get ``interval_coverage``.
+    intervals also get ``interval_coverage``. NaN is a score that the hidden cells do not define.
     """
     table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
@@ -142,10 +142,13 @@ def score_values(task: Task, predicted: Any, real: Any, *, n_top: int = N_TOP) -
 
 
 def _value(name: str, data: dict[str, Any], **options: Any) -> float:
-    """Return a score of :data:`trvae_sc.metrics.METRICS`."""
+    """Return a score of :data:`trvae_sc.metrics.METRICS`; NaN where these cells do not define it."""
     metric = METRICS[name]
     needed = {argument: data[key] for argument, key in metric.needs.items()}
-    return metric.function(**needed, **options)
+    try:
+        return metric.function(**needed, **options)
+    except UndefinedScoreError:
+        return float("nan")
 
 
 # -- genes ------------------------------------------------------------------------------------------------

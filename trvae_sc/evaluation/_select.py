@@ -9,11 +9,12 @@ from typing import Any, Literal, cast
 import numpy as np
 from anndata import AnnData
 
-from trvae_sc.arguments import check_whole
+from trvae_sc.arguments import check_known, check_whole
 from trvae_sc.baselines import SIMPLE
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
+from trvae_sc.evaluation._checks import LEAST_GENES
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
@@ -22,6 +23,7 @@ from trvae_sc.evaluation._results import Best, Results
 from trvae_sc.evaluation._scores import SCORED
 from trvae_sc.evaluation._tasks import training_data
 from trvae_sc.expression import KeyNames, Keys, check_output, keys_from
+from trvae_sc.hints import said_once
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.notes import log_notes
 
@@ -30,9 +32,12 @@ _DEFAULTS = {
     "stack": ("context_shift", "trvae", "no_transfer"),
 }
 _NEW = ("mean_condition", "context_shift", "trvae")  # of conditions that were never measured
+_OF_BENCHMARK = ("n_jobs", "backend", "export", "progress")  # what is passed to it
+_ALSO = f", and {[*Keys._fields, *_OF_BENCHMARK]}"
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
 
 
+@said_once()
 def select(  # noqa: PLR0913
     adata: AnnData,
     target: Any,
@@ -149,7 +154,10 @@ def select(  # noqa: PLR0913
                 f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
             )
     check_whole("min_cells", min_cells, 0)
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     seeds = check_seeds(seeds)
+    check_known(kwargs, select, [*Keys._fields, *_OF_BENCHMARK], also=_ALSO)
     if combine not in ("best", "stack"):
         raise InputError(f"combine is {combine!r}; choose 'best' or 'stack'.")
     names = cast("KeyNames", {k: kwargs.pop(k) for k in Keys._fields if k in kwargs})

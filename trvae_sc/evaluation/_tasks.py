@@ -18,9 +18,9 @@ from trvae_sc.checks import (
     TOTAL_COLUMN,
 )
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation._checks import check_counts, check_holdout
+from trvae_sc.evaluation._checks import LEAST_GENES, check_counts, check_holdout
 from trvae_sc.evaluation._genes import choose_genes
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
 from trvae_sc.expression import (
     Keys,
     dense,
@@ -106,8 +106,10 @@ def training_data(
     InputError
         The hold-outs cover every cell.
     """
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     hidden = np.zeros(adata.n_obs, dtype=bool)
-    for holdout in holdouts:
+    for holdout in as_holdouts(holdouts, adata, keys):
         hidden |= holdout.hidden(adata, keys)
     if hidden.all():
         raise InputError("The hold-outs cover every cell: nothing is left to train on.")
@@ -247,7 +249,7 @@ def prepare_task(
         source cells (2) or hidden cells (4, which the ceiling halves).
     """
     options: dict[str, Any] = {"n_top_genes": n_top_genes, "columns": columns}
-    return prepare_tasks(adata, [holdout], keys=keys, **options)[0]
+    return prepare_tasks(adata, as_holdouts([holdout], adata, keys), keys=keys, **options)[0]
 
 
 def prepare_tasks(

@@ -7,9 +7,10 @@ from typing import Any
 from anndata import AnnData
 
 from trvae_sc import checks
+from trvae_sc.arguments import check_known
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
-from trvae_sc.model import SavedModel, fields
+from trvae_sc.model import REGISTRATION, SavedModel, fields
 from trvae_sc.training import DataManager
 
 
@@ -52,7 +53,9 @@ class TranslatorRegistration(SavedModel):
         InputError
             As :meth:`trvae_sc.TRVAE.setup_anndata`, before anything is written.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
+        arguments = locals()
+        check_known(kwargs, cls.setup_anndata, REGISTRATION)
+        setup_method_args = cls._get_setup_method_args(**arguments)
         cls._register_fields(adata, setup_method_args, **kwargs)
 
     @classmethod

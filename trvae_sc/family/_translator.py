@@ -33,7 +33,7 @@ from trvae_sc.model import (
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import NOT_STARTED, Batches, Clock, TrainRunner, seed_of
+from trvae_sc.training import NOT_STARTED, Batches, Clock, TrainRunner, check_trainer, seed_of
 
 
 class Translator(TranslatorRegistration):
@@ -129,9 +129,10 @@ class Translator(TranslatorRegistration):
         FloatingPointError
             A loss became NaN or infinite.
         InputError
-            There is nothing to learn from.
+            There is nothing to learn from, or an argument is unknown.
         """
         check_default_type()
+        check_trainer(trainer_kwargs, Translator.train)
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
             if number is not None:
                 check_whole(name, number)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, UndefinedScoreError
 from trvae_sc.metrics import _arrays
 from trvae_sc.metrics._arrays import Cells, Vector
 
@@ -104,7 +104,9 @@ def effect_r2(real: Cells, predicted: Cells, control: Cells) -> float:
     arrays = _arrays.validated(real=real, predicted=predicted, control=control)
     m_real, m_predicted, m_control = (_arrays.mean(a) for a in arrays)
     if not _arrays.difference(m_control, m_real).any():
-        raise InputError("`real` and `control` have equal means; there is no change to explain")
+        raise UndefinedScoreError(
+            "`real` and `control` have equal means; there is no change to explain"
+        )
     return float(1.0 - ((m_predicted - m_real) ** 2).sum() / ((m_control - m_real) ** 2).sum())
 
 
@@ -165,7 +167,7 @@ def variance_ratio(real: Cells, predicted: Cells) -> float:
         _arrays.variance(a) for a in _arrays.validated(2, real=real, predicted=predicted)
     )
     if not (varies := v_real > 0).any():
-        raise InputError("No gene of `real` varies; there is no variance to compare with")
+        raise UndefinedScoreError("No gene of `real` varies; there is no variance to compare with")
     return float(np.median(v_predicted[varies] / v_real[varies]))
 
 

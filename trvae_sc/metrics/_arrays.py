@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, UndefinedScoreError
 
 Cells: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray
 Vector: TypeAlias = NDArray[np.float64]
@@ -118,7 +118,9 @@ def centred(values: Vector, *terms: Vector) -> Vector:
 def pearson(real: Vector, predicted: Vector) -> float:
     """Return the correlation of centred vectors, 0 if `predicted` is 0."""
     if not real.any():
-        raise InputError("What is compared of `real` is equal in all genes; nothing to correlate")
+        raise UndefinedScoreError(
+            "What is compared of `real` is equal in all genes; nothing to correlate"
+        )
     if not predicted.any():
         return 0.0
     norms = np.linalg.norm(real) * np.linalg.norm(predicted)

@@ -8,12 +8,13 @@ from trvae_sc.model._model import TRVAE
 from trvae_sc.model._predict import Request, check_weights, source_rows
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._record import combination_notes, combination_table
-from trvae_sc.model._registration import NOT_TRAINED, AnnDataModel
+from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, AnnDataModel
 from trvae_sc.model._saving import SavedModel
 
 __all__ = [
     "NOT_TRAINED",
     "PRESETS",
+    "REGISTRATION",
     "TRVAE",
     "AnnDataModel",
     "Request",

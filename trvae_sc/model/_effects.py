@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.model._by_replicate import check_by, of_replicates
@@ -33,11 +34,13 @@ def effects(
             f"Models with calibrate=False (preset '{trained.preset}') have no change of a label apart from "
             "its cells. Use predict, or the default preset."
         )
-    target, space = trained.conditions.level(target), trained.conditions
+    target, space = trained.level(target), trained.conditions
+    for remark in space.remarks(target)[1:]:
+        logger.warning(remark)
     if source is None:
         sources = [level for level in space.levels if level != target]
     else:
-        sources = [space.level(source)]
+        sources = [trained.level(source)]
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = chosen_labels(trained, labels)

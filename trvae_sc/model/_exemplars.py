@@ -59,7 +59,7 @@ class Exemplars:
         for each gene, with the mean m (count of a cell of the median total, or value), the variance
         :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
         (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with variance
-        :math:`(1 - w)\,\tau s^2`. Of counts v is that of the mean that is predicted and half a count in all cells
+        :math:`(1 - w)\,\max(\tau, 1)\,s^2`. Of counts v is that of the mean that is predicted and half a count in all cells
         (Jeffreys): where none is predicted, that a few cells show none, or one, says little. :math:`\tau`, from
         1/4 to 8, is how wrong this prediction is beside others (:meth:`scale`).
 

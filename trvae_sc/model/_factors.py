@@ -12,7 +12,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
 from trvae_sc.left_out import Missed, labels_left_out, replicates_left_out
-from trvae_sc.model._counts import shared_gain
+from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
@@ -20,6 +20,7 @@ from trvae_sc.module import expected_values
 from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
+_NO_CHANGE = 1e-6  # root mean square of changes up to which a label does not change
 _NEW_CELLS = 256  # of a label that training lacks, whose means are taken from the cells given
 
 
@@ -79,6 +80,8 @@ class Calibration:
         Condition to predict.
     exemplars
         Measured cells of labels under the target.
+    drawn
+        Whether codes of cells are drawn from their posterior: then levels are of what drawn codes decode to.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Calibration:
         groups: pd.DataFrame,
         target: Any,
         exemplars: dict[str, Exemplars] | None = None,
+        *,
+        drawn: bool = False,
     ) -> None:
         self.module = trained.module
         self.factors: list[Factors] = []
@@ -97,14 +102,15 @@ class Calibration:
         groups = groups.reset_index(drop=True)
         self.group = groups.groupby(["source", "label"], sort=True).ngroup().to_numpy()
         for name, of_source in groups.groupby("source", sort=True):  # one at a time in memory
-            sourced = Sourced(trained, trained.conditions.level(name), target, exemplars)
+            source = trained.conditions.level(name)
+            sourced = Sourced(trained, source, target, exemplars, drawn=drawn)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
         changes, is_count = [f.change for f in self.factors], self.module.is_count
         self.responding = np.stack([change.largest() for change in changes])
         ends = zip(changes, self.responding, strict=True)
-        sizes = [change.size(genes, is_count=is_count) for change, genes in ends]
-        self.size = np.maximum(sizes, np.finfo(float).tiny)
+        sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
+        self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
 
     def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
         """Return a batch on the level of its labels; `positions` are its rows' places.
@@ -133,8 +139,8 @@ class Calibration:
         .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
 
         over the 100 genes that change most in the label l, with the log fold change d (the difference, of
-        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of
-        networks that are not calibrated.
+        values) of the cell's expected values and of the label's means: 1 is like the label. NaN of labels
+        that do not change, and of networks that are not calibrated.
         """
         if not self.factors:
             return np.full(len(batch.observed), np.nan, dtype=np.float32)
@@ -155,8 +161,10 @@ class Sourced:
         source: Any,
         target: Any,
         exemplars: dict[str, Exemplars] | None = None,
+        *,
+        drawn: bool = False,
     ) -> None:
-        self.trained, self.of, self.target = trained, source, target
+        self.trained, self.of, self.target, self.drawn = trained, source, target, drawn
         self.exemplars = exemplars or {}
         self.profiles = trained.profiles()
         s = trained.conditions.code(source)
@@ -176,7 +184,7 @@ class Sourced:
             return
         is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
-        if not self.weight:
+        if not self.weight or trained.conditions.is_outside(target):
             return
         if is_measured:
             self.missed = labels_left_out(self.ridge)
@@ -212,7 +220,8 @@ class Sourced:
         if found is None:
             raise InputError(
                 f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
-                "and the source, of which there are fewer than three: exemplars cannot be weighted."
+                "and the source, of which there are fewer than three, and not known of a number outside of what "
+                "was measured: exemplars cannot be weighted."
             )
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self.units() * self._relative(own, code)) * own_share
@@ -244,17 +253,21 @@ class Sourced:
         code = trained.labels.index(label) if label in trained.labels else None
         means = None
         if code is not None and self.profiles.n_cells[code, self.code] > 0:
-            means = _means_of_training(trained, code, self.code, self.target)
+            means = decoded = _means_of_training(trained, code, self.code, self.target)
+            if self.drawn:
+                decoded = _means_of_training(trained, code, self.code, self.target, drawn=True)
         is_known = means is not None
         if is_known:
             own = self.profiles.mean[code, self.code].astype(np.float64)
             observed = mean_of(module, own)
         else:
             code = None
-            observed, *means = _means_of_cells(trained, adata, rows, self.target)
+            observed, *means = decoded = _means_of_cells(trained, adata, rows, self.target)
+            if self.drawn:
+                decoded = _means_of_cells(trained, adata, rows, self.target, drawn=True)
+            decoded = decoded[1:]
             own = level_of(module, observed)
-        start, decoded = (level_of(module, mean) for mean in means)
-        change = decoded - start
+        change = level_of(module, means[1]) - level_of(module, means[0])
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
             of_network = self.of_network * (1.0 - self.ridge.measured(code))
@@ -266,9 +279,11 @@ class Sourced:
         expected = mean_of(module, end)
         if module.is_count:
             tiny = np.finfo(np.float32).tiny
-            of = [o / np.maximum(m, tiny) for o, m in zip((observed, expected), means, strict=True)]
+            of = [
+                o / np.maximum(m, tiny) for o, m in zip((observed, expected), decoded, strict=True)
+            ]
         else:
-            of = [o - m for o, m in zip((observed, expected), means, strict=True)]
+            of = [o - m for o, m in zip((observed, expected), decoded, strict=True)]
         relative = self._relative(own, code) * np.sqrt(left)
         missed = self.missed
         if self.replicates is not None and code is not None and self._is_known(code):
@@ -282,10 +297,10 @@ class Sourced:
 
 
 def _means_of_training(
-    trained: Trained, label: int, source: int, target: Any
+    trained: Trained, label: int, source: int, target: Any, *, drawn: bool = False
 ) -> list[np.ndarray] | None:
     """Return means over a label's training cells, decoded under source and target; None without cells."""
-    kept = trained.codes_of(label, source)
+    kept = trained.codes_of(label, source, drawn=drawn)
     if kept is None:
         return None
     decoded = (expected_values(trained.module, *kept, f) for f in (None, trained.features(target)))
@@ -293,14 +308,15 @@ def _means_of_training(
 
 
 def _means_of_cells(
-    trained: Trained, adata: AnnData, rows: np.ndarray, target: Any
+    trained: Trained, adata: AnnData, rows: np.ndarray, target: Any, *, drawn: bool = False
 ) -> list[np.ndarray]:
     """Return means over cells: of observed shares, and of those decoded under source and target."""
     if len(rows) > _NEW_CELLS:  # the same ones in whatever order they come
         by_name = rows[np.argsort(adata.obs_names[rows].to_numpy(), kind="stable")]
         rows = evenly_spaced(by_name, _NEW_CELLS)
     sums: Any = 0.0
-    for batch in decoded_batches(trained, adata, rows, trained.features(target)):
+    draws = Draws(trained.seed) if drawn else None
+    for batch in decoded_batches(trained, adata, rows, trained.features(target), draws=draws):
         parts = batch.shares(), batch.source, batch.target
         sums = sums + np.stack([part.sum(0, dtype=np.float64) for part in parts])
     return list(sums / len(rows))

@@ -19,8 +19,9 @@ from trvae_sc.condition_features import (
     lacking,
     table_of,
 )
+from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
-from trvae_sc.conditions import PARTS, ConditionSpace
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, listing
 from trvae_sc.model._trained import Trained

@@ -22,8 +22,8 @@ from scvi.data.fields import (
 )
 
 from trvae_sc.checks import SEPARATOR
+from trvae_sc.condition_parts import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.condition_sets import extended_sets, new_sets
-from trvae_sc.conditions import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY

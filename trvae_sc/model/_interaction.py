@@ -21,11 +21,12 @@ def interaction(trained: Trained, factors: Factors, target: Any) -> dict[str, An
 
     with the measured change :math:`d_{AB}` where training has it (its interval holds the sampling error of all
     four means), else the predicted one (the interval is that of the prediction, and the sampling error of the
-    sum). Nothing where the target is no set, or where a part was not measured alone in the label.
+    sum). Nothing where the target is no set, where the source has parts itself, or where a part was not measured
+    alone in the label.
     """
     space = trained.conditions
     names = space.singles(target) if isinstance(space, ConditionSets) else None
-    if names is None or not trained.spread.size:
+    if names is None or space.values(factors.source) or not trained.spread.size:
         return {}
     label, source = trained.labels.index(factors.label), space.code(factors.source)
     codes = [space.code(name) for name in names]

@@ -15,6 +15,7 @@ import torch
 from anndata import AnnData
 
 from trvae_sc import checks, hints
+from trvae_sc.arguments import check_known
 from trvae_sc.condition_sets import check_sets
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
@@ -25,9 +26,10 @@ from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
-from trvae_sc.model._registration import NOT_TRAINED
+from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION
 from trvae_sc.module import Likelihood, TRVAEModule
 from trvae_sc.replicates import check_replicates
+from trvae_sc.roles import as_keys
 from trvae_sc.training import (
     NOT_STARTED,
     DataLoader,
@@ -262,14 +264,16 @@ class TRVAE(PredictingModel):
         Raises
         ------
         InputError
-            Before anything is written: missing columns, missing values, one condition only, columns
-            named as those of predictions, names that are not unique, fewer than two cells, a view.
+            Before anything is written: missing columns, missing values, a condition or label that is also
+            something else, one condition only, columns named as those of predictions, names that are not
+            unique, fewer than two cells, a view, unknown arguments.
         """
         if isinstance(condition_key, tuple):
             condition_key = list(condition_key)
-        categorical_covariate_keys = checks.as_keys(categorical_covariate_keys)
-        continuous_covariate_keys = checks.as_keys(continuous_covariate_keys)
+        categorical_covariate_keys = as_keys(categorical_covariate_keys)
+        continuous_covariate_keys = as_keys(continuous_covariate_keys)
         arguments = locals()
+        check_known(kwargs, cls.setup_anndata, REGISTRATION)
         keys = {
             "labels_key": labels_key,
             "layer": layer,
@@ -279,18 +283,17 @@ class TRVAE(PredictingModel):
             "continuous_covariate_keys": continuous_covariate_keys,
         }
         if kwargs.get("source_registry") is None:
-            checks.check_columns(adata, condition_key, **keys)
+            checks.check_columns(adata, condition_key, **keys, replicate_key=replicate_key)
             if condition_separator is not None:
                 check_sets(adata.obs, condition_key, condition_separator)
             if replicate_key is not None:
-                checks.check_obs(adata, [replicate_key])
                 check_replicates(adata.obs, replicate_key, condition_key, labels_key)
             features = checked_table(adata, condition_key, condition_separator, condition_features)
             if features is not None:  # the registry has the table; a name says that there is one
                 arguments["condition_features"] = "condition_features"
-            else:
-                hints.say_numeric(adata, condition_key)
-            hints.say_unlabeled(adata, labels_key)
+            nuisances = [batch_key, *(categorical_covariate_keys or ())]
+            described = features is not None
+            hints.say_setup(adata, condition_key, labels_key, nuisances, described=described)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
             features = None
@@ -369,10 +372,7 @@ class TRVAE(PredictingModel):
             reference = cls.load(reference, adata=False)
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
         args = reference.registry_["setup_args"]
-        if args["labels_key"] is not None and args["labels_key"] not in adata.obs:
-            raise InputError(
-                f"No column '{args['labels_key']}' in adata.obs; there are {list(adata.obs.columns)}."
-            )
+        checks.check_obs(adata, [args["labels_key"]])
         if adata.is_view or not adata.var_names.equals(pd.Index(reference.get_var_names())):
             adata = reference._aligned(adata)
         registry = with_rows(reference.registry_, adata, condition_features)

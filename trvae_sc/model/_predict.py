@@ -27,7 +27,7 @@ from trvae_sc.files import (
     write_folder,
 )
 from trvae_sc.identity import among, marks_of
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import as_text, level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import (
     decoded_batches,
@@ -75,7 +75,7 @@ def check_request(trained: Trained, request: Request, adata: AnnData | None) -> 
             check_whole(name, getattr(request, name))
     output = _check_output(trained, request.output)
     check_weights(trained.module)
-    return request._replace(output=output, target=trained.conditions.level(request.target))
+    return request._replace(output=output, target=trained.level(request.target))
 
 
 def predict_cells(
@@ -127,7 +127,13 @@ class _Prediction:
         self.groups = trained.groups(original.obs.iloc[rows])
         self.shifts = latent_shifts(trained, self.groups["source"].unique(), request.target)
         self.calibration = Calibration(
-            trained, registered, rows, self.groups, request.target, request.exemplars
+            trained,
+            registered,
+            rows,
+            self.groups,
+            request.target,
+            request.exemplars,
+            drawn=request.n_samples > 1,
         )
         self.n_rows = n = len(rows) * request.n_samples
         self.latent, self.response = Rows(n), Rows(n)
@@ -299,7 +305,7 @@ def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
     if source is None:
         keep = (condition != level_name(target)).to_numpy()
     else:
-        source = known.conditions.level(source)
+        source = known.level(source)
         if source == target:
             raise InputError(f"Source and target are both {target!r}: there is nothing to predict.")
         keep = (condition == level_name(source)).to_numpy()
@@ -336,7 +342,9 @@ def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray
     return names.isin([level_name(label) for label in chosen]).to_numpy()
 
 
-def missing_combinations(trained: Trained, source: Any) -> list[tuple[str, Any, Any]]:
+def missing_combinations(
+    trained: Trained, source: Any, target: Any = None, labels: Any = None
+) -> list[tuple[str, Any, Any]]:
     """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`.
 
     Raises
@@ -346,17 +354,28 @@ def missing_combinations(trained: Trained, source: Any) -> list[tuple[str, Any, 
     """
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
-    n_cells, levels = trained.n_cells, trained.conditions.levels
-    missing = np.argwhere(n_cells == 0)
-    if not len(missing):
-        raise InputError("The training data has every combination of label and condition.")
-    given = None if source is None else trained.conditions.level(source)
+    names, n_cells, levels = list(trained.labels), trained.n_cells, trained.conditions.levels
+    given = None if source is None else trained.level(source)
+    targets = levels if target is None else [trained.level(target)]
+    if labels is not None:
+        chosen = given_labels(trained.labels_key, labels)
+        names = [match_level(label, names, of="label") for label in chosen]
+    missing = [
+        (label, to)
+        for label in names
+        for to in targets
+        if to not in levels or not n_cells[trained.labels.index(label), levels.index(to)]
+    ]
+    if not missing:
+        under = "" if target is None else f" that was asked for, {names} under {targets[0]!r}"
+        raise InputError(f"The training data has every combination of label and condition{under}.")
     found = []
-    for label, target in missing:
-        start = levels[n_cells[label].argmax()] if given is None else given
+    for label, to in missing:
+        own = n_cells[trained.labels.index(label)]
+        start = levels[own.argmax()] if given is None else given
         code = trained.conditions.code(start)
-        if code is not None and n_cells[label, code] > 0:
-            found.append((trained.labels[label], start, levels[target]))
+        if code is not None and own[code] > 0:
+            found.append((label, start, to))
     if not found:
         raise InputError(f"No label that lacks a condition has cells under {given!r}.")
     return found

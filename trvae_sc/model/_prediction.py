@@ -57,7 +57,8 @@ class PredictingModel(TrainableModel):
 
         Each cell is encoded and decoded under both conditions; what is decoded is put on the level that
         training observed in the cell's label, and the label's change is the mean of what the network says
-        and what the other labels' changes say. A prediction depends on the cell and the model alone.
+        and what the other labels' changes say. A prediction depends on the cell and the model alone, but
+        for what is drawn: counts and samples depend on which cells are drawn together, and in which order.
 
         Parameters
         ----------
@@ -114,7 +115,7 @@ class PredictingModel(TrainableModel):
         columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``);
         ``response``: how far the cell moves, the root mean square of its predicted log fold changes of
         the 100 genes that change most in its label, divided by that of the label's mean change (1: like
-        the label; NaN of networks that are not calibrated).
+        the label; NaN of labels that do not change, and of networks that are not calibrated).
         ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
         ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
         ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
@@ -180,13 +181,19 @@ class PredictingModel(TrainableModel):
         found = exemplars_of(trained, exemplars, names, request.target)
         return request._replace(exemplars=found)
 
-    def predict_missing(self, *, source: Any = None, **kwargs: Any) -> AnnData:
+    def predict_missing(
+        self, *, target: Any = None, source: Any = None, labels: Any = None, **kwargs: Any
+    ) -> AnnData:
         """Predict every label x condition combination that the training data lack.
 
         Parameters
         ----------
+        target
+            Condition, to predict the labels that lack it; every one if None.
         source
             Condition to predict from. If None, for each label the condition with most of its cells.
+        labels
+            Label or labels, to predict what they lack; all if None.
         **kwargs
             Passed to :meth:`predict`.
 
@@ -198,14 +205,14 @@ class PredictingModel(TrainableModel):
         Raises
         ------
         InputError
-            No labels were registered, or nothing is missing.
+            No labels were registered, nothing is missing, or target, source or a label is unknown.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         if kwargs.get("out") is not None:
             raise InputError(
                 "predict_missing has no out=: predict each combination to a file of its own."
             )
-        missing = missing_combinations(self.trained, source)
+        missing = missing_combinations(self.trained, source, target, labels)
         return joined(
             [self.predict(target=t, source=s, labels=label, **kwargs) for label, s, t in missing]
         )
@@ -256,7 +263,7 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
-        request = Request(trained.conditions.level(target))
+        request = Request(trained.level(target))
         shown = self._with_exemplars(trained, request, exemplars).exemplars
         chosen = {"target": target, "source": source, "labels": labels}
         chosen |= {"exemplars": shown, "by": by}

@@ -9,12 +9,14 @@ import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 
 from trvae_sc.checks import without_codes
 from trvae_sc.levels import level_name
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._features import remarks as feature_remarks
 from trvae_sc.model._trained import Known, Trained
+from trvae_sc.module import CONDITION_KEY
 from trvae_sc.notes import versions
 
 #: What is to be said of a new condition of a model without labels whose weights are frozen.
@@ -42,6 +44,11 @@ def provenance(
     has_labels = trained.labels_key is not None
     notes = combination_notes(combinations, measured=not remarks, labelled=has_labels)
     notes += remarks + feature_remarks(trained, combinations["source"].unique(), target)
+    if is_confounded(trained.codes):
+        notes.append(
+            "Every batch that training saw has cells of one condition only, so that what a batch changes and "
+            "what the condition changes cannot be told apart."
+        )
     if done["interrupted"]:
         notes.append(
             f"Training was interrupted after {done['epochs']} of {done['planned']} epochs: the model is "
@@ -85,6 +92,14 @@ def provenance(
         "notes": np.array(notes, dtype=object),
         "versions": versions(),
     }
+
+
+def is_confounded(codes: dict[str, np.ndarray]) -> bool:
+    """Return whether each batch has one condition only, as far as the cells that are kept show."""
+    if REGISTRY_KEYS.BATCH_KEY not in codes:
+        return False
+    pairs = np.unique(np.hstack([codes[REGISTRY_KEYS.BATCH_KEY], codes[CONDITION_KEY]]), axis=0)
+    return len(np.unique(pairs[:, 0])) == len(pairs) > 1
 
 
 def scale_name(is_count: bool, output: str) -> str:

@@ -15,8 +15,9 @@ from scvi.model.base import BaseModelClass
 
 from trvae_sc import checks
 from trvae_sc.alignment import align
+from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import space_of
-from trvae_sc.conditions import PARTS, ConditionSpace
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError, NotTrainedError
 from trvae_sc.expression import Keys
 from trvae_sc.levels import level_name
@@ -26,6 +27,8 @@ from trvae_sc.show import as_html, as_text, some
 from trvae_sc.training import DataManager
 
 _NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
+#: Arguments that ``setup_anndata`` passes to scvi-tools' registration.
+REGISTRATION = ("source_registry", "extend_categories")
 NOT_TRAINED = "The model is not trained: call train() first."
 
 
@@ -297,6 +300,11 @@ class AnnDataModel(BaseModelClass):
             raise InputError(
                 f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
                 "in a column of their own, and name it with condition_key=."
+            )
+        if args.get("condition_separator"):
+            checks.logger.warning(
+                "Hold-outs, select and benchmark take conditions as wholes: methods that are compared know nothing of "
+                "parts (condition_separator). Score predictions of unmeasured sets with trvae_sc.compare."
             )
         description = self.condition_space.description
         return Keys(

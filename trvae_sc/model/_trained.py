@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_list, as_text, match_level
+from trvae_sc.levels import as_list, as_text, level_name, match_level
 from trvae_sc.module import CONDITION_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates
 from trvae_sc.shift import Profiles
@@ -23,6 +23,7 @@ from trvae_sc.shift import Profiles
 Tensors = dict[str, Tensor]
 _MOST_CODES = (50, 256)  # codes kept of each label and condition: least and most ...
 _ALL_CODES = 20_000  # ... and of all together
+_DRAWS = 4  # from the posterior of each, where predictions draw from that of each cell
 #: What of a minibatch is kept beside a code: its group, and what it is decoded with.
 _KEPT = (
     *(REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY, REGISTRY_KEYS.BATCH_KEY),
@@ -51,6 +52,16 @@ class Known:
     labels_key: str | None
     n_cells: np.ndarray
 
+    def level(self, condition: Any) -> Any:
+        """Return a condition as it is known; of one column it may be in a list or dictionary, too."""
+        key = self.conditions.key
+        if isinstance(key, str):
+            if isinstance(condition, Mapping) and list(condition) == [key]:
+                condition = condition[key]
+            if isinstance(condition, list | tuple) and len(condition) == 1:
+                condition = condition[0]
+        return self.conditions.level(condition)
+
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; ``"all"`` without labels."""
         if self.labels_key in obs:
@@ -64,13 +75,21 @@ class Known:
 
 
 def given_labels(labels_key: str | None, labels: Any) -> list[Any]:
-    """Return a label or labels that a caller chose as a list; raise where there are no labels."""
+    """Return the label or labels that a caller chose, each once; raise where there are no labels."""
     if labels_key is None:
         raise InputError("The model was set up without labels_key, so labels cannot be chosen.")
-    given = as_list(labels)
-    if not given:
+    found: dict[str, Any] = {}
+    for label in as_list(labels):
+        found.setdefault(level_name(label), label)
+    are_bools = all(isinstance(label, bool | np.bool_) for label in found.values())
+    if len(as_list(labels)) > len(found) and are_bools:
+        raise InputError(
+            f"labels is a mask of {len(labels)} booleans; give names of labels. To choose cells, pass it to "
+            "TRVAE.predict as indices=."
+        )
+    if not found:
         raise InputError("labels is empty: name one or several, or None for all.")
-    return given
+    return list(found.values())
 
 
 def chosen_labels(known: Known, labels: Any) -> list[str]:
@@ -152,8 +171,13 @@ class Trained(Known):
         """Return the spread of a condition; of a new one the mean of all."""
         return self.spread.mean(0) if condition is None else self.spread[condition]
 
-    def codes_of(self, label: int, condition: int | None) -> tuple[Tensors, Tensor] | None:
-        """Return the codes kept of a label and condition: what they are decoded with, and z."""
+    def codes_of(
+        self, label: int, condition: int | None, *, drawn: bool = False
+    ) -> tuple[Tensors, Tensor] | None:
+        """Return the codes kept of a label and condition: what they are decoded with, and z.
+
+        z is the posterior mean; `drawn`, four draws from the posterior of each, the same every time.
+        """
         if not self.codes:
             return None
         at = (self.codes[REGISTRY_KEYS.LABELS_KEY] == label).ravel()
@@ -162,7 +186,13 @@ class Trained(Known):
             return None
         device = self.module.kappa.device
         tensors = {k: torch.as_tensor(v[at], device=device) for k, v in self.codes.items()}
-        return tensors, tensors.pop("z")
+        scale = tensors.pop("z_scale", None)  # of models that were saved before: none
+        if not drawn or scale is None:
+            return tensors, tensors.pop("z")
+        tensors = {k: v.repeat(_DRAWS, 1) for k, v in tensors.items()}
+        noise = np.random.default_rng(self.seed).standard_normal(tensors["z"].shape, np.float32)
+        noise = torch.as_tensor(noise, device=device) * scale.repeat(_DRAWS, 1)
+        return tensors, tensors.pop("z") + noise
 
 
 def in_own_units(module: TRVAEModule, kept: np.ndarray) -> np.ndarray:
@@ -209,10 +239,12 @@ def kept_codes(
     parts: list[dict[str, np.ndarray]] = []
     for tensors in trained.batches(adata, rows[chosen]) if len(chosen) else ():
         kept = {k: v.cpu().numpy() for k, v in tensors.items() if k in _KEPT}
-        parts.append({**kept, "z": trained.module.encode(tensors).loc.cpu().numpy()})
+        qz = trained.module.encode(tensors)
+        parts.append({**kept, "z": qz.loc.cpu().numpy(), "z_scale": qz.scale.cpu().numpy()})
     found = {k: np.concatenate([part[k] for part in parts]) for k in (parts[0] if parts else ())}
     before = trained.codes if since else {}
     if not before or not found:
         return found or before
     old = before[CONDITION_KEY].ravel() < since
-    return {k: np.concatenate([before[k][old], v]) for k, v in found.items()}
+    both = before.keys() & found.keys()  # models that were saved before have no z_scale
+    return {k: np.concatenate([before[k][old], v]) for k, v in found.items() if k in both}

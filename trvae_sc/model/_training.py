@@ -28,7 +28,7 @@ from trvae_sc.model._replicates import replicate_means, replicates_of
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import BestWeights, Clock, EpochCheckpoint
+from trvae_sc.training import BestWeights, Clock, EpochCheckpoint, check_trainer
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
@@ -108,9 +108,10 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             A file changed or cannot be read, memory did not suffice, a worker process died. The model
             is usable as after Ctrl-C, once a step was made.
         InputError
-            `checkpoint_dir` holds another run.
+            `checkpoint_dir` holds another run, or an argument is unknown.
         """
         check_default_type()
+        check_trainer(kwargs, self.train, UnsupervisedTrainingMixin.train)
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
             if number is not None:
                 check_whole(name, number)

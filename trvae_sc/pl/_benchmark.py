@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation import Results
+from trvae_sc.evaluation import Holdout, Results
+from trvae_sc.evaluation._holdouts import named_pair
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, arrows, axes_of, method_colors, plain, within
+from trvae_sc.pl._style import COLORS, arrows, axes_of, check_columns, method_colors, plain, within
 
 if TYPE_CHECKING:
     from trvae_sc.model import TRVAE
@@ -29,7 +31,7 @@ def design(
     condition_key: str | None = None,
     labels_key: str | None = None,
     *,
-    hidden: Iterable[Any] = (),
+    hidden: Holdout | str | Iterable[Any] = (),
     ax: Axes | None = None,
     show: bool | None = None,
     save: Save = None,
@@ -44,8 +46,8 @@ def design(
     condition_key, labels_key
         Columns of ``obs``, for cells.
     hidden
-        Pairs (label, condition) that are hidden from training, or hold-outs
-        (:func:`trvae_sc.evaluation.holdouts`); a condition that one hides in all labels is framed as a whole.
+        Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
+        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is framed as a whole.
     ax
         Axes to draw on.
     show, save
@@ -58,7 +60,8 @@ def design(
     Raises
     ------
     InputError
-        Cells without keys, values that are no numbers of cells, or more than can be read.
+        Cells without keys, values that are no numbers of cells, or more than can be read. A pair or text
+        that names none of the combinations.
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
@@ -99,13 +102,19 @@ def _frame(ax: Axes, corner: tuple[float, float], height: float) -> None:
     ax.add_patch(box)
 
 
-def _hidden(hidden: Iterable[Any], cells: pd.DataFrame) -> tuple[set[tuple[str, str]], set[str]]:
+def _hidden(
+    hidden: Holdout | str | Iterable[Any], cells: pd.DataFrame
+) -> tuple[set[tuple[str, str]], set[str]]:
     """Return the combinations that are hidden, and the conditions that are as a whole."""
     marked, whole = set(), set()
     present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
-    for one in hidden:
-        pair = (one.name, one.target) if hasattr(one, "also") else one
-        label, condition = map(str, pair)
+    labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
+    pairs = set(itertools.product(labels, conditions))
+    for one in [hidden] if isinstance(hidden, Holdout | str) else hidden:
+        if isinstance(one, Holdout):
+            label, condition = one.name, str(one.target)
+        else:
+            label, condition = named_pair(one, pairs, labels, conditions)
         marked |= {(label, condition), *((o.name, str(o.target)) for o in getattr(one, "also", ()))}
         together = {
             label,
@@ -172,8 +181,20 @@ def training(
     Returns
     -------
     The Axes.
+
+    Raises
+    ------
+    InputError
+        The model is not trained, or it is no history of its terms.
     """
     history = getattr(history, "history", history)
+    if not isinstance(history, Mapping) or not any(
+        f"{t}_weighted_train" in history for t in _TERMS
+    ):
+        raise InputError(
+            "There is no history of the terms of a loss. Give a TRVAE that was trained, model.train(), or its "
+            "history."
+        )
     ax = axes_of(ax, 4.6, 3.2)
     for term, color in _TERMS.items():
         for part, style in (("train", "-"), ("validation", ":")):
@@ -193,6 +214,7 @@ def training(
     return finish(ax, "training", show=show, save=save)
 
 
+_SCORES = ("method", "output", "metric", "genes", "label", "target", "value")
 _NO_METHODS = ("ceiling", "replicate half")
 _MARKERS = {"counts": "o", "delta": "D", "mean": "s", "sample": "^"}
 
@@ -226,9 +248,10 @@ def benchmark(
     Raises
     ------
     InputError
-        The table has no such score.
+        It is no table of scores, or has no such score.
     """
     table = table.table if isinstance(table, Results) else table
+    check_columns(table, _SCORES, of="results of trvae_sc.evaluation.benchmark, or their table")
     part = table[(table["metric"] == metric) & (table["genes"] == genes)]
     if part.empty:
         known = sorted(set(zip(table["metric"], table["genes"], strict=True)))

@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc import metrics
+from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Comparison
 from trvae_sc.pl._finish import Save, finish
@@ -78,6 +79,8 @@ def effect(
     >>> predicted = model.predict(target="stimulated", labels="NK")
     >>> ax = trvae_sc.pl.effect(predicted, adata)
     """
+    check_whole("n_top", n_top)
+    check_whole("n_labels", n_labels, 0)
     genes, name = gene_table(predicted, truth, control, label)
     check_columns(genes, _CHANGES, of="predicted and measured cells, or evaluation.gene_table")
     ax = axes_of(ax, 4.4, 4.6)
@@ -154,6 +157,7 @@ def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
     InputError
         Means are missing.
     """
+    check_whole("n_top", n_top)
     check_columns(genes, _MEANS, of="the output of evaluation.gene_table")
     rows = {}
     for name, part in (("all", genes), ("top", genes.iloc[:n_top])):
@@ -208,6 +212,8 @@ def mean_correlation(
     InputError
         Means are missing, or as in :func:`effect`.
     """
+    check_whole("n_top", n_top)
+    check_whole("n_labels", n_labels, 0)
     genes, name = gene_table(predicted, truth, control, label)
     scores = mean_table(genes, n_top=n_top)
     ax = axes_of(ax, 4.4, 4.9)
@@ -248,7 +254,7 @@ def _mean_title(scores: pd.DataFrame) -> str:
 def effect_table(
     tables: Mapping[str, pd.DataFrame],
     *,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     n_genes: int = 20,
 ) -> pd.DataFrame:
     """Return real and predicted changes of some genes in several labels, side by side.
@@ -258,7 +264,7 @@ def effect_table(
     tables
         Output of :func:`trvae_sc.evaluation.gene_table` by label. Its genes may differ.
     var_names
-        Genes to take, in this order. If None, the `n_genes` of largest absolute real change in any
+        Gene or genes to take, in this order. If None, the `n_genes` of largest absolute real change in any
         label, of those that all labels have, sorted by real change (mean over labels), rising first.
     n_genes
         Number of genes taken without `var_names`.
@@ -271,9 +277,15 @@ def effect_table(
     Raises
     ------
     InputError
-        Changes are missing from a table, or genes from some label.
+        Changes are missing from a table, or genes from some label. `n_genes` is below 1.
         No tables, no common genes, or a gene that is in a table twice.
     """
+    check_whole("n_genes", n_genes)
+    if not isinstance(tables, Mapping):
+        raise InputError(
+            f"Changes are drawn beside real ones, and this is a {type(tables).__name__}. Give predicted and "
+            "measured cells, what trvae_sc.compare returned, or tables of evaluation.gene_table by label."
+        )
     if not tables:
         raise InputError("There are no labels to draw. Give tables by label, at least one.")
     for label, table in tables.items():
@@ -282,7 +294,14 @@ def effect_table(
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()].unique()[:3].tolist()
             raise InputError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
-    chosen = _largest(tables, n_genes) if var_names is None else list(var_names)
+    if var_names is None:
+        chosen = _largest(tables, n_genes)
+    else:
+        chosen = [var_names] if isinstance(var_names, str) else list(dict.fromkeys(var_names))
+    if not chosen:
+        raise InputError(
+            "var_names is empty: name a gene or several, or None for those that change."
+        )
     for label, table in tables.items():
         missing = [gene for gene in chosen if gene not in table.index]
         if missing:
@@ -311,7 +330,7 @@ def effect_heatmap(
     truth: AnnData | None = None,
     control: AnnData | None = None,
     *,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     n_genes: int = 20,
     vmax: float | None = None,
     cmap: str = "RdBu_r",

@@ -46,6 +46,11 @@ def next_experiments(
     InputError
         Tables of something else.
     """
+    if not isinstance(cells, pd.DataFrame):
+        raise InputError(
+            f"The first argument is a {type(cells).__name__}; pl.next_experiments draws numbers of cells by label "
+            "and condition: pl.next_experiments(model.n_cells, trvae_sc.next_experiments(model))."
+        )
     cells = checked_cells(cells)
     check_columns(experiments, ("label", "condition", "lowers"), of="trvae_sc.next_experiments")
     labels = [level_name(label) for label in cells.index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,11 +11,14 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from pandas.api.types import is_numeric_dtype
 from sklearn.decomposition import PCA
 
+from trvae_sc.arguments import check_number, check_whole
+from trvae_sc.checks import check_type, is_number
 from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.expression import dense
-from trvae_sc.levels import levels
+from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import COLORS, plain
 
@@ -38,7 +41,7 @@ def embedding(
         model.get_latent_representation()`` (predicted cells have it), or the decoder layer that the
         MMD between conditions is taken on, ``adata.obsm["X_mmd"] = model.get_mmd_representation()``.
     color
-        Column or columns of ``obs``.
+        Column or columns of ``obs``, each once.
     basis
         Key of ``obsm``, with or without ``X_``.
     method
@@ -60,7 +63,9 @@ def embedding(
     MissingExtraError
         UMAP without scanpy.
     """
-    names = [color] if isinstance(color, str) else list(color)
+    check_type(adata)
+    check_whole("n_neighbors", n_neighbors, 2)
+    names = [color] if isinstance(color, str) else list(dict.fromkeys(color))
     missing = [name for name in names if name not in adata.obs]
     if missing:
         raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
@@ -95,13 +100,19 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
         raise MissingExtraError(
             "method='umap' needs scanpy: pip install scanpy, or take method='pca'."
         ) from error
+    if len(z) < _UMAP_CELLS:
+        raise InputError(
+            f"There are {len(z)} cells; UMAP needs {_UMAP_CELLS} or more. Take method='pca'."
+        )
     cells = AnnData(obsm={"X": z})
     sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=random_state)
     sc.tl.umap(cells, random_state=random_state)
     return cells.obsm["X_umap"]
 
 
+_UMAP_CELLS = 4  # its spectral start has more rows than columns
 _MARKERS = ("o", "^", "s", "D")
+_MISSING = "#DDDDDD"  # colour of cells of which it is not known
 _HUES = list(COLORS.values())
 
 
@@ -114,6 +125,8 @@ def latent(
     save: Save = None,
 ) -> list[Axes] | None:
     """Cells in two dimensions, in one panel per column, such as condition and label.
+
+    Columns of more than seven numbers, such as ``response``, are drawn on a colour scale, others in groups.
 
     Parameters
     ----------
@@ -129,23 +142,20 @@ def latent(
     Returns
     -------
     The Axes, one a column. Cells are drawn in random (the same) order, so that none is on top. From the eighth
-    group on colours come again, with another marker.
+    group on colours come again, with another marker. Cells without a number are grey.
 
     Raises
     ------
     InputError
-        No column to colour by, more than 28 groups, nothing to draw.
+        No table of coordinates and columns to colour by, more than 28 groups, nothing to draw.
     """
-    columns = list(cells.columns[2:])
-    if cells.empty or not columns:
-        raise InputError(
-            f"The table has {len(cells)} rows and columns {list(cells.columns)}. Give two coordinates "
-            "and at least one column to colour by: the output of pl.embedding."
-        )
+    columns = _columns(cells)
+    if size is not None:
+        check_number("size", size, 0.0)
     order = np.random.default_rng(0).permutation(len(cells))
     shuffled = cells.iloc[order]
-    groups = {name: _groups(cells[name]) for name in columns}
-    extra = sum(0.9 + 0.075 * max(len(group) for group in g) for g in groups.values())
+    groups = {name: [] if _on_scale(cells[name]) else _groups(cells[name]) for name in columns}
+    extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
     _, axes = plt.subplots(
         1,
         len(columns),
@@ -155,17 +165,48 @@ def latent(
     )
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
-        _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+        if groups[name]:
+            _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+        else:
+            _scatter_numbers(ax, shuffled, name, area)
+        ax.set_title(plain(name), fontsize=9)
+        ax.set_xlabel(cells.columns[0], fontsize=9)
+        ax.set_ylabel(cells.columns[1], fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
     return finish(list(axes.flat), "latent", show=show, save=save)
+
+
+def _columns(cells: pd.DataFrame) -> list[str]:
+    """Return the columns to colour by of a table with coordinates, or raise."""
+    if not isinstance(cells, pd.DataFrame):
+        raise InputError(
+            f"pl.latent draws a table, and got {type(cells).__name__}. Make one of cells: "
+            "pl.latent(pl.embedding(adata, 'cell_type'))."
+        )
+    columns = list(cells.columns[2:])
+    are_numbers = [is_numeric_dtype(dtype) for dtype in cells.dtypes[:2]]
+    if cells.empty or not columns or not all(are_numbers) or not cells.columns.is_unique:
+        raise InputError(
+            f"The table has {len(cells)} rows and columns {list(cells.columns)}. Give two coordinates "
+            "and at least one column to colour by, each once: the output of pl.embedding."
+        )
+    return columns
+
+
+def _on_scale(column: pd.Series) -> bool:
+    """Return whether a column has more numbers than there are colours."""
+    return is_number(column) and column.nunique() > len(_HUES)
 
 
 def _groups(column: pd.Series) -> list[str]:
     """Return the groups of a column that have cells, in order; ``"missing"`` last."""
     known = column.dropna()
     if isinstance(known.dtype, pd.CategoricalDtype):
-        ordered = [str(level) for level in known.cat.remove_unused_categories().cat.categories]
+        categories = known.cat.remove_unused_categories().cat.categories
+        ordered = codes_of(pd.Series(categories))[1]
     else:
-        ordered = list(dict.fromkeys(map(str, levels(known))))
+        ordered = list(dict.fromkeys(map(level_name, levels(known))))
     limit = len(_HUES) * len(_MARKERS)
     if len(ordered) > limit:
         raise InputError(
@@ -187,8 +228,9 @@ def _scatter_groups(
     rest = [g for g in groups if g != "missing"]
     colors = {g: palette.get(g, _HUES[i % len(_HUES)]) for i, g in enumerate(rest)}
     markers = {g: _MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
-    colors["missing"], markers["missing"] = "#DDDDDD", "o"
-    names = cells[name].astype(object).where(cells[name].notna(), "missing").map(str)
+    colors["missing"], markers["missing"] = _MISSING, "o"
+    codes, found = codes_of(cells[name])
+    names = pd.Series(np.array([*found, "missing"], dtype=object)[codes], index=cells.index)
     marker = names.map(markers)
     for shape in _MARKERS:
         part = (marker == shape).to_numpy()
@@ -206,8 +248,15 @@ def _scatter_groups(
     ax.legend(
         handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
     )
-    ax.set_title(plain(name), fontsize=9)
-    ax.set_xlabel(cells.columns[0], fontsize=9)
-    ax.set_ylabel(cells.columns[1], fontsize=9)
-    ax.set_xticks([])
-    ax.set_yticks([])
+
+
+def _scatter_numbers(ax: Axes, cells: pd.DataFrame, name: str, area: float) -> None:
+    """Draw cells in the colours of their numbers, with the scale."""
+    values = cells[name].to_numpy(dtype=float, na_value=np.nan)
+    known = np.isfinite(values)
+    x, y = cells.iloc[:, 0].to_numpy(), cells.iloc[:, 1].to_numpy()
+    style: Any = {"s": area, "lw": 0, "alpha": 0.8, "rasterized": True}
+    ax.scatter(x[~known], y[~known], c=_MISSING, **style)
+    points = ax.scatter(x[known], y[known], c=values[known], cmap="viridis", **style)
+    bar = ax.figure.colorbar(points, ax=ax, pad=0.02, aspect=30)
+    bar.ax.tick_params(labelsize=7)

@@ -24,8 +24,8 @@ def gene_tables(
     if isinstance(predicted, AnnData):
         if not isinstance(truth, AnnData):
             raise InputError(
-                "Predicted cells are drawn against measured ones: pass them too, as in "
-                "pl.effect(predicted, truth), where truth is best the whole adata."
+                "Predicted cells are drawn against measured ones: pass them too, as the second argument, "
+                "truth, which is best the whole adata."
             )
         return compare(predicted, truth, control, label=label).tables()
     tables = predicted.tables()

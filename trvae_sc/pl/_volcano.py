@@ -9,8 +9,10 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
+from trvae_sc.arguments import check_whole
+from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
-from trvae_sc.levels import level_name
+from trvae_sc.levels import level_name, listing
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     BOUNDS,
@@ -112,7 +114,8 @@ def volcano(
     --------
     >>> ax = trvae_sc.pl.volcano(model.effects(target="stimulated"), label="NK")
     """
-    effects = effects.var if isinstance(effects, AnnData) else effects
+    check_whole("n_labels", n_labels, 0)
+    effects = _var_of(effects) if isinstance(effects, AnnData) else effects
     if isinstance(effects, pd.DataFrame) and "pval" in effects:
         points, title = _of_effects(effects, label, max_qval)
         words, ylabel = (f"q > {max_qval:g}", f"q \u2264 {max_qval:g}, "), "\u2212log10 p"
@@ -142,6 +145,18 @@ def volcano(
     named = to_name(x[excludes], n_labels)
     name_points(ax, points.index[excludes][named], xy[named], avoid=xy)
     return finish(ax, "volcano", show=show, save=save)
+
+
+def _var_of(predicted: AnnData) -> pd.DataFrame:
+    """Return the genes of a prediction, or raise where they have no single change."""
+    combinations = predicted.uns.get(RECORD, {}).get("combinations")
+    if combinations is not None and "predicted_change" not in predicted.var:
+        groups = [f"{row.label} from {row.source}" for row in combinations.itertuples()]
+        raise InputError(
+            f"The prediction is of several groups, {listing(groups)}, and has no single change of a gene. Draw "
+            "one of the table of all: pl.volcano(model.effects(target=..., source=...), label=...)."
+        )
+    return predicted.var
 
 
 def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.DataFrame, str]:

@@ -11,7 +11,7 @@ from trvae_sc.training._data import (
 )
 from trvae_sc.training._manager import DataManager
 from trvae_sc.training._plan import TrainingPlan
-from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner
+from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner, check_trainer
 
 __all__ = [
     "NOT_STARTED",
@@ -24,6 +24,7 @@ __all__ = [
     "EpochCheckpoint",
     "TrainRunner",
     "TrainingPlan",
+    "check_trainer",
     "levelled_off",
     "row_numbers",
     "seed_of",

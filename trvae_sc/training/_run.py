@@ -12,7 +12,7 @@ import signal
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
+from scvi.train import Trainer as ScviTrainer
 from scvi.train import TrainRunner as ScviTrainRunner
 
+from trvae_sc.arguments import check_known, named
 from trvae_sc.errors import InputError
 from trvae_sc.files import as_path
 from trvae_sc.module import Peers
@@ -37,6 +39,15 @@ _DAMAGE = (
     *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
+
+
+def check_trainer(
+    given: Iterable[str], train: Callable[..., Any], *further: Callable[..., Any]
+) -> None:
+    """Raise on names that neither ``train`` nor what it passes them to takes: `further`, and the trainers."""
+    takers = (*further, ScviTrainer, lightning.Trainer)
+    names = [name for taker in takers for name in named(taker)]
+    check_known(given, train, [*names, "ckpt_path"], also=", and those of scvi.train.Trainer")
 
 
 class OneRead(TorchCheckpointIO):

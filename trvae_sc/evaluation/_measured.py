@@ -1,0 +1,111 @@
+"""Measured cells that predictions are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from trvae_sc.checks import (
+    TOTAL_COLUMN,
+    check_matrix,
+    check_obs,
+    check_type,
+    looks_like_counts,
+)
+from trvae_sc.condition_parts import joint_column
+from trvae_sc.errors import InputError
+from trvae_sc.expression import Keys, totals, values
+from trvae_sc.levels import as_text
+
+TOTAL = "_trvae_sc_total"  #: column with the totals over the genes that the prediction counts
+CONDITION = "_trvae_sc_condition"  #: column with the joint condition
+_COUNTS = 30  # whole numbers up to there may be levels of some other kind
+
+
+def labels_of(adata: AnnData, keys: Keys) -> pd.Series:
+    """Return the label of each cell as text; ``"all"`` without labels."""
+    if keys.labels_key is None:
+        return pd.Series("all", index=adata.obs_names)
+    return as_text(adata.obs[keys.labels_key])
+
+
+def conditions_of(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
+    """Return the condition of each cell as text; of several columns joined."""
+    if isinstance(condition_key, str):
+        return as_text(obs[condition_key])
+    return joint_column(obs, list(condition_key))[0].astype(object)
+
+
+def measured_cells(
+    adata: AnnData, predicted: AnnData, record: Mapping[str, Any], keys: Keys, name: str
+) -> AnnData:
+    """Return measured cells with the prediction's genes, and the condition and total of each in columns.
+
+    Cells without label or condition are left out.
+
+    Raises
+    ------
+    InputError
+        They lack what is needed, or are on another scale.
+    """
+    check_type(adata)
+    condition_key = record["keys"]["condition_key"]
+    parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
+    columns = [key for key in (*parts, keys.labels_key) if key in adata.obs]
+    known = adata.obs[columns].notna().all(axis=1).to_numpy()
+    adata = adata if known.all() else adata[known]
+    check_obs(adata, [*parts, keys.labels_key])
+    check_matrix(adata, keys.layer)
+    missing = predicted.var_names.difference(adata.var_names)
+    if len(missing):
+        raise InputError(
+            f"{name} lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
+            f"{missing[:3].tolist()}. Pass measured cells with all of them."
+        )
+    own = keys._replace(total_counts_key=None)
+    if keys.is_count:
+        if not looks_like_counts(values(adata, own), adata.n_obs):
+            where = "X" if keys.layer is None else f"layers['{keys.layer}']"
+            raise InputError(
+                f"{name}.{where} holds no counts (negative or fractional values), and the prediction was made "
+                f"from counts. If a layer has them: {name}.{where} = {name}.layers[...]."
+            )
+    elif looks_like_counts(values(adata, own), adata.n_obs, least=_COUNTS):
+        raise InputError(
+            f"{name} holds counts, and the prediction was made from other values. Pass the values that "
+            "the model was set up with, in the same layer."
+        )
+    genes = adata[:, predicted.var_names]
+    found = AnnData(
+        genes.X if keys.layer is None else genes.layers[keys.layer],
+        obs=pd.DataFrame(index=adata.obs_names.copy()),
+        var=pd.DataFrame(index=predicted.var_names.copy()),
+    )
+    if keys.layer is not None:
+        found.layers[keys.layer] = found.X
+    found.obs[CONDITION] = conditions_of(adata.obs, record["keys"]["condition_key"]).to_numpy()
+    if keys.labels_key is not None:
+        found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
+    if keys.is_count:
+        found.obs[TOTAL] = _totals(adata, found, keys, name)
+    return found
+
+
+def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:
+    """Return the totals of measured cells, over the genes that the prediction counts them over."""
+    key = keys.total_counts_key
+    if key is None:
+        return totals(found, keys)
+    if key in adata.obs:
+        check_obs(adata, [], [key])
+        return totals(adata, keys)
+    if key == TOTAL_COLUMN and adata.n_vars > found.n_vars:
+        return totals(adata, keys._replace(total_counts_key=None))
+    raise InputError(
+        f"The prediction counts totals over whole cells, and {name} has neither their column "
+        f"'{key}' in obs nor more genes to add up. Pass the cells with all genes, or with that column."
+    )
