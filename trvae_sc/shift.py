@@ -320,21 +320,20 @@ class Ridge:
     @cached_property
     def unit(self) -> np.ndarray:
         """Codes of what is left out with each group where whole conditions are, shape (n_groups,)."""
-        together = self.likeness.together
-        if together is None:
-            return self.condition
-        return np.unique(together, axis=0, return_inverse=True)[1][self.condition]
+        return np.unique(self._together, axis=0, return_inverse=True)[1][self.condition]
+
+    @property
+    def _together(self) -> np.ndarray:
+        """Which conditions are left out with each."""
+        found = self.likeness.together
+        return np.eye(len(self.likeness.codes), dtype=bool) if found is None else found
 
     def _left_out(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield groups that are left out together, and which of them that tells of."""
-        together = self.likeness.together
+        together = self._together
         for unit in np.unique(self.unit):
             told = self.unit == unit
-            out = (
-                told
-                if together is None
-                else together[self.condition[told.argmax()]][self.condition]
-            )
+            out = together[self.condition[told.argmax()], self.condition]
             yield np.flatnonzero(out), told[out]
 
     def measured_changes(self) -> np.ndarray:

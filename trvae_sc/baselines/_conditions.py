@@ -95,12 +95,12 @@ class Measured:
         return cls(method, space, space.levels[source], codes, changes, noise)
 
     def without(self, profiles: Profiles, source: int, label: int, code: int) -> Measured:
-        """Return the same without the change of a label to a condition that other labels have, too."""
+        """Return what is known of one label without its change to a condition, which other labels have, too."""
         n_cells, place = profiles.n_cells.copy(), self.codes == code
         n_cells[label, code] = 0.0
         others = replace(profiles, n_cells=n_cells)
-        changes, noise = self.changes.copy(), self.noise.copy()
-        changes[label, place], noise[place] = mean_changes(others, source, np.array([code]))
+        changes, noise = self.changes[[label]], self.noise.copy()
+        changes[0, place], noise[place] = mean_changes(others, source, np.array([code]))
         return replace(self, changes=changes, noise=noise)
 
     def to(self, target: Any, *, but: int | None = None) -> np.ndarray:
@@ -140,13 +140,13 @@ def _told_without(
         labels = np.flatnonzero(known[:, code]).tolist()
         for label in labels if len(labels) > 1 else ():
             without = measured.without(profiles, source, label, code)
-            yield label, code, without.to(target)[label], label
+            yield label, code, without.to(target)[0], label
         return
-    for other in measured.codes if len(measured.codes) > 1 else ():
+    for other in measured.codes.tolist() if len(measured.codes) > 1 else ():
         level = measured.space.levels[other]
         by_nearest = measured.method == "nearest_condition"
         if by_nearest and np.isnan(measured.space.described(level)).any():
             continue  # a control without features
         found = measured.to(level, but=other)
         for label in np.flatnonzero(known[:, other]).tolist():
-            yield label, int(other), found[label], int(other)
+            yield label, other, found[label], other
