@@ -219,9 +219,9 @@ class Sourced:
         )
         if found is None:
             raise InputError(
-                f"How far to trust the prediction of {self.target!r} is learned from labels measured under it "
-                "and the source, of which there are fewer than three, and not known of a number outside of what "
-                "was measured: exemplars cannot be weighted."
+                f"How far to trust the prediction of {self.target!r} is learned from labels measured under it and the "
+                "source (where it was not measured, from conditions), of which there are fewer than three, and not "
+                "known of a number outside of what was measured: exemplars cannot be weighted."
             )
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self.units() * self._relative(own, code)) * own_share
