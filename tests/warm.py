@@ -100,6 +100,7 @@ def run(call):
     import numpy as np
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from tqdm.std import TqdmDefaultWriteLock, tqdm
 
     np.random.seed(None)  # noqa: NPY002  # what an import finds anew
     torch.seed()
@@ -108,6 +109,10 @@ def run(call):
     os.environ.clear()
     os.environ.update(call["environment"])
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", "0"))
+    # a semaphore that all forks share: one that is killed while it holds it would stop the others
+    with contextlib.suppress(AttributeError):
+        del TqdmDefaultWriteLock.mp_lock
+    tqdm.set_lock(TqdmDefaultWriteLock())
     sys.executable = call["executable"]
     first, *rest = call["arguments"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
