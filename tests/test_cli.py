@@ -942,6 +942,7 @@ def test_a_typo_is_found_before_anything_is_read_or_imported(run, of):
         ("Pass overwrite=True or a smaller n_latent.", "Pass --force or a smaller n_latent."),
         ("does not see it: give labels_key=None.", "does not see it: leave out --labels-key."),
         ("Pass labels_key=None or", "Leave out --labels-key or"),
+        ("labels_key=['a', 'b'] names", "--labels-key ['a', 'b'] names"),
         ("one of them: give labels_key='T cell'.", "one of them: give --labels-key 'T cell'."),
     ],
 )

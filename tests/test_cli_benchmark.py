@@ -254,6 +254,8 @@ def test_report_of_results(run, results):
 
 def test_report_is_replaced_if_told_to(run, results):
     Path("report.html").write_text("mine")
+    code, _, err = run("report", results, "-o", "report.txt")
+    assert (code, err.count(".html")) == (2, 1)
     code, out, err = run("report", results, "-o", "report.html")
     assert (code, out) == (2, "")
     assert "report.html exists. Pass --force to replace it." in err

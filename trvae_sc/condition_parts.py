@@ -14,7 +14,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, level_name, levels, match_level
 
 PARTS = "parts"  #: entry of the state registry
-UNKNOWN = " A condition that is new to the table needs its features: predict(..., features=row)."
+UNKNOWN = " A condition that is new to the table needs its features (predict(features=), on the command line --condition-features)."
 
 
 def joint_column(

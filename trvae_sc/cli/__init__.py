@@ -136,7 +136,7 @@ def in_words_of_options(message: str, args: argparse.Namespace) -> str:
             value = shlex.quote(value[1:-1])
         return f"{lead}{written}{' ' if value else ''}{value}"
 
-    value = r"=('[^']*'|\"[^\"]*\"|\w+(\.\w+)*)?"
+    value = r"=('[^']*'|\"[^\"]*\"|\[[^\]]*\]|\w+(\.\w+)*)?"
     name = r"(?<![\w'\"\-./])(?P<name>[a-z][a-z_]*)"
     lead = r"(?P<lead>\b(?:[Gg]ive|[Pp]ass) )?"
     return re.sub(rf"{lead}{name}(?P<value>{value})?(?![\w'\"]|\.\w)", option, message)

@@ -260,7 +260,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
     write_text(args.out / "table.csv", results.table.to_csv(index=False))
     write_text(args.out / "summary.json", json.dumps(results.to_json(), indent=1))
     say(results)
-    say(f"\nWrote the results to {args.out}/; next: trvae-sc report {args.out} -o report.html")
+    folder = shlex.quote(str(args.out))
+    say(f"\nWrote the results to {args.out}/; next: trvae-sc report {folder} -o report.html")
     answer(args, {"out": str(args.out), **results.to_json()})
 
 

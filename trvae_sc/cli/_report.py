@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trvae_sc.cli._shared import check_output, quiet
 from trvae_sc.cli._tell import answer, say
+from trvae_sc.errors import InputError
 from trvae_sc.files import read
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def _next_experiments(folder: Path) -> DataFrame | None:
 
 def run_report(args: argparse.Namespace) -> None:
     """Write results as an HTML page."""
+    if args.out.suffix != ".html":
+        raise InputError(f"{args.out} does not end in .html, and the report is a page. Name it so.")
     inputs = [*args.predictions, *([] if args.gmt is None else [args.gmt])]
     check_output(args.out, force=args.force, inputs=inputs)
     from trvae_sc.evaluation import Results
