@@ -1,14 +1,21 @@
 """Paths that users give."""
 
+import shutil
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
+import zarr
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset
 
 from trvae_sc import TRVAE, pl
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results, benchmark
 from trvae_sc.report import write_report
+
+pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
 
 
 @pytest.fixture
@@ -50,3 +57,48 @@ def test_a_tilde_is_the_home_folder(home, fit, make_adata):
     names = "checkpoints model cells.h5ad cells.zarr scores page.html volcano.png"
     assert found(home) == set(names.split())
     assert found(Path()) == {"home"}
+
+
+# -- inputs that results would replace, and inputs that are gone -------------------------------------------
+
+
+def opened(path):
+    """Return cells whose values stay in a zarr store, as the guide to large data opens them."""
+    group = zarr.open_group(path, mode="r")
+    adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+    x = group["X"]
+    adata.X = sparse_dataset(x) if hasattr(x, "keys") else x
+    return adata
+
+
+def stored(adata, path, *, is_dense):
+    """Write cells to a zarr store, sparse or dense."""
+    written = AnnData(adata.X.toarray() if is_dense else adata.X, obs=adata.obs, var=adata.var)
+    written.write_zarr(path)
+    return opened(path)
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_the_store_that_is_read_is_not_replaced_by_what_is_predicted(fit, make_adata, is_dense):
+    adata = make_adata()
+    backed = stored(adata, "cells.zarr", is_dense=is_dense)
+    model = fit(adata)
+    Path("link.zarr").symlink_to("cells.zarr")
+    for out in ("cells.zarr", Path("cells.zarr").resolve(), "link.zarr"):
+        with pytest.raises(InputError, match="is an input, and would be replaced"):
+            model.predict(backed, target="stimulated", out=out, overwrite=True)
+    assert anndata.read_zarr("cells.zarr").shape == adata.shape
+    model.predict(backed, target="stimulated", out="other.zarr", overwrite=True)
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_a_store_that_is_gone_is_not_read_as_zeros(fit, make_adata, is_dense):
+    adata = make_adata()
+    model = fit(adata)
+    backed = stored(adata, "cells.zarr", is_dense=is_dense)
+    model.predict(backed, target="stimulated")
+    shutil.rmtree("cells.zarr")
+    with pytest.raises(FileNotFoundError, match=r"cells.zarr.* is not there any more"):
+        model.predict(backed, target="stimulated")
+    with pytest.raises(FileNotFoundError, match="is not there any more"):
+        fit(backed)

@@ -130,7 +130,8 @@ def check_target(
         nothing can be written there.
     """
     for given in inputs:
-        if path.exists() and given.exists() and path.samefile(given):
+        inside = path.is_dir() and given.resolve().is_relative_to(path.resolve())
+        if inside or (path.exists() and given.exists() and path.samefile(given)):
             raise InputError(f"{path} is an input, and would be replaced. Choose another place.")
     if path.is_symlink() and not path.exists():
         raise InputError(f"{path} is a link to nothing. Remove it, or choose another place.")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from trvae_sc.stored import check_there
+
 _ROWS = 4096  # read at a time
 _SAME = (
     1e-10  # relative difference of marks that rounding can make: sums are taken in another order
@@ -21,6 +23,7 @@ _SAME = (
 
 def row_chunks(x: Any, n_obs: int, size: int = _ROWS) -> Iterator[tuple[int, Any]]:
     """Yield the first row and the values of blocks of rows, of any matrix AnnData can hold."""
+    check_there(x)
     for start in range(0, n_obs, size):
         block = x[start : start + size]
         block = block.compute() if hasattr(block, "compute") else block

@@ -34,7 +34,24 @@ def path_of(x: Any) -> Path | None:
         return Path(group.file.filename)
     store = getattr(group, "store", None)
     root = getattr(store, "root", None) or getattr(store, "path", None)
-    return Path(root) / group.path if isinstance(root, str | Path) else None
+    if not isinstance(root, str | Path):
+        return None
+    return Path(root) if Path(root).is_file() else Path(root) / group.path
+
+
+def check_there(x: Any) -> None:
+    """Raise on a matrix whose file is gone: chunks that a zarr store lacks are read as zeros.
+
+    Raises
+    ------
+    FileNotFoundError
+        The file or folder is not there.
+    """
+    path = path_of(x) if is_file(x) else None
+    if path is not None and not path.exists():
+        raise FileNotFoundError(
+            f"{path}, which values of adata are read from, is not there any more."
+        )
 
 
 def file_state(x: Any) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from trvae_sc.errors import InputError
-from trvae_sc.stored import file_state, path_of
+from trvae_sc.stored import check_there, file_state, path_of
 
 if TYPE_CHECKING:
     import zarr
@@ -35,6 +35,7 @@ class FileRows:
     """
 
     def __init__(self, x: h5py.Dataset | zarr.Array | CSRDataset | CSCDataset) -> None:
+        check_there(x)
         self.x = x
         self.is_sparse = isinstance(x, CSRDataset | CSCDataset)
         self._state = file_state(x)
