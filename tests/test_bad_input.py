@@ -14,7 +14,7 @@ import scvi
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, family
 from trvae_sc.checks import check_values, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.family import CycleGAN
@@ -822,3 +822,20 @@ def test_paths_that_are_none_are_refused(trained, path):
     if path is not None:
         with pytest.raises(InputError, match="it is the path of a file or folder"):
             trained.predict(target="stimulated", out=path)
+
+
+@pytest.mark.parametrize("model", [TRVAE, family.FlowMatching, family.ConditionalGAN])
+def test_what_comes_behind_the_data_is_named(make_adata, model):
+    """scvi-tools' models have a registry there: a preset or condition would be ignored."""
+    adata = make_adata()
+    model.setup_anndata(adata, "condition", labels_key="cell_type")
+    with pytest.raises(InputError, match=r"registry is 'vae'.*Give all others by name"):
+        model(adata, "vae")
+
+
+@pytest.mark.parametrize("n_steps", [0, -5, 1.5])
+def test_steps_of_a_flow_are_whole_and_positive(make_adata, n_steps):
+    adata = make_adata()
+    family.FlowMatching.setup_anndata(adata, "condition", labels_key="cell_type")
+    with pytest.raises(InputError, match="n_steps"):
+        family.FlowMatching(adata, n_steps=n_steps)

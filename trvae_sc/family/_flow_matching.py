@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from trvae_sc.arguments import check_whole
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import BetweenModule, Network, Player, Sizes, Terms
 
@@ -129,6 +130,7 @@ class FlowMatching(BetweenTranslator):
         n_steps: int = 20,
         seed: int | None = None,
     ) -> None:
+        check_whole("n_steps", n_steps)
         super().__init__(adata, registry, source=source, target=target, seed=seed)
         self._build(FlowMatchingModule, n_pcs=n_pcs, n_hidden=n_hidden, n_steps=n_steps)
         self.init_params_ = self._get_init_params(locals())

@@ -58,7 +58,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         """Return the expected profile of cells, under their own or another condition.
 
         For counts the expected share of each gene in the cell's total (times ``library_size``, 1 by
-        default); otherwise the mean in the units of the data.
+        default), of ``zinb`` without its zero inflation, as of :class:`scvi.model.SCVI`; otherwise the mean in
+        the units of the data.
 
         Parameters
         ----------

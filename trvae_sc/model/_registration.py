@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -52,6 +53,11 @@ class AnnDataModel(BaseModelClass):
     @classmethod
     def _check_registered(cls, adata: AnnData | None, registry: dict[str, Any] | None) -> None:
         """Raise where a model is made from data that are not, or no longer, registered with it."""
+        if registry is not None and not isinstance(registry, Mapping):
+            raise InputError(
+                f"registry is {registry!r}; it is a dictionary of scvi-tools, the argument after adata. Give all "
+                f"others by name, as in {cls.__name__}(adata, seed=0)."
+            )
         if adata is None:
             if registry is None:
                 raise InputError(
@@ -68,8 +74,8 @@ class AnnDataModel(BaseModelClass):
             manager = cls._get_most_recent_anndata_manager(adata, required=True)
         except ValueError as error:
             raise InputError(
-                f"adata was not set up for this model, or is a copy of what was. Call "
-                f"{cls.__name__}.setup_anndata(adata, ...) first."
+                f"adata was not set up for this model, or is a copy of what was, or a copy of it was set up since, "
+                f"which takes its place. Call {cls.__name__}.setup_anndata(adata, ...) first."
             ) from error
         manager.validate()
 
