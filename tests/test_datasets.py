@@ -186,6 +186,23 @@ def test_simulated_doses_are_repeatable():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        *(({name: -1}, name) for name in ("n_genes", "n_labels", "n_cells", "seed", "depth_sd")),
+        *(({name: 0}, name) for name in ("depth", "dispersion")),
+        ({"n_cells": 50.5}, "n_cells"),
+        ({"effect_size": float("nan")}, "effect_size"),
+        ({"heterogeneity": -1.0}, "heterogeneity"),
+        ({"conditions": ("a", "a")}, "two different names"),
+        ({"conditions": "ab"}, "two different names"),
+    ],
+)
+def test_simulated_cells_say_what_is_wrong(options, message):
+    with pytest.raises(InputError, match=message):
+        datasets.simulate(**{"n_cells": 100, "n_genes": 10, "n_labels": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"doses": {"none": [1]}}, "without a drug"),
         ({"doses": {"A": []}}, "Doses of 'A'"),
         ({"doses": {"A": [0, 1]}}, "above 0"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.arguments import check_number, check_whole
+from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
 
 _N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
@@ -102,28 +102,35 @@ def simulate(  # noqa: PLR0913
     Raises
     ------
     InputError
-        Fewer cells than combinations, a share outside 0 to 1, a negative deviation of donors, unknown
-        features.
+        Fewer cells than combinations, a share outside 0 to 1, a number that is too small, conditions that are
+        no names or not unique, unknown features.
 
     Examples
     --------
     >>> adata = simulate(n_cells=1000)
     >>> train = adata[~((adata.obs.cell_type == "type_0") & (adata.obs.condition == "stimulated"))]
     """
-    if not 0 <= specificity <= 1:
-        raise InputError(f"specificity is {specificity}; it is a share from 0 to 1.")
     if n_conditions is not None:
         check_whole("n_conditions", n_conditions, 2)
         conditions = ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
+    _check_names(conditions)
+    whole = {"n_cells": n_cells, "n_genes": n_genes, "n_labels": n_labels, "n_donors": n_donors}
+    for name, number in whole.items():
+        check_whole(name, number)
+    check_seed(seed)
+    for name, share in (("specificity", specificity), ("feature_share", feature_share)):
+        check_number(name, share, 0.0, 1.0)
+    sizes = {"effect_size": effect_size, "depth_sd": depth_sd, "heterogeneity": heterogeneity}
+    for name, size in (sizes | {"donor_sd": donor_sd}).items():
+        check_number(name, size, 0.0)
+    check_number("depth", depth, 1.0)
+    check_number("dispersion", dispersion, 1e-3)
     if features is not None and (
         not isinstance(features, str) or features not in ("latent", "noise")
     ):
         raise InputError(f"features is {features!r}; choose 'latent' or 'noise', or None.")
-    check_number("feature_share", feature_share, 0.0, 1.0)
     if n_cells < n_labels * len(conditions):
         raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
-    check_whole("n_donors", n_donors)
-    check_number("donor_sd", donor_sd, 0.0)
     rng = np.random.default_rng(seed)
     programs = rng.normal(0.0, 0.6, (_N_PROGRAMS, n_genes)) * (rng.random(n_genes) < 0.5)
     position = rng.normal(0.0, 1.0, (n_labels, _N_PROGRAMS))
@@ -194,6 +201,13 @@ def simulate(  # noqa: PLR0913
         adata.obs["donor"] = pd.Categorical.from_codes(donor, names)
         adata.varm["true_donor_share"] = pd.DataFrame(by_donor, index=genes)
     return adata[adata.obs["total_counts"] > 0].copy()
+
+
+def _check_names(conditions: Any) -> None:
+    """Raise on conditions that are not two different names or more."""
+    given = [] if isinstance(conditions, str) else list(conditions)
+    if len(given) < 2 or len(set(map(str, given))) < len(given):
+        raise InputError(f"conditions is {conditions!r}; give two different names or more.")
 
 
 def _donors(
