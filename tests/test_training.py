@@ -1026,3 +1026,18 @@ def test_an_unknown_argument_is_named_before_any_step(fit):
     assert not model.is_trained_
     quick = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
     model.train(**quick, gradient_clip_val=1.0, shuffle_set_split=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan_kwargs": {"kl_wieght": 1.0}}, "Unknown argument 'kl_wieght' of TrainingPlan"),
+        ({"early_stopping": "no"}, "early_stopping is 'no'; give True or False"),
+        ({"balance_conditions": 0.5}, r"balance_conditions is 0\.5; give True or False"),
+    ],
+)
+def test_a_wrong_choice_is_told_before_training(fit, options, message):
+    model = fit(train=False)
+    with pytest.raises(InputError, match=message):
+        model.train(1, **options)
+    assert not model.is_trained_

@@ -14,9 +14,10 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train import SaveCheckpoint
+from scvi.train import TrainingPlan as ScviTrainingPlan
 from scvi.train._config import merge_kwargs
 
-from trvae_sc.arguments import check_number, check_whole
+from trvae_sc.arguments import check_known, check_number, check_whole, named
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest
@@ -112,6 +113,13 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         """
         check_default_type()
         check_trainer(kwargs, self.train, UnsupervisedTrainingMixin.train)
+        check_known(plan_kwargs or {}, self._training_plan_cls, named(ScviTrainingPlan))
+        for name, choice in (
+            ("early_stopping", early_stopping),
+            ("balance_conditions", balance_conditions),
+        ):
+            if not isinstance(choice, bool | np.bool_):
+                raise InputError(f"{name} is {choice!r}; give True or False.")
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
             if number is not None:
                 check_whole(name, number)
