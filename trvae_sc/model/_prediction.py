@@ -120,7 +120,8 @@ class PredictingModel(TrainableModel):
         ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
         ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
         ridge errs for labels left out, which is on average more than the mean of network and ridge errs
-        (NaN with fewer than three labels to learn from, or where the ridge has no say).
+        (NaN with fewer than three labels to learn from, outside of the doses that were measured, or where the
+        ridge has no say).
         ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
         what, by which model, and notes on how far to trust it, each logged once a model.
 
