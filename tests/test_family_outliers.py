@@ -154,6 +154,20 @@ def test_score_is_the_distance_to_neighbours_and_p_values_are_its_shares(
     pd.testing.assert_frame_equal(found, named)
 
 
+@pytest.mark.parametrize("train_size", [0.75, 1.0])
+def test_cells_have_the_same_score_however_they_are_passed(train_size, fit):
+    """A training cell is not among its own neighbours, also where a copy of it is passed."""
+    made = fit(preset="autoencoder", train={"train_size": train_size})
+    columns = ["score", "p_value"]
+    own = outlier_score(made)[columns]
+    rows = np.arange(0, made.adata.n_obs, 3)
+    as_array = made.adata.copy()
+    as_array.X = as_array.X.toarray().astype(np.float64)
+    for cells in (made.adata.copy(), made.adata[rows], made.adata[rows[::-1]].copy(), as_array):
+        found = outlier_score(made, cells)[columns]
+        pd.testing.assert_frame_equal(found, own.loc[cells.obs_names])
+
+
 @pytest.mark.parametrize(("n_informative", "expected"), [(3, 10), (28, 30)])
 def test_components_are_those_in_which_labels_left_out_are_found(n_informative, expected):
     """Labels differ along a few directions, beside which others are noise, or each in one of many."""
@@ -263,3 +277,11 @@ def test_outlier_score_refuses(fit):
     made.is_trained_ = True
     with pytest.raises(InputError, match="n_samples is 0"):
         outlier_score(made, n_samples=0)
+    made = fit()
+    for given, match in (
+        ({"n_samples": 1.5}, "n_samples is 1.5; a whole number"),
+        ({"seed": -1}, "seed is -1; at least 0"),
+        ({"adata": made.adata[:0]}, "no cells to score"),
+    ):
+        with pytest.raises(InputError, match=match):
+            outlier_score(made, **given)
