@@ -28,6 +28,7 @@ from trvae_sc.model import (
     check_weights,
     combination_notes,
     combination_table,
+    interruption_notes,
     source_rows,
 )
 from trvae_sc.module import CONDITION_KEY
@@ -273,6 +274,7 @@ class Translator(TranslatorRegistration):
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
         notes = combination_notes(combinations, labelled=bool(self.labels))
+        notes += interruption_notes(self.training_)
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),

@@ -7,7 +7,7 @@ from trvae_sc.model._fields import fields
 from trvae_sc.model._model import TRVAE
 from trvae_sc.model._predict import Request, check_weights, source_rows
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._record import combination_notes, combination_table
+from trvae_sc.model._record import combination_notes, combination_table, interruption_notes
 from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, AnnDataModel
 from trvae_sc.model._saving import SavedModel
 
@@ -26,5 +26,6 @@ __all__ = [
     "combination_table",
     "decoded",
     "fields",
+    "interruption_notes",
     "source_rows",
 ]
