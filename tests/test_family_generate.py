@@ -157,6 +157,17 @@ def test_distances_are_of_log_shares_and_held_back_cells_are_used(model):
     assert check["median_distance"] == pytest.approx(np.median(distance.min(1)), rel=1e-4)
 
 
+def test_held_back_cells_may_be_in_a_file(model, tmp_path):
+    held = simulate(60, 100, n_labels=4, seed=5)
+    held.write_h5ad(tmp_path / "held.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "held.h5ad", backed="r")
+    found, expected = (
+        family.generate(model, "control", 20, held_back=cells).uns["trvae_sc"]["copy_check"]
+        for cells in (in_file, held)
+    )
+    assert found == expected
+
+
 def test_generate_of_presets_without_prior_or_condition(fit):
     autoencoder = fit(preset="autoencoder")
     with pytest.raises(InputError, match="'autoencoder' has no prior to draw from"):

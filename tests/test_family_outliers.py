@@ -1,5 +1,6 @@
 """Scores of outliers: distances and deviances by hand, uniform p-values, and types left out are found."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,6 +167,15 @@ def test_cells_have_the_same_score_however_they_are_passed(train_size, fit):
     for cells in (made.adata.copy(), made.adata[rows], made.adata[rows[::-1]].copy(), as_array):
         found = outlier_score(made, cells)[columns]
         pd.testing.assert_frame_equal(found, own.loc[cells.obs_names])
+
+
+def test_cells_and_reference_may_be_in_a_file(fit, make_adata, tmp_path):
+    made, cells = fit(), make_adata(40, seed=3)
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = outlier_score(made, in_file, reference=in_file, n_samples=1)
+    expected = outlier_score(made, cells, reference=cells, n_samples=1)
+    pd.testing.assert_frame_equal(found, expected)
 
 
 @pytest.mark.parametrize(("n_informative", "expected"), [(3, 10), (28, 30)])
