@@ -156,6 +156,13 @@ def test_posterior_without_cells_is_the_prior():
         np.testing.assert_array_equal(found.variance, prior.variance)
 
 
+def test_a_prior_of_fewer_than_no_cells_is_refused():
+    prior = Gaussian(np.zeros(2), np.ones(2))
+    for strength in (-1, np.nan, np.array([1.0, -1.0])):
+        with pytest.raises(InputError, match="strength is"):
+            posterior(prior, np.ones((3, 2)), strength)
+
+
 def test_posterior_of_many_cells_is_their_mean_and_variance():
     prior = Gaussian(np.array([10.0]), np.array([9.0]))
     cells = np.random.default_rng(0).normal(2.0, 0.5, (200_000, 1))
@@ -362,6 +369,11 @@ def test_bad_requests_of_flow_transfer(transfer):
         model.predict(strength=-1, **kwargs)
     with pytest.raises(InputError, match="strength is nan"):
         model.predict(strength=np.nan, **kwargs)
+    with pytest.raises(InputError, match="strength is '1'"):
+        model.predict(strength="1", **kwargs)
+    for seed in (-1, None, 1.5):
+        with pytest.raises(InputError, match=f"seed is {seed}"):
+            model.predict(seed=seed, **kwargs)
     with pytest.raises(InputError, match="Unknown prior 'flat'"):
         model.predict(prior="flat", **kwargs)
     with pytest.raises(InputError, match="Unknown output 'counts'"):

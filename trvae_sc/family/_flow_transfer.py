@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
@@ -203,8 +205,9 @@ class FlowTransfer(FlowSpace):
         """
         _check_choice("prior", prior, ("shift", "source"))
         _check_choice("output", output, ("moved", "sample"))
-        if strength is not None and not strength >= 0:
-            raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
+        if strength is not None and not (isinstance(strength, Real) and strength >= 0):
+            raise InputError(f"strength is {strength!r}; it is a number of cells, 0 or more.")
+        check_seed(seed)
         target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)
