@@ -85,6 +85,9 @@ def test_copies_of_cells_that_training_has_twice_are_caught():
         (np.ones((2, 3)), np.ones((2, 3)), "`train` has 2 cells; at least 3"),
         (np.ones((2, 4)), np.ones((5, 3)), r"`generated` has shape \(2, 4\)"),
         (np.ones((0, 3)), np.ones((5, 3)), r"`generated` has shape \(0, 3\)"),
+        (np.full((4, 3), np.nan), np.ones((5, 3)), "`generated` holds NaN"),
+        (np.ones((4, 3)), sparse.csr_matrix([[np.inf, 0.0, 1.0]] * 5), "`train` holds NaN"),
+        (anndata.AnnData(np.ones((4, 3))), np.ones((5, 3)), "`generated` is an AnnData"),
     ],
 )
 def test_copy_check_refuses(generated, train, match):
