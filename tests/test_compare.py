@@ -1,6 +1,7 @@
 """A prediction beside measured cells: scores as a benchmark has them, refusals with the reason."""
 
 import anndata
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,6 +126,35 @@ def test_a_prediction_read_from_a_file_is_compared_the_same(adata, predicted, tm
     predicted.write_h5ad(tmp_path / "p.h5ad")
     again = trvae_sc.compare(anndata.read_h5ad(tmp_path / "p.h5ad"), adata).scores
     pd.testing.assert_frame_equal(before, again)
+
+
+@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+def test_a_prediction_that_was_written_is_compared_and_drawn_the_same(ending, adata, fit, tmp_path):
+    """What predict(out=...) returns has its values in the file; measured cells may stay there, too."""
+    asked = {"target": "stimulated", "labels": "NK"}
+    model = fit(without(adata).copy())
+    in_file = model.predict(out=tmp_path / f"p.{ending}", **asked)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    measured = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    before = trvae_sc.compare(model.predict(**asked), adata).scores
+    for truth in (adata, measured):
+        pd.testing.assert_frame_equal(before, trvae_sc.compare(in_file, truth).scores)
+    for plot in (trvae_sc.pl.effect, trvae_sc.pl.mean_correlation, trvae_sc.pl.effect_heatmap):
+        plot(in_file, measured)
+    ax = trvae_sc.pl.grid(in_file)
+    drawn = np.asarray(ax.images[0].get_array())
+    assert drawn.shape == (in_file.n_obs, 30)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_genes_are_chosen_of_cells_in_a_file(as_array, adata, tmp_path):
+    if as_array:
+        adata.X = adata.X.toarray()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = [trvae_sc.choose_genes(cells, KEYS, 9).chosen for cells in (adata, in_file)]
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -153,6 +154,13 @@ def test_posterior_without_cells_is_the_prior():
         found = posterior(prior, cells, strength)
         np.testing.assert_array_equal(found.mean, prior.mean)
         np.testing.assert_array_equal(found.variance, prior.variance)
+
+
+def test_a_prior_of_fewer_than_no_cells_is_refused():
+    prior = Gaussian(np.zeros(2), np.ones(2))
+    for strength in (-1, np.nan, np.array([1.0, -1.0])):
+        with pytest.raises(InputError, match="strength is"):
+            posterior(prior, np.ones((3, 2)), strength)
 
 
 def test_posterior_of_many_cells_is_their_mean_and_variance():
@@ -321,6 +329,37 @@ def test_flow_transfer_is_saved(transfer, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+class Interrupt(Callback):
+    """Stops training after the third step, as Ctrl-C does."""
+
+    def on_train_batch_end(self, trainer, *_):
+        """Stop."""
+        if trainer.global_step >= 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("model_cls", [FlowMatching, FlowTransfer])
+def test_a_model_whose_training_was_interrupted_predicts_and_says_so(
+    model_cls, make_adata, tmp_path
+):
+    if model_cls is FlowTransfer:
+        pytest.importorskip("zuko")
+    adata = make_adata()
+    model_cls.setup_anndata(adata, "condition", **KEYS)
+    model = model_cls(adata, n_pcs=4, n_hidden=(8,))
+    with pytest.raises(KeyboardInterrupt, match="can be used"):
+        model.train(50, batch_size=40, callbacks=[Interrupt()], **CPU)
+    model.save(tmp_path / "model")
+    loaded = model_cls.load(tmp_path / "model", adata.copy())
+    found = [m.predict(target="stimulated", source="control") for m in (model, loaded)]
+    np.testing.assert_array_equal(*(predicted.X for predicted in found))
+    for predicted in found:
+        assert "Training was interrupted after" in " ".join(predicted.uns["trvae_sc"]["notes"])
+    model.train(**QUICK)
+    notes = model.predict(target="stimulated", source="control").uns["trvae_sc"]["notes"]
+    assert "interrupted" not in " ".join(notes)
+
+
 def test_bad_requests_of_flow_transfer(transfer):
     model, adata = transfer
     kwargs = {"target": "stimulated", "labels": "A"}
@@ -330,6 +369,11 @@ def test_bad_requests_of_flow_transfer(transfer):
         model.predict(strength=-1, **kwargs)
     with pytest.raises(InputError, match="strength is nan"):
         model.predict(strength=np.nan, **kwargs)
+    with pytest.raises(InputError, match="strength is '1'"):
+        model.predict(strength="1", **kwargs)
+    for seed in (-1, None, 1.5):
+        with pytest.raises(InputError, match=f"seed is {seed}"):
+            model.predict(seed=seed, **kwargs)
     with pytest.raises(InputError, match="Unknown prior 'flat'"):
         model.predict(prior="flat", **kwargs)
     with pytest.raises(InputError, match="Unknown output 'counts'"):

@@ -127,8 +127,12 @@ def test_a_flow_refuses(model):
     for call in (untrained.encode, untrained.generate, untrained.log_prob, untrained.classify):
         with pytest.raises(RuntimeError, match="not trained"):
             call()
-    with pytest.raises(InputError, match=r"u has shape \(1, 2\); .* shape \(n, 3\)"):
+    with pytest.raises(InputError, match=r"u has shape \(1, 2\); .* shape \(n_codes, 3\)"):
         model.decode([[0.0, 0.0]])
+    with pytest.raises(InputError, match="u holds NaN"):
+        model.decode(np.full((2, 3), np.nan))
+    with pytest.raises(InputError, match="labels has 2 values for 3 codes"):
+        model.decode(np.zeros((3, 3)), labels=["A", "B"])
     with pytest.raises(InputError, match="strength is -1"):
         model.generate(3, strength=-1)
     with pytest.raises(InputError, match="steps is 1"):

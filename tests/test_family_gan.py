@@ -1,5 +1,7 @@
 """Adversarial models: losses by hand, known shifts, bad input, saving."""
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from trvae_sc import family
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, benchmark
 from trvae_sc.evaluation._benchmark import resolve
-from trvae_sc.family import ConditionalGAN, CycleGAN, FlowMatching, PairedTranslator
+from trvae_sc.family import ConditionalGAN, CycleGAN, FlowMatching, FlowTransfer, PairedTranslator
 from trvae_sc.family._networks import Critic
 from trvae_sc.family._training import Matched
 
@@ -236,8 +238,12 @@ def test_conditional_gan_refuses_what_it_cannot_generate(cgan):
         cgan.generate("control", 3, labels="Z")
     with pytest.raises(InputError, match="n_obs is 0"):
         cgan.generate("control", 0)
-    with pytest.raises(InputError, match=r"z has shape \(1, 3\)"):
+    with pytest.raises(InputError, match=r"z has shape \(3,\)"):
         cgan.decode(np.zeros(3), condition="control", labels="A")
+    with pytest.raises(InputError, match="z holds NaN"):
+        cgan.decode(np.full((1, cgan.module.n_noise), np.nan), condition="control", labels="A")
+    with pytest.raises(InputError, match="labels has 2 values for 3"):
+        cgan.generate("control", 3, labels=["A", "B"])
     with pytest.raises(InputError, match="sees the label: choose labels="):
         cgan.interpolate("control")
     with pytest.raises(InputError, match="steps is 1"):
@@ -345,6 +351,54 @@ def test_bad_requests_say_what_is_known(quick, make_adata):
         quick.predict(make_adata()[:, :1].copy(), target="stimulated")
     with pytest.raises(InputError, match="max_epochs is 0"):
         quick.train(0)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"n_hidden": 64}, "n_hidden is 64; give one or more"),
+        ({"n_hidden": ()}, r"n_hidden is \(\)"),
+        ({"n_hidden": (0,)}, r"n_hidden is \(0,\)"),
+        ({"n_pcs": 2.5}, "n_pcs is 2.5; a whole number"),
+        ({"n_pcs": None}, "n_pcs is None"),
+        ({"n_pcs": 0}, "n_pcs is 0; at least 1"),
+        ({"penalty_weight": np.nan}, "penalty_weight is nan"),
+        ({"penalty_weight": -1}, "penalty_weight is -1"),
+        ({"cycle_weight": -5}, "cycle_weight is -5"),
+        ({"identity_weight": "5"}, "identity_weight is '5'"),
+        ({"n_noise": 0}, "n_noise is 0"),
+        ({"n_transforms": 0}, "n_transforms is 0"),
+    ],
+)
+def test_sizes_and_weights_that_cannot_be_are_refused(given, match, make_adata):
+    models = [
+        model_cls
+        for model_cls in (ConditionalGAN, CycleGAN, FlowTransfer)
+        if set(given) <= set(inspect.signature(model_cls).parameters)
+    ]
+    assert models
+    for model_cls in models:
+        adata = make_adata()
+        model_cls.setup_anndata(adata, "condition")
+        with pytest.raises(InputError, match=match):
+            model_cls(adata, **given)
+
+
+def test_a_rate_below_zero_and_early_stopping_are_refused_before_training(make_adata):
+    adata = make_adata()
+    CycleGAN.setup_anndata(adata, "condition")
+    model = CycleGAN(adata, n_hidden=(8,))
+    for rate in (-1, np.nan, "fast"):
+        with pytest.raises(InputError, match=f"lr is {rate!r}"):
+            model.train(lr=rate, **QUICK)
+    with pytest.raises(InputError, match="a CycleGAN trains on all"):
+        model.train(early_stopping=True, **QUICK)
+    assert not model.is_trained_
+
+
+def test_an_unknown_loss_of_a_critic_is_refused():
+    with pytest.raises(InputError, match="Unknown adversarial loss 'x'"):
+        family.critic_loss(torch.ones(1, 1), torch.ones(1, 1), "x")
 
 
 def test_untrained_models_and_bad_arguments_raise(make_adata):

@@ -85,6 +85,9 @@ def test_copies_of_cells_that_training_has_twice_are_caught():
         (np.ones((2, 3)), np.ones((2, 3)), "`train` has 2 cells; at least 3"),
         (np.ones((2, 4)), np.ones((5, 3)), r"`generated` has shape \(2, 4\)"),
         (np.ones((0, 3)), np.ones((5, 3)), r"`generated` has shape \(0, 3\)"),
+        (np.full((4, 3), np.nan), np.ones((5, 3)), "`generated` holds NaN"),
+        (np.ones((4, 3)), sparse.csr_matrix([[np.inf, 0.0, 1.0]] * 5), "`train` holds NaN"),
+        (anndata.AnnData(np.ones((4, 3))), np.ones((5, 3)), "`generated` is an AnnData"),
     ],
 )
 def test_copy_check_refuses(generated, train, match):
@@ -155,6 +158,17 @@ def test_distances_are_of_log_shares_and_held_back_cells_are_used(model):
 
     distance = np.linalg.norm(log(found)[:, None] - log(model.adata)[None], axis=2)
     assert check["median_distance"] == pytest.approx(np.median(distance.min(1)), rel=1e-4)
+
+
+def test_held_back_cells_may_be_in_a_file(model, tmp_path):
+    held = simulate(60, 100, n_labels=4, seed=5)
+    held.write_h5ad(tmp_path / "held.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "held.h5ad", backed="r")
+    found, expected = (
+        family.generate(model, "control", 20, held_back=cells).uns["trvae_sc"]["copy_check"]
+        for cells in (in_file, held)
+    )
+    assert found == expected
 
 
 def test_generate_of_presets_without_prior_or_condition(fit):

@@ -1,5 +1,7 @@
 """Latent tools: what they decode is what the formulas say."""
 
+import re
+
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
@@ -180,6 +182,9 @@ def test_latent_tools_refuse(model, fit):
             call(model, 0, **({"b": 2} if call is family.interpolate else {}), steps=2.5)
     with pytest.raises(InputError, match=r"limits are \(1, 1\)"):
         family.traverse(model, 0, (1, 1), condition="control")
+    for limits in ((0, 1, 2), 3, "ab", (0, np.inf), (np.nan, 1), (2, 1)):
+        with pytest.raises(InputError, match=rf"limits are {re.escape(repr(limits))}; give"):
+            family.traverse(model, 0, limits, condition="control")
     with pytest.raises(InputError, match="steps is 1"):
         family.traverse(model, 0, steps=1)
     with pytest.raises(InputError, match="alpha is nan"):

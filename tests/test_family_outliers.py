@@ -1,5 +1,6 @@
 """Scores of outliers: distances and deviances by hand, uniform p-values, and types left out are found."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -154,6 +155,29 @@ def test_score_is_the_distance_to_neighbours_and_p_values_are_its_shares(
     pd.testing.assert_frame_equal(found, named)
 
 
+@pytest.mark.parametrize("train_size", [0.75, 1.0])
+def test_cells_have_the_same_score_however_they_are_passed(train_size, fit):
+    """A training cell is not among its own neighbours, also where a copy of it is passed."""
+    made = fit(preset="autoencoder", train={"train_size": train_size})
+    columns = ["score", "p_value"]
+    own = outlier_score(made)[columns]
+    rows = np.arange(0, made.adata.n_obs, 3)
+    as_array = made.adata.copy()
+    as_array.X = as_array.X.toarray().astype(np.float64)
+    for cells in (made.adata.copy(), made.adata[rows], made.adata[rows[::-1]].copy(), as_array):
+        found = outlier_score(made, cells)[columns]
+        pd.testing.assert_frame_equal(found, own.loc[cells.obs_names])
+
+
+def test_cells_and_reference_may_be_in_a_file(fit, make_adata, tmp_path):
+    made, cells = fit(), make_adata(40, seed=3)
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = outlier_score(made, in_file, reference=in_file, n_samples=1)
+    expected = outlier_score(made, cells, reference=cells, n_samples=1)
+    pd.testing.assert_frame_equal(found, expected)
+
+
 @pytest.mark.parametrize(("n_informative", "expected"), [(3, 10), (28, 30)])
 def test_components_are_those_in_which_labels_left_out_are_found(n_informative, expected):
     """Labels differ along a few directions, beside which others are noise, or each in one of many."""
@@ -263,3 +287,11 @@ def test_outlier_score_refuses(fit):
     made.is_trained_ = True
     with pytest.raises(InputError, match="n_samples is 0"):
         outlier_score(made, n_samples=0)
+    made = fit()
+    for given, match in (
+        ({"n_samples": 1.5}, "n_samples is 1.5; a whole number"),
+        ({"seed": -1}, "seed is -1; at least 0"),
+        ({"adata": made.adata[:0]}, "no cells to score"),
+    ):
+        with pytest.raises(InputError, match=match):
+            outlier_score(made, **given)

@@ -559,6 +559,19 @@ def test_a_run_that_could_not_start_leaves_the_folder_free(fit):
     assert model.is_trained
 
 
+def test_a_damaged_checkpoint_is_named(fit, make_adata):
+    train = {**STEPS, "max_epochs": 1, "checkpoint_dir": "run"}
+    fit(make_adata(), train=train)
+    file, rng = Path("run/last.ckpt"), np.random.default_rng(0)
+    written = file.read_bytes()
+    for content in (b"", b"junk", b"\x80\x02X", b"version 1\n", rng.bytes(40), written[:-1000]):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"last\.ckpt is damaged, .* Delete it to start anew"):
+            fit(make_adata(), train=train)
+    file.unlink()
+    fit(make_adata(), train=train)
+
+
 def test_another_run_is_not_resumed(fit, make_adata):
     base = {**STEPS, "max_epochs": 2, "checkpoint_dir": "run"}
     fit(make_adata(), train=base)

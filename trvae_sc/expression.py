@@ -18,6 +18,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import as_text, level_name, levels
 from trvae_sc.shift import Profiles
+from trvae_sc.stored import is_file
 
 CellOutput = Literal["counts", "delta"]  #: what every method can predict of cells
 
@@ -160,7 +161,7 @@ def totals(adata: AnnData, keys: Keys) -> np.ndarray:
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
-    x = values(adata, keys)
+    x = in_memory(values(adata, keys))
     if not keys.is_count:
         return x
     total = totals(adata, keys)
@@ -170,8 +171,16 @@ def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
 
 
+def in_memory(x: Any) -> Any:
+    """Return a matrix, read if it is in a file; sparse stays sparse."""
+    if not is_file(x):
+        return x
+    return x.to_memory() if hasattr(x, "to_memory") else x[...]
+
+
 def dense(x: Any) -> np.ndarray:
     """Return a matrix as an array."""
+    x = in_memory(x)
     return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 

@@ -210,7 +210,8 @@ def _groups(
 
 def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     """Return predicted cells, counts with the totals that they were predicted with."""
-    found, key = predicted.copy(), record["keys"].get("total_counts_key")
+    found = predicted.to_memory() if predicted.isbacked else predicted.copy()
+    key = record["keys"].get("total_counts_key")
     if record["scale"] == "counts":
         found.X = _counts_of(found, record["keys"].get("layer"))
         if key is not None and key not in found.obs:

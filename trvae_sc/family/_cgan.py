@@ -26,6 +26,7 @@ from trvae_sc.family._networks import (
 )
 from trvae_sc.family._translator import Translator
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.model import checked_codes, per_code
 from trvae_sc.threads import suitable_threads
 
 _CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generated cells are alike
@@ -218,14 +219,10 @@ class ConditionalGAN(Translator):
         NotTrainedError
             The model is not trained.
         InputError
-            Noise of another shape, unknown condition or labels, or no labels where they are needed.
+            Noise of another shape or that is not finite, unknown condition or labels, or no labels where they are needed.
         """
         level, key = self._level_to_predict(condition), self.keys.labels_key
-        z = np.atleast_2d(np.asarray(z, dtype=np.float32))
-        if z.ndim != 2 or z.shape[1] != self.module.n_noise:
-            raise InputError(
-                f"z has shape {z.shape}; the model takes noise of shape (n_cells, {self.module.n_noise})."
-            )
+        z = checked_codes("z", z, self.module.n_noise)
         if (key is None) != (labels is None):
             raise InputError(
                 "The model was set up without labels_key, so labels cannot be chosen."
@@ -235,7 +232,7 @@ class ConditionalGAN(Translator):
         obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(z))])
         obs = obs.assign(**self.condition_space.columns([level] * len(z)))
         if key is not None:
-            obs[key] = labels
+            obs[key] = per_code("labels", labels, len(z))
             obs[key] = obs[key].astype("category")
         names = pd.Index(self.get_var_names())
         has_data = self.adata is not None

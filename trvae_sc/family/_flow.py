@@ -47,7 +47,14 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
         Latent codes, shape (n_cells, n_dimensions).
     strength
         Number of cells that the prior counts as, from 0; one, or one for each dimension.
+
+    Raises
+    ------
+    InputError
+        `strength` is negative or NaN.
     """
+    if not np.all(np.asarray(strength) >= 0):
+        raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
     n = len(cells)
     if n == 0 or np.isinf(strength).all():
         return prior

@@ -17,7 +17,7 @@ from trvae_sc.family._cells import Cells, rows_of
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior
 from trvae_sc.family._translator import Translator
 from trvae_sc.levels import as_text, level_name
-from trvae_sc.model import NOT_TRAINED
+from trvae_sc.model import NOT_TRAINED, checked_codes, per_code
 
 _LEAST_VARIANCE = 1e-4
 
@@ -68,22 +68,17 @@ class FlowSpace(Translator):
         NotTrainedError
             The model is not trained.
         InputError
-            Codes of another shape, an unknown condition.
+            Codes of another shape or that are not finite, an unknown condition.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        n_pcs = len(self.module.spread)
-        u = np.atleast_2d(np.asarray(u, dtype=np.float64))
-        if u.ndim != 2 or u.shape[1] != n_pcs:
-            raise InputError(
-                f"u has shape {u.shape}; the model decodes codes of shape (n, {n_pcs})."
-            )
+        u = checked_codes("u", u, len(self.module.spread))
         rest = np.zeros((len(u), self.summary_stats.n_vars))
         obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(u))])
         if condition is not None:
             level = self.condition_space.level(condition)
             obs = obs.assign(**self.condition_space.columns([level] * len(u)))
         if labels is not None:
-            obs[self.keys.labels_key or "label"] = labels
+            obs[self.keys.labels_key or "label"] = per_code("labels", labels, len(u))
         return self._as_cells(np.concatenate([u, rest], 1), obs, "decode")
 
     def generate(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
@@ -83,7 +85,17 @@ class FlowTransfer(FlowSpace):
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
-        super().train(max_epochs, **kwargs)
+        try:
+            super().train(max_epochs, **kwargs)
+        except KeyboardInterrupt:
+            self._keep_means()
+            raise
+        self._keep_means()
+
+    def _keep_means(self) -> None:
+        """Keep the mean places of training cells, which the prior rests on."""
+        if not self.is_trained_:
+            return
         places = self._places(self.adata)
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
@@ -193,8 +205,9 @@ class FlowTransfer(FlowSpace):
         """
         _check_choice("prior", prior, ("shift", "source"))
         _check_choice("output", output, ("moved", "sample"))
-        if strength is not None and not strength >= 0:
-            raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
+        if strength is not None and not (isinstance(strength, Real) and strength >= 0):
+            raise InputError(f"strength is {strength!r}; it is a number of cells, 0 or more.")
+        check_seed(seed)
         target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)

@@ -117,9 +117,14 @@ def copy_check(
     Raises
     ------
     InputError
-        Fewer than three training cells, no cells, or other genes.
+        Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
     """
     given = {"generated": generated, "train": train, "held_back": held_back}
+    for name, x in given.items():
+        if isinstance(x, AnnData):
+            raise InputError(f"`{name}` is an AnnData: give its values on a log scale, a matrix.")
+        if x is not None and not np.isfinite(x.data if sparse.issparse(x) else x).all():
+            raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
     for name, x in given.items():
         if x is not None and (not x.shape[0] or x.shape[1] != train.shape[1]):
             raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -181,8 +183,8 @@ def traverse(
             + ("." if active else "; train with a lower kl_weight.")
         )
     check_whole("steps", steps, 2)
-    if limits is not None and not limits[0] < limits[1]:
-        raise InputError(f"limits are {limits}; give a lowest and a higher value.")
+    if limits is not None and not _are_limits(limits):
+        raise InputError(f"limits are {limits!r}; give a lowest and a higher value.")
     adata = model._validate_anndata(adata)
     rows = np.arange(adata.n_obs) if at is None else rows_of(adata, at)
     condition = decoding_condition(model, adata, rows, condition)
@@ -204,6 +206,14 @@ def traverse(
 
 
 # -- towards a characteristic -----------------------------------------------------------------------
+
+
+def _are_limits(limits: Any) -> bool:
+    """Return whether something is two finite numbers that rise."""
+    is_pair = isinstance(limits, Sequence | np.ndarray) and len(limits) == 2
+    if not is_pair or not all(isinstance(end, Real) for end in limits):
+        return False
+    return bool(np.isfinite(limits).all() and limits[0] < limits[1])
 
 
 def shift_attribute(

@@ -163,10 +163,22 @@ def critic_loss(real: Tensor, fake: Tensor, kind: Adversarial) -> Tensor:
         Scores D, shape (n_cells, 1).
     kind
         Which of the two.
+
+    Raises
+    ------
+    InputError
+        Another kind.
     """
+    _check_kind(kind)
     if kind == "hinge":
         return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
     return fake.mean() - real.mean()
+
+
+def _check_kind(kind: str) -> None:
+    """Raise on an adversarial loss that is unknown."""
+    if kind not in ("hinge", "wasserstein"):
+        raise InputError(f"Unknown adversarial loss {kind!r}; choose 'hinge' or 'wasserstein'.")
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
@@ -217,8 +229,7 @@ class Critic(nn.Module):
         penalty_weight: float,
     ) -> None:
         super().__init__()
-        if kind not in ("hinge", "wasserstein"):
-            raise InputError(f"Unknown adversarial loss '{kind}'; choose 'hinge' or 'wasserstein'.")
+        _check_kind(kind)
         self.network = Network(n_input + n_context, n_hidden, 1)
         self.kind, self.penalty_weight = kind, penalty_weight
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +13,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc import checks
-from trvae_sc.arguments import check_seed, check_whole
+from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.baselines import as_prediction
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense, log_values, median_total, values
@@ -26,8 +26,10 @@ from trvae_sc.model import (
     Request,
     check_default_type,
     check_weights,
+    check_widths,
     combination_notes,
     combination_table,
+    interruption_notes,
     source_rows,
 )
 from trvae_sc.module import CONDITION_KEY
@@ -78,6 +80,8 @@ class Translator(TranslatorRegistration):
 
     def _build(self, module_cls: type[ExpressionModule], *, n_pcs: int, **arguments: Any) -> None:
         """Make the module with the model's own seed, with as many components as there can be."""
+        check_whole("n_pcs", n_pcs)
+        _check_sizes(arguments)
         n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
         if n_pcs < 1:
             raise InputError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
@@ -136,6 +140,13 @@ class Translator(TranslatorRegistration):
         for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
             if number is not None:
                 check_whole(name, number)
+        check_number("lr", lr, 0.0)
+        monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
+        if trainer_kwargs.get("early_stopping") and "validation" in monitor:
+            raise InputError(
+                f"early_stopping needs cells to validate on, and a {type(self).__name__} trains on all. "
+                "Leave it out, and choose max_epochs."
+            )
         if self.adata is None:
             raise InputError(
                 "The model was loaded without data: attach some to train on (model.adata = adata)."
@@ -273,6 +284,7 @@ class Translator(TranslatorRegistration):
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
         notes = combination_notes(combinations, labelled=bool(self.labels))
+        notes += interruption_notes(self.training_)
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),
@@ -282,3 +294,13 @@ class Translator(TranslatorRegistration):
             "notes": np.array(notes, dtype=object),
         }
         return log_notes(result, self._notes_said)
+
+
+def _check_sizes(arguments: Mapping[str, Any]) -> None:
+    """Raise on widths and numbers of layers, or weights of losses, that a module cannot take."""
+    check_widths("n_hidden", arguments["n_hidden"])
+    for name, value in arguments.items():
+        if name in ("n_noise", "n_transforms"):
+            check_whole(name, value)
+        if name.endswith("_weight"):
+            check_number(name, value, 0.0)

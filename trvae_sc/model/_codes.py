@@ -41,7 +41,7 @@ def decode_codes(
 ) -> AnnData:
     """Return cells of latent codes; see :meth:`TRVAE.decode`. `batches` are the levels known."""
     module = trained.module
-    z = _checked_codes(z, module.z_mean.out_features)
+    z = checked_codes("z", z, module.z_mean.out_features)
     check_seed(seed)
     check_output(output)
     levels = _levels_of(trained, condition, len(z))
@@ -95,18 +95,18 @@ def check_output(output: str) -> None:
         )
 
 
-def _checked_codes(z: Any, n_latent: int) -> np.ndarray:
+def checked_codes(name: str, z: Any, n_latent: int) -> np.ndarray:
     """Return codes as an array, (n_codes, n_latent)."""
     try:
         found = np.atleast_2d(np.asarray(z, dtype=np.float32))
     except (TypeError, ValueError) as error:
-        raise InputError(f"z is no array of numbers: {error}.") from error
+        raise InputError(f"{name} is no array of numbers: {error}.") from error
     if found.ndim != 2 or found.shape[1] != n_latent or not len(found):
         raise InputError(
-            f"z has shape {np.shape(z)}; the model decodes codes of shape (n_codes, {n_latent})."
+            f"{name} has shape {np.shape(z)}; the model decodes codes of shape (n_codes, {n_latent})."
         )
     if not np.isfinite(found).all():
-        raise InputError("z holds NaN or infinite values; give finite codes.")
+        raise InputError(f"{name} holds NaN or infinite values; give finite codes.")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anndata
@@ -49,11 +49,7 @@ def provenance(
             "Every batch that training saw has cells of one condition only, so that what a batch changes and "
             "what the condition changes cannot be told apart."
         )
-    if done["interrupted"]:
-        notes.append(
-            f"Training was interrupted after {done['epochs']} of {done['planned']} epochs: the model is "
-            "unfinished."
-        )
+    notes += interruption_notes(done)
     if module.decoder_in.condition is None:
         notes.append(
             "The network does not see the condition: latent codes were moved by the mean over labels of "
@@ -92,6 +88,16 @@ def provenance(
         "notes": np.array(notes, dtype=object),
         "versions": versions(),
     }
+
+
+def interruption_notes(training: Mapping[str, Any]) -> list[str]:
+    """Return a note where training was interrupted."""
+    if not training["interrupted"]:
+        return []
+    return [
+        f"Training was interrupted after {training['epochs']} of {training['planned']} epochs: the model "
+        "is unfinished."
+    ]
 
 
 def is_confounded(codes: dict[str, np.ndarray]) -> bool:

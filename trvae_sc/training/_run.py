@@ -9,6 +9,7 @@ import hashlib
 import logging
 import pickle
 import signal
+import struct
 import threading
 import warnings
 import zipfile
@@ -37,7 +38,7 @@ from trvae_sc.training._best import BestWeights, SaveCheckpoint
 #: What reading a damaged file raises.
 _DAMAGE = (
     *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile),
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
 
 
