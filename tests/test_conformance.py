@@ -929,7 +929,7 @@ def test_c26_configs_precede_the_preset_and_arguments_the_config(fit):
 
 
 def test_c26_unknown_arguments_of_the_plan_raise(fit):
-    with pytest.raises(TypeError, match="no_such_argument"):
+    with pytest.raises(InputError, match="no_such_argument"):
         fit(train={"plan_kwargs": {"no_such_argument": 1}})
 
 
