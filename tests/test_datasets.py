@@ -312,8 +312,8 @@ class Server:
             handler.send_header(name, value)
         handler.end_headers()
         sent = body[first:][: self.cuts.pop(0) if self.cuts else None]
+        self.served += len(sent)  # before the client can have all of it
         handler.wfile.write(sent)
-        self.served += len(sent)
 
     def url(self, name):
         return f"http://127.0.0.1:{self.http.server_port}/{name}"
