@@ -15,11 +15,10 @@ from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
-from trvae_sc.model._decode import Batch, predicted_values, spared_under
+from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
 from trvae_sc.model._record import scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
-from trvae_sc.module import expected_values
 from trvae_sc.notes import versions
 
 COLLAPSED = 0.01  #: nats of KL below which a latent dimension says nothing of a cell
@@ -55,11 +54,10 @@ def decode_codes(
         at = slice(start, start + _CHUNK)
         own = None if features is None else features[at]
         some = {key: value[at] for key, value in tensors.items()}
-        codes = torch.as_tensor(z[at])
-        mean = expected_values(module, some, codes, own).cpu().numpy()
+        mean, kept = decoded_arrays(module, some, torch.as_tensor(z[at]), own)
         total = np.full((len(mean), 1), module.kappa.item()) if module.is_count else None
-        kept = spared_under(module, some, [(codes, own)])
-        decoded = Batch(mean, total, mean, mean, mean, mean, spared=kept)
+        spared = None if kept is None else [kept]
+        decoded = Batch(mean, total, mean, mean, mean, mean, spared=spared)
         values.append(predicted_values(module, decoded, own, output, draws))
     obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(z))])
     if levels is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from trvae_sc.errors import InputError
 from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
-from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_values, spared
+from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_and_spared, expected_values
 
 _BATCH = 512  # cells decoded at a time
 
@@ -65,26 +65,29 @@ def decoded_batches(
         condition = tensors[CONDITION_KEY].long().flatten()
         moved = z if shifts is None else z + shifts[condition]
         total = module.observation.total(own)
+        source, kept = decoded_arrays(module, tensors, z, None, n_cells)
+        end, kept_end = decoded_arrays(module, tensors, moved, target, n_cells)
         yield Batch(
             observed=own[REGISTRY_KEYS.X_KEY].numpy(),
             total=None if total is None else total.cpu().numpy(),
-            source=expected_values(module, tensors, z)[:n_cells].cpu().numpy(),
-            target=expected_values(module, tensors, moved, target)[:n_cells].cpu().numpy(),
-            spared=spared_under(module, tensors, [(z, None), (moved, target)], n_cells),
+            source=source,
+            target=end,
+            spared=None if kept is None or kept_end is None else [kept, kept_end],
             latent=qz.loc[:n_cells].cpu().numpy(),
             condition=condition[:n_cells].cpu().numpy(),
         )
 
 
-def spared_under(
+def decoded_arrays(
     module: TRVAEModule,
     tensors: dict[str, torch.Tensor],
-    ends: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    z: torch.Tensor,
+    condition: torch.Tensor | None,
     n_cells: int | None = None,
-) -> list[np.ndarray] | None:
-    """Return :func:`trvae_sc.module.spared` of codes and conditions, of the first cells; None without it."""
-    found = [spared(module, tensors, z, condition) for z, condition in ends]
-    return None if found[0] is None else [x[:n_cells].cpu().numpy() for x in found]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return :func:`trvae_sc.module.expected_and_spared` of the first cells as arrays."""
+    expected, kept = expected_and_spared(module, tensors, z, condition)
+    return expected[:n_cells].cpu().numpy(), None if kept is None else kept[:n_cells].cpu().numpy()
 
 
 def _filled(tensors: dict[str, torch.Tensor], n_cells: int) -> dict[str, torch.Tensor]:

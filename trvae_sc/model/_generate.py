@@ -14,11 +14,10 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.model._codes import check_output, record
 from trvae_sc.model._counts import Draws
-from trvae_sc.model._decode import Batch, predicted_values, spared_under
+from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
 from trvae_sc.model._predict import check_weights, has_label
 from trvae_sc.model._trained import Trained
 from trvae_sc.model._write import stacked
-from trvae_sc.module import expected_values
 
 
 def generate_cells(
@@ -51,11 +50,11 @@ def generate_cells(
         noise = torch.as_tensor(noise, device=qz.loc.device)
         z = noise if latent == "prior" else qz.loc + qz.scale * noise
         codes.append(z.cpu().numpy())
-        mean = expected_values(module, tensors, z, features).cpu().numpy()
+        mean, kept = decoded_arrays(module, tensors, z, features)
         total = module.observation.total(tensors)
         total = None if total is None else total.cpu().numpy()
-        kept = spared_under(module, tensors, [(z, features)])
-        batch = Batch(mean, total, mean, mean, mean, mean, spared=kept)
+        spared = None if kept is None else [kept]
+        batch = Batch(mean, total, mean, mean, mean, mean, spared=spared)
         values.append(predicted_values(module, batch, features, output, draws))
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(n_obs)])
     if level is not None:

@@ -9,7 +9,13 @@ from trvae_sc.module._likelihood import (
     normal_nll,
 )
 from trvae_sc.module._module import TRVAEModule
-from trvae_sc.module._outputs import aligned, expected_values, ll_at_mean, saturated_ll, spared
+from trvae_sc.module._outputs import (
+    aligned,
+    expected_and_spared,
+    expected_values,
+    ll_at_mean,
+    saturated_ll,
+)
 from trvae_sc.module._peers import Peers
 from trvae_sc.module._statistics import Statistics
 
@@ -23,12 +29,12 @@ __all__ = [
     "Statistics",
     "TRVAEModule",
     "aligned",
+    "expected_and_spared",
     "expected_values",
     "gaussian_kl",
     "ll_at_mean",
     "negative_binomial_nll",
     "normal_nll",
     "saturated_ll",
-    "spared",
     "stack",
 ]

@@ -38,31 +38,25 @@ def expected_values(
     -------
     Shape (n_cells, n_genes).
     """
-    hidden = _last_hidden(module, tensors, z, condition)
-    expected = module.observation.expected(module.output(hidden))
-    return expected if module.zero_inflation is None else expected * module.spared(hidden)
+    return expected_and_spared(module, tensors, z, condition)[0]
 
 
 @torch.inference_mode()
 @auto_move_data
-def spared(
+def expected_and_spared(
     module: TRVAEModule, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None = None
-) -> Tensor | None:
-    """Return the probability that zero inflation spares a gene, given z; None where there is none.
+) -> tuple[Tensor, Tensor | None]:
+    """Return :func:`expected_values`, and the probability that zero inflation spares a gene; None without it.
 
-    Parameters and shape are those of :func:`expected_values`.
+    Parameters and shapes are those of :func:`expected_values`.
     """
-    if module.zero_inflation is None:
-        return None
-    return module.spared(_last_hidden(module, tensors, z, condition))
-
-
-def _last_hidden(
-    module: TRVAEModule, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None
-) -> Tensor:
-    """Return the last hidden layer of codes."""
     features = None if condition is None else condition.expand(len(z), -1)
-    return module.hidden_layers(z, module.context(tensors, features))[1]
+    hidden = module.hidden_layers(z, module.context(tensors, features))[1]
+    expected = module.observation.expected(module.output(hidden))
+    if module.zero_inflation is None:
+        return expected, None
+    spared = module.spared(hidden)
+    return expected * spared, spared
 
 
 @torch.inference_mode()
