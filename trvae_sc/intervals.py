@@ -56,8 +56,7 @@ def standardised(
     found = _scales(missed, n, unit)
     if found is None:
         return None
-    others, weight, scale = found
-    known = np.isfinite(missed) & _telling(missed)
+    others, weight, scale, known = found
     return (np.abs(missed) / others)[known], weight[known], scale
 
 
@@ -100,8 +99,8 @@ class Decoys:
         found = _scales(missed, n, unit)
         if found is None:
             return None
-        others, weight, scale = found
-        is_wrong = np.isfinite(missed) & _telling(missed) & (predicted * (predicted + missed) <= 0)
+        others, weight, scale, known = found
+        is_wrong = known & (predicted * (predicted + missed) <= 0)
         scores, weights = (np.abs(predicted) / others)[is_wrong], weight[is_wrong]
         order = scores.argsort()
         above = np.append(weights[order][::-1].cumsum()[::-1], 0.0)
@@ -117,9 +116,9 @@ class Decoys:
 def _scales(
     missed: np.ndarray, n: np.ndarray, unit: np.ndarray | None
 ) -> tuple[np.ndarray, ...] | None:
-    """Return each gene's scale without a unit, (n_residuals, n_genes), weights of residuals, and its scale.
+    """Return each gene's scale without a unit, weights of residuals, its scale, and which residuals tell of others.
 
-    None for fewer than three units.
+    Shapes (n_residuals, n_genes), of the scale (n_genes,); None for fewer than three units.
     """
     units, code = np.unique(np.arange(len(missed)) if unit is None else unit, return_inverse=True)
     if len(units) < 3:
@@ -131,15 +130,10 @@ def _scales(
     each, n_each = (
         np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)
     )
-    telling = _telling(missed)
+    telling = (squares > 0).any(0)  # genes of which something was missed; all if nothing was of any
+    telling |= ~telling.any()
     without = _scale(_of_others(each), _of_others(n_each), telling)
-    return without[code], weight, _scale(each.sum(0), n_each.sum(0), telling)
-
-
-def _telling(missed: np.ndarray) -> np.ndarray:
-    """Return the genes of which something was missed, shape (n_genes,); all if nothing was of any."""
-    found = (np.nan_to_num(missed) != 0).any(0)
-    return found | ~found.any()
+    return without[code], weight, _scale(each.sum(0), n_each.sum(0), telling), known & telling
 
 
 def _of_others(sums: np.ndarray) -> np.ndarray:

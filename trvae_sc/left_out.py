@@ -20,6 +20,7 @@ class Missed:
     predicted: np.ndarray  #: change that was predicted, same shape
     n: np.ndarray  #: cells that each rests on, shape (n_residuals,)
     unit: np.ndarray  #: code of what was left out, shape (n_residuals,)
+    scale: np.ndarray | float = 1.0  #: unit of each gene, in which genes are compared with others
 
     @classmethod
     def nothing(cls, n_genes: int) -> Missed:
@@ -30,16 +31,20 @@ class Missed:
     @cached_property
     def half_width(self) -> np.ndarray | None:
         """:func:`trvae_sc.intervals.half_width`."""
-        return half_width(self.residuals, self.n, unit=self.unit)
+        found = half_width(self.residuals / self.scale, self.n, unit=self.unit)
+        return None if found is None else found * self.scale
 
     @cached_property
     def decoys(self) -> Decoys | None:
         """:class:`trvae_sc.intervals.Decoys`."""
-        return Decoys.of(self.predicted, self.residuals, self.n, unit=self.unit)
+        of = self.divided(self.scale)
+        return Decoys.of(of.predicted, of.residuals, self.n, unit=self.unit)
 
     def p_values(self, change: np.ndarray) -> np.ndarray:
         """Return the p-values of a change (:class:`trvae_sc.intervals.Decoys`); NaN of fewer than three units."""
-        return np.full(len(change), np.nan) if self.decoys is None else self.decoys(change)
+        if self.decoys is None:
+            return np.full(len(change), np.nan)
+        return self.decoys(change / self.scale)
 
     def divided(self, by: np.ndarray | float) -> Missed:
         """Return the same in other units."""

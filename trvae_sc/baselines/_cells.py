@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -56,8 +57,6 @@ class Learned:
         Labels, conditions and numbers of cells.
     profiles
         f of mean shares, log(1 + kappa share), or mean values.
-    unit
-        What errors of genes are compared in: of values the deviation of each gene.
     kappa
         Median total.
     """
@@ -66,8 +65,12 @@ class Learned:
     keys: Keys
     known: Known
     profiles: Profiles
-    unit: np.ndarray | float
     kappa: float
+
+    @cached_property
+    def unit(self) -> np.ndarray | float:
+        """What errors of genes are compared in: of values the deviation of each gene."""
+        return gene_units(self.adata, self.keys)
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
         at = labels.index(label), names.index(condition)
         mean[at], n_cells[at] = mean_level(x[rows], is_count=keys.is_count), len(rows)
     known = Known(conditions, labels, keys.labels_key, n_cells)
-    profiles = Profiles(mean, n_cells, labels, keys.is_count)
-    return Learned(adata, keys, known, profiles, gene_units(adata, keys), kappa)
+    return Learned(adata, keys, known, Profiles(mean, n_cells, labels, keys.is_count), kappa)
 
 
 def factors_of(

@@ -123,7 +123,7 @@ def effects(
                 group.factors,
                 target,
                 adata.var_names,
-                group.shift.missed.p_values(group.factors.change.columns()[2] / learned.unit),
+                group.shift.missed.p_values(group.factors.change.columns()[2]),
                 n_cells=len(group.rows),
                 is_count=learned.keys.is_count,
             )
@@ -165,9 +165,8 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
             continue
         code = space.levels.index(start)
         shift = shift_of(method, learned.profiles, space, code, target)
-        shift = replace(shift, missed=shift.missed.divided(learned.unit))
+        shift = replace(shift, missed=replace(shift.missed, scale=learned.unit))
         half = shift.missed.half_width
-        half = None if half is None else half * learned.unit
         for label in present:
             at = known.labels.index(label)
             end = shift.predict(learned.profiles.mean[at, code], at)

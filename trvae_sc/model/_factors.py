@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,10 +193,9 @@ class Sourced:
         else:
             self.expected = Ridge(self.profiles, s, likeness, common=1.0)
             self.missed = labels_left_out(self.expected, conditions=True, relative=True)
-        if not trained.module.is_count:
-            self.missed = self.missed.divided(self.units())
-            if self.replicates is not None:
-                self.replicates = self.replicates.divided(self.units())
+        self.missed = replace(self.missed, scale=self.units())
+        if self.replicates is not None:
+            self.replicates = replace(self.replicates, scale=self.units())
 
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
@@ -215,7 +215,9 @@ class Sourced:
         found = (
             None
             if self.missed is None
-            else standardised(self.missed.residuals, self.missed.n, unit=self.missed.unit)
+            else standardised(
+                self.missed.residuals / self.units(), self.missed.n, unit=self.missed.unit
+            )
         )
         if found is None:
             raise InputError(
@@ -241,7 +243,7 @@ class Sourced:
         found = change.predicted_mean - change.source_mean
         if change.missed is None:
             return np.full(len(found), np.nan)
-        return change.missed.p_values(found / (self.units() * change.relative))
+        return change.missed.p_values(found / change.relative)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -289,7 +291,7 @@ class Sourced:
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
         half = None if missed is None else missed.half_width
-        half = None if half is None else half * relative * self.units()
+        half = None if half is None else half * relative
         ends = (scaled(module, mean, None) for mean in (observed, expected))
         found = Change(*ends, half, relative, missed)
         unlike = novelty(own, self.others)
