@@ -86,9 +86,7 @@ def _halves(task: Task, rng: np.random.Generator, n_top: int) -> pd.DataFrame:
         order = rng.permutation(n_cells)
         first, second = order[: n_cells // 2], order[n_cells // 2 :]
         tables.append(score_values(task, task.real[first], task.real[second], n_top=n_top))
-    values = pd.DataFrame(
-        [table["value"] for table in tables]
-    )  # undefined in some splits of few cells
+    values = pd.DataFrame([table["value"] for table in tables])  # NaN: not defined by few cells
     return tables[0].assign(value=values.mean().to_numpy())
 
 

@@ -19,8 +19,8 @@ from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._measured import (
     CONDITION,
     TOTAL,
-    conditions_of,
-    labels_of,
+    condition_column,
+    label_column,
     measured_cells,
 )
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
@@ -117,7 +117,7 @@ def compare(
     if control is not None:
         control = measured_cells(control, predicted, record, keys, "control")
     keys = keys._replace(condition_key=CONDITION, total_counts_key=TOTAL if keys.is_count else None)
-    measured = pd.DataFrame({"label": labels_of(truth, keys), "condition": truth.obs[CONDITION]})
+    measured = pd.DataFrame({"label": label_column(truth, keys), "condition": truth.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
@@ -171,8 +171,8 @@ def _groups(
     predicted: AnnData, record: Mapping[str, Any], keys: Keys, measured: pd.DataFrame, label: Any
 ) -> list[_Group]:
     """Return the predicted combinations that were measured."""
-    obs, labels = predicted.obs, labels_of(predicted, keys)
-    target = conditions_of(obs, record["keys"]["condition_key"])
+    obs, labels = predicted.obs, label_column(predicted, keys)
+    target = condition_column(obs, record["keys"]["condition_key"])
     frame = pd.DataFrame(
         {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
     )
@@ -273,7 +273,7 @@ def _task(
     own = (measured["label"] == group.label).to_numpy()
     start = truth[own & (measured["condition"] == group.source).to_numpy()]
     if control is not None:
-        of_label = (labels_of(control, keys) == group.label).to_numpy()
+        of_label = (label_column(control, keys) == group.label).to_numpy()
         start = control[of_label & (control.obs[CONDITION] == group.source).to_numpy()]
     if start.n_obs < 2:
         raise InputError(

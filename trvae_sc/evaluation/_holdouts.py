@@ -238,15 +238,12 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     given = [given] if isinstance(given, Holdout | str) else given
     if not isinstance(given, Iterable):
         raise InputError(f"holdouts is {given!r}; {_ALLOWED}")
-    found = []
-    for one in given:
-        if isinstance(one, Holdout):
-            found.append(one)
-        elif isinstance(one, str) or (isinstance(one, tuple | list) and len(one) == 2):
-            found += parse_holdouts([one], adata, keys, source=_clear_source(adata, keys))
-        else:
-            raise InputError(f"A hold-out is {one!r}; {_ALLOWED}")
-    return found
+    every = list(given)
+    texts = [one for one in every if not isinstance(one, Holdout)]
+    if not texts:
+        return every
+    parsed = iter(parse_holdouts(texts, adata, keys, source=_clear_source(adata, keys)))
+    return [one if isinstance(one, Holdout) else next(parsed) for one in every]
 
 
 _ALLOWED = (

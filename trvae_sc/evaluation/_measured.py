@@ -26,14 +26,14 @@ CONDITION = "_trvae_sc_condition"  #: column with the joint condition
 _COUNTS = 30  # whole numbers up to there may be levels of some other kind
 
 
-def labels_of(adata: AnnData, keys: Keys) -> pd.Series:
+def label_column(adata: AnnData, keys: Keys) -> pd.Series:
     """Return the label of each cell as text; ``"all"`` without labels."""
     if keys.labels_key is None:
         return pd.Series("all", index=adata.obs_names)
     return as_text(adata.obs[keys.labels_key])
 
 
-def conditions_of(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
+def condition_column(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
     """Return the condition of each cell as text; of several columns joined."""
     if isinstance(condition_key, str):
         return as_text(obs[condition_key])
@@ -87,7 +87,7 @@ def measured_cells(
     )
     if keys.layer is not None:
         found.layers[keys.layer] = found.X
-    found.obs[CONDITION] = conditions_of(adata.obs, record["keys"]["condition_key"]).to_numpy()
+    found.obs[CONDITION] = condition_column(adata.obs, record["keys"]["condition_key"]).to_numpy()
     if keys.labels_key is not None:
         found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
     if keys.is_count:

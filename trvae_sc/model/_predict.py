@@ -27,7 +27,7 @@ from trvae_sc.files import (
     write_folder,
 )
 from trvae_sc.identity import among, marks_of
-from trvae_sc.levels import as_text, level_name, match_level
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import (
     decoded_batches,
@@ -39,7 +39,7 @@ from trvae_sc.model._decode import (
 from trvae_sc.model._exemplars import Exemplars, check_labels, remarks
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
-from trvae_sc.model._trained import Known, Trained, given_labels
+from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.rows import Rows, give_back_memory
 from trvae_sc.stored import files_of
@@ -354,12 +354,10 @@ def missing_combinations(
     """
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
-    names, n_cells, levels = list(trained.labels), trained.n_cells, trained.conditions.levels
+    names, n_cells = chosen_labels(trained, labels), trained.n_cells
+    levels = trained.conditions.levels
     given = None if source is None else trained.level(source)
     targets = levels if target is None else [trained.level(target)]
-    if labels is not None:
-        chosen = given_labels(trained.labels_key, labels)
-        names = [match_level(label, names, of="label") for label in chosen]
     missing = [
         (label, to)
         for label in names
