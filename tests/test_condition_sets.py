@@ -6,13 +6,17 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, baselines, evaluation, select
+from trvae_sc.cli import main
 from trvae_sc.condition_sets import ConditionSets, extended_sets, new_sets, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
+from trvae_sc.expression import Keys
 
 NAMES = ["A", "A+B", "B", "C+ctrl", "control"]
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+KEYS = Keys("condition", "cell_type", is_count=False, condition_separator="+")
+OPTIONS = {"keys": KEYS, "n_top_genes": None, "progress": False}
 
 
 def space():
@@ -120,9 +124,8 @@ def test_sets_larger_than_any_that_was_measured_are_said_to_be(fitted, caplog):
     assert not any("more parts" in note for note in same)
 
 
-def test_methods_that_are_compared_do_not_know_parts_and_say_so(fitted, caplog):
-    assert fitted[0].keys.condition_key == "condition"
-    assert "know nothing of parts" in caplog.text
+def test_methods_that_are_compared_know_the_parts_of_a_model(fitted):
+    assert fitted[0].keys == KEYS
 
 
 def test_an_unseen_set_is_predicted_and_saved(fitted, tmp_path):
@@ -165,7 +168,6 @@ def bad(names):
 @pytest.mark.parametrize(
     ("names", "separator", "message"),
     [
-        (["ctrl", "A", "B"], "+", "No condition .* has '\\+' between parts"),
         (["ctrl", "A+B"], "", "give the text between parts"),
         (["ctrl", "A+B"], 1, "give the text between parts"),
         (["X", "A+B"], "+", "called like a control"),
@@ -185,3 +187,158 @@ def test_bad_sets_are_refused_before_anything_is_written(names, separator, messa
 def test_sets_of_several_columns_are_refused():
     with pytest.raises(InputError, match="those of one column"):
         TRVAE.setup_anndata(bad(["ctrl", "A+B"]), ["condition", "other"], condition_separator="+")
+
+
+def test_sets_can_be_predicted_where_none_was_measured(caplog):
+    adata, effect = sets_data()
+    adata = adata[adata.obs["condition"].isin(["control", "A", "B"])].copy()
+    TRVAE.setup_anndata(adata, "condition", labels_key="cell_type", condition_separator="+")
+    assert "none of which was measured, are predicted as sums" in caplog.text
+    model = TRVAE(adata, gene_likelihood="normal", n_latent=4, n_hidden=(16, 8))
+    model.train(5, **QUIET)
+    change = model.effects(target="A+B", source="control")["change"].to_numpy()
+    truth = effect["A"] + effect["B"]
+    assert 1 - np.square(change - truth).sum() / np.square(truth).sum() > 0.9
+
+
+# -- methods that are compared --------------------------------------------------------------------------
+
+
+def of_two_labels():
+    """Return cells of two labels; L lacks C, and no cell is under A+C."""
+    adata, _ = sets_data()
+    other = adata.copy()
+    other.X = other.X * 1.5
+    other.obs["cell_type"] = "L"
+    other.obs_names = "l" + other.obs_names
+    other = other[other.obs["condition"] != "C"]
+    return anndata.concat([adata, other])
+
+
+def mean_of(adata, condition, label):
+    chosen = (adata.obs["condition"] == condition) & (adata.obs["cell_type"] == label)
+    return np.asarray(adata.X, dtype=np.float64)[chosen.to_numpy()].mean(0)
+
+
+@pytest.mark.parametrize("source", ["control", "B"])
+def test_sum_of_parts_adds_what_each_part_changes(source):
+    adata = of_two_labels()
+    predicted = baselines.predict(adata, "C+A", method="sum_of_parts", source=source, keys=KEYS)
+    assert set(predicted.obs["condition"]) == {"A+C"}
+    for label in ("K", "L"):
+        base, a = mean_of(adata, "control", label), mean_of(adata, "A", label)
+        # L was not measured under C: the mean over the others of its change from the source
+        start = mean_of(adata, source, label)
+        c = mean_of(adata, "C", "K") - mean_of(adata, source, "K")
+        end = a + (start + c) - base
+        own = predicted[predicted.obs["cell_type"] == label]
+        assert own.X.mean(0) == pytest.approx(end, abs=1e-5)
+
+
+def test_sum_of_parts_errs_as_sets_do_that_are_left_out():
+    adata = of_two_labels()
+    table = baselines.effects(adata, "A+C", method="sum_of_parts", source="control", keys=KEYS)
+    assert table["lower"].isna().all()  # two sets are too few
+    more = adata[adata.obs["condition"] == "A+B"].copy()
+    for i, name in enumerate(("A+D", "D", "B+D")):
+        new = more.copy()
+        new.obs["condition"] = name
+        new.obs_names = f"{i}_" + new.obs_names
+        adata = anndata.concat([adata, new])
+    table = baselines.effects(adata, "A+C", method="sum_of_parts", source="control", keys=KEYS)
+    own = table[table["label"] == "K"]
+    assert (own["lower"] < own["change"]).all()
+    # all sets but B+C, of parts that L lacks, are wrong by A+B - A - B, of D = A+B by A or B
+    errors = [
+        mean_of(adata, s, "K") - mean_of(adata, "control", "K")
+        - sum(mean_of(adata, p, "K") - mean_of(adata, "control", "K") for p in s.split("+"))
+        for s in ("A+B", "A+D", "B+D")
+    ]  # fmt: skip
+    widest = (own["upper"] - own["change"]).to_numpy().argsort()[-20:]
+    assert np.square(errors).mean(0)[widest].mean() > np.square(errors).mean()
+
+
+def test_hold_outs_hide_sets_whose_parts_others_have(caplog):
+    adata, _ = sets_data()
+    caplog.set_level("INFO")
+    new = adata[:60].copy()
+    new.obs["condition"] = "A+E"
+    new.obs_names = "e" + new.obs_names
+    found = evaluation.holdouts(anndata.concat([adata, new]), by="condition", keys=KEYS)
+    assert [h.target for h in found] == ["A", "A+B", "B", "B+C", "C"]
+    assert "Skipped, with a part that no other condition has: A+E." in caplog.text
+
+
+def test_methods_are_compared_on_sets_that_are_hidden(tmp_path):
+    adata, _ = sets_data()
+    hidden = [h for h in evaluation.holdouts(adata, by="condition", keys=KEYS) if "+" in h.target]
+    methods = ["no_change", "mean_condition", "sum_of_parts", "context_shift"]
+    run = evaluation.benchmark(adata, methods, hidden, folder=tmp_path / "r", **OPTIONS)
+    table = run.table[(run.table["metric"] == "effect_r2") & (run.table["genes"] == "all")]
+    mean = table[table["output"] == "delta"].groupby("method")["value"].mean()
+    assert mean["sum_of_parts"] > 0.9
+    assert mean["context_shift"] > 0.9
+    assert mean["mean_condition"] < 0.6
+    assert evaluation.Results.load(tmp_path / "r").run["keys"]["condition_separator"] == "+"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message"),
+    [
+        ("mean_shift", "A+B", "mean_shift learns from"),
+        ("latent_shift", "A+B", "latent_shift learns from"),
+        ("feature_ridge", "A+B", "name them with condition_features="),
+        ("sum_of_parts", "A", "'A' was not measured"),
+    ],
+)
+def test_what_a_method_cannot_know_is_said_before_any_work(method, target, message):
+    adata, _ = sets_data()
+    hidden = evaluation.Holdout("K", target, "control")
+    with pytest.raises(InputError, match=message):
+        evaluation.benchmark(adata, [method], [hidden], **OPTIONS)
+    alone = adata[~adata.obs["condition"].isin(["B+C"])].copy()
+    with pytest.raises(InputError, match="unknown parts 'C'"):
+        evaluation.benchmark(alone, ["context_shift"], [("K", "C")], **OPTIONS)
+    with pytest.raises(InputError, match="condition_separator="):
+        baselines.predict(adata, "A+B", method="sum_of_parts", keys=KEYS._replace(condition_separator=None))  # fmt: skip
+
+
+def test_select_chooses_by_sets_that_are_left_out():
+    adata, effect = sets_data()
+    more = adata[adata.obs["condition"] == "control"].copy()
+    new = []
+    for name in ("D", "A+D", "B+D"):
+        cells = more.copy()
+        own = sum(effect.get(p, effect["C"] * 0.7) for p in name.split("+"))
+        cells.X = cells.X + own.astype(np.float32)
+        cells.obs["condition"] = name
+        cells.obs_names = name + cells.obs_names
+        new.append(cells)
+    adata = anndata.concat([adata, *new])
+    methods = ["mean_condition", "sum_of_parts"]
+    found = select(adata, "C+A", methods=methods, **OPTIONS)
+    assert set(found.obs["condition"]) == {"A+C"}
+    record = found.uns["trvae_sc"]["selection"]
+    assert record["method"] == "sum_of_parts"
+    assert set(record["tasks"]) == {"K:A+B", "K:B+C", "K:A+D", "K:B+D"}
+    assert any("4 known sets of parts in turn" in note for note in found.uns["trvae_sc"]["notes"])
+    few = select(adata[adata.obs["condition"] != "A"].copy(), "A+C", **OPTIONS | {"max_epochs": 1})
+    assert "sum_of_parts" not in str(few.uns["trvae_sc"]["selection"])
+
+
+def test_the_shell_knows_the_parts_of_sets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adata, effect = sets_data()
+    adata.write_h5ad("cells.h5ad")
+    names = ["--condition-key", "condition", "--labels-key", "cell_type"]
+    names += ["--gene-likelihood", "normal", "--condition-separator", "+"]
+    few = ["--n-top-genes", "0", "--max-epochs", "2"]
+    assert main(["train", "cells.h5ad", *names, *few, "-o", "m"]) == 0
+    assert main(["predict", "m", "cells.h5ad", "--target", "C+A", "--source", "control", "-o", "p.h5ad"]) == 0  # fmt: skip
+    change = anndata.read_h5ad("p.h5ad").var["predicted_change"]
+    truth = effect["A"] + effect["C"]
+    assert 1 - np.square(change - truth).sum() / np.square(truth).sum() > 0.9
+    methods = ["--methods", "no_change", "sum_of_parts"]
+    run = ["benchmark", "cells.h5ad", *names, "--by", "condition", "--holdout", "K:A+B"]
+    assert main([*run, *methods, "--n-top-genes", "0", "-o", "r"]) == 0
+    assert {r["method"] for r in evaluation.Results.load("r").records} == {*methods[1:], "ceiling"}

@@ -6,6 +6,7 @@ seen of its parts. The condition named like a control is the empty set.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,8 @@ def check_sets(obs: pd.DataFrame, key: Any, separator: Any) -> None:
     Raises
     ------
     InputError
-        There are several columns; the separator is no text or in no condition; no condition is called like a
-        control; a part is empty or there twice; two conditions are the same set.
+        There are several columns; the separator is no text; no condition is called like a control; a part is
+        empty or there twice; two conditions are the same set.
     """
     if not isinstance(key, str):
         raise InputError(
@@ -75,11 +76,6 @@ def check_sets(obs: pd.DataFrame, key: Any, separator: Any) -> None:
         raise InputError(f"condition_separator is {separator!r}; give the text between parts: '+'.")
     found = [level_name(level) for level in levels(obs[key])]
     where = f"adata.obs['{key}']"
-    if not any(separator in name for name in found):
-        raise InputError(
-            f"No condition in {where} has '{separator}' between parts; there are {listing(found)}. Without "
-            "sets of parts, leave condition_separator out."
-        )
     sets = [split(name, separator) for name in found]
     odd = [n for n, s in zip(found, sets, strict=True) if "" in s or len(set(s)) < len(s)]
     if odd:
@@ -175,6 +171,28 @@ class ConditionSets(ConditionSpace):
     def described_levels(self, condition: Any) -> list[Any]:
         """Return the parts of a condition."""
         return self.values(condition)
+
+    @property
+    def tells_of_new(self) -> bool:
+        """Whether conditions that no cell was measured under can be predicted: sets of known parts."""
+        return True
+
+    def testable(self, target: Any) -> list[Any]:
+        """Return conditions whose prediction, where each is left out, tells how well a new target is predicted.
+
+        Sets of parts that were measured alone, if the target is one; else all whose parts others have.
+        """
+        told = self.told_by_others()
+        if self.singles(target) is not None:
+            told = [level for level in told if self.singles(level) is not None]
+        return [level for level in told if level != target]
+
+    def told_by_others(self) -> list[Any]:
+        """Return the conditions that can be predicted from the others: all whose parts others have."""
+        if self.description is not None:
+            return list(self.levels)
+        n = Counter(part for level in self.levels for part in self.values(level))
+        return [level for level in self.levels if all(n[part] > 1 for part in self.values(level))]
 
     def singles(self, target: Any) -> list[Any] | None:
         """Return the conditions that have one part of a set each; None of a single, or not measured, part."""

@@ -133,6 +133,23 @@ class ConditionSpace:
         """Numbers that describe conditions, or parts of them, if there are any."""
         return Description.of(self.parts)
 
+    @property
+    def tells_of_new(self) -> bool:
+        """Whether conditions of one column that no cell was measured under can be predicted."""
+        return self.description is not None
+
+    def testable(self, target: Any) -> list[Any]:
+        """Return conditions whose prediction, where each is left out, tells how well a new target is predicted."""
+        return [level for level in self.told_by_others() if level != target]
+
+    def told_by_others(self) -> list[Any]:
+        """Return the conditions that can be predicted from the others."""
+        return list(self.levels)
+
+    def singles(self, target: Any) -> list[Any] | None:
+        """Return the conditions that have one part of a set each; None where there are no sets."""
+        return None
+
     def described_levels(self, condition: Any) -> list[Any]:
         """Return the levels, or parts, of a condition that features describe."""
         if self.parts is None or self.description is None:

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from trvae_sc.condition_features import check_described, table_of
 from trvae_sc.condition_parts import new_parts
+from trvae_sc.condition_sets import check_sets, new_sets, parts_of, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
@@ -44,6 +45,8 @@ class Keys(NamedTuple):
     condition_features
         Table with numbers that describe the conditions, or its name in ``uns``; see
         :meth:`trvae_sc.TRVAE.setup_anndata`.
+    condition_separator
+        Text between the parts of conditions that are sets, as ``"+"``; see there.
     """
 
     condition_key: str
@@ -53,6 +56,7 @@ class Keys(NamedTuple):
     is_count: bool = True
     batch_key: str | None = None
     condition_features: Any = None
+    condition_separator: str | None = None
 
     def named(self) -> dict[str, str]:
         """Return the names that there are, of columns and layer."""
@@ -65,13 +69,19 @@ class Keys(NamedTuple):
         if isinstance(self.condition_features, pd.DataFrame):
             values = pd.util.hash_pandas_object(self.condition_features).to_numpy()
             found["condition_features"] = digest(values[None].astype(np.float64), 1)
-        elif self.condition_features is None:
-            del found["condition_features"]
+        for name in ("condition_features", "condition_separator"):
+            if found[name] is None:
+                del found[name]
         return found
 
     def further(self) -> dict[str, str | None]:
         """Return the arguments of ``TRVAE.setup_anndata`` besides the condition."""
         names = ("labels_key", "layer", "batch_key", "total_counts_key")
+        return {name: getattr(self, name) for name in names}
+
+    def of_conditions(self) -> dict[str, Any]:
+        """Return the arguments of ``TRVAE.setup_anndata`` that say how conditions are made."""
+        names = ("condition_features", "condition_separator")
         return {name: getattr(self, name) for name in names}
 
 
@@ -85,17 +95,24 @@ class KeyNames(TypedDict, total=False):
     is_count: bool
     batch_key: str | None
     condition_features: Any
+    condition_separator: str | None
 
 
 def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
-    """Return the conditions of cells, with what describes them."""
-    found = tuple(levels(adata.obs[keys.condition_key]))
-    if keys.condition_features is None:
-        return ConditionSpace(keys.condition_key, found)
-    table = table_of(adata, keys.condition_features)
-    check_described(table, keys.condition_key, found)
-    parts = new_parts(adata.obs, [keys.condition_key], table)
-    return ConditionSpace(keys.condition_key, found, parts)
+    """Return the conditions of cells, with their parts and what describes them."""
+    key, separator = keys.condition_key, keys.condition_separator
+    column, table, parts = adata.obs[key], None, None
+    found = tuple(levels(column))
+    if separator is not None:
+        check_sets(adata.obs, key, separator)
+    if keys.condition_features is not None:
+        table = table_of(adata, keys.condition_features)
+        check_described(table, key, found if separator is None else parts_of(column, separator))
+    if separator is not None:
+        parts = new_sets(column, separator, table)
+    elif table is not None:
+        parts = new_parts(adata.obs, [key], table)
+    return space_of(key, found, parts)
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:

@@ -6,11 +6,12 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from anndata import AnnData
 
 from trvae_sc.checks import is_number, logger
-from trvae_sc.levels import levels
+from trvae_sc.levels import level_name, levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _said: contextvars.ContextVar[set[int] | None] = contextvars.ContextVar("said", default=None)
@@ -60,12 +61,25 @@ def say_setup(
     nuisances: Sequence[str | None],
     *,
     described: bool,
+    separator: str | None = None,
 ) -> None:
     """Say what is to be said of columns that are registered; `described`: by features of conditions."""
     if not described:
         say_numeric(adata, condition_key)
+    if separator is not None:
+        say_no_sets(adata, condition_key, separator)
     say_unlabeled(adata, labels_key)
     say_confounded(adata, condition_key, nuisances)
+
+
+def say_no_sets(adata: AnnData, condition_key: Any, separator: str) -> None:
+    """Warn where no condition is a set of several parts."""
+    if not any(separator in level_name(level) for level in levels(adata.obs[condition_key])):
+        logger.warning(
+            "No condition in adata.obs['%s'] has '%s' between parts: each is a part of its own, and sets of them, "
+            "none of which was measured, are predicted as sums.",
+            *(condition_key, separator),
+        )
 
 
 def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:

@@ -5,7 +5,7 @@ PRESETS = ("default", "paper", "cvae", "mmd_cvae", "vae", "beta_vae", "autoencod
 #: Methods of :mod:`trvae_sc.baselines` and :mod:`trvae_sc.family`.
 METHODS = (
     *("no_change", "mean_shift", "nearest_shift"),
-    *("mean_condition", "nearest_condition", "feature_ridge", "context_shift"),
+    *("mean_condition", "nearest_condition", "feature_ridge", "sum_of_parts", "context_shift"),
     *("latent_shift", "trvae", "no_transfer"),
     *PRESETS[1:],
     *("cgan", "cyclegan", "flow_matching", "flow_transfer", "paired"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from trvae_sc.baselines._simple import (
     BY_FEATURES,
+    BY_PARTS,
     SIMPLE,
     SIMPLE_METHODS,
     SIMPLEST_FIRST,
@@ -25,12 +26,14 @@ from trvae_sc.baselines._simple import (
     nearest_condition,
     nearest_shift,
     no_change,
+    sum_of_parts,
     target_level,
     with_own_columns,
 )
 
 __all__ = [
     "BY_FEATURES",
+    "BY_PARTS",
     "METHODS",
     "SIMPLE",
     "SIMPLEST_FIRST",
@@ -46,6 +49,7 @@ __all__ = [
     "nearest_shift",
     "no_change",
     "predict",
+    "sum_of_parts",
     "target_level",
     "trvae",
     "with_own_columns",

@@ -17,6 +17,7 @@ from scipy.spatial.distance import cdist
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed
+from trvae_sc.levels import listing
 from trvae_sc.shift import Profiles, changed, mean_changes
 
 
@@ -45,8 +46,30 @@ def ridge_weights(
     return linalg.solve(alike[:-1, :-1] + np.diag(noise), alike[:-1, -1], assume_a="pos")
 
 
+def part_weights(
+    space: ConditionSpace, source: Any, levels: Sequence[Any], noise: np.ndarray, target: Any
+) -> np.ndarray:
+    """Return the weights of the conditions of one part, and of the control, whose sum a set is."""
+    weight = _summands(space, target)
+    absent = sorted(set(weight) - {*levels, source})
+    if absent:
+        raise InputError(
+            f"sum_of_parts has no sum for {target!r}: {listing(absent)} was not measured. Leave out the method or "
+            "the condition."
+        )
+    return np.array([weight.get(level, 0.0) for level in levels])
+
+
+def _summands(space: ConditionSpace, target: Any) -> dict[Any, float]:
+    """Return how often the conditions of one part, and the control, are in a set."""
+    parts = space.values(target)
+    found = {space.level([part]): 1.0 for part in parts}
+    return found if len(parts) == 1 else found | {space.level([]): 1.0 - len(parts)}
+
+
 #: Weights of measured conditions by method: of their levels, and the noise of what is known of each.
 WEIGHTS: dict[str, Callable[..., np.ndarray]] = {
+    "sum_of_parts": part_weights,
     "mean_condition": mean_weights,
     "nearest_condition": nearest_weights,
     "feature_ridge": ridge_weights,
@@ -131,6 +154,12 @@ def left_out(measured: Measured, profiles: Profiles, source: int, target: Any) -
     return Missed(*(np.array(part) for part in zip(*rows, strict=True)))
 
 
+def _is_sum(measured: Measured, level: Any) -> bool:
+    """Return whether a condition is a set of parts that were measured alone."""
+    known = {measured.source, *(measured.space.levels[code] for code in measured.codes)}
+    return level not in (own := _summands(measured.space, level)) and known >= own.keys()
+
+
 def _told_without(
     measured: Measured, profiles: Profiles, source: int, target: Any
 ) -> Iterator[tuple[int, int, np.ndarray, int]]:
@@ -147,6 +176,8 @@ def _told_without(
         by_nearest = measured.method == "nearest_condition"
         if by_nearest and np.isnan(measured.space.described(level)).any():
             continue  # a control without features
+        if measured.method == "sum_of_parts" and not _is_sum(measured, level):
+            continue
         found = measured.to(level, but=other)
         for label in np.flatnonzero(known[:, other]).tolist():
             yield label, other, found[label], other

@@ -170,8 +170,7 @@ def _fit(
 ) -> TRVAE:
     """Return a trained model."""
     train = with_own_columns(train)
-    features = keys.condition_features
-    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), condition_features=features)
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), **keys.of_conditions())
     model = TRVAE(train, seed=seed, **model_kwargs)
     model.train(**{"enable_progress_bar": False, **(train_kwargs or {})})
     return model

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trvae_sc.baselines._conditions import WEIGHTS, Measured, left_out
+from trvae_sc.baselines._conditions import WEIGHTS, Measured, left_out, part_weights
+from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed, labels_left_out
@@ -42,6 +43,30 @@ RULES: dict[str, Rule] = {
 }
 
 
+def check_new(method: str, space: ConditionSpace, target: Any) -> None:
+    """Raise where a method cannot predict a condition from others."""
+    if method == "sum_of_parts":
+        if not isinstance(space, ConditionSets):
+            raise InputError(
+                "sum_of_parts needs the text between the parts of conditions: condition_separator=."
+            )
+        part_weights(space, None, space.levels, np.zeros(0), target)
+    if method in ("nearest_condition", "feature_ridge") and space.description is None:
+        raise InputError(
+            f"{method} compares conditions by their features: name them with condition_features=."
+        )
+    if method == "mean_condition" and not space.tells_of_new:
+        raise InputError(
+            "mean_condition is for conditions with features or parts: name them with condition_features= or "
+            "condition_separator=."
+        )
+    if method in ("mean_shift", "nearest_shift", "latent_shift"):
+        raise InputError(
+            f"No label was measured under {target!r}, which {method} learns from. Methods that can do without are "
+            f"{[*WEIGHTS, 'context_shift', 'trvae']}."
+        )
+
+
 @dataclass(frozen=True)
 class Shift:
     """What a method says of a target, and how it errs.
@@ -72,9 +97,10 @@ def shift_of(
         Nothing that was measured tells of the target.
     """
     code = space.code(target)
-    if method in WEIGHTS or code is None:
-        return _to_described(method, profiles, space, source, target)
-    if method != "no_change" and not profiles.measured(source)[:, code].any():
+    is_new = code is None or not profiles.measured(source)[:, code].any()
+    if method in WEIGHTS or code is None or (is_new and space.tells_of_new):
+        return _to_new(method, profiles, space, source, target)
+    if method != "no_change" and is_new:
         raise InputError(
             f"No label was measured under both {space.levels[source]!r} and {target!r}, so there is no shift to "
             "learn."
@@ -95,19 +121,11 @@ def shift_of(
     return Shift(lambda profile, _: rule(start, end, profile), start, missed)
 
 
-def _to_described(
+def _to_new(
     method: str, profiles: Profiles, space: ConditionSpace, source: int, target: Any
 ) -> Shift:
-    """Return the shift to a condition by its features, whatever was measured under it."""
-    if space.description is None:
-        raise InputError(
-            f"{method} compares conditions by their features: name them with condition_features=."
-        )
-    if method in ("mean_shift", "nearest_shift"):
-        raise InputError(
-            f"No label was measured under {target!r}, so {method} has no shift to learn. Methods that use "
-            f"features are {[*WEIGHTS, 'context_shift']}."
-        )
+    """Return the shift to a condition by its features or parts, whatever was measured under it."""
+    check_new(method, space, target)
     measured = profiles.measured(source)
     codes = np.flatnonzero(measured.any(0))
     if not len(codes):

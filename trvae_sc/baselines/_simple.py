@@ -31,8 +31,10 @@ Method = Callable[..., "AnnData | dict[str, AnnData]"]
 SIMPLE = ("no_change", "mean_shift", "nearest_shift", "context_shift")
 #: Those that compare conditions by their features (``condition_features``), simplest first.
 BY_FEATURES = ("mean_condition", "nearest_condition", "feature_ridge")
+#: That which adds the parts of sets (``condition_separator``).
+BY_PARTS = ("sum_of_parts",)
 #: All of them in one order.
-SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, SIMPLE[-1])
+SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, *BY_PARTS, SIMPLE[-1])
 
 
 def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -77,7 +79,7 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
 
     Changes of counts are log fold changes: what a gene of another label can do depends on its own level.
     The strongest simple method we know of; see :class:`trvae_sc.shift.Ridge`. A condition that no cell was
-    measured under is predicted by its features, from all labels and conditions.
+    measured under is predicted by its features or parts, from all labels and conditions.
 
     Parameters
     ----------
@@ -97,6 +99,17 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     if _is_new(train, target, keys):
         return _by_conditions(train, source, target, keys, "context_shift")
     return _shifted(train, source, target, keys, "context_shift")
+
+
+def sum_of_parts(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
+    r"""Add the sum of the log fold changes of the label under each part of a set.
+
+    .. math:: d_{AB} = d_A + d_B
+
+    from the control. Each part must have been measured alone; a label that lacks one counts with the mean of the
+    others. Parameters and returns as of :func:`context_shift`.
+    """
+    return _by_conditions(train, source, target, keys, "sum_of_parts")
 
 
 def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
@@ -128,16 +141,18 @@ def feature_ridge(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
 SIMPLE_METHODS: dict[str, Method] = {
     f.__name__: f
     for f in (
-        *(no_change, mean_shift, nearest_shift),
-        *(mean_condition, nearest_condition, feature_ridge, context_shift),
+        *(no_change, mean_shift, nearest_shift, mean_condition, nearest_condition),
+        *(feature_ridge, sum_of_parts, context_shift),
     )
 }
 
 
 def _is_new(train: AnnData, target: Any, keys: Keys) -> bool:
-    """Return whether a target is described, and was not measured."""
-    known = map(level_name, levels(train.obs[keys.condition_key]))
-    return keys.condition_features is not None and level_name(target) not in set(known)
+    """Return whether a target was not measured, and features or parts tell of it."""
+    if not any(given is not None for given in keys.of_conditions().values()):
+        return False
+    space = conditions_of(train, keys)
+    return space.code(space.level(target)) is None
 
 
 def _by_conditions(

@@ -85,8 +85,7 @@ def run_train(args: argparse.Namespace) -> None:
     check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
     train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
-    features = keys.condition_features
-    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), condition_features=features)
+    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), **keys.of_conditions())
     model = TRVAE(
         train,
         preset=args.preset,

@@ -224,6 +224,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="table with a row a condition and numbers that describe it, so that new ones can be predicted",
     )
     parser.add_argument(
+        "--condition-separator",
+        metavar="TEXT",
+        help="text between the parts of conditions that are sets, as + in A+B, so that new ones can be predicted",
+    )
+    parser.add_argument(
         "--gene-likelihood", choices=["nb", "zinb", "poisson", "normal"], help="nb by default"
     )
 

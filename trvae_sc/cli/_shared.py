@@ -81,6 +81,7 @@ def keys_of(args: argparse.Namespace, *, is_count: bool) -> Keys:
         is_count=is_count,
         batch_key=args.batch_key,
         condition_features=read_features(args.condition_features),
+        condition_separator=args.condition_separator,
     )
 
 

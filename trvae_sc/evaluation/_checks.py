@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from trvae_sc.baselines import BY_FEATURES
+from trvae_sc.baselines._shift import check_new
 from trvae_sc.checks import (
     check_matrix,
     check_names,
@@ -21,11 +21,10 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of, totals, values
 from trvae_sc.identity import row_chunks
-from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.roles import check_roles
 
 LEAST_GENES = 2  #: of which there are principal components and correlations
-_OF_LABELS = ("mean_shift", "nearest_shift", "latent_shift")  # which learn from other labels
 
 
 def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
@@ -135,26 +134,27 @@ def check_unseen(
     Raises
     ------
     InputError
-        No features tell of the condition, or methods do not use them.
+        No features or parts tell of the condition, or methods do not use them.
     """
     conditions = as_text(adata.obs[keys.condition_key])
     for holdout in holdouts:
         hidden = holdout.hidden(adata, keys)
         for other in holdout.also:
             hidden = hidden | other.hidden(adata, keys)
-        target = (conditions == level_name(holdout.target)).to_numpy()
-        if not target.any() or (target & ~hidden).any():
+        under_target = (conditions == level_name(holdout.target)).to_numpy()
+        if not under_target.any() or (under_target & ~hidden).any():
             continue
         space = conditions_of(adata[~hidden], keys)
-        if space.description is None:
+        if not space.tells_of_new:
             raise InputError(
                 f"{holdout} hides all cells under {holdout.target!r}, and nothing describes it: name a table "
-                "with condition_features=, or hide one label at a time."
+                "with condition_features=, of sets of parts condition_separator=, or hide one label at a time."
             )
-        space.level(holdout.target)
-        wrong = [name for name in methods if name in _OF_LABELS]
-        if wrong:
+        try:
+            target = space.level(holdout.target)
+            for name in methods:
+                check_new(name, space, target)
+        except InputError as error:
             raise InputError(
-                f"{holdout} hides all cells under {holdout.target!r}, which {listing(wrong)} learn from. Methods "
-                f"that use features are {[*BY_FEATURES, 'context_shift', 'trvae']}."
-            )
+                f"{holdout} hides all cells under {holdout.target!r}. {error}"
+            ) from error

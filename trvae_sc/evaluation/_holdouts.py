@@ -15,7 +15,7 @@ from anndata import AnnData
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import SEPARATOR, check_obs
 from trvae_sc.errors import InputError
-from trvae_sc.expression import KeyNames, Keys, keys_from
+from trvae_sc.expression import KeyNames, Keys, conditions_of, keys_from
 from trvae_sc.levels import as_text, default_source, level_name, levels, match_level
 
 logger = logging.getLogger(__name__)
@@ -127,14 +127,15 @@ def holdouts(
     keys
         Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
         ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``.
+        ``is_count=``, ``condition_features=``, ``condition_separator=``.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
     by
         Column of ``obs`` whose levels are held out (batch, donor); the labels if None. Of several, as
         ``["donor", "cell_type"]``, every combination of levels is. ``"condition"``: the target is hidden in all
-        labels, as if it had never been measured (``condition_features`` tell of it); ``"both"``: so is the
+        labels, as if it had never been measured (``condition_features`` or the parts of sets,
+        ``condition_separator``, tell of it); ``"both"``: so is the
         label to predict, under every condition but the source.
     min_cells
         Cells that source and target of a combination need.
@@ -175,15 +176,20 @@ def holdouts(
         source = default_source(adata.obs[keys.condition_key])
     known = levels(adata.obs[keys.condition_key])
     source = level_name(match_level(source, known, of="source"))
-    found, small = [], []
-    for target in (c for c in table if c != source):
+    found, small, targets = [], [], [c for c in table if c != source]
+    if unseen:
+        told = set(map(level_name, conditions_of(adata, keys).told_by_others()))
+        if alone := [c for c in targets if c not in told]:
+            logger.info("Skipped, with a part that no other condition has: %s.", ", ".join(alone))
+            targets = [c for c in targets if c in told]
+    for target in targets:
         enough = (table[[source, target]] >= min_cells).all(axis=1)
         every = [_holdout(row, columns, target, source, by) for row in table.index]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         if unseen:
-            targets = [c for c in table if c not in (source, target)] if unseen == BOTH else []
-            found += [replace(h, also=_unseen(h, every, targets)) for h in some]
+            others = [c for c in table if c not in (source, target)] if unseen == BOTH else []
+            found += [replace(h, also=_unseen(h, every, others)) for h in some]
             continue
         for start in range(0, len(some), together):
             group = some[start : start + together]

@@ -8,6 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.checks import check_free, check_obs
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import check_counts
 from trvae_sc.evaluation._holdouts import Holdout
@@ -25,12 +26,17 @@ class Question(NamedTuple):
     labels: list[str]
     cells: pd.DataFrame  #: number of known cells by label and condition
     notes: list[str]
-    is_new: bool  #: whether no cell was measured under the target, so that features tell of it
+    space: ConditionSpace  #: the conditions of the known cells
+    is_new: (
+        bool  #: whether no cell was measured under the target, so that features or parts tell of it
+    )
 
     @property
-    def unit(self) -> str:
+    def units(self) -> str:
         """What is left out to compare methods."""
-        return "condition" if self.is_new else "label"
+        if not self.is_new:
+            return "labels"
+        return "conditions" if self.space.singles(self.target) is None else "sets of parts"
 
 
 def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) -> Question:
@@ -44,9 +50,11 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     condition, label = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
     name = level_name(target)
     space = conditions_of(adata, keys)
-    is_described = space.description is not None
-    target = space.level(target) if is_described else target
-    source = _source(adata.obs[keys.condition_key], source, name, is_described=is_described)
+    may_be_new = space.tells_of_new
+    if may_be_new:
+        target = space.level(target)
+        name = level_name(target)  # of a set with its parts in another order
+    source = _source(adata.obs[keys.condition_key], source, name, may_be_new=may_be_new)
     cells = pd.crosstab(label, condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     chosen = _labels(cells, source, name, labels)
@@ -58,7 +66,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     check_counts(known, keys)
     condition = condition[~hidden]
     is_new = not (condition == name).any()
-    if is_new and not is_described:
+    if is_new and not may_be_new:
         raise InputError(
             f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
             "nothing is known about that condition."
@@ -67,13 +75,14 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         target = match_level(target, known.obs[keys.condition_key].unique(), of="condition")
     cells = pd.crosstab(label[~hidden], condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
-    return Question(known, keys, source, target, chosen, cells, notes, is_new)
+    space = conditions_of(known, keys)
+    return Question(known, keys, source, target, chosen, cells, notes, space, is_new)
 
 
-def _source(column: pd.Series, source: Any, target: str, *, is_described: bool) -> str:
+def _source(column: pd.Series, source: Any, target: str, *, may_be_new: bool) -> str:
     """Return the condition to start from."""
     conditions = sorted(as_text(column).unique())
-    if target not in conditions and not is_described:
+    if target not in conditions and not may_be_new:
         raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
     others = [c for c in conditions if c != target]
     if source is None:
@@ -120,7 +129,8 @@ def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> li
 def _conditions(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
     """Return the conditions to hide one at a time."""
     cells, source = question.cells, question.source
-    others = [c for c in cells if c not in (source, level_name(question.target))]
+    testable = question.space.testable(question.target)
+    others = [c for c in map(level_name, testable) if c != source]
     fewer = pd.DataFrame({c: cells[[source, c]].min(axis=1) for c in others})
     most = fewer.max().sort_values(ascending=False, kind="stable")
     chosen = sorted(most[most >= max(min_cells, 1)].index[:max_tasks])

@@ -32,6 +32,7 @@ _DEFAULTS = {
     "stack": ("context_shift", "trvae", "no_transfer"),
 }
 _NEW = ("mean_condition", "context_shift", "trvae")  # of conditions that were never measured
+_NEW_SETS = ("sum_of_parts", "context_shift", "trvae")
 _OF_BENCHMARK = ("n_jobs", "backend", "export", "progress")  # what is passed to it
 _ALSO = f", and {[*Keys._fields, *_OF_BENCHMARK]}"
 _MIN_TASKS = 3  # labels to leave out in turn; with two, methods would learn from a single one
@@ -61,9 +62,9 @@ def select(  # noqa: PLR0913
 
     Labels with cells under both source and target are left out in turn and predicted by every method
     (:func:`trvae_sc.evaluation.benchmark`); where no cell was measured under the target, which features
-    describe (``condition_features=``), other conditions are. :meth:`trvae_sc.evaluation.Results.best` chooses the best
-    simple method, or a model that is better by more than the standard error. That one is fitted anew on
-    all cells, with the same settings.
+    describe (``condition_features=``) or which is a set of parts (``condition_separator=``), other conditions
+    are. :meth:`trvae_sc.evaluation.Results.best` chooses the best simple method, or a model that is better by
+    more than the standard error. That one is fitted anew on all cells, with the same settings.
 
     Parameters
     ----------
@@ -74,13 +75,13 @@ def select(  # noqa: PLR0913
     keys
         Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the
         columns: ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``, ``condition_features=``.
+        ``is_count=``, ``condition_features=``, ``condition_separator=``.
     source
         Condition to start from. If None the other one of two, else the one that is called like a control.
     methods
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
         :mod:`trvae_sc.family`. If None, ``mean_shift`` (of a target that was never measured
-        ``mean_condition``), ``context_shift`` and ``trvae``; to stack,
+        ``mean_condition``, of a set ``sum_of_parts``), ``context_shift`` and ``trvae``; to stack,
         ``context_shift``, ``trvae`` and ``no_transfer`` (``trvae`` without the transfer loss).
     labels
         Label or labels to predict; those with source cells and no target cells if None. Target cells
@@ -165,7 +166,9 @@ def select(  # noqa: PLR0913
     output = check_output(output, keys)
     question = ask(adata, target, keys=keys, source=source, labels=labels)
     if methods is None:
-        methods = _NEW if question.is_new and combine == "best" else _DEFAULTS[combine]
+        methods = _DEFAULTS[combine]
+        if question.is_new and combine == "best":
+            methods = _NEW if question.space.singles(question.target) is None else _NEW_SETS
     known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
     tasks = inner_tasks(question, min_cells, max_tasks)
     best, evidence, weights = None, None, {}
@@ -191,7 +194,7 @@ def select(  # noqa: PLR0913
             question.notes.append(_stack_note(weights, results, evidence, best, metric))
         else:
             weights = {best.method: 1.0}
-            question.notes.append(_note(best, metric, results.quick_look, question.unit))
+            question.notes.append(_note(best, metric, results.quick_look, question.units))
     from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need
 
     train, train_keys, start = _all_cells(question, known, weights, n_top_genes)
@@ -298,7 +301,7 @@ _ANSWERS = {
 }
 
 
-def _note(best: Best, metric: str, quick_look: str, unit: str) -> str:
+def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
     """Return how the method was chosen, in words."""
     scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
     answer = _ANSWERS[best.decision.answer]
@@ -307,7 +310,7 @@ def _note(best: Best, metric: str, quick_look: str, unit: str) -> str:
     mean = best.table.set_index("method")["mean"][best.method]
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
-        f"{unit}s in turn: {answer}. Mean {metric}: {scores}."
+        f"{units} in turn: {answer}. Mean {metric}: {scores}."
         + (f" This was a {quick_look}." if quick_look else "")
         + (_WORSE if metric == "effect_r2" and mean < 0 else "")
     )
@@ -332,8 +335,8 @@ def _fallback_note(question: Question, tasks: Sequence[Holdout], min_cells: int,
     found = ", ".join(task.label for task in tasks) or "none"
     if question.is_new:
         return (
-            f"Methods could not be compared: that takes {_MIN_TASKS} other conditions with {min_cells} cells of a "
-            f"label, and there are {len(tasks)}. The prediction is by {name}, and was not tested."
+            f"Methods could not be compared: that takes {_MIN_TASKS} other {question.units} with {min_cells} cells of "
+            f"a label, and there are {len(tasks)}. The prediction is by {name}, and was not tested."
         )
     return (
         f"Methods could not be compared: that takes {_MIN_TASKS} labels with {min_cells} cells under both "

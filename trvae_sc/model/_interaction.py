@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.intervals import LEVEL
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._trained import Trained
@@ -25,7 +24,7 @@ def interaction(trained: Trained, factors: Factors, target: Any) -> dict[str, An
     alone in the label.
     """
     space = trained.conditions
-    names = space.singles(target) if isinstance(space, ConditionSets) else None
+    names = space.singles(target)
     if names is None or space.values(factors.source) or not trained.spread.size:
         return {}
     label, source = trained.labels.index(factors.label), space.code(factors.source)

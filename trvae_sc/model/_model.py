@@ -292,8 +292,8 @@ class TRVAE(PredictingModel):
             if features is not None:  # the registry has the table; a name says that there is one
                 arguments["condition_features"] = "condition_features"
             nuisances = [batch_key, *(categorical_covariate_keys or ())]
-            described = features is not None
-            hints.say_setup(adata, condition_key, labels_key, nuisances, described=described)
+            told = {"described": features is not None, "separator": condition_separator}
+            hints.say_setup(adata, condition_key, labels_key, nuisances, **told)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
             features = None

@@ -307,16 +307,12 @@ class AnnDataModel(BaseModelClass):
                 f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
                 "in a column of their own, and name it with condition_key=."
             )
-        if args.get("condition_separator"):
-            checks.logger.warning(
-                "Hold-outs, select and benchmark take conditions as wholes: methods that are compared know nothing of "
-                "parts (condition_separator). Score predictions of unmeasured sets with trvae_sc.compare."
-            )
         description = self.condition_space.description
         return Keys(
             **{k: args[k] for k in _NAMES},
             is_count=self.module.is_count,
             condition_features=None if description is None else description.frame,
+            condition_separator=args.get("condition_separator"),
         )
 
     @property
