@@ -910,17 +910,6 @@ def test_mixed_precision_predicts_the_same_change(fit, make_adata, accelerator, 
     assert 1 - ((a - b) ** 2).sum() / (a**2).sum() > 0.99
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
-def test_the_compiler_gives_the_same_loss_curve(fit):
-    """All but the writing of C++, which takes a minute; test_conformance compares the weights."""
-    plan = {"compile": True, "compile_kwargs": {"backend": "aot_eager", "dynamic": False}}
-    train = {"max_epochs": 3, "batch_size": 40}
-    kwargs = {"dropout_rate": 0.0, "transfer_weight": 0.0, "variational": False, "kl_weight": 0.0}
-    first = fit(train={**train, "plan_kwargs": plan}, **kwargs)
-    second = fit(train=train, **kwargs)
-    assert curve(first, "train_loss") == pytest.approx(curve(second, "train_loss"), rel=1e-4)
-
-
 SHARED = """
     import sys, warnings
     warnings.filterwarnings("ignore")
