@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from trvae_sc import PRESETS, TRVAE, family
+from trvae_sc import PRESETS, TRVAE, family, hints
 from trvae_sc.errors import InputError
 
 BLIND = ("vae", "beta_vae", "autoencoder")
@@ -178,6 +178,11 @@ def test_a_model_whose_dimensions_all_collapse_says_so(fit, caplog):
     assert made.active_dims == []
     assert "4 of 4 latent dimensions collapsed (KL below 0.01 nats: 0 to 3)" in caplog.text
     assert "every code is decoded to the same cell" in caplog.text
+    caplog.clear()
+    with hints.said_once():  # as benchmark and select do, which train many
+        for _ in range(2):
+            made.train(1, accelerator="cpu", enable_progress_bar=False)
+    assert caplog.text.count("dimensions collapsed") == 1
     with pytest.raises(InputError, match=r"Dimension 2 collapsed.*active_dims is \[\]; train with"):
         family.traverse(made, 2, condition=None)
 

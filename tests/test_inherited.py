@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
 from trvae_sc import TRVAE, InputError
@@ -83,3 +84,16 @@ def test_a_network_that_does_not_see_conditions_decodes_none(fit):
     with pytest.raises(InputError, match="does not see the condition"):
         model.get_normalized_expression(transform_condition="stimulated")
     assert model.get_normalized_expression().shape == (120, 30)
+
+
+def test_genes_of_normalized_expression_are_known(fit):
+    model = fit()
+    torch.manual_seed(0)  # codes are drawn
+    whole = model.get_normalized_expression()
+    for genes in (["gene_3", "gene_1"], "gene_3"):
+        torch.manual_seed(0)
+        found = model.get_normalized_expression(gene_list=genes)
+        names = ["gene_1", "gene_3"] if isinstance(genes, list) else ["gene_3"]
+        assert found.equals(whole[names])
+    with pytest.raises(InputError, match="gene_list has 'other', which the model does not know"):
+        model.get_normalized_expression(gene_list=["gene_1", "other"])

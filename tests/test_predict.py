@@ -10,7 +10,7 @@ import torch
 from scipy import sparse, stats
 from sklearn.linear_model import Ridge as LinearRidge
 
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, baselines
 from trvae_sc.errors import InputError
 from trvae_sc.intervals import half_width
 from trvae_sc.model import _write
@@ -626,8 +626,19 @@ def test_one_condition_may_be_in_a_list_or_a_dictionary(trained):
         assert predicted.obs.equals(expected.obs)
         assert set(model.effects(**named, labels="NK")["target"]) == {"stimulated"}
         assert model.generate(wrap("stimulated"), 3).n_obs == 3
+        simple = baselines.predict(model.adata, **named, labels="NK", keys=model)
+        assert set(simple.obs["condition"]) == {"stimulated"}
     with pytest.raises(InputError, match=r"Unknown condition \{'cytokine': 'stimulated'\}"):
         model.predict(target={"cytokine": "stimulated"})
+
+
+def test_labels_without_source_cells_are_named(trained, caplog):
+    model, cells = trained
+    lacks = (cells.obs["cell_type"] == "B") & (cells.obs["condition"] == "control")
+    some = cells[~lacks].copy()
+    found = model.predict(some, target="stimulated", source="control", labels=["B", "T"])
+    assert set(found.obs["cell_type"]) == {"T"}
+    assert "No cell of 'B' to start from: only others are predicted." in caplog.text
 
 
 def test_a_mask_is_not_taken_for_labels(trained):

@@ -17,7 +17,7 @@ import pandas as pd
 from trvae_sc.condition_features import DESCRIBED, Description, description_of
 from trvae_sc.condition_kernels import JOINT
 from trvae_sc.condition_parts import UNKNOWN
-from trvae_sc.conditions import ConditionSpace
+from trvae_sc.conditions import ConditionSpace, unwrapped
 from trvae_sc.errors import InputError
 from trvae_sc.levels import CONTROLS, level_name, levels, listing
 
@@ -102,7 +102,7 @@ class ConditionSets(ConditionSpace):
 
     def level(self, condition: Any) -> Any:
         """Return a condition as in :attr:`levels`, or the name of a new set, in any order of its parts."""
-        given = self._given(condition)
+        given = self._given(unwrapped(self.key, condition))
         for level, parts in zip(self.levels, self.parts["values"], strict=True):
             if set(parts) == set(given):
                 return level

@@ -7,7 +7,7 @@ parts, and a number between or beyond those measured from the numbers around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -27,6 +27,15 @@ AS_NUMBER = (
     "and beyond those measured can be predicted."
 )
 _LEAST = 4  # measured levels, of which it can be learned how much features say
+
+
+def unwrapped(key: str, condition: Any) -> Any:
+    """Return a condition of one column that may be in a list or dictionary."""
+    if isinstance(condition, Mapping) and list(condition) == [key]:
+        condition = condition[key]
+    if isinstance(condition, list | tuple) and len(condition) == 1:
+        condition = condition[0]
+    return condition
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class ConditionSpace:
     def level(self, condition: Any) -> Any:
         """Return a condition as in ``levels``, or the name of a new combination.
 
+        Of one column it may be in a list or dictionary, too.
+
         Raises
         ------
         InputError
@@ -60,9 +71,10 @@ class ConditionSpace:
                 f"The model was set up without condition_key and knows no condition {condition!r}. "
                 "Name the column in setup_anndata and train again."
             )
-        if self.parts is not None and not isinstance(self.key, str):
+        if not isinstance(self.key, str):
             return name_of(self.values(condition))
-        if isinstance(self.key, str) and self.description is not None:
+        condition = unwrapped(self.key, condition)
+        if self.description is not None:
             known = self.description.and_described(self.levels)
             return match_level(condition, known, of="condition", hint=UNKNOWN)
         numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in self.levels]

@@ -14,7 +14,7 @@ from trvae_sc.checks import is_number, logger
 from trvae_sc.levels import level_name, levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
-_said: contextvars.ContextVar[set[int] | None] = contextvars.ContextVar("said", default=None)
+_said: contextvars.ContextVar[set[Any] | None] = contextvars.ContextVar("said", default=None)
 _UNLABELED = (
     "unknown",
     "unassigned",
@@ -30,7 +30,7 @@ _UNLABELED = (
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Say of totals once what is true of all fits meanwhile."""
+    """Say of totals, and of collapsed dimensions, once what is true of all fits meanwhile."""
     token = _said.set(set() if _said.get() is None else _said.get())
     try:
         yield
@@ -38,13 +38,20 @@ def said_once() -> Iterator[None]:
         _said.reset(token)
 
 
+def was_said(what: Any) -> bool:
+    """Return whether something is to be said once, and was said; from now on it was."""
+    said = _said.get()
+    if said is None:
+        return False
+    known = what in said
+    said.add(what)
+    return known
+
+
 def say_totals(n_vars: int) -> None:
     """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
-    said = _said.get()
-    if said is not None:
-        if n_vars in said:
-            return
-        said.add(n_vars)
+    if was_said(("totals", n_vars)):
+        return
     logger.log(
         logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
         "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "

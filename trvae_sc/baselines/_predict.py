@@ -16,7 +16,7 @@ from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
-from trvae_sc.levels import level_name, match_level
+from trvae_sc.levels import level_name
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._trained import chosen_labels
 
@@ -153,9 +153,13 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
     space = known.conditions
     starts = [level for level in space.levels if level != target]
     if source is not None:
-        starts = [match_level(source, space.levels, of="condition")]
+        starts = [space.level(source)]
         if starts == [target]:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
+        if space.code(starts[0]) is None:
+            raise InputError(
+                f"The source {starts[0]!r} was not measured; there are {[*space.levels]}."
+            )
     chosen = chosen_labels(known, labels)
     rows = dict(groups(learned.adata.obs, keys))
     found = []

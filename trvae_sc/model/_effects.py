@@ -34,13 +34,13 @@ def effects(
             f"Models with calibrate=False (preset '{trained.preset}') have no change of a label apart from "
             "its cells. Use predict, or the default preset."
         )
-    target, space = trained.level(target), trained.conditions
+    target, space = trained.conditions.level(target), trained.conditions
     for remark in space.remarks(target)[1:]:
         logger.warning(remark)
     if source is None:
         sources = [level for level in space.levels if level != target]
     else:
-        sources = [trained.level(source)]
+        sources = [trained.conditions.level(source)]
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = chosen_labels(trained, labels)

@@ -104,4 +104,4 @@ def _check_generation(
             f"No condition is given, but the network of preset '{trained.preset}' needs one of {known}: "
             f"give condition={known[0]!r}."
         )
-    return None if blind else trained.level(condition)
+    return None if blind else trained.conditions.level(condition)

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.model.base import RNASeqMixin, VAEMixin
 
 from trvae_sc.errors import InputError
+from trvae_sc.levels import as_list, listing
 from trvae_sc.model._codes import COLLAPSED
 from trvae_sc.model._registration import NOT_TRAINED
 from trvae_sc.model._saving import SavedModel
@@ -76,9 +77,15 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         Raises
         ------
         InputError
-            Unknown condition, or a network that does not see it (presets ``vae``, ``beta_vae``,
-            ``autoencoder``).
+            Unknown condition or genes, or a network that does not see the condition (presets ``vae``,
+            ``beta_vae``, ``autoencoder``).
         """
+        if kwargs.get("gene_list") is not None:
+            known, kwargs["gene_list"] = set(self.get_var_names()), as_list(kwargs["gene_list"])
+            if unknown := [gene for gene in kwargs["gene_list"] if gene not in known]:
+                raise InputError(
+                    f"gene_list has {listing(unknown)}, which the model does not know."
+                )
         if transform_condition is not None:
             self._needs_condition()
             features = self.condition_space.features(transform_condition)

@@ -27,7 +27,7 @@ from trvae_sc.files import (
     write_folder,
 )
 from trvae_sc.identity import among, marks_of
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import as_text, level_name, listing
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import (
     decoded_batches,
@@ -73,9 +73,9 @@ def check_request(trained: Trained, request: Request, adata: AnnData | None) -> 
     for name in ("n_samples", "batch_size"):
         if getattr(request, name) is not None:
             check_whole(name, getattr(request, name))
-    output = _check_output(trained, request.output)
     check_weights(trained.module)
-    return request._replace(output=output, target=trained.level(request.target))
+    output = _check_output(trained, request.output)
+    return request._replace(output=output, target=trained.conditions.level(request.target))
 
 
 def predict_cells(
@@ -94,8 +94,15 @@ def predict_cells(
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
+    present = trained.label_column(original.obs.iloc[rows]).unique()
     if request.exemplars:
-        check_labels(request.exemplars, trained.label_column(original.obs.iloc[rows]).unique())
+        check_labels(request.exemplars, present)
+    if request.labels is not None:
+        asked = map(level_name, given_labels(trained.labels_key, request.labels))
+        if absent := [label for label in asked if label not in present]:
+            logger.warning(
+                "No cell of %s to start from: only others are predicted.", listing(absent)
+            )
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
     layer = trained.layer if request.output in ("counts", "sample") else None
@@ -174,40 +181,38 @@ class _Prediction:
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
         trained, rows, request = self.trained, self.rows, self.request
+        notes: list[str] = []
         obs = self.obs().assign(response=self.response.array())
         if len(self.totals):
             obs = obs.assign(**{trained.total_counts_key: self.totals.array()})
-        obsm = {"X_trvae": self.latent.array()}
-        result = AnnData(X=x, obs=obs, var=self.var(), obsm=obsm)
+        result = AnnData(X=x, obs=obs, var=self.var(), obsm={"X_trvae": self.latent.array()})
         is_training = among(self.marks.array()[: len(rows)], trained.marks)
-        factors = self.calibration.factors
-        table = combination_table(trained, self.groups, request.target, factors, is_training)
+        known = self.calibration.factors, is_training
+        table = combination_table(trained, self.groups, request.target, *known)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
         record = provenance(trained, table, request.target, **settings)
         key = trained.labels_key
         if key is not None and key not in self.original.obs:
-            note = (
+            notes.append(
                 f"The cells have no column '{key}': they were moved as one group, and whether training saw their "
                 "labels under the target is not known."
             )
-            record["notes"] = np.append(record["notes"], note).astype(object)
         filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
         if filled:
-            note = f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
-            record["notes"] = np.append(record["notes"], note).astype(object)
+            notes.append(
+                f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
+            )
         if request.exemplars:
-            told = remarks(self.trained, request.exemplars, request.target)
-            record["notes"] = np.append(record["notes"], told).astype(object)
+            notes += remarks(trained, request.exemplars, request.target)
             record["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
+        record["notes"] = np.array([*record["notes"], *notes], dtype=object)
         result.uns[RECORD] = record
         return result
 
     def obs(self) -> pd.DataFrame:
         """Return the source cells' columns with the target condition."""
-        request = self.request
-        return predicted_obs(
-            self.trained, self.original, self.rows, request.target, request.n_samples
-        )
+        asked = self.request.target, self.request.n_samples
+        return predicted_obs(self.trained, self.original, self.rows, *asked)
 
     def var(self) -> pd.DataFrame:
         """Return the genes' columns; of a single label and source with its change and interval."""
@@ -305,7 +310,7 @@ def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
     if source is None:
         keep = (condition != level_name(target)).to_numpy()
     else:
-        source = known.level(source)
+        source = known.conditions.level(source)
         if source == target:
             raise InputError(f"Source and target are both {target!r}: there is nothing to predict.")
         keep = (condition == level_name(source)).to_numpy()
@@ -356,8 +361,8 @@ def missing_combinations(
         raise InputError("The model was set up without labels_key: no combination can be missing.")
     names, n_cells = chosen_labels(trained, labels), trained.n_cells
     levels = trained.conditions.levels
-    given = None if source is None else trained.level(source)
-    targets = levels if target is None else [trained.level(target)]
+    given = None if source is None else trained.conditions.level(source)
+    targets = levels if target is None else [trained.conditions.level(target)]
     missing = [
         (label, to)
         for label in names

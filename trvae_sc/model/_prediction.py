@@ -264,7 +264,7 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
-        request = Request(trained.level(target))
+        request = Request(trained.conditions.level(target))
         shown = self._with_exemplars(trained, request, exemplars).exemplars
         chosen = {"target": target, "source": source, "labels": labels}
         chosen |= {"exemplars": shown, "by": by}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,6 @@ class Known:
     labels: tuple[str, ...]
     labels_key: str | None
     n_cells: np.ndarray
-
-    def level(self, condition: Any) -> Any:
-        """Return a condition as it is known; of one column it may be in a list or dictionary, too."""
-        key = self.conditions.key
-        if isinstance(key, str):
-            if isinstance(condition, Mapping) and list(condition) == [key]:
-                condition = condition[key]
-            if isinstance(condition, list | tuple) and len(condition) == 1:
-                condition = condition[0]
-        return self.conditions.level(condition)
 
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; ``"all"`` without labels."""

@@ -20,6 +20,7 @@ from scvi.train._config import merge_kwargs
 from trvae_sc.arguments import check_known, check_number, check_whole, named
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
+from trvae_sc.hints import was_said
 from trvae_sc.identity import digest
 from trvae_sc.model._arguments import check_default_type
 from trvae_sc.model._codes import collapse_note, kl_by_dimension
@@ -216,7 +217,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         if not self.frozen_conditions_:
             self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
             note = collapse_note(self.kl_)
-            if note is not None:  # a few of many are no loss
+            if note is not None and not was_said("collapsed"):  # a few of many are no loss
                 few = len(self.active_dims) <= len(self.kl_) / 2
                 logger.log(logging.WARNING if few else logging.INFO, "%s", note)
         key = self.registry_["setup_args"].get("replicate_key")
