@@ -1,5 +1,7 @@
 """Conditions of several obs columns: levels and numbers."""
 
+from functools import partial
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -7,10 +9,15 @@ import pytest
 import torch
 from anndata import AnnData
 
-from trvae_sc import TRVAE, next_experiments
+from trvae_sc import TRVAE, baselines, compare, evaluation, next_experiments, select
+from trvae_sc.baselines import METHODS
+from trvae_sc.cli import main
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse, remarks
 from trvae_sc.conditions import ConditionSpace
+from trvae_sc.datasets import simulate_doses
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import choose_genes
+from trvae_sc.expression import Keys
 from trvae_sc.shift import Profiles, Ridge
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -574,3 +581,107 @@ def test_a_query_may_have_numbers_as_text(fit, make_adata):
     rows = extended.condition_space.design()[-3:]
     mean, deviation = 1.0, np.sqrt(2 / 3)
     np.testing.assert_allclose(rows[:, 2], (np.arange(3) - mean) / deviation, rtol=1e-6)
+
+
+# -- methods that are compared --------------------------------------------------------------------------
+
+COLUMNS = Keys(("drug", "dose"), "cell_type")
+
+
+@pytest.fixture(scope="module")
+def doses():
+    return simulate_doses(n_labels=3, n_genes=60, specificity=0.2)
+
+
+def test_hold_outs_of_several_columns_hide_what_others_tell_of(doses, caplog):
+    caplog.set_level("INFO")
+    one = doses[doses.obs["drug"] == "B"][:40].copy()
+    one.obs["drug"] = "C"
+    one.obs_names = "c" + one.obs_names
+    found = evaluation.holdouts(anndata.concat([doses, one]), by="condition", keys=COLUMNS)
+    assert {h.source for h in found} == {"none + 0"}
+    assert {h.target for h in found} == {"A + 1", "A + 3", "A + 10", "B + 1", "B + 10"}
+    assert "Skipped, with a part that no other condition has: C + 1." in caplog.text
+    same = evaluation.holdouts(doses, by=["drug", "dose"], source=["none", 0], keys=COLUMNS)
+    assert [h.target for h in same] == [h.target for h in found]
+    by_label = evaluation.holdouts(doses, condition_key=["drug", "dose"], labels_key="cell_type")
+    assert len(by_label) == 5 * 3
+    hidden = by_label[0].hidden(doses, COLUMNS)
+    assert set(doses.obs.loc[hidden, "drug"]) == {"A"}
+    assert set(doses.obs.loc[hidden, "cell_type"]) == {by_label[0].label}
+    with pytest.raises(InputError, match="Name it with source="):
+        evaluation.holdouts(doses[doses.obs["drug"] != "none"].copy(), keys=COLUMNS)
+
+
+def test_methods_are_compared_on_doses_that_are_hidden(doses, tmp_path):
+    hidden = evaluation.holdouts(doses, by="condition", keys=COLUMNS)
+    hidden = [h for h in hidden if h.target == "A + 3"]
+    methods = {name: METHODS[name] for name in ("no_change", "mean_condition", "context_shift")}
+    few = {"train_kwargs": {"max_epochs": 1}, "n_hidden": (16, 8), "n_latent": 4}
+    methods["trvae"] = partial(METHODS["trvae"], **few)
+    options = {"keys": COLUMNS, "progress": False, "n_top_genes": None, "seeds": 1}
+    run = evaluation.benchmark(doses, methods, hidden, folder=tmp_path / "r", **options)
+    table = run.table[(run.table["metric"] == "effect_r2") & (run.table["genes"] == "all")]
+    mean = table[table["output"] == "delta"].groupby("method")["value"].mean()
+    assert mean["no_change"] == pytest.approx(0.0, abs=1e-6)
+    assert mean["context_shift"] > 0.5
+    assert mean["trvae"] > 0
+    again = evaluation.Results.load(tmp_path / "r")
+    assert again.run["keys"]["condition_key"] == ["drug", "dose"]
+    with pytest.raises(InputError, match=r"CycleGAN takes conditions of one column"):
+        evaluation.benchmark(doses, ["cyclegan"], evaluation.holdouts(doses, keys=COLUMNS)[:1], **options)  # fmt: skip
+
+
+def test_simple_methods_predict_combinations_of_columns_with_all_their_columns(doses):
+    lacks = (doses.obs["cell_type"] == "type_0") & (doses.obs["drug"] == "A")
+    some = doses[~lacks].copy()
+    target = {"drug": "A", "dose": 3}
+    found = baselines.predict(some, target, source=("none", 0), keys=COLUMNS, labels="type_0")
+    assert set(found.obs["drug"]) == {"A"}
+    assert found.obs["dose"].dtype == float
+    assert set(found.obs["dose"]) == {3.0}
+    names = {"condition_key": ["drug", "dose"], "labels_key": "cell_type"}
+    delta = baselines.predict(some, "A + 3", method="mean_shift", source="none + 0", output="delta", **names)  # fmt: skip
+    assert set(delta.obs["dose"]) == {3.0}
+    by_hand = some.obs.assign(condition=[f"{a} {b:g}" for a, b in zip(some.obs["drug"], some.obs["dose"], strict=True)])  # fmt: skip
+    whole = AnnData(some.X, obs=by_hand, var=some.var)
+    one = {"condition_key": "condition", "labels_key": "cell_type"}
+    expected = baselines.predict(whole, "A 3", method="mean_shift", source="none 0", output="delta", **one)  # fmt: skip
+    np.testing.assert_array_equal(delta.X, expected.X)
+    scores = compare(found, doses).table()
+    assert len(scores)
+
+
+def test_select_predicts_a_dose_that_was_never_measured(doses):
+    options = {"keys": COLUMNS, "progress": False, "n_top_genes": None}
+    target = {"drug": "B", "dose": 3}
+    found = select(doses, target, methods=["no_change", "context_shift"], **options)
+    assert set(found.obs["drug"]) == {"B"}
+    assert set(found.obs["dose"]) == {3.0}
+    assert found.uns["trvae_sc"]["selection"]["n_tasks"] == 5
+    lacks = (doses.obs["cell_type"] == "type_0") & (doses.obs["drug"] == "A")
+    few = select(doses[~lacks].copy(), ("A", 3.0), methods=["context_shift"], **options)
+    assert set(few.obs["cell_type"]) == {"type_0"}
+
+
+def test_a_model_says_which_columns_its_condition_has(doses):
+    adata = doses.copy()
+    TRVAE.setup_anndata(adata, ["drug", "dose"], labels_key="cell_type")
+    keys = TRVAE(adata).keys
+    assert keys == COLUMNS
+    assert keys.named()["condition_key"] == ["drug", "dose"]
+    assert choose_genes(adata, TRVAE(adata), 20).chosen.sum() == 20
+
+
+def test_the_shell_takes_several_columns(doses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    doses.write_h5ad("cells.h5ad")
+    names = ["--condition-key", "drug", "--condition-key", "dose", "--labels-key", "cell_type"]
+    few = ["--n-top-genes", "0", "--max-epochs", "1"]
+    assert main(["train", "cells.h5ad", *names, *few, "--holdout", "type_0:A + 3", "-o", "m"]) == 0
+    assert main(["predict", "m", "cells.h5ad", "--target", "A + 5", "--source", "none + 0", "-o", "p.h5ad"]) == 0  # fmt: skip
+    found = anndata.read_h5ad("p.h5ad")
+    assert set(found.obs["dose"]) == {5.0}
+    run = ["benchmark", "cells.h5ad", *names, "--by", "condition", "--methods", "context_shift"]
+    assert main([*run, "--holdout", "type_1:B + 1", "--n-top-genes", "0", "-o", "r"]) == 0
+    assert main(["report", "r", "-o", "r.html"]) == 0

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from trvae_sc.errors import InputError
 from trvae_sc.identity import row_chunks
-from trvae_sc.levels import check_complete, check_levels, levels, listing
+from trvae_sc.levels import SEPARATOR, check_complete, check_levels, levels, listing
 from trvae_sc.roles import check_roles
 from trvae_sc.stored import is_by_column
 
@@ -31,7 +31,6 @@ RECORD = "trvae_sc"  #: key of ``uns`` with the record of a prediction
 OWN_COLUMNS = ("_scvi_", "_trvae_sc_")  #: how columns of ``obs`` begin that registrations write
 #: Column of ``obs`` that totals over all genes are written to, where no other is named.
 TOTAL_COLUMN = "trvae_sc_total_counts"
-SEPARATOR = " + "  #: joins the parts of a condition in its name
 _MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
 
 

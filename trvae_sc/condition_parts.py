@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trvae_sc.checks import SEPARATOR, is_number
+from trvae_sc.checks import is_number
 from trvae_sc.condition_features import DESCRIBED, Description, described_key, description_of
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text, level_name, levels, match_level
+from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, match_level
 
 PARTS = "parts"  #: entry of the state registry
 UNKNOWN = " A condition that is new to the table needs its features (predict(features=), on the command line --condition-features)."

@@ -7,6 +7,7 @@ parts, and a number between or beyond those measured from the numbers around it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -147,16 +148,23 @@ class ConditionSpace:
 
     @property
     def tells_of_new(self) -> bool:
-        """Whether conditions of one column that no cell was measured under can be predicted."""
-        return self.description is not None
+        """Whether conditions that no cell was measured under can be predicted."""
+        return self.parts is not None
 
     def testable(self, target: Any) -> list[Any]:
         """Return conditions whose prediction, where each is left out, tells how well a new target is predicted."""
         return [level for level in self.told_by_others() if level != target]
 
     def told_by_others(self) -> list[Any]:
-        """Return the conditions that can be predicted from the others."""
-        return list(self.levels)
+        """Return the conditions that can be predicted from the others: all whose levels others have."""
+        if self.parts is None or isinstance(self.key, str):
+            return list(self.levels)
+        keys, own = self.parts["keys"], None if self.description is None else self.description.key
+        named = [key for key in keys if key not in self.parts["scaling"] and key != own]
+        rows = [dict(zip(keys, self.values(level), strict=True)) for level in self.levels]
+        n = Counter((key, row[key]) for row in rows for key in named)
+        told = [all(n[key, row[key]] > 1 for key in named) for row in rows]
+        return [level for level, is_told in zip(self.levels, told, strict=True) if is_told]
 
     def singles(self, target: Any) -> list[Any] | None:
         """Return the conditions that have one part of a set each; None where there are no sets."""

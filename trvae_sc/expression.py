@@ -11,13 +11,13 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from trvae_sc.condition_features import check_described, table_of
-from trvae_sc.condition_parts import new_parts
+from trvae_sc.condition_features import check_described, described_key, table_of
+from trvae_sc.condition_parts import joint_column, new_parts
 from trvae_sc.condition_sets import check_sets, new_sets, parts_of, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
-from trvae_sc.levels import as_text, level_name, levels
+from trvae_sc.levels import SEPARATOR, as_text, level_name, levels
 from trvae_sc.shift import Profiles
 from trvae_sc.stored import is_file
 
@@ -30,7 +30,7 @@ class Keys(NamedTuple):
     Parameters
     ----------
     condition_key
-        Column of ``obs`` with the condition.
+        Column of ``obs`` with the condition, or several as a tuple; see :meth:`trvae_sc.TRVAE.setup_anndata`.
     labels_key
         Column with the label (cell type), or None.
     layer
@@ -49,7 +49,7 @@ class Keys(NamedTuple):
         Text between the parts of conditions that are sets, as ``"+"``; see there.
     """
 
-    condition_key: str
+    condition_key: str | tuple[str, ...]
     labels_key: str | None = None
     layer: str | None = None
     total_counts_key: str | None = None
@@ -58,14 +58,39 @@ class Keys(NamedTuple):
     condition_features: Any = None
     condition_separator: str | None = None
 
-    def named(self) -> dict[str, str]:
+    @property
+    def condition_columns(self) -> list[str]:
+        """Columns with the condition."""
+        key = self.condition_key
+        return [key] if isinstance(key, str) else list(key)
+
+    def conditions(self, obs: pd.DataFrame) -> pd.Series:
+        """Return the condition of each cell; of several columns its name."""
+        if isinstance(self.condition_key, str):
+            return obs[self.condition_key]
+        return joint_column(obs, self.condition_columns)[0].astype(object)
+
+    def columns_of(self, condition: Any) -> dict[str, Any]:
+        """Return what each column has of a condition."""
+        if isinstance(self.condition_key, str):
+            return {self.condition_key: condition}
+        values = level_name(condition).split(SEPARATOR)
+        return dict(zip(self.condition_key, values, strict=True))
+
+    def _plain_key(self) -> str | list[str]:
+        """Return the columns of the condition as files can hold them."""
+        key = self.condition_key
+        return key if isinstance(key, str) else list(key)
+
+    def named(self) -> dict[str, Any]:
         """Return the names that there are, of columns and layer."""
-        fields = ("condition_key", "labels_key", "layer", "total_counts_key")
-        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        fields = ("labels_key", "layer", "total_counts_key")
+        found = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        return {"condition_key": self._plain_key(), **found}
 
     def plain(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it: of a table of features its digest."""
-        found = self._asdict()
+        found = {**self._asdict(), "condition_key": self._plain_key()}
         if isinstance(self.condition_features, pd.DataFrame):
             values = pd.util.hash_pandas_object(self.condition_features).to_numpy()
             found["condition_features"] = digest(values[None].astype(np.float64), 1)
@@ -88,7 +113,7 @@ class Keys(NamedTuple):
 class KeyNames(TypedDict, total=False):
     """Names that functions take in place of :class:`Keys`."""
 
-    condition_key: str
+    condition_key: str | list[str] | tuple[str, ...]
     labels_key: str | None
     layer: str | None
     total_counts_key: str | None
@@ -101,18 +126,24 @@ class KeyNames(TypedDict, total=False):
 def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
     """Return the conditions of cells, with their parts and what describes them."""
     key, separator = keys.condition_key, keys.condition_separator
-    column, table, parts = adata.obs[key], None, None
-    found = tuple(levels(column))
+    table, parts = None, None
     if separator is not None:
         check_sets(adata.obs, key, separator)
     if keys.condition_features is not None:
         table = table_of(adata, keys.condition_features)
-        check_described(table, key, found if separator is None else parts_of(column, separator))
+        described = described_key(table, adata.obs, keys.condition_columns)
+        column = adata.obs[described]
+        check_described(
+            table, described, levels(column) if separator is None else parts_of(column, separator)
+        )
+    if not isinstance(key, str):
+        names = tuple(joint_column(adata.obs, key)[1])
+        return ConditionSpace(list(key), names, new_parts(adata.obs, key, table))
     if separator is not None:
-        parts = new_sets(column, separator, table)
+        parts = new_sets(adata.obs[key], separator, table)
     elif table is not None:
         parts = new_parts(adata.obs, [key], table)
-    return space_of(key, found, parts)
+    return space_of(key, tuple(levels(adata.obs[key])), parts)
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:
@@ -133,20 +164,24 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
     unknown = sorted(set(names) - set(Keys._fields))
     if unknown:
         raise InputError(f"Unknown arguments {unknown}; names of columns are {list(Keys._fields)}.")
+    given: dict[str, Any] = dict(names)
+    if isinstance(given.get("condition_key"), list):
+        given["condition_key"] = tuple(given["condition_key"])
     if isinstance(keys, Keys):
-        if names:
-            raise InputError(f"Give keys or {sorted(names)}, not both.")
-        return keys
+        if given:
+            raise InputError(f"Give keys or {sorted(given)}, not both.")
+        key = keys.condition_key
+        return keys if isinstance(key, str) else keys._replace(condition_key=tuple(key))
     if keys is not None:
         found = getattr(keys, "keys", None)
         if not isinstance(found, Keys):
             raise InputError(
                 f"keys is {keys!r}; give Keys(...) or a model, or name condition_key=."
             )
-        return found._replace(**names)
-    if names.get("condition_key") is None:
+        return found._replace(**given)
+    if given.get("condition_key") is None:
         raise InputError("Where is the condition? Name its column: condition_key=.")
-    return Keys(**names)
+    return Keys(**given)
 
 
 def check_output(output: str | None, keys: Keys) -> CellOutput:
@@ -255,7 +290,7 @@ def profiles(train: AnnData, keys: Keys) -> GroupMeans:
 def groups(obs: pd.DataFrame, keys: Keys) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield the rows of each (label, condition) present, named as text."""
     label = as_text(obs[keys.labels_key]) if keys.labels_key is not None else "all"
-    frame = pd.DataFrame({"label": label, "condition": as_text(obs[keys.condition_key])})
+    frame = pd.DataFrame({"label": label, "condition": as_text(keys.conditions(obs))})
     yield from frame.groupby(["label", "condition"], sort=True).indices.items()
 
 

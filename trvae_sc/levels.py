@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 #: Names of a condition that predictions start from, in lower case.
 _FEW_LEVELS = 50  # as many may have a cell each
 CONTROLS = ("control", "ctrl", "vehicle", "untreated", "unstimulated", "mock", "dmso", "pbs")
+SEPARATOR = " + "  #: joins the parts of a condition in its name
 _SHOWN = 5  # names listed in messages
 _TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)  # kept by files
 
@@ -173,11 +174,17 @@ def _number(text: str) -> float | None:
 _NO_DOSE = re.compile(r"(^|[\s:|/,=+@])0+(\.0*)?(\s*[^\W\d]+)?$")
 
 
+def _is_control(name: str) -> bool:
+    """Return whether a condition has the name of a control, with nothing else of it but 0."""
+    parts = name.lower().split(SEPARATOR)
+    return any(p in CONTROLS for p in parts) and all(p in (*CONTROLS, "0") for p in parts)
+
+
 def default_source(column: pd.Series) -> Any:
     """Return the condition that predictions start from, if the data say which.
 
-    The first of ordered categories, or the only one with the name of a control (:data:`CONTROLS`) or with
-    a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"``.
+    The first of ordered categories, or the only one with the name of a control (:data:`CONTROLS`; of several
+    columns all of whose parts are that, or 0) or with a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"``.
 
     Raises
     ------
@@ -187,13 +194,14 @@ def default_source(column: pd.Series) -> Any:
     found = levels(column)
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
         return found[0]
-    controls = [v for v in found if level_name(v).lower() in CONTROLS]
+    controls = [v for v in found if _is_control(level_name(v))]
     controls = controls or [v for v in found if _NO_DOSE.search(level_name(v))]
     if len(controls) == 1:
         return controls[0]
     why = f"{listing(controls)} are both" if controls else "none is"
+    order = f", or make adata.obs['{column.name}'] an ordered category that starts with it"
     raise InputError(
         f"Which condition do predictions start from? Of {[level_name(v) for v in found]} {why} called "
-        f"like a control ({', '.join(CONTROLS)}) or has a dose of 0. Name it with source=, or make adata.obs"
-        f"['{column.name}'] an ordered category that starts with it."
+        f"like a control ({', '.join(CONTROLS)}) or has a dose of 0. Name it with source="
+        f"{'' if column.name is None else order}."
     )

@@ -93,7 +93,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
     check_names(adata)
     check_matrix(adata, keys.layer)
     totals_key = keys.total_counts_key if keys.is_count else None
-    check_obs(adata, [keys.condition_key, keys.labels_key], [totals_key])
+    check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
     known_totals = totals(adata, keys) if totals_key else None
     check_values(values(adata, keys), is_count=keys.is_count, totals=known_totals, name="adata")
     conditions = conditions_of(adata, keys)

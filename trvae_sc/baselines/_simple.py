@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
-from trvae_sc.checks import RECORD, check_free, check_obs, layer_names
+from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_names
 from trvae_sc.errors import InputError
 from trvae_sc.expression import (
     Keys,
@@ -149,10 +149,8 @@ SIMPLE_METHODS: dict[str, Method] = {
 
 def _is_new(train: AnnData, target: Any, keys: Keys) -> bool:
     """Return whether a target was not measured, and features or parts tell of it."""
-    if not any(given is not None for given in keys.of_conditions().values()):
-        return False
     space = conditions_of(train, keys)
-    return space.code(space.level(target)) is None
+    return space.tells_of_new and space.code(space.level(target)) is None
 
 
 def _by_conditions(
@@ -185,7 +183,7 @@ def _by_conditions(
 def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
     """Return the source cells plus the change of mean log values that a method says of their label."""
     for adata in (train, source):
-        check_obs(adata, [keys.condition_key, keys.labels_key])
+        check_obs(adata, [*keys.condition_columns, keys.labels_key])
     level = target_level(train, target, keys, strict=method != "no_change")
     known, space = profiles(train, keys), conditions_of(train, keys)
     means = known.of_conditions(space.levels)
@@ -209,9 +207,11 @@ def as_prediction(
     """Return predicted values as an AnnData like those of the model."""
     check_free(source)
     obs = source.obs.assign(
-        source_condition=source.obs[keys.condition_key], source_cell=source.obs_names.astype(str)
+        source_condition=keys.conditions(source.obs), source_cell=source.obs_names.astype(str)
     )
-    obs[keys.condition_key] = pd.Categorical([target] * len(obs), categories=[target])
+    for column, value in keys.columns_of(target).items():
+        numbers = not isinstance(keys.condition_key, str) and is_number(obs[column])
+        obs[column] = float(value) if numbers else pd.Categorical([value] * len(obs))
     obs.index = source.obs_names.astype(str) + f"_{level_name(target)}"
     obs.index.name = None
     var = source.var.copy()
@@ -233,9 +233,9 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
 
     Not `strict`, a target that they lack is returned as it is.
     """
-    known = levels(train.obs[keys.condition_key])
-    if _is_new(train, target, keys):
+    if conditions_of(train, keys).tells_of_new:
         return conditions_of(train, keys).level(target)
+    known = levels(keys.conditions(train.obs))
     try:
         return match_level(target, known, of="condition")
     except InputError:

@@ -234,7 +234,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     check_data(adata, args, keys)
     if args.max_cells is not None:
         adata = subsample(adata, keys, args.max_cells)
-    is_unseen = args.by in (["condition"], ["both"], [args.condition_key])
+    is_unseen = args.by in (["condition"], ["both"], keys.condition_columns)
     chosen = _holdouts(adata, args, keys, is_unseen=is_unseen)
     if args.list:
         _list(chosen, args)
@@ -277,7 +277,7 @@ def _holdouts(
     if args.by is not None and not is_unseen:
         raise InputError("--holdout names labels; leave --by out, or use --by condition or both.")
     source = args.source
-    conditions = adata.obs[keys.condition_key]
+    conditions = keys.conditions(adata.obs)
     if source is None and (is_unseen or conditions.nunique() > 2):
         source = default_source(conditions)
     chosen = parse_holdouts(args.holdout, adata, keys, source=source)

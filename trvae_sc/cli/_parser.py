@@ -210,7 +210,12 @@ def _add_report(commands: Any) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a file holds what."""
     parser.add_argument("file", type=Path, help="h5ad or zarr file")
-    parser.add_argument("--condition-key", required=True, help="column of obs with the condition")
+    parser.add_argument(
+        "--condition-key",
+        required=True,
+        action="append",
+        help="column of obs with the condition; again for each further one that it is made of",
+    )
     parser.add_argument("--labels-key", help="column of obs with the label (cell type)")
     parser.add_argument("--layer", help="layer with the values (X)")
     parser.add_argument("--batch-key", help="column of obs with the batch")

@@ -73,8 +73,9 @@ def keys_of(args: argparse.Namespace, *, is_count: bool) -> Keys:
     """Return where a file holds what, as the options say."""
     from trvae_sc.expression import Keys
 
+    columns = tuple(args.condition_key)
     return Keys(
-        args.condition_key,
+        columns if len(columns) > 1 else columns[0],
         args.labels_key,
         args.layer,
         args.total_counts_key,

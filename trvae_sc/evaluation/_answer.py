@@ -89,7 +89,7 @@ def _simple(
     """Return the prediction of a simple method."""
     from trvae_sc.baselines import predict
 
-    (start,) = as_text(source.obs[keys.condition_key]).unique()
+    (start,) = as_text(keys.conditions(source.obs)).unique()
     labels = None if keys.labels_key is None else as_text(source.obs[keys.labels_key]).unique()
     given = {"method": method, "source": start, "labels": labels, "keys": keys}
     return _with_interval(predict(train, target, output=output, seed=seed, **given), half, keys)

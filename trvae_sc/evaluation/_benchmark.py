@@ -290,7 +290,7 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
     label = pd.Series("all", index=adata.obs.index)
     if keys.labels_key is not None:
         label = as_text(adata.obs[keys.labels_key])
-    condition = as_text(adata.obs[keys.condition_key])
+    condition = as_text(keys.conditions(adata.obs))
     design = pd.crosstab(label, condition)
     names = "\n".join([*adata.obs_names, *adata.var_names, *label, *condition])
     return {

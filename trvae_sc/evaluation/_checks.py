@@ -35,13 +35,13 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
     InputError
         Columns or values are missing or of another kind, or were prepared with all cells.
     """
-    columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
+    columns = [*keys.condition_columns, keys.labels_key, keys.batch_key, *further]
     check_type(adata)
     if adata.n_vars < LEAST_GENES:
         raise InputError(f"adata has {adata.n_vars} genes; at least {LEAST_GENES} are needed.")
     check_names(adata)
     check_matrix(adata, keys.layer)
-    check_roles([keys.condition_key], keys.labels_key, batch_key=keys.batch_key)
+    check_roles(keys.condition_columns, keys.labels_key, batch_key=keys.batch_key)
     check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
     check_leaks(adata, keys)
     check_counts(adata, keys)
@@ -117,7 +117,7 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
         )
     if level_name(holdout.source) == level_name(holdout.target):
         raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
-    check_obs(adata, [keys.condition_key, keys.labels_key, *holdout.columns])
+    check_obs(adata, [*keys.condition_columns, keys.labels_key, *holdout.columns])
     hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
     for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
         if rows.sum() < least:
@@ -136,7 +136,7 @@ def check_unseen(
     InputError
         No features or parts tell of the condition, or methods do not use them.
     """
-    conditions = as_text(adata.obs[keys.condition_key])
+    conditions = as_text(keys.conditions(adata.obs))
     for holdout in holdouts:
         hidden = holdout.hidden(adata, keys)
         for other in holdout.also:

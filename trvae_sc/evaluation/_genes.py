@@ -108,7 +108,7 @@ def _read(train: AnnData, keys: Keys) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return log values, and the names of each cell's label and condition."""
     x = log_values(train, keys, median_total(train, keys))
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
-    condition = as_text(train.obs[keys.condition_key]).to_numpy()
+    condition = as_text(keys.conditions(train.obs)).to_numpy()
     label = np.full(len(condition), "all")
     if keys.labels_key is not None:
         label = as_text(train.obs[keys.labels_key]).to_numpy()

@@ -13,10 +13,10 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import SEPARATOR, check_obs
+from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, conditions_of, keys_from
-from trvae_sc.levels import as_text, default_source, level_name, levels, match_level
+from trvae_sc.levels import SEPARATOR, as_text, default_source, level_name, levels, match_level
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,12 @@ class Holdout:
 
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
-        condition = as_text(adata.obs[keys.condition_key]) == level_name(self.target)
+        condition = as_text(keys.conditions(adata.obs)) == level_name(self.target)
         return condition.to_numpy() & self.has_label(adata, keys)
 
     def sources(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells the prediction starts from, shape (n_cells,)."""
-        condition = as_text(adata.obs[keys.condition_key])
+        condition = as_text(keys.conditions(adata.obs))
         if self.source is None:
             start = condition != level_name(self.target)
         else:
@@ -157,24 +157,27 @@ def holdouts(
     check_whole("min_cells", min_cells, 0)
     check_whole("together", together)
     by = by[0] if isinstance(by, Sequence) and not isinstance(by, str) and len(by) == 1 else by
-    unseen = by if by in (CONDITION, BOTH) else CONDITION if by == keys.condition_key else None
-    by = None if unseen else by
     columns = [keys.labels_key] if by is None else [by] if isinstance(by, str) else list(by)
+    whole = columns == keys.condition_columns
+    unseen = by if by in (CONDITION, BOTH) else CONDITION if whole else None
+    by, columns = (None, [keys.labels_key]) if unseen else (by, columns)
     if unseen and together > 1:
         raise InputError(f"by={unseen!r} hides a condition in all labels: leave together out.")
-    if keys.condition_key in columns:
+    if set(keys.condition_columns) & set(columns):
         raise InputError(
             f"by={by!r} names the condition. by='condition' hides a condition in all labels, by='both' its label, "
             "too."
         )
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
-    check_obs(adata, [keys.condition_key, *columns])
-    conditions = as_text(adata.obs[keys.condition_key])
+    check_obs(adata, [*keys.condition_columns, *columns])
+    conditions = as_text(keys.conditions(adata.obs))
     table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
     if source is None:
-        source = default_source(adata.obs[keys.condition_key])
-    known = levels(adata.obs[keys.condition_key])
+        source = default_source(keys.conditions(adata.obs))
+    elif not isinstance(source, str):
+        source = conditions_of(adata, keys).level(source)
+    known = levels(keys.conditions(adata.obs))
     source = level_name(match_level(source, known, of="source"))
     found, small, targets = [], [], [c for c in table if c != source]
     if unseen:
@@ -213,7 +216,7 @@ def hidden_whole(
     holdouts: Sequence[Holdout], adata: AnnData, keys: Keys, *, by: str
 ) -> list[Holdout]:
     """Return hold-outs whose condition is hidden in all labels (``by="both"``: and their label in all)."""
-    conditions, labels = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
+    conditions, labels = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
     found = []
     for one in holdouts:
         every = [replace(one, label=label) for label in sorted(labels.unique())]
@@ -260,8 +263,8 @@ _ALLOWED = (
 
 def _clear_source(adata: AnnData, keys: Keys) -> Any:
     """Return the condition that is called like a control, if there are more than two; else None."""
-    check_obs(adata, [keys.condition_key])
-    column = adata.obs[keys.condition_key]
+    check_obs(adata, keys.condition_columns)
+    column = keys.conditions(adata.obs)
     if column.nunique() < 3:
         return None
     with contextlib.suppress(InputError):
@@ -297,8 +300,8 @@ def parse_holdouts(
         return []
     if keys.labels_key is None:
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
-    check_obs(adata, [keys.condition_key, keys.labels_key])
-    columns = (as_text(adata.obs[key]) for key in (keys.labels_key, keys.condition_key))
+    check_obs(adata, [*keys.condition_columns, keys.labels_key])
+    columns = as_text(adata.obs[keys.labels_key]), as_text(keys.conditions(adata.obs))
     pairs = set(zip(*columns, strict=True))
     labels, conditions = (sorted(set(names)) for names in zip(*pairs, strict=True))
     if source is not None and level_name(source) not in conditions:

@@ -86,11 +86,11 @@ def predict_labels(
         raise InputError(
             f"No column '{keys.labels_key}' in adata.obs; there are {list(adata.obs.columns)}."
         )
-    check_obs(adata, [keys.condition_key], [keys.total_counts_key if keys.is_count else None])
+    check_obs(adata, keys.condition_columns, [keys.total_counts_key if keys.is_count else None])
     check_counts(adata, keys)
     label = _known(adata.obs[keys.labels_key], unlabeled_category)
     z = _components(adata, keys, n_top_genes, seed)
-    condition = codes_of(adata.obs[keys.condition_key])[0]
+    condition = codes_of(keys.conditions(adata.obs))[0]
     found, probability = _classified(z, condition, label)
     return pd.DataFrame(
         {"predicted_label": found, "label_probability": probability}, index=adata.obs_names

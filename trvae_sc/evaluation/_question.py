@@ -45,16 +45,18 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         raise InputError(
             "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=."
         )
-    check_obs(adata, [keys.condition_key, keys.labels_key])
+    check_obs(adata, [*keys.condition_columns, keys.labels_key])
     check_free(adata)
-    condition, label = (as_text(adata.obs[k]) for k in (keys.condition_key, keys.labels_key))
+    condition, label = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
     name = level_name(target)
     space = conditions_of(adata, keys)
     may_be_new = space.tells_of_new
     if may_be_new:
         target = space.level(target)
         name = level_name(target)  # of a set with its parts in another order
-    source = _source(adata.obs[keys.condition_key], source, name, may_be_new=may_be_new)
+    if source is not None and may_be_new:
+        source = space.level(source)
+    source = _source(keys.conditions(adata.obs), source, name, may_be_new=may_be_new)
     cells = pd.crosstab(label, condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     chosen = _labels(cells, source, name, labels)
@@ -72,7 +74,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
             "nothing is known about that condition."
         )
     if not is_new:
-        target = match_level(target, known.obs[keys.condition_key].unique(), of="condition")
+        target = match_level(target, keys.conditions(known.obs).unique(), of="condition")
     cells = pd.crosstab(label[~hidden], condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     space = conditions_of(known, keys)

@@ -15,7 +15,7 @@ from trvae_sc.errors import InputError, UndefinedScoreError
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
-from trvae_sc.levels import level_name
+from trvae_sc.levels import SEPARATOR, level_name
 from trvae_sc.metrics import METRICS
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
@@ -259,7 +259,7 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
             [level_name(holdout.source), level_name(holdout.target)], [len(v) for v in values]
         )
         columns = {
-            task.keys.condition_key: condition,
+            SEPARATOR.join(task.keys.condition_columns): condition,
             holdout.key or task.keys.labels_key: level_name(holdout.label),
         }
         obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(condition))])

@@ -261,7 +261,7 @@ def _all_cells(
         question.known, [], keys=question.keys, n_top_genes=n_top_genes, columns=columns
     )
     start = as_text(train.obs[keys.labels_key]).isin(question.labels)
-    start &= as_text(train.obs[keys.condition_key]) == question.source
+    start &= as_text(keys.conditions(train.obs)) == question.source
     return train, keys, train[start.to_numpy()].copy()
 
 

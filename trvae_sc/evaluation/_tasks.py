@@ -133,7 +133,13 @@ def bare(
     """
     at = np.flatnonzero(rows)
     x = values(adata, keys)[at]
-    named = (keys.condition_key, keys.labels_key, keys.batch_key, keys.total_counts_key, *columns)
+    named = (
+        *keys.condition_columns,
+        keys.labels_key,
+        keys.batch_key,
+        keys.total_counts_key,
+        *columns,
+    )
     obs = adata.obs.iloc[at][list(dict.fromkeys(k for k in named if k))].copy()
     var = pd.DataFrame(index=adata.var_names.copy())
     name = keys.condition_features
@@ -278,7 +284,7 @@ def prepare_tasks(
         start = holdout.sources(adata, everything)
         own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
         own = own[:, train.var_names]
-        conditions = as_text(own.obs[keys.condition_key])
+        conditions = as_text(keys.conditions(own.obs))
         real = {
             condition: log_values(own[(conditions == condition).to_numpy()], keys, kappa)
             for condition in sorted(conditions.unique())

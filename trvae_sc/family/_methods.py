@@ -66,7 +66,11 @@ def translate(
     InputError
         No training cell has the target, or source cells are of several conditions.
     """
-    starts = source.obs[keys.condition_key].unique().tolist()
+    if not isinstance(keys.condition_key, str):
+        raise InputError(
+            f"{model_cls.__name__} takes conditions of one column, not {keys.condition_columns}."
+        )
+    starts = keys.conditions(source.obs).unique().tolist()
     level = target_level(train, target, keys)
     if issubclass(model_cls, BetweenTranslator):
         if len(starts) > 1:

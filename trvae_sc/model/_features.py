@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.checks import SEPARATOR
 from trvae_sc.condition_features import (
     DESCRIBED,
     Description,
@@ -23,7 +22,7 @@ from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text, level_name, levels, listing
+from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, listing
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.training import row_numbers

@@ -21,11 +21,10 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
-from trvae_sc.checks import SEPARATOR
 from trvae_sc.condition_parts import PARTS, extended_parts, joint_column, new_parts
 from trvae_sc.condition_sets import extended_sets, new_sets
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text, level_name, levels, listing
+from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 _OWN = "_trvae_sc_"

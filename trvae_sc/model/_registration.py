@@ -27,7 +27,7 @@ from trvae_sc.module import CONDITION_KEY, COUNT_LIKELIHOODS, TOTAL_KEY
 from trvae_sc.show import as_html, as_text, some
 from trvae_sc.training import DataManager
 
-_NAMES = ("condition_key", "labels_key", "layer", "total_counts_key", "batch_key")
+_NAMES = ("labels_key", "layer", "total_counts_key", "batch_key")
 #: Arguments that ``setup_anndata`` passes to scvi-tools' registration.
 REGISTRATION = ("source_registry", "extend_categories")
 NOT_TRAINED = "The model is not trained: call train() first."
@@ -297,18 +297,14 @@ class AnnDataModel(BaseModelClass):
         Raises
         ------
         InputError
-            The condition is made of several columns, of which these have one, or there is none.
+            There is no condition.
         """
         args = self.registry_["setup_args"]
         if args["condition_key"] is None:
             raise InputError("The model was set up without condition_key, which this needs.")
-        if not isinstance(args["condition_key"], str):
-            raise InputError(
-                f"The model's condition is made of {args['condition_key']}; this needs one column. Join them "
-                "in a column of their own, and name it with condition_key=."
-            )
-        description = self.condition_space.description
+        key, description = args["condition_key"], self.condition_space.description
         return Keys(
+            key if isinstance(key, str) else tuple(key),
             **{k: args[k] for k in _NAMES},
             is_count=self.module.is_count,
             condition_features=None if description is None else description.frame,
