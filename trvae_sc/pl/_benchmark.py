@@ -18,7 +18,18 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, arrows, axes_of, check_columns, method_colors, plain, within
+from trvae_sc.pl._style import (
+    COLORS,
+    arrows,
+    axes_of,
+    check_columns,
+    label_axes,
+    legend_beside,
+    method_colors,
+    plain,
+    turn_names,
+    within,
+)
 
 if TYPE_CHECKING:
     from trvae_sc.model import TRVAE
@@ -65,9 +76,7 @@ def design(
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
-    if ax is None:
-        size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax = axes_of(ax, 2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
     counts = cells.to_numpy(dtype=float)
     shade = np.log10(counts + 1)
     # pale enough for black numbers
@@ -87,7 +96,7 @@ def design(
     ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
     ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
     if n_columns > 4:
-        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
@@ -152,12 +161,7 @@ def checked_cells(
     return cells
 
 
-_TERMS = {
-    "reconstruction": "blue",
-    "kl": "orange",
-    "mmd": "green",
-    "transfer": "red",
-}
+_TERMS = {"reconstruction": "blue", "kl": "orange", "mmd": "green", "transfer": "red"}
 
 
 def training(
@@ -206,11 +210,9 @@ def training(
                 name = term if part == "train" else f"{term}, validation"
                 ax.plot(np.arange(1, len(y) + 1), y, style, c=COLORS[color], lw=1.4, label=name)
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.set_xlabel("epoch", fontsize=9)
-    ax.set_ylabel("weighted term of the loss per cell", fontsize=9)
+    label_axes(ax, "epoch", "weighted term of the loss per cell")
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
     return finish(ax, "training", show=show, save=save)
 
 
@@ -260,9 +262,7 @@ def benchmark(
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
-    if ax is None:
-        size = (7.2, max(1.1 + 0.36 * len(wide), 2.6))
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax = axes_of(ax, 7.2, max(1.1 + 0.36 * len(wide), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
     for method, output in sorted(
@@ -281,7 +281,7 @@ def benchmark(
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
     _clip(ax, wide)
     for method, output in wide:
         points = np.column_stack([wide[method, output].to_numpy(float), y])

@@ -17,7 +17,15 @@ from trvae_sc.checks import RECORD, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import LOG_UNIT, STYLES, UNIT, check_columns, group_colors, plain
+from trvae_sc.pl._style import (
+    LOG_UNIT,
+    STYLES,
+    UNIT,
+    check_columns,
+    group_colors,
+    plain,
+    turn_names,
+)
 
 
 def expression_table(
@@ -262,7 +270,7 @@ def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, 
     names = [f"{plain(group)}{gap}({len(v):,})" for group, v in by_group.items()]
     ax.set_xticks(x, names, fontsize=8)
     if is_long:
-        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
     ax.set_xlim(-0.6, len(x) - 0.4)
 
 

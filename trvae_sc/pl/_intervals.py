@@ -21,11 +21,11 @@ from trvae_sc.pl._style import (
     axes_of,
     check_bounds,
     check_columns,
+    label_axes,
+    legend_beside,
     line_styles,
     plain,
 )
-
-# -- calibration --------------------------------------------------------------------------------------
 
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -103,7 +103,9 @@ def calibration_table(
     for p, given in (half_widths or {}).items():
         widths[p] = (_half_width(given, p, len(genes)), False)
     if n_labels is not None:
-        t = stats.t(_at_least_one(n_labels))
+        if n_labels < 1:
+            raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
+        t = stats.t(n_labels)
         for p in levels:
             widths.setdefault(p, (half * t.ppf((1 + p) / 2) / t.ppf((1 + level) / 2), True))
     rows = []
@@ -122,12 +124,6 @@ def _half_width(given: ArrayLike, level: float, n_genes: int) -> np.ndarray:
             "values or NaN."
         )
     return half
-
-
-def _at_least_one(n_labels: int) -> int:
-    if n_labels < 1:
-        raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
-    return n_labels
 
 
 def calibration(
@@ -173,20 +169,12 @@ def calibration(
         ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=plain(label))
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
-            if len(points):
-                kwargs: dict[str, Any] = {
-                    "s": 22,
-                    "facecolors": face,
-                    "edgecolors": style["color"],
-                    "zorder": 3,
-                }
-                ax.scatter(points["level"], points["coverage"], **kwargs)
+            edge = {"facecolors": face, "edgecolors": style["color"]}
+            ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **edge)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_aspect("equal")
-    ax.set_xlabel("level of the interval", fontsize=9)
-    ax.set_ylabel("share of genes covered", fontsize=9)
-    ax.tick_params(labelsize=8)
+    label_axes(ax, "level of the interval", "share of genes covered")
     _calibration_words(ax, table, styles)
     return finish(ax, "calibration", show=show, save=save)
 
@@ -206,5 +194,4 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
             point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
     if handles:
-        outside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        ax.legend(handles=handles, frameon=False, fontsize=8, **outside)
+        legend_beside(ax, handles)

@@ -20,7 +20,7 @@ from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, plain
+from trvae_sc.pl._style import COLORS, legend_beside, plain
 
 
 def embedding(
@@ -239,15 +239,11 @@ def _scatter_groups(
             color = names[part].map(colors).tolist()
             ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
     counts = names.value_counts()
-    handles = [
-        Line2D(
-            [], [], ls="", marker=markers[g], c=colors[g], ms=5, label=f"{plain(g)} ({counts[g]:,})"
-        )
-        for g in groups
-    ]
-    ax.legend(
-        handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    handles = []
+    for g in groups:
+        text = f"{plain(g)} ({counts[g]:,})"
+        handles.append(Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=text))
+    legend_beside(ax, handles)
 
 
 def _scatter_numbers(ax: Axes, cells: pd.DataFrame, name: str, area: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib import patheffects
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
@@ -39,6 +40,24 @@ _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values(
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the Axes given, or those of a new figure of some inches."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def label_axes(ax: Axes, x: str, y: str) -> None:
+    """Name both axes, in the size of text that all plots have."""
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+    ax.tick_params(labelsize=8)
+
+
+def turn_names(ax: Axes, angle: int = 40) -> None:
+    """Turn the names below an axis, so that long ones have room."""
+    plt.setp(ax.get_xticklabels(), rotation=angle, ha="right", rotation_mode="anchor")
+
+
+def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Draw the legend to the right of the axes; of all that has a label, without `handles`."""
+    place: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    ax.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
@@ -135,10 +154,7 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
     hues = list(COLORS.values())
     return {
-        name: {
-            "color": hues[i % len(hues)],
-            "linestyle": STYLES[i // len(hues) % len(STYLES)],
-        }
+        name: {"color": hues[i % len(hues)], "linestyle": STYLES[i // len(hues) % len(STYLES)]}
         for i, name in enumerate(names)
     }
 
@@ -250,7 +266,7 @@ def name_points(
             for place, box in places
             if frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] < frame.y1 - 9 * scale
         ]
-        free = [(place, box) for place, box in places if not _overlaps_any(box, taken)]
+        free = [(place, box) for place, box in places if not _n_overlaps(box, taken)]
         if not free:
             continue
         # the first of those that cover the fewest other points
@@ -280,11 +296,6 @@ def _name_box(
     left = point[0] + dx * scale - (width if side == "right" else 0)
     bottom = point[1] + dy * scale - height / 2
     return (left, bottom, left + width, bottom + height)
-
-
-def _overlaps_any(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
-    """Return whether a box overlaps one of others."""
-    return _n_overlaps(a, others) > 0
 
 
 def _n_overlaps(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> int:

@@ -22,6 +22,7 @@ from trvae_sc.pl._style import (
     axes_of,
     check_bounds,
     check_columns,
+    label_axes,
     legend_below,
     name_points,
     plain,
@@ -135,10 +136,8 @@ def volcano(
     if not words[1]:
         ax.axhline(1, c="k", lw=0.8, ls=":", zorder=0)
     ax.axvline(0, c="k", lw=0.5, zorder=0)
-    ax.set_xlabel(f"predicted change of mean {unit}", fontsize=9)
-    ax.set_ylabel(ylabel, fontsize=9)
+    label_axes(ax, f"predicted change of mean {unit}", ylabel)
     ax.set_title(title, fontsize=9)
-    ax.tick_params(labelsize=8)
     ax.margins(x=0.18, y=0.1)  # room for names
     legend_below(ax)
     xy = np.column_stack([x, y])[excludes]

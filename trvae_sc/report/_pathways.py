@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trvae_sc.enrichment import pathways
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Results
-from trvae_sc.pl._style import plain
+from trvae_sc.pl._style import plain, turn_names
 from trvae_sc.report._genes import gene_changes
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import csv_link, table_of
@@ -113,8 +113,7 @@ def _heatmap(table: pd.DataFrame) -> Figure:
         drawn = ax.imshow(values.loc[names], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         ax.set_title("predicted" if kind == "score" else "real", fontsize=9)
         ax.set_xticks(range(values.shape[1]), below, fontsize=8)
-        for tick in ax.get_xticklabels():
-            tick.set(rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
         ax.set_yticks([])
         ax.tick_params(length=0)
     axes[0][0].set_yticks(range(len(names)), [plain(str(n)[:_LETTERS]) for n in names], fontsize=8)
