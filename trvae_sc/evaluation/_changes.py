@@ -9,10 +9,8 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.evaluation._methods import OUTPUT
-from trvae_sc.evaluation._scores import has_levels, interval_change, level_change
+from trvae_sc.evaluation._scores import BOUNDS, has_levels, interval_change, level_change
 from trvae_sc.evaluation._tasks import Task
-
-BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
 
 
 def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
@@ -33,7 +31,7 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
     predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
     kept = {"real_change": interval_change(task, of_shares=task.keys.is_count)}
     kept["predicted_change"] = level_change(task, predicted)
-    bounds = predicted.var.reindex(columns=[*BOUNDS])
+    bounds = predicted.var.reindex(columns=BOUNDS)
     if has_levels(predicted, task.keys) and bounds.notna().all(axis=None):
         kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
     rounded = {name: significant(values) for name, values in kept.items()}

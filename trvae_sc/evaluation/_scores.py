@@ -19,6 +19,7 @@ from trvae_sc.levels import level_name
 from trvae_sc.metrics import METRICS
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
+BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
 
 _BY_GENE = (
     *("effect_r2", "effect_pearson", "specific_pearson"),
@@ -177,13 +178,12 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
         The prediction has no intervals, other genes than those of the training cells, or no note of the
         scale.
     """
-    bounds = ["change_lower", "change_upper"]
-    if not set(bounds) <= set(predicted.var):
-        raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
+    if not set(BOUNDS) <= set(predicted.var):
+        raise InputError(f"predicted.var has no intervals {BOUNDS}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     of_shares = task.keys.is_count and has_levels(predicted, task.keys)
     real = interval_change(task, of_shares=of_shares)
-    return predicted.var[bounds].assign(real_change=real)[["real_change", *bounds]]
+    return predicted.var[BOUNDS].assign(real_change=real)[["real_change", *BOUNDS]]
 
 
 def has_levels(predicted: AnnData, keys: Keys) -> bool:

@@ -84,12 +84,9 @@ def design(
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
         name = (str(cells.index[i]), str(cells.columns[j]))
-        unseen = n == 0
-        text = "none" if unseen else f"{int(n):,}"
-        ax.text(
-            j, i, text, ha="center", va="center", fontsize=8, c=COLORS["red"] if unseen else "k"
-        )
-        if unseen or name in marked:
+        text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, c=color)
+        if not n or name in marked:
             _frame(ax, (j - 0.46, i - 0.44), 0.88)
     for column in whole:
         _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
@@ -118,17 +115,13 @@ def _hidden(
     marked, whole = set(), set()
     present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
     labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
-    pairs = set(itertools.product(labels, conditions))
+    known = set(itertools.product(labels, conditions)), labels, conditions
     for one in [hidden] if isinstance(hidden, Holdout | str) else hidden:
-        if isinstance(one, Holdout):
-            label, condition = one.name, str(one.target)
-        else:
-            label, condition = named_pair(one, pairs, labels, conditions)
-        marked |= {(label, condition), *((o.name, str(o.target)) for o in getattr(one, "also", ()))}
-        together = {
-            label,
-            *(o.name for o in getattr(one, "also", ()) if str(o.target) == condition),
-        }
+        holdout = one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known))
+        parts = {(h.name, str(h.target)) for h in (holdout, *holdout.also)}
+        marked |= parts
+        condition = str(holdout.target)
+        together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
     return {(label, c) for label, c in marked if c not in whole}, whole
@@ -265,15 +258,13 @@ def benchmark(
     ax = axes_of(ax, 7.2, max(1.1 + 0.36 * len(wide), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
-    for method, output in sorted(
-        wide.columns, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean())
-    ):
+    order = sorted(wide, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean()))
+    for method, output in order:
         if method in _NO_METHODS:
-            style = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
+            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
-            style["c"] = colors[method]
-            style["label"] = f"{plain(method)}, {plain(output)}"
+            style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}
         ax.scatter(wide[method, output], y, **style)
     ax.set_yticks(y, [plain(task) for task in wide.index], fontsize=8)
     ax.set_ylim(-0.6, len(wide) - 0.4)

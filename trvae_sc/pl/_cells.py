@@ -78,18 +78,18 @@ def expression_table(
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
     _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
     _check_same_scale(groups, layer, target_sum)
-    parts = []
-    for group, cells in groups.items():
-        frame = gene_values(
+    frames = [
+        gene_values(
             cells, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
         )
-        parts += [
-            pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
-            for gene in names
-        ]
+        for cells in groups.values()
+    ]
+    parts = [
+        pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
+        for gene in names
+        for group, frame in zip(groups, frames, strict=True)
+    ]
     table = pd.concat(parts, ignore_index=True)
-    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
 
@@ -145,8 +145,8 @@ def _check_same_scale(
 def _scale_of(cells: AnnData, layer: str | None) -> str:
     """Return the scale that a prediction says its values are on; nothing of other cells, and of values."""
     record = cells.uns.get(RECORD, {})
-    scale = str(record.get("scale", "")) if layer is None else ""
-    if not scale.startswith("log"):
+    scale = str(record.get("scale", ""))
+    if layer is not None or not scale.startswith("log"):
         return ""
     return f"{scale} with kappa {float(record.get('kappa', 1.0)):.5g}"
 
@@ -241,10 +241,9 @@ def gene_distribution(
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    place: dict[str, Any] = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
-    shown = figure.axes
+    place: Any = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
     figure.legend(list(lines.values()), [*map(str, lines)], **place, frameon=False, fontsize=8)
-    return finish(shown, "gene_distribution", show=show, save=save)
+    return finish(figure.axes, "gene_distribution", show=show, save=save)
 
 
 def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:

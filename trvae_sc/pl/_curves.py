@@ -89,8 +89,8 @@ def dose_table(
     tidy = tidy.rename(columns={"_label": "label", "_dose": "dose"})
     found = tidy.groupby(["gene", "label", "dose"], sort=True)["value"]
     table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
-    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table = table.sort_values("gene", key=lambda gene: gene.map(names.index), kind="stable")
+    table = table.reset_index(drop=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
 

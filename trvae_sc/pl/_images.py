@@ -77,7 +77,11 @@ def grid(
     InputError
         No cells, no such column or gene, or `n_columns` is no number of columns.
     """
-    _check(cells, [rows, columns])
+    if not isinstance(cells, AnnData) or not cells.n_obs:
+        raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
+    missing = [key for key in (rows, columns) if key is not None and key not in cells.obs]
+    if missing:
+        raise InputError(f"No columns {missing} in obs; there are {list(cells.obs)}.")
     check_whole("n_columns", n_columns)
     if not _are_images(cells):
         unit = unit_of_cells(cells) if unit is None else unit
@@ -209,15 +213,6 @@ def manifold(
 
 
 # -- parts --------------------------------------------------------------------------------------------
-
-
-def _check(cells: AnnData, keys: Sequence[str | None]) -> None:
-    """Raise on no cells, or on columns that are absent."""
-    if not isinstance(cells, AnnData) or not cells.n_obs:
-        raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
-    missing = [key for key in keys if key is not None and key not in cells.obs]
-    if missing:
-        raise InputError(f"No columns {missing} in obs; there are {list(cells.obs)}.")
 
 
 def _are_images(cells: AnnData) -> bool:

@@ -14,10 +14,10 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    BOUNDS,
     axes_of,
     check_bounds,
     check_columns,
@@ -101,7 +101,13 @@ def calibration_table(
     centre, half = (upper + lower) / 2, (upper - lower) / 2
     widths = {level: (half, False)}
     for p, given in (half_widths or {}).items():
-        widths[p] = (_half_width(given, p, len(genes)), False)
+        width = np.asarray(given, dtype=float)
+        if width.shape != (len(genes),) or not (width >= 0).all():
+            raise InputError(
+                f"half_widths[{p}] has shape {width.shape}, and must be ({len(genes)},) without "
+                "negative values or NaN."
+            )
+        widths[p] = (width, False)
     if n_labels is not None:
         if n_labels < 1:
             raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
@@ -114,16 +120,6 @@ def calibration_table(
         covered = metrics.interval_coverage(genes["real_change"], centre - h, centre + h)
         rows.append((p, covered, len(genes), scaled))
     return pd.DataFrame(rows, columns=["level", "coverage", "n_genes", "scaled"])
-
-
-def _half_width(given: ArrayLike, level: float, n_genes: int) -> np.ndarray:
-    half = np.asarray(given, dtype=float)
-    if half.shape != (n_genes,) or not (half >= 0).all():
-        raise InputError(
-            f"half_widths[{level}] has shape {half.shape}, and must be ({n_genes},) without negative "
-            "values or NaN."
-        )
-    return half
 
 
 def calibration(

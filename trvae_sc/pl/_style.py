@@ -17,6 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 
 #: Okabe and Ito's colours, distinguishable with any colour vision.
 COLORS = {
@@ -31,7 +32,6 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
-BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
 _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
@@ -76,9 +76,10 @@ def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None
 
 def check_bounds(table: pd.DataFrame) -> None:
     """Raise where intervals are missing or upside down."""
-    if table[list(BOUNDS)].isna().any(axis=None):
+    unknown = table[BOUNDS].isna().any(axis=1)
+    if unknown.any():
         raise InputError(
-            f"{table[list(BOUNDS)].isna().any(axis=1).sum()} of {len(table)} genes have no interval. "
+            f"{unknown.sum()} of {len(table)} genes have no interval. "
             "Intervals need three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
@@ -218,13 +219,8 @@ def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str])
         shift = [0, 0]
         shift[at] = 7 if value < low else -7
         side = {"x": ("left", "right"), "y": ("center", "center")}[axis][int(value > high)]
-        place: Any = {
-            "xytext": tuple(shift),
-            "textcoords": "offset points",
-            "va": "center",
-            "ha": side,
-        }
-        ax.annotate(number(value, 1), tuple(end), **place, fontsize=7, color=color)
+        place: Any = {"xytext": tuple(shift), "textcoords": "offset points", "ha": side}
+        ax.annotate(number(value, 1), tuple(end), **place, va="center", fontsize=7, color=color)
 
 
 def within(values: np.ndarray) -> tuple[float, float]:

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.levels import level_name, listing
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    BOUNDS,
     COLORS,
     LOG_UNIT,
     PALE,

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.evaluation import Results
-from trvae_sc.evaluation._changes import BOUNDS
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.report._verdicts import main_method
 
 #: Columns of the table, those of effects and the real change.
