@@ -19,7 +19,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._changes import changes, significant
 from trvae_sc.evaluation._checks import LEAST_GENES, check_data, check_holdout, check_unseen
-from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
+from trvae_sc.evaluation._holdouts import TASK, Holdout, as_holdouts
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
 from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
@@ -326,7 +326,7 @@ def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:
     """Raise where two hold-outs would have the same rows in the table."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
     for holdout in holdouts:
-        task = tuple(holdout[k] for k in ("label", "source", "target"))
+        task = tuple(holdout[k] for k in TASK)
         if known.setdefault(task, holdout) != holdout:
             raise InputError(
                 f"{task[0]}:{task[2]} is hidden in two ways, which differ in what else is hidden or in "
@@ -349,10 +349,13 @@ def _check_identities(
 
 def plain(holdout: Holdout) -> dict[str, Any]:
     """Return a hold-out as types that JSON can hold."""
-    levels = {k: getattr(holdout, k) for k in ("label", "source", "target")}
-    named = {k: None if level is None else level_name(level) for k, level in levels.items()}
-    named["label"] = holdout.name
-    return {**named, "key": holdout.key, "also": [str(other) for other in holdout.also]}
+    return {
+        "label": holdout.name,
+        "source": level_name(holdout.source),
+        "target": level_name(holdout.target),
+        "key": holdout.key,
+        "also": [str(other) for other in holdout.also],
+    }
 
 
 def _told(found: dict[str, AnnData]) -> dict[str, Any]:

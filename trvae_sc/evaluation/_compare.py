@@ -15,7 +15,7 @@ from trvae_sc.checks import RECORD, check_type, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import (
     CONDITION,
     TOTAL,
@@ -139,13 +139,11 @@ def compare(
                 "other labels are left out, and distances are in components of the cells that were given. "
                 "Pass all measured cells as truth to have them."
             )
-    first = ["label", "source", "target"]
-    scores_table, gene_rows = pd.concat(scores), pd.concat(genes)
-    return Comparison(
-        scores_table[[*first, *scores_table.columns.drop(first)]].reset_index(drop=True),
-        gene_rows[[*first, *gene_rows.columns.drop(first)]].reset_index(drop=True),
-        tuple(dict.fromkeys(notes)),
+    scores_table, gene_rows = (
+        table[[*TASK, *table.columns.drop(TASK)]]
+        for table in (pd.concat(scores, ignore_index=True), pd.concat(genes, ignore_index=True))
     )
+    return Comparison(scores_table, gene_rows, tuple(dict.fromkeys(notes)))
 
 
 # -- what was predicted -----------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ def _groups(
     frame = pd.DataFrame(
         {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
     )
-    rows = frame.groupby(["label", "source", "target"], sort=True).indices
+    rows = frame.groupby(TASK, sort=True).indices
     wanted = None
     if label is not None:
         wanted = [level_name(v) for v in as_list(label)]

@@ -20,10 +20,9 @@ from trvae_sc.levels import as_text, default_source, level_name, levels, match_l
 
 logger = logging.getLogger(__name__)
 
-CONDITION, BOTH = (
-    "condition",
-    "both",
-)  #: of what is hidden: a condition in all labels, and its label, too
+TASK = ["label", "source", "target"]  #: columns of tables that name a hold-out
+#: What is hidden: a condition in all labels, and its label, too.
+CONDITION, BOTH = "condition", "both"
 
 
 @dataclass(frozen=True)

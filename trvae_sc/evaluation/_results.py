@@ -15,6 +15,7 @@ from scipy import stats
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._choose import Decision, choose
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
 from trvae_sc.intervals import LEVEL
@@ -23,7 +24,6 @@ from trvae_sc.metrics import METRICS
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-_TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
 #: Scores as they are called in a table to read.
 WORDS = {
@@ -108,7 +108,7 @@ class Results:
     def _title(self) -> str:
         """Return what was run, in a line."""
         n_methods = len({record["method"] for record in self.records} - {CEILING})
-        tasks = {tuple(record["holdout"][k] for k in _TASK) for record in self.records}
+        tasks = {tuple(record["holdout"][k] for k in TASK) for record in self.records}
         quick = f"; {self.quick_look}" if self.quick_look else ""
         return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
 
@@ -138,7 +138,7 @@ class Results:
         ``rank`` among methods and outputs (1 is best).
         """
         by = ["metric", "genes", *_METHOD]
-        tasks = self.table.groupby([*by, *_TASK])["value"].agg(["mean", "std", "count"])
+        tasks = self.table.groupby([*by, *TASK])["value"].agg(["mean", "std", "count"])
         groups = tasks.groupby(level=by)
         result = pd.DataFrame(
             {
@@ -205,7 +205,7 @@ class Results:
         means = self.task_means()
         reference = means[means["method"] == baseline].drop(columns="method")
         both = means[means["method"] != baseline].merge(
-            reference, on=["metric", "genes", *_TASK], suffixes=("", "_baseline")
+            reference, on=["metric", "genes", *TASK], suffixes=("", "_baseline")
         )
         rows = []
         by = ["metric", "genes", *_METHOD, "output_baseline"]
@@ -299,7 +299,7 @@ class Results:
         found = {}
         for name in table["method"].drop_duplicates().sort_values():
             own = part[(part["method"] == name) & (part["output"] == self.output_of(name))]
-            found[name] = own.pivot_table(index=_TASK, columns="seed", values="value")
+            found[name] = own.pivot_table(index=TASK, columns="seed", values="value")
         shared = set.intersection(*(set(t.dropna(how="all").index) for t in found.values()))
         if not shared:
             counts = {name: len(t.dropna(how="all")) for name, t in found.items()}
@@ -324,7 +324,7 @@ class Results:
 
     def task_means(self) -> pd.DataFrame:
         """Return the table with the mean over seeds in place of single seeds."""
-        by = ["metric", "genes", *_METHOD, *_TASK]
+        by = ["metric", "genes", *_METHOD, *TASK]
         return self.table.groupby(by, as_index=False)["value"].mean()
 
     @property
@@ -370,17 +370,17 @@ def _p(differences: np.ndarray) -> float:
 
 def _order(record: dict[str, Any]) -> tuple[str, ...]:
     holdout = record["holdout"]
-    return (*(str(holdout[k]) for k in _TASK), record["method"], f"{record['seed']:06d}")
+    return (*(str(holdout[k]) for k in TASK), record["method"], f"{record['seed']:06d}")
 
 
 def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
-        task = [record["holdout"][k] for k in _TASK]
+        task = [record["holdout"][k] for k in TASK]
         for output, metric, genes, value in record["scores"]:
             number = float("nan") if value is None else value
             rows.append((record["method"], *task, record["seed"], output, metric, genes, number))
-    names = ["method", *_TASK, "seed", "output", "metric", "genes", "value"]
+    names = ["method", *TASK, "seed", "output", "metric", "genes", "value"]
     return pd.DataFrame(rows, columns=names)
 
 

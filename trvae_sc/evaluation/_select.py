@@ -15,7 +15,7 @@ from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._checks import LEAST_GENES
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._question import Question, ask, inner_tasks
@@ -231,7 +231,7 @@ def _of_these(
         record
         for record in results.records
         if record["seed"] in drawn.get(record["method"], ())
-        and tuple(record["holdout"][k] for k in ("label", "source", "target")) in known
+        and tuple(record["holdout"][k] for k in TASK) in known
     ]
     return Results(results.run, records)
 

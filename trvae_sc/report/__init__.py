@@ -15,6 +15,7 @@ from trvae_sc import pl
 from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.files import as_path, write_text
 from trvae_sc.report._design import design
 from trvae_sc.report._genes import gene_changes, predicted_changes
@@ -29,7 +30,7 @@ from trvae_sc.report._scores import (
     spread,
     summary,
 )
-from trvae_sc.report._settings import counted, python_call, settings
+from trvae_sc.report._settings import counted, n_tasks, python_call, settings
 from trvae_sc.report._tables import csv_link, number, table_of
 from trvae_sc.report._verdicts import Verdict, main_method, verdict, verdicts
 
@@ -113,7 +114,7 @@ def report(
         top=_top(results),
         design=design(results, next_experiments),
         figures=list(images(results)),
-        over=f"{counted(_n_tasks(results), 'task')} and {counted(_n_seeds(results), 'seed')}",
+        over=f"{counted(n_tasks(results), 'task')} and {counted(_n_seeds(results), 'seed')}",
         summary=summary(results),
         scores=score_table(results, rows),
         scores_csv=csv_link(rows),
@@ -138,7 +139,7 @@ def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None
 def _verdict_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table of verdicts, as text."""
     return {
-        **{k: row[k] for k in ("label", "source", "target", "advice", "reason")},
+        **{k: row[k] for k in (*TASK, "advice", "reason")},
         "kind": _KINDS.get(row["advice"], "plain"),
         "model": f"{row['model']:.2f}{spread(row['sd_seeds'])}",
         "simple": number(row["best simple"]),
@@ -167,11 +168,6 @@ def _top(results: Results) -> str:
     """Return the genes that scores are over, in words."""
     n_genes = min(record["n_genes"] for record in results.records)
     return f"the {N_TOP} genes that change most" if n_genes > N_TOP else f"all {n_genes} genes"
-
-
-def _n_tasks(results: Results) -> int:
-    """Return the number of hidden combinations."""
-    return int(results.table.groupby(["label", "source", "target"]).ngroups)
 
 
 def _n_seeds(results: Results) -> int:

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from trvae_sc.enrichment import pathways
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.pl._style import plain, turn_names
 from trvae_sc.report._genes import gene_changes
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import csv_link, table_of
 
-_TASK = ["label", "source", "target"]
 _SHOWN = 25  # pathways in the picture
 _LETTERS = 36  # of a name in it
 _ROWS = 400  # of the table; the file has all
@@ -53,8 +53,8 @@ def task_pathways(
         decoupler is not installed.
     """
     changes = gene_changes(results, method=method)
-    columns = [*_TASK, "gene", "change", "real_change"]
-    groups = changes[columns].groupby(_TASK, sort=False)
+    columns = [*TASK, "gene", "change", "real_change"]
+    groups = changes[columns].groupby(TASK, sort=False)
     return pd.concat([pathways(own, net, **options) for _, own in groups], ignore_index=True)
 
 

@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from trvae_sc import pl
 from trvae_sc.evaluation import CEILING, N_TOP, Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import WORDS, main_columns
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import Cell, Table, number, packed_csv, table_of
 
-_ROW = ["label", "source", "target", "method", "output"]
+_ROW = [*TASK, "method", "output"]
 _SCORES = (("effect_r2", f"top{N_TOP}"), ("energy_distance", "pcs"))  # that are drawn
 _PICTURES = 20  # combinations whose genes are drawn
 _LISTED = 10  # genes of a combination in its table
@@ -100,7 +101,7 @@ def gene_sections(changes: pd.DataFrame) -> Iterator[dict[str, Any]]:
     changes
         Changes of all genes, as :func:`trvae_sc.report.gene_changes` returns them.
     """
-    groups = changes.groupby(["label", "source", "target"], sort=False)
+    groups = changes.groupby(TASK, sort=False)
     for i, ((label, source, target), genes) in enumerate(groups):
         name = f"{label}: {source} to {target}"
         drawn = None
@@ -153,7 +154,7 @@ def packed_genes(changes: pd.DataFrame) -> dict[str, Any]:
     -------
     ``data``, compressed CSV in base64; ``n_genes``; ``n_left_out``, rows that would be too many.
     """
-    groups = changes.groupby(["label", "source", "target"], sort=False)
+    groups = changes.groupby(TASK, sort=False)
     most = max(1, _MOST_ROWS // max(groups.ngroups, 1))
     kept = groups.head(most)
     return {

@@ -12,11 +12,11 @@ from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._choose import Decision, decide, standard_error
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import loss
 
 TOP = f"top{N_TOP}"
 _METRIC = "effect_r2"
-_TASK = ["label", "source", "target"]
 _TOO_LOW = 0.3  # share of the effect R2 that a perfect prediction would have
 
 
@@ -55,15 +55,8 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
             f"prediction would have effect R2 {ceiling:.2f} ({named})",
         )
     if np.nanmax([ours, theirs, 0.0]) < _TOO_LOW * (1.0 if np.isnan(ceiling) else ceiling):
-        return Verdict(
-            "do not trust",
-            f"effect R2 {named}"
-            + (
-                ""
-                if np.isnan(ceiling)
-                else f", of {ceiling:.2f} that a perfect prediction would have"
-            ),
-        )
+        of = "" if np.isnan(ceiling) else f", of {ceiling:.2f} that a perfect prediction would have"
+        return Verdict("do not trust", f"effect R2 {named}{of}")
     if decision.simple is None:
         return Verdict(f"use {judged}", f"effect R2 {ours:.2f}; no simple method was run beside it")
     difference = f"difference {ours - theirs:+.2f}"
@@ -120,7 +113,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
         found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))
         rows.append(
             {
-                **dict(zip(_TASK, task, strict=True)),
+                **dict(zip(TASK, task, strict=True)),
                 "model": own[method],
                 "sd_seeds": float(ours.loc[task].std()),
                 "best simple": np.nan if other is None else own[other],
@@ -137,7 +130,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
 def _tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
     """Return the scores of a method's output, tasks x seeds."""
     own = table[(table["method"] == method) & (table["output"] == output)]
-    return own.pivot_table(index=_TASK, columns="seed", values="value")
+    return own.pivot_table(index=TASK, columns="seed", values="value")
 
 
 def _best_simple(
