@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy import sparse
 
 from trvae_sc.baselines import BY_FEATURES
 from trvae_sc.checks import (
@@ -71,9 +71,8 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
     sums = np.zeros((2, adata.n_vars))
     for _, block in row_chunks(values(adata, keys), adata.n_obs):
         x = block.astype(np.float64)
-        sums += [
-            np.asarray(part.sum(0)).ravel() for part in (x, x.multiply(x) if _sparse(x) else x * x)
-        ]
+        squares = x.multiply(x) if sparse.issparse(x) else x * x
+        sums += [np.asarray(part.sum(0)).ravel() for part in (x, squares)]
     mean = sums[0] / adata.n_obs
     deviation = np.sqrt(np.maximum(sums[1] / adata.n_obs - mean**2, 0.0))
     scaled = (np.abs(mean) < 1e-3) & (np.abs(deviation - 1) < 1e-2)
@@ -82,10 +81,6 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
             f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
             "with all cells, those to be hidden among them. Pass the values before scaling."
         )
-
-
-def _sparse(x: Any) -> bool:
-    return hasattr(x, "multiply")
 
 
 def check_counts(adata: AnnData, keys: Keys) -> None:
