@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, looks_like_counts
@@ -24,15 +23,8 @@ from trvae_sc.evaluation._measured import (
     measured_cells,
 )
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
-from trvae_sc.evaluation._tasks import Task, fitted_components
-from trvae_sc.expression import (
-    GroupMeans,
-    Keys,
-    gene_means,
-    log_values,
-    median_total,
-    profiles,
-)
+from trvae_sc.evaluation._tasks import Known, Task
+from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name
 
@@ -236,16 +228,7 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
 # -- scores ----------------------------------------------------------------------------------------------
 
 
-class _Known(NamedTuple):
-    """What scores take from training cells, the same for every group."""
-
-    train: AnnData
-    kappa: float
-    means: GroupMeans
-    pca: PCA
-
-
-def _known(train: AnnData, keys: Keys, kappa: float) -> _Known | None:
+def _known(train: AnnData, keys: Keys, kappa: float) -> Known | None:
     """Return what training cells tell; None where there are next to none.
 
     kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
@@ -255,13 +238,13 @@ def _known(train: AnnData, keys: Keys, kappa: float) -> _Known | None:
         return None
     own = median_total(train, keys)
     kappa = own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
-    return _Known(train, kappa, profiles(train, keys), fitted_components(train, keys, kappa))
+    return Known.of(train, keys, kappa)
 
 
 def _task(
     group: _Group,
     truth: AnnData,
-    known: _Known | None,
+    known: Known | None,
     control: AnnData | None,
     measured: pd.DataFrame,
     keys: Keys,
@@ -278,38 +261,20 @@ def _task(
             f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
-    known = known or cast("_Known", _known(start, keys, kappa))
-    real = {
-        condition: log_values(
-            truth[own & (measured["condition"] == condition).to_numpy()], keys, known.kappa
-        )
-        for condition in sorted(set(measured["condition"][own]) - {group.source})
-    }
-    pairs = known.means.pairs(group.source, group.target)
-    return Task(
-        holdout=Holdout(group.label, group.target, group.source),
-        keys=keys,
-        train=known.train,
-        source=start,
-        real=real[group.target],
-        control=log_values(start, keys, known.kappa),
-        shift=np.zeros(truth.n_vars) if pairs is None else pairs.shifts.mean(0),
-        by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-        kappa=known.kappa,
-        pca=known.pca,
-    )
+    known = known or cast("Known", _known(start, keys, kappa))
+    others = truth[own & (measured["condition"] != group.source).to_numpy()]
+    return known.task(Holdout(group.label, group.target, group.source), start, others)
 
 
 def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:
     """Return the scores of the prediction, of no change and of a perfect prediction, side by side."""
-    at = ["metric", "genes"]
-    own = score(task, predicted, n_top=n_top).set_index(at)["value"]
-    found = {"predicted": own}
-    found["no_change"] = score_values(task, task.control, task.real, n_top=n_top).set_index(at)[
-        "value"
-    ]
-    found["ceiling"] = ceiling(task, n_top=n_top)[CEILING].set_index(at)["value"]
-    table = pd.DataFrame(found).reindex(own.index)
+    tables = {
+        "predicted": score(task, predicted, n_top=n_top),
+        "no_change": score_values(task, task.control, task.real, n_top=n_top),
+        "ceiling": ceiling(task, n_top=n_top)[CEILING],
+    }
+    found = {name: t.set_index(["metric", "genes"])["value"] for name, t in tables.items()}
+    table = pd.DataFrame(found).reindex(found["predicted"].index)
     if not task.shift.any():  # no other label shows a change
         table = table.drop(index="specific_pearson", level="metric", errors="ignore")
     return table.reset_index()

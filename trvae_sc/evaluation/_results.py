@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
 from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 3
 _METHOD = ["method", "output"]
@@ -177,7 +174,7 @@ class Results:
         columns = main_columns(self.table) if columns is None else columns
         summary = self.statistics().set_index(["metric", "genes", *_METHOD])["mean"]
         wide = pd.DataFrame({column: summary.loc[column] for column in columns}).dropna(how="all")
-        losses = [loss(columns[0][0], value) for value in wide[columns[0]]]
+        losses = loss(columns[0][0], wide[columns[0]].to_numpy())
         return wide.iloc[np.argsort(losses, kind="stable")]
 
     def paired(self, baseline: str = "mean_shift") -> pd.DataFrame:
@@ -210,12 +207,10 @@ class Results:
         rows = []
         by = ["metric", "genes", *_METHOD, "output_baseline"]
         for key, group in both.groupby(by):
-            ours = np.array([loss(key[0], v) for v in group["value"]])
-            theirs = np.array([loss(key[0], v) for v in group["value_baseline"]])
             difference = (group["value"] - group["value_baseline"]).mean()
-            rows.append(
-                (*key, difference, int((ours < theirs).sum()), len(group), _p(ours - theirs))
-            )
+            ours, theirs = loss(key[0], group[["value", "value_baseline"]].to_numpy()).T
+            wins = int((ours < theirs).sum())
+            rows.append((*key, difference, wins, len(group), _p(ours - theirs)))
         return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
     def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
@@ -252,20 +247,18 @@ class Results:
             was scored for every method.
         """
         scores = self.by_method(metric, genes)
-        losses = {
-            name: table.map(lambda value: loss(metric, value)) for name, table in scores.items()
-        }
+        losses = {name: loss(metric, table) for name, table in scores.items()}
         decision = choose(losses)
-        chosen = losses[decision.method].mean(axis=1)
+        means = pd.DataFrame({name: table.mean(axis=1) for name, table in losses.items()})
         rows = []
-        for name, table in losses.items():
-            behind = table.mean(axis=1) - chosen
+        for name in sorted(means, key=means.mean().__getitem__):
+            behind = means[name] - means[decision.method]
             mean, wins = scores[name].mean(axis=1).mean(), int((behind > 0).sum())
-            row = (name, self.output_of(name), mean, behind.mean(), behind.sem(), wins, len(behind))
-            rows.append((table.mean(axis=1).mean(), row))
-        rows.sort(key=lambda item: item[0])
+            rows.append(
+                (name, self.output_of(name), mean, behind.mean(), behind.sem(), wins, len(behind))
+            )
         columns = ["method", "output", "mean", "difference", "se", "wins", "n_tasks"]
-        table = pd.DataFrame([row for _, row in rows], columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
         return Best(decision.method, self.output_of(decision.method), table, decision)
 
     def output_of(self, method: str) -> str:
@@ -347,13 +340,13 @@ def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [column for column in shown if column in known] or known[:1]
 
 
-def loss(metric: str, value: float) -> float:
-    """Return how bad a score is."""
+def loss(metric: str, value: Any) -> Any:
+    """Return how bad a score is, or each of an array or table of scores."""
     info = METRICS[metric]
     if metric == "variance_ratio":
-        return abs(np.log(max(value, 1e-12)))
+        return np.abs(np.log(np.maximum(value, 1e-12)))
     if info.better == "closer":
-        return abs(value - (LEVEL if info.best is None else info.best))
+        return np.abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
 
 
@@ -382,6 +375,3 @@ def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
             rows.append((record["method"], *task, record["seed"], output, metric, genes, number))
     names = ["method", *TASK, "seed", "output", "metric", "genes", "value"]
     return pd.DataFrame(rows, columns=names)
-
-
-# -- on disk ------------------------------------------------------------------------------------------

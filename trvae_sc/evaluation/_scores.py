@@ -116,10 +116,8 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     covered = metrics.interval_coverage(
         genes["real_change"], genes["change_lower"], genes["change_upper"]
     )
-    return pd.concat(
-        [table, pd.DataFrame([("interval_coverage", "all", covered)], columns=table.columns)],
-        ignore_index=True,
-    )
+    table.loc[len(table)] = ["interval_coverage", "all", covered]
+    return table
 
 
 def score_values(task: Task, predicted: Any, real: Any, *, n_top: int = N_TOP) -> pd.DataFrame:
@@ -252,23 +250,16 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
     """
     folder = as_path(folder, "folder")
     found = predicted_log_values(task, predicted)
-    holdout = task.holdout
+    holdout, var = task.holdout, pd.DataFrame(index=task.train.var_names)
+    ends = [level_name(holdout.source), level_name(holdout.target)]
     for name, x in (("real", task.real), ("predicted", found)):
-        values = [dense(task.control), dense(x)]
-        condition = np.repeat(
-            [level_name(holdout.source), level_name(holdout.target)], [len(v) for v in values]
-        )
+        both = np.concatenate([dense(task.control), dense(x)])
+        both = np.maximum(both, 0) if task.keys.is_count else both
         columns = {
-            task.keys.condition_key: condition,
+            task.keys.condition_key: np.repeat(ends, [task.control.shape[0], x.shape[0]]),
             holdout.key or task.keys.labels_key: level_name(holdout.label),
         }
-        obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(condition))])
-        both = np.concatenate(values)
-        cells = AnnData(
-            sparse.csr_matrix(
-                np.maximum(both, 0) if task.keys.is_count else both, dtype=np.float32
-            ),
-            obs=obs.astype("category"),
-            var=pd.DataFrame(index=task.train.var_names),
-        )
+        obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(both))])
+        values = sparse.csr_matrix(both, dtype=np.float32)
+        cells = AnnData(values, obs=obs.astype("category"), var=var.copy())
         write_anndata(cells, folder / f"{name}.h5ad", overwrite=True)

@@ -174,15 +174,17 @@ def select(  # noqa: PLR0913
         known, weights = {**known, name: method}, {name: 1.0}
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
-        settings: dict[str, Any] = {
-            "keys": keys,
-            "seeds": seeds,
-            "n_top_genes": n_top_genes,
-            "folder": folder,
-        }
-        settings |= {"max_epochs": max_epochs, **kwargs}
-        predictors = {name: method.predict for name, method in resolve(methods).items()}
-        results = benchmark(question.known, predictors, tasks, **settings)
+        results = benchmark(
+            question.known,
+            {name: method.predict for name, method in known.items()},
+            tasks,
+            keys=keys,
+            seeds=seeds,
+            n_top_genes=n_top_genes,
+            max_epochs=max_epochs,
+            folder=folder,
+            **kwargs,
+        )
         results = _of_these(results, known, tasks, seeds)
         best = results.best(metric)
         evidence = left_out(results, list(known))
@@ -209,11 +211,10 @@ def select(  # noqa: PLR0913
     predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
-    is_stack = len(weights) > 1
-    selection: dict[str, Any] = {"method": _answer.STACK if is_stack else next(iter(weights))}
-    selection |= {"weights": weights} if is_stack else {}
-    selection |= {"output": output, "metric": metric}
-    selection |= _evidence(tasks, best)
+    selection: dict[str, Any] = {"method": next(iter(weights))}
+    if len(weights) > 1:
+        selection = {"method": _answer.STACK, "weights": weights}
+    selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
     predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
     return log_notes(predicted)
 
@@ -281,10 +282,9 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
         return {"n_tasks": 0, "tasks": np.array([], dtype=object), "answer": "simple"}
     targets = {task.target for task in tasks}
     names = [task.label if len(targets) == 1 else str(task) for task in tasks]
-    left_out = np.array(names, dtype=object)
     return {
         "n_tasks": int(best.table["n_tasks"].iloc[0]),
-        "tasks": left_out,
+        "tasks": np.array(names, dtype=object),
         "scores": best.table,
         "answer": best.decision.answer,
     }

@@ -144,8 +144,7 @@ def _best_simple(
     if not names:
         return None, None
     means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
-    losses = means.map(lambda value: loss(_METRIC, value)).round(12)
-    return means.max(axis=1), losses.idxmin(axis=1)
+    return means.max(axis=1), loss(_METRIC, means).round(12).idxmin(axis=1)
 
 
 def _errors(differences: pd.DataFrame) -> pd.Series:
