@@ -160,21 +160,11 @@ def _missing(
 
 @dataclass(frozen=True)
 class _State:
-    """What is known of missing combinations.
+    """What is known of missing combinations, n_missing of them."""
 
-    Parameters
-    ----------
-    ridge
-        The Gaussian process, given what was measured.
-    covariance
-        Posterior covariance of their changes in units of the kernel, shape (n_missing, n_missing).
-    scale
-        Standard deviation of an error in these units, sigma, shape (n_missing,).
-    """
-
-    ridge: Ridge
-    covariance: np.ndarray
-    scale: np.ndarray
+    ridge: Ridge  #: the Gaussian process, given what was measured
+    covariance: np.ndarray  #: of their changes in units of the kernel, (n_missing, n_missing)
+    scale: np.ndarray  #: standard deviation of an error in these units, sigma, shape (n_missing,)
 
     @classmethod
     def of(

@@ -33,26 +33,9 @@ def answer(
     seed: int,
     evidence: LeftOut | None,
 ) -> AnnData:
-    """Return what one method, or a weighted mean of several, predicts from cells of the training data.
+    """Return what one method, or a weighted mean of several, predicts from some of the training cells.
 
-    Parameters
-    ----------
-    train, source
-        Training cells, and those of them to start from.
-    target
-        Condition.
-    keys
-        Where they have what.
-    methods
-        Methods by name.
-    weights
-        Weights of those to use.
-    output
-        ``"counts"`` or ``"delta"``.
-    seed
-        Seed of the methods and of drawn counts.
-    evidence
-        What the methods said of labels left out, from which intervals are; if None the method's own.
+    Intervals are of what the methods said of labels left out (`evidence`); if None, the method's own.
     """
     half = None
     if evidence is not None:

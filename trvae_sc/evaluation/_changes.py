@@ -16,17 +16,7 @@ from trvae_sc.evaluation._tasks import Task
 def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
     """Return real and predicted change of every gene of a task, as intervals are of, and the intervals.
 
-    Parameters
-    ----------
-    task
-        The task.
-    found
-        Predictions by output.
-
-    Returns
-    -------
-    Lists of one entry a gene: ``gene``, ``real_change``, ``predicted_change`` and, of predictions that have
-    intervals of all genes, of changes of this kind, ``change_lower`` and ``change_upper``.
+    These only of predictions that have intervals of all genes, of changes of this kind.
     """
     predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
     kept = {"real_change": interval_change(task, of_shares=task.keys.is_count)}

@@ -29,13 +29,7 @@ _OF_LABELS = ("mean_shift", "nearest_shift", "latent_shift")  # which learn from
 
 
 def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
-    """Raise on data that methods cannot be compared on, before any work.
-
-    Raises
-    ------
-    InputError
-        Columns or values are missing or of another kind, or were prepared with all cells.
-    """
+    """Raise on data that methods cannot be compared on, before any work."""
     columns = [keys.condition_key, keys.labels_key, keys.batch_key, *further]
     check_type(adata)
     if adata.n_vars < LEAST_GENES:
@@ -99,13 +93,7 @@ def check_counts(adata: AnnData, keys: Keys) -> None:
 
 
 def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
-    """Raise on a hold-out that cannot be predicted and scored.
-
-    Raises
-    ------
-    InputError
-        Source and target are the same, or there are too few source cells (2) or hidden cells (4).
-    """
+    """Raise on a hold-out that cannot be predicted and scored."""
     if holdout.source is None:
         raise InputError(
             f"Hold-out {holdout} has no source: name the condition to predict from, as in "
@@ -125,13 +113,7 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
 def check_unseen(
     adata: AnnData, holdouts: Sequence[Holdout], keys: Keys, methods: Iterable[str]
 ) -> None:
-    """Raise where a condition is hidden as a whole and methods could not know of it.
-
-    Raises
-    ------
-    InputError
-        No features tell of the condition, or methods do not use them.
-    """
+    """Raise where a condition is hidden as a whole and methods could not know of it."""
     conditions = as_text(adata.obs[keys.condition_key])
     for holdout in holdouts:
         hidden = holdout.hidden(adata, keys)

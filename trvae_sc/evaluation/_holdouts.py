@@ -228,11 +228,6 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     """Return hold-outs that may be given as texts ``label:target`` or pairs (label, target), one or several.
 
     The source of these is the other one of two conditions, else the one that is called like a control.
-
-    Raises
-    ------
-    InputError
-        It is something else, or :func:`parse_holdouts` raises.
     """
     given = [given] if isinstance(given, Holdout | str) else given
     if not isinstance(given, Iterable):
@@ -311,20 +306,7 @@ def named_pair(
     labels: list[str],
     conditions: list[str],
 ) -> tuple[str, str]:
-    """Return the label and condition that a text ``label:condition``, or a pair, names.
-
-    Parameters
-    ----------
-    text
-        Text or pair.
-    pairs
-        Labels and conditions that can be named, of which `labels` and `conditions` are all.
-
-    Raises
-    ------
-    InputError
-        It names none of them, or several.
-    """
+    """Return the label and condition that a text ``label:condition``, or a pair, names; one of `pairs`."""
     if not isinstance(text, str):
         if not isinstance(text, Sequence) or len(text) != 2:
             raise InputError(f"A hold-out is {text!r}; {_ALLOWED}")

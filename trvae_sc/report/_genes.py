@@ -64,16 +64,9 @@ def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def predicted_changes(predictions: Sequence[AnnData]) -> pd.DataFrame:
-    """Return the changes of predictions of one label and source each; their real changes are not known.
+    """Return the changes of predictions of one label and source each, the largest predicted one first.
 
-    Parameters
-    ----------
-    predictions
-        Predicted cells. Those of several labels have no change in ``var`` and are left out.
-
-    Returns
-    -------
-    Columns as of :func:`trvae_sc.report.gene_changes`, the largest predicted change first; ``real_change`` is NaN.
+    Columns as of :func:`trvae_sc.report.gene_changes`; ``real_change`` is not known, NaN.
     """
     tables = [table for predicted in predictions for table in _of_prediction(predicted)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)

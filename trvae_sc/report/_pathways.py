@@ -59,22 +59,7 @@ def task_pathways(
 
 
 def panel(table: pd.DataFrame) -> dict[str, Any]:
-    """Return picture, table and file of the scores of pathways.
-
-    Parameters
-    ----------
-    table
-        What :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` returned.
-
-    Returns
-    -------
-    ``image``, ``table`` (the largest scores first), ``csv``, ``n_rows`` and ``n_shown``.
-
-    Raises
-    ------
-    InputError
-        The table is of something else, or empty.
-    """
+    """Return picture, table and file of the scores of pathways, as :func:`task_pathways` returns them."""
     needed = {"label", "pathway", "score", "qval"}
     if not isinstance(table, pd.DataFrame) or not needed <= set(table) or table.empty:
         what = f"a table with {list(table)}" if isinstance(table, pd.DataFrame) else repr(table)

@@ -41,17 +41,9 @@ def summary(results: Results) -> Table:
 
 
 def score_rows(results: Results) -> pd.DataFrame:
-    """Return all scores, one row a combination, method and output.
+    """Return all scores, one row a combination, method and output: means over seeds.
 
-    Parameters
-    ----------
-    results
-        Results of a benchmark.
-
-    Returns
-    -------
-    ``label``, ``source``, ``target``, ``method``, ``output``, ``seeds`` (their number) and, of every score,
-    its mean over seeds and, where there are several, its standard deviation (``sd ...``).
+    Where a score has several seeds, a column ``sd ...`` has its standard deviation.
     """
     table = results.table.assign(
         score=results.table["metric"] + " (" + results.table["genes"] + ")"
@@ -94,13 +86,7 @@ def _title(metric: str, genes: str) -> str:
 
 
 def gene_sections(changes: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield a picture and the genes that change most of every combination.
-
-    Parameters
-    ----------
-    changes
-        Changes of all genes, as :func:`trvae_sc.report.gene_changes` returns them.
-    """
+    """Yield a picture and the genes that change most of every combination."""
     groups = changes.groupby(TASK, sort=False)
     for i, ((label, source, target), genes) in enumerate(groups):
         name = f"{label}: {source} to {target}"
@@ -143,17 +129,7 @@ def _scatter(genes: pd.DataFrame) -> Any:
 
 
 def packed_genes(changes: pd.DataFrame) -> dict[str, Any]:
-    """Return the changes of all genes as a file in the page: of each combination the first ones.
-
-    Parameters
-    ----------
-    changes
-        Changes of all genes, the largest of a combination first.
-
-    Returns
-    -------
-    ``data``, compressed CSV in base64; ``n_genes``; ``n_left_out``, rows that would be too many.
-    """
+    """Return the changes of all genes as compressed CSV in the page: of each combination the first ones."""
     groups = changes.groupby(TASK, sort=False)
     most = max(1, _MOST_ROWS // max(groups.ngroups, 1))
     kept = groups.head(most)

@@ -32,17 +32,7 @@ def n_tasks(results: Results) -> int:
 
 
 def settings(results: Results) -> list[tuple[str, str]]:
-    """Return names and values of what the results rest on.
-
-    Parameters
-    ----------
-    results
-        Results of a benchmark. What older ones do not hold is left out.
-
-    Returns
-    -------
-    Pairs of a name and a text, in the order in which they are shown.
-    """
+    """Return names and values of what the results rest on, in the order shown; what is not known is left out."""
     run, design = results.run, results.design
     shape = f"{counted(len(design), 'label')}, {counted(design.shape[1], 'condition')}"
     seconds = sum(record["seconds"] for record in results.records)
