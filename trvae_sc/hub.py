@@ -123,7 +123,7 @@ def hub_model(
     except ImportError as error:
         raise MissingExtraError(
             "Sharing models needs huggingface_hub: pip install trvae_sc[hub]."
-        ) from (error)
+        ) from error
     folder = as_path(folder, "folder")
     card = model_card(
         model,

@@ -214,6 +214,12 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
     """Return what identifies a run."""
     label, condition = label_column(adata, keys), as_text(adata.obs[keys.condition_key])
     design = pd.crosstab(label, condition)
+    notes = []
+    if n_top_genes is None or n_top_genes >= adata.n_vars:
+        notes.append(
+            f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
+            "saw the hidden ones, and scores are too good."
+        )
     names = "\n".join([*adata.obs_names, *adata.var_names, *label, *condition])
     return {
         "format": FORMAT,
@@ -228,20 +234,10 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             "conditions": list(design.columns),
             "cells": design.to_numpy().tolist(),
         },
-        "notes": _notes(adata, n_top_genes),
+        "notes": notes,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _notes(adata: AnnData, n_top_genes: int | None) -> list[str]:
-    """Return what may have seen the hidden cells, but cannot be told from the data."""
-    if n_top_genes is not None and n_top_genes < adata.n_vars:
-        return []
-    return [
-        f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
-        "saw the hidden ones, and scores are too good."
-    ]
 
 
 def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:

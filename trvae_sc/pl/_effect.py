@@ -16,7 +16,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Comparison
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._sources import Predicted, color_of, gene_table, label_tables
+from trvae_sc.pl._sources import Predicted, color_of, gene_table, gene_tables
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
@@ -287,8 +287,7 @@ def effect_table(
     if not tables:
         raise InputError("There are no labels to draw. Give tables by label, at least one.")
     for label, table in tables.items():
-        names = ("real_change", "predicted_change")
-        check_columns(table, names, of=f"the output of evaluation.gene_table for {label!r}")
+        check_columns(table, _CHANGES, of=f"the output of evaluation.gene_table for {label!r}")
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()].unique()[:3].tolist()
             raise InputError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
@@ -306,7 +305,7 @@ def effect_table(
             raise InputError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
     real, predicted = (
         pd.DataFrame({label: table.loc[chosen, name] for label, table in tables.items()})
-        for name in ("real_change", "predicted_change")
+        for name in _CHANGES
     )
     parts = {"real": real, "predicted": predicted, "difference": predicted - real}
     return pd.concat(parts, axis=1, names=["what", "label"])
@@ -364,7 +363,8 @@ def effect_heatmap(
     InputError
         As in :func:`effect_table`.
     """
-    tables = label_tables(tables, truth, control)
+    if isinstance(tables, AnnData | Comparison):
+        tables = gene_tables(tables, truth, control, None)
     table = effect_table(tables, var_names=var_names, n_genes=n_genes)
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0

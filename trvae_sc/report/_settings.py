@@ -33,13 +33,13 @@ def n_tasks(results: Results) -> int:
 
 def settings(results: Results) -> list[tuple[str, str]]:
     """Return names and values of what the results rest on, in the order shown; what is not known is left out."""
-    run, design = results.run, results.design
+    run, keys, design = results.run, results.run["keys"], results.design
     shape = f"{counted(len(design), 'label')}, {counted(design.shape[1], 'condition')}"
     seconds = sum(record["seconds"] for record in results.records)
     entries = {
         "Data": f"{run['n_obs']:,} cells, {run['n_vars']:,} genes; {shape}; checksum {run['data'][:12]}",
-        "Keys": _keys(run["keys"]),
-        "Values": "counts" if run["keys"].get("is_count", True) else "as they are, no counts",
+        "Keys": "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key)),
+        "Values": "counts" if keys.get("is_count", True) else "as they are, no counts",
         "Hidden": _hidden(results),
         "Genes": _genes(results),
         "Methods": ", ".join(name for name in results.methods if name != CEILING),
@@ -91,11 +91,6 @@ def python_call(results: Results) -> str:
         shown["condition_features"] = "table"  # which the results do not hold
     lines = "".join(f"\n    {name}={value}," for name, value in shown.items())
     return f"trvae_sc.evaluation.benchmark(\n    adata,\n    {methods!r},\n    holdouts,{lines}\n)"
-
-
-def _keys(keys: dict[str, Any]) -> str:
-    """Return which columns hold what."""
-    return "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key))
 
 
 def _genes(results: Results) -> str:
