@@ -173,13 +173,13 @@ def benchmark(
                 )
                 yield dict(zip(same, tasks, strict=True)), fits
 
-        run_all = run_on_ray if backend == "ray" else run_local
+        records = run_on_ray(prepared()) if backend == "ray" else run_local(prepared(), n_jobs)
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         done = len(fits) - len(left)
         clock = Clock(left, n_jobs)
         try:
             with bar:
-                for record in run_all(prepared(), n_jobs):
+                for record in records:
                     store.add(record)
                     done += 1
                     if progress:

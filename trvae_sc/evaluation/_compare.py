@@ -103,23 +103,21 @@ def compare(
     """
     check_whole("n_top", n_top, 2)
     record, keys = _record(predicted)
-    check_type(truth)
-    n_given = truth.n_obs
-    truth = measured_cells(truth, predicted, record, keys, "truth")
+    cells = measured_cells(truth, predicted, record, keys, "truth")
     if control is not None:
         control = measured_cells(control, predicted, record, keys, "control")
     keys = keys._replace(condition_key=CONDITION, total_counts_key=TOTAL if keys.is_count else None)
-    measured = pd.DataFrame({"label": label_column(truth, keys), "condition": truth.obs[CONDITION]})
+    measured = pd.DataFrame({"label": label_column(cells, keys), "condition": cells.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
-    known = _known(truth[~hidden], keys, kappa)
+    known = _known(cells[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
-    if truth.n_obs < n_given:
-        notes.append(f"{n_given - truth.n_obs} cells without label or condition were left out.")
+    if cells.n_obs < truth.n_obs:
+        notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
     scores, genes = [], []
     for group in chosen:
-        task = _task(group, truth, known, control, measured, keys, kappa)
+        task = _task(group, cells, known, control, measured, keys, kappa)
         tables = _scored(task, group.predicted, n_top)
         names = {"label": group.label, "source": group.source, "target": group.target}
         scores.append(tables.assign(**names))

@@ -289,10 +289,8 @@ class Results:
         if genes not in sets:
             raise InputError(f"{metric!r} was not scored over genes {genes!r}, but over {sets}.")
         part = table[(table["metric"] == metric) & (table["genes"] == genes)]
-        found = {}
-        for name in table["method"].drop_duplicates().sort_values():
-            own = part[(part["method"] == name) & (part["output"] == self.output_of(name))]
-            found[name] = own.pivot_table(index=TASK, columns="seed", values="value")
+        names = sorted(table["method"].unique())
+        found = {name: tasks_by_seeds(part, name, self.output_of(name)) for name in names}
         shared = set.intersection(*(set(t.dropna(how="all").index) for t in found.values()))
         if not shared:
             counts = {name: len(t.dropna(how="all")) for name, t in found.items()}
@@ -329,6 +327,12 @@ class Results:
         """Return run and summary as a dictionary that JSON can hold (NaN as null)."""
         summary = json.loads(self.statistics().to_json(orient="records"))
         return {"run": self.run, "summary": summary, "n_records": len(self.records)}
+
+
+def tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
+    """Return the scores of a method's output, tasks x seeds."""
+    own = table[(table["method"] == method) & (table["output"] == output)]
+    return own.pivot_table(index=TASK, columns="seed", values="value")
 
 
 def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:

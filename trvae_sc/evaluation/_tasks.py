@@ -247,8 +247,10 @@ def prepare_task(
         Values that are not counts where they are to be; source and target are the same; there are too few
         source cells (2) or hidden cells (4, which the ceiling halves).
     """
-    holdouts = as_holdouts([holdout], adata, keys)
-    (task,) = prepare_tasks(adata, holdouts, keys=keys, n_top_genes=n_top_genes, columns=columns)
+    (holdout,) = as_holdouts([holdout], adata, keys)
+    check_holdout(adata, holdout, keys)
+    check_counts(adata, keys)
+    (task,) = prepare_tasks(adata, [holdout], keys=keys, n_top_genes=n_top_genes, columns=columns)
     return task
 
 
@@ -260,13 +262,7 @@ def prepare_tasks(
     n_top_genes: int | None = 2000,
     columns: Sequence[str] = (),
 ) -> list[Task]:
-    """Return the tasks of hold-outs that hide the same; what they share is prepared once.
-
-    Parameters and errors as of :func:`prepare_task`.
-    """
-    for holdout in holdouts:
-        check_holdout(adata, holdout, keys)
-    check_counts(adata, keys)
+    """Return the tasks of checked hold-outs that hide the same; what they share is prepared once."""
     first, everything = holdouts[0], keys
     columns = [*columns, *first.columns]
     hide = [first, *first.also]

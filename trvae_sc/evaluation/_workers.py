@@ -102,7 +102,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name=f"watch-{parent}", daemon=True).start()
 
 
-def run_on_ray(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
+def run_on_ray(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield records of tasks on the connected Ray cluster."""
     try:
         import ray

@@ -34,7 +34,7 @@ from trvae_sc.pl._style import (
 if TYPE_CHECKING:
     from trvae_sc.model import TRVAE
 
-_MOST = (200, 60)  # rows and columns that can be read
+MOST = (200, 60)  #: rows and columns of numbers of cells that can be read
 
 
 def design(
@@ -146,10 +146,10 @@ def checked_cells(
     counts = cells.to_numpy(float)
     if not counts.size or not np.isfinite(counts).all() or (counts < 0).any() or not counts.max():
         raise InputError("The table has no numbers of cells, or some that are negative or missing.")
-    if counts.shape[0] > _MOST[0] or counts.shape[1] > _MOST[1]:
+    if counts.shape[0] > MOST[0] or counts.shape[1] > MOST[1]:
         raise InputError(
             f"A table of {counts.shape[0]} labels and {counts.shape[1]} conditions cannot be read; up to "
-            f"{_MOST[0]} and {_MOST[1]} are drawn. Give a part of it."
+            f"{MOST[0]} and {MOST[1]} are drawn. Give a part of it."
         )
     return cells
 

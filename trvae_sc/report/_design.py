@@ -10,11 +10,11 @@ from trvae_sc import pl
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.levels import level_name
+from trvae_sc.pl._benchmark import MOST
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import Table, table_of
 
 _NEEDED = ("label", "condition", "expected_error", "lowers", "left")
-_MOST = (200, 60)  # labels and conditions that a picture can show
 
 
 def design(results: Results, experiments: pd.DataFrame | None) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def design(results: Results, experiments: pd.DataFrame | None) -> dict[str, Any]
     """
     cells = results.design
     hidden = _hidden(results)
-    drawn = cells.shape[0] <= _MOST[0] and cells.shape[1] <= _MOST[1]
+    drawn = cells.shape[0] <= MOST[0] and cells.shape[1] <= MOST[1]
     found: dict[str, Any] = {"image": None, "next": None, "next_image": None}
     if drawn:
         ax: Any = pl.design(cells, hidden=hidden)

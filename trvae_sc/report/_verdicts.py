@@ -13,7 +13,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._choose import Decision, decide, standard_error
 from trvae_sc.evaluation._holdouts import TASK
-from trvae_sc.evaluation._results import loss
+from trvae_sc.evaluation._results import loss, tasks_by_seeds
 
 TOP = f"top{N_TOP}"
 _METRIC = "effect_r2"
@@ -98,9 +98,9 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     table = results.table
     table = table[(table["metric"] == _METRIC) & (table["genes"] == TOP)]
     scores = {
-        name: _tasks_by_seeds(table, name, results.output_of(name)) for name in results.methods
+        name: tasks_by_seeds(table, name, results.output_of(name)) for name in results.methods
     }
-    scores[CEILING] = _tasks_by_seeds(table, CEILING, CEILING)
+    scores[CEILING] = tasks_by_seeds(table, CEILING, CEILING)
     ours, rows = scores[method], []
     best, simple = _best_simple(scores, method)
     differences = None if best is None else ours.sub(best, axis=0).loc[ours.index]
@@ -125,12 +125,6 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
-    """Return the scores of a method's output, tasks x seeds."""
-    own = table[(table["method"] == method) & (table["output"] == output)]
-    return own.pivot_table(index=TASK, columns="seed", values="value")
 
 
 def _best_simple(
