@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import check_type, is_number
-from trvae_sc.errors import InputError, MissingExtraError
+from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
@@ -45,8 +45,8 @@ def embedding(
     basis
         Key of ``obsm``, with or without ``X_``.
     method
-        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy, which needs scanpy;
-        distances between clusters mean little there. If None, two columns are taken as they are,
+        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy; distances
+        between clusters mean little there. If None, two columns are taken as they are,
         and more go through ``"pca"``.
     n_neighbors, random_state
         Of UMAP, as in scanpy.
@@ -58,10 +58,7 @@ def embedding(
     Raises
     ------
     InputError
-        No such representation or column.
-        Unknown method, or fewer than two columns or three cells.
-    MissingExtraError
-        UMAP without scanpy.
+        No such representation or column, unknown method, or fewer than two columns or three cells.
     """
     check_type(adata)
     check_whole("n_neighbors", n_neighbors, 2)
@@ -94,12 +91,8 @@ def embedding(
 
 def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
     """Return UMAP coordinates, shape (n_cells, 2)."""
-    try:
-        import scanpy as sc
-    except ImportError as error:
-        raise MissingExtraError(
-            "method='umap' needs scanpy: pip install scanpy, or take method='pca'."
-        ) from error
+    import scanpy as sc  # takes a second
+
     if len(z) < _UMAP_CELLS:
         raise InputError(
             f"There are {len(z)} cells; UMAP needs {_UMAP_CELLS} or more. Take method='pca'."
