@@ -91,7 +91,7 @@ def hub_model(
 ) -> HubModel:
     """Save a model with its card, for ``scvi.hub`` to load from or to push to the Hugging Face hub.
 
-    scvi-tools' own card helper knows its own models only. Needs ``pip install trvae_sc[hub]``.
+    Needs ``pip install trvae_sc[hub]``.
 
     Parameters
     ----------

@@ -111,9 +111,8 @@ def benchmark(
         ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
         (``ray.init(address=...)`` before), repeated where a worker dies.
     export
-        Also write every prediction that is made, and the real cells beside it, to
-        ``folder/predictions`` for other programs (see
-        :func:`trvae_sc.evaluation.export_cells`).
+        Also write every prediction that is made, and the real cells beside it, to ``folder/predictions``
+        for other programs (see :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
     **names

@@ -116,9 +116,7 @@ def check_unseen(
     """Raise where a condition is hidden as a whole and methods could not know of it."""
     conditions = as_text(adata.obs[keys.condition_key])
     for holdout in holdouts:
-        hidden = holdout.hidden(adata, keys)
-        for other in holdout.also:
-            hidden = hidden | other.hidden(adata, keys)
+        hidden = np.any([h.hidden(adata, keys) for h in (holdout, *holdout.also)], axis=0)
         target = (conditions == level_name(holdout.target)).to_numpy()
         if not target.any() or (target & ~hidden).any():
             continue

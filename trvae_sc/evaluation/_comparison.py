@@ -50,8 +50,7 @@ class Comparison:
         ]
         shown = pd.concat(wanted).rename(columns={"no_change": "no change"})
         keys = [k for k in TASK if k == "label" or shown[k].nunique() > 1]
-        order = shown.assign(place=shown["metric"].map(list(_SHOWN).index))
-        shown = order.sort_values([*keys, "place"], kind="stable").set_index([*keys, "metric"])
+        shown = shown.sort_values(keys, kind="stable").set_index([*keys, "metric"])
         return shown[["predicted", "no change", "ceiling"]]
 
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -125,9 +125,8 @@ def select(  # noqa: PLR0913
     Raises
     ------
     InputError
-        Unknown source, target, labels, methods or metric; nothing to predict; values that are not
-        counts.
-        A column is missing.
+        Unknown source, target, labels, methods or metric; nothing to predict; values that are not counts; a
+        column is missing.
 
     Examples
     --------

@@ -212,8 +212,7 @@ def gene_distribution(
     Raises
     ------
     InputError
-        Columns are missing.
-        Unknown `kind`, values that are not finite, nothing to draw.
+        Columns are missing, unknown `kind`, values that are not finite, nothing to draw.
     """
     check_columns(cells, ("gene", "group", "value"), of="the output of pl.expression_table")
     if kind not in ("violin", "ecdf"):

@@ -65,8 +65,7 @@ def dose_table(
     Raises
     ------
     InputError
-        A gene, layer or column is missing.
-        A dose that is not a number.
+        A gene, layer or column is missing, or a dose is not a number.
     """
     names = [var_names] if isinstance(var_names, str) else list(var_names)
     missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
@@ -136,8 +135,7 @@ def dose_response(
     Raises
     ------
     InputError
-        Columns or the gene are missing.
-        Several genes and no choice, or negative doses on a logarithmic axis.
+        Columns or the gene are missing; several genes and no choice; negative doses on a logarithmic axis.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
     unit = observed.attrs.get(UNIT, "value") if unit is None else unit
@@ -275,8 +273,7 @@ def interpolation_table(
     Raises
     ------
     InputError
-        A gene is missing.
-        Fewer than two steps, or steps that are not numbers or not unique.
+        A gene is missing; fewer than two steps, or steps that are not numbers or not unique.
     """
     if isinstance(means, AnnData):
         means = interpolation_means(means)

@@ -77,18 +77,16 @@ def calibration_table(
     Raises
     ------
     InputError
-        Columns are missing.
-        A gene has no interval, levels outside 0 to 1, both ways to other levels, half-widths that
-        are negative or not one per gene.
+        Columns are missing, a gene has no interval, levels outside 0 to 1, both ways to other levels,
+        half-widths that are negative or not one per gene.
 
     Notes
     -----
     Residuals of real data have heavier tails than the normal: on Kang et al. 2018 without stimulated
     NK cells (7 labels) the exact factor from level 0.9 to 0.5 is 0.28 and the approximate one 0.38, to
-    0.99 2.3 and 1.8; in
-    :func:`trvae_sc.datasets.simulate` (9 labels) 0.37 and 0.38, 1.7 and 1.8. Prefer `half_widths`.
-    Genes are not independent, so coverage scatters more between labels than
-    their number suggests: show several.
+    0.99 2.3 and 1.8; in :func:`trvae_sc.datasets.simulate` (9 labels) 0.37 and 0.38, 1.7 and 1.8. Prefer
+    `half_widths`. Genes are not independent, so coverage scatters more between labels than their number
+    suggests: show several.
     """
     check_columns(genes, ("real_change", *BOUNDS), of="the output of evaluation.interval_table")
     check_bounds(genes)

@@ -48,8 +48,7 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        Columns are missing.
-        A gene has no interval.
+        Columns are missing, or a gene has no interval.
     """
     check_columns(var, ("predicted_change", *BOUNDS), of="predicted.var of TRVAE.predict")
     check_bounds(var)

@@ -35,7 +35,7 @@ def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame
     ``target``, ``gene``; ``change``, ``lower`` and ``upper``, predicted change and its 90 % interval (means
     over seeds; NaN where the method has no interval), and ``real_change``, on the same scale: log(1 + kappa
     share) of the mean share of counts, of other values their mean. The largest real change of a combination
-    is first. Results that were written before intervals were kept have none.
+    is first.
 
     Raises
     ------
