@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,18 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._changes import changes, significant
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.evaluation._methods import Method
-from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
+from trvae_sc.evaluation._methods import OUTPUT, Method
+from trvae_sc.evaluation._scores import (
+    BOUNDS,
+    N_TOP,
+    export_cells,
+    gene_table,
+    has_levels,
+    interval_change,
+    level_change,
+    score,
+)
 from trvae_sc.evaluation._store import fit_name
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.levels import level_name
@@ -113,5 +122,25 @@ def _told(found: dict[str, AnnData]) -> dict[str, Any]:
 def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
     """Return real and predicted change of the genes that change most."""
     table = gene_table(task, predicted).iloc[:N_TOP]
-    changes = {k: significant(table[k]) for k in ("real_change", "predicted_change")}
-    return {"gene": table.index.tolist(), **changes}
+    kept = {k: _significant(table[k]) for k in ("real_change", "predicted_change")}
+    return {"gene": table.index.tolist(), **kept}
+
+
+def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
+    """Return real and predicted change of every gene of a task, as intervals are of, and the intervals.
+
+    These only of predictions that have intervals of all genes, of changes of this kind.
+    """
+    predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
+    kept = {"real_change": interval_change(task, of_shares=task.keys.is_count)}
+    kept["predicted_change"] = level_change(task, predicted)
+    bounds = predicted.var.reindex(columns=BOUNDS)
+    if has_levels(predicted, task.keys) and bounds.notna().all(axis=None):
+        kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
+    rounded = {name: _significant(values) for name, values in kept.items()}
+    return {"gene": task.train.var_names.tolist(), **rounded}
+
+
+def _significant(values: Iterable[float]) -> list[float]:
+    """Return numbers with the five digits that results keep, whatever their unit."""
+    return [float(f"{value:.5g}") for value in values]
