@@ -93,9 +93,7 @@ def benchmark(
         Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or
         pairs (label, target), predicted from the other one of two conditions or the one called like a control.
     keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
-        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``.
+        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -116,7 +114,7 @@ def benchmark(
     progress
         Show a progress bar.
     **names
-        Names of columns, see `keys`.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

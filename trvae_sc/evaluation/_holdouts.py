@@ -124,9 +124,7 @@ def holdouts(
     adata
         All cells.
     keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
-        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``.
+        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
@@ -140,7 +138,7 @@ def holdouts(
     together
         Number of combinations of a target that are hidden from the same training.
     **names
-        Names of columns, see `keys`.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

@@ -137,13 +137,8 @@ def bare(
     var = pd.DataFrame(index=adata.var_names.copy())
     name = keys.condition_features
     uns = {name: adata.uns[name]} if isinstance(name, str) else {}
-    found = AnnData(
-        x if keys.layer is None else None,
-        obs=obs,
-        var=var,
-        layers={} if keys.layer is None else {keys.layer: x},
-        uns=uns,
-    )
+    held: Any = {"X": x} if keys.layer is None else {"layers": {keys.layer: x}}
+    found = AnnData(**held, obs=obs, var=var, uns=uns)
     if keys.is_count and keys.total_counts_key is None:
         found.obs[TOTAL_COLUMN] = totals(found, keys)
         keys = keys._replace(total_counts_key=TOTAL_COLUMN)

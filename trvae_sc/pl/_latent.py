@@ -149,13 +149,8 @@ def latent(
     shuffled = cells.iloc[order]
     groups = {name: [] if _on_scale(cells[name]) else _groups(cells[name]) for name in columns}
     extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
-    _, axes = plt.subplots(
-        1,
-        len(columns),
-        figsize=(3.2 * len(columns) + extra, 3.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    inches = (3.2 * len(columns) + extra, 3.4)
+    _, axes = plt.subplots(1, len(columns), figsize=inches, squeeze=False, layout="constrained")
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         if groups[name]:

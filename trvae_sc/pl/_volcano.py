@@ -56,14 +56,9 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     lower, upper = (var[name].to_numpy(float) for name in BOUNDS)
     far = np.where(change == 0, 0.0, np.inf)
     np.divide(2 * np.abs(change), upper - lower, out=far, where=upper > lower)
-    return pd.DataFrame(
-        {
-            "predicted_change": change,
-            "half_widths": far,
-            "excludes_zero": (lower > 0) | (upper < 0),
-        },
-        index=var.index,
-    )
+    excludes = (lower > 0) | (upper < 0)
+    columns = {"predicted_change": change, "half_widths": far, "excludes_zero": excludes}
+    return pd.DataFrame(columns, index=var.index)
 
 
 def volcano(
