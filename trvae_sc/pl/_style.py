@@ -200,15 +200,14 @@ def to_name(change: np.ndarray, n_labels: int) -> np.ndarray:
     return np.array([i for i in order if i in wanted], dtype=int)
 
 
-def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str]) -> None:
+def arrows(ax: Axes, axis: str, points: np.ndarray, color: str) -> None:
     """Draw points (n_points, 2) that are outside of an axis as arrows at its end, with their values.
 
     The limits of the axis have to be set.
     """
     at = "xy".index(axis)
     low, high = sorted((ax.get_xlim, ax.get_ylim)[at]())
-    colors = [colors] * len(points) if isinstance(colors, str) else colors
-    for point, color in zip(points, colors, strict=True):
+    for point in points:
         value = point[at]
         if low <= value <= high:
             continue
@@ -232,9 +231,7 @@ def within(values: np.ndarray) -> tuple[float, float]:
     return float(kept.min()), float(kept.max())
 
 
-def name_points(
-    ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray | None = None
-) -> None:
+def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray) -> None:
     """Write names beside their points, where there is room; others stay unnamed.
 
     Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
@@ -251,18 +248,18 @@ def name_points(
     legend = ax.get_legend()
     if legend is not None:
         taken.append(tuple(legend.get_window_extent().extents))
-    rest = (
-        [] if avoid is None else [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
-    )
+    rest = [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     for name, point, corner in zip(map(str, names), xy, at, strict=True):
         places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
-        places = [
+        free = [
             (place, box)
             for place, box in places
-            if frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] < frame.y1 - 9 * scale
+            if frame.x0 < box[0]
+            and box[2] < frame.x1
+            and frame.y0 < box[1] < frame.y1 - 9 * scale
+            and not _n_overlaps(box, taken)
         ]
-        free = [(place, box) for place, box in places if not _n_overlaps(box, taken)]
         if not free:
             continue
         # the first of those that cover the fewest other points
