@@ -160,25 +160,21 @@ def _groups(
 ) -> list[_Group]:
     """Return the predicted combinations that were measured."""
     obs, labels = predicted.obs, label_column(predicted, keys)
+    source = as_text(obs["source_condition"])
     target = condition_column(obs, record["keys"]["condition_key"])
-    frame = pd.DataFrame(
-        {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
-    )
+    frame = pd.DataFrame({"label": labels, "source": source, "target": target})
     rows = frame.groupby(TASK, sort=True).indices
-    wanted = None
-    if label is not None:
-        wanted = [level_name(v) for v in as_list(label)]
-        unknown = [v for v in wanted if v not in set(labels)]
-        if unknown:
-            raise InputError(
-                f"Labels {unknown} were not predicted; there are {sorted(set(labels))}."
-            )
+    known = sorted(set(labels))
+    wanted = known if label is None else [level_name(v) for v in as_list(label)]
+    unknown = [v for v in wanted if v not in known]
+    if unknown:
+        raise InputError(f"Labels {unknown} were not predicted; there are {known}.")
     n_measured = measured.value_counts()
     if not predicted.n_obs:
         raise InputError("predicted has no cells. Pass the prediction as it was returned.")
     found, lacking = [], []
-    for (name, source, to), at in rows.items():
-        if wanted is not None and name not in wanted:
+    for (name, start, to), at in rows.items():
+        if name not in wanted:
             continue
         if len(at) == 1:
             raise InputError(
@@ -186,10 +182,10 @@ def _groups(
             )
         n_cells = int(n_measured.get((name, to), 0))
         if n_cells >= _LEAST:
-            found.append(_Group(name, source, to, _with_totals(predicted[at], record)))
+            found.append(_Group(name, start, to, _with_totals(predicted[at], record)))
         else:
             lacking.append(f"{name} under {to}: {n_cells} cells")
-    if not found or (wanted and lacking):
+    if not found or (label is not None and lacking):
         raise InputError(
             f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
         )

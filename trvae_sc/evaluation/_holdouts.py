@@ -166,16 +166,19 @@ def holdouts(
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [keys.condition_key, *columns])
-    conditions = as_text(adata.obs[keys.condition_key])
-    table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
-    if source is None:
-        source = default_source(adata.obs[keys.condition_key])
-    known = levels(adata.obs[keys.condition_key])
-    source = level_name(match_level(source, known, of="source"))
+    column = adata.obs[keys.condition_key]
+    table = pd.crosstab([as_text(adata.obs[k]) for k in columns], as_text(column))
+    source = default_source(column) if source is None else source
+    source = level_name(match_level(source, levels(column), of="source"))
+    rows = [row if isinstance(row, tuple) else (row,) for row in table.index]
+    key = None if by is None else columns[-1]
     found, small = [], []
     for target in (c for c in table if c != source):
         enough = (table[[source, target]] >= min_cells).all(axis=1)
-        every = [_holdout(row, columns, target, source, by) for row in table.index]
+        every = [
+            Holdout(label, target, source, key, within=tuple(zip(columns, outer, strict=False)))
+            for *outer, label in rows
+        ]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         if unseen:
@@ -190,14 +193,6 @@ def holdouts(
     if not found:
         raise InputError(f"No combination has {min_cells} cells under {source!r} and a target.")
     return found
-
-
-def _holdout(levels: Any, columns: Sequence[str], target: str, source: str, by: Any) -> Holdout:
-    """Return the hold-out of a level of a column, or of levels of several."""
-    levels = levels if isinstance(levels, tuple) else (levels,)
-    *outer, label = levels
-    within = tuple(zip(columns, outer, strict=False))
-    return Holdout(label, target, source, None if by is None else columns[-1], within=within)
 
 
 def hidden_whole(
