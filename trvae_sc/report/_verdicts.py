@@ -102,12 +102,11 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     }
     scores[CEILING] = tasks_by_seeds(table, CEILING, CEILING)
     ours, rows = scores[method], []
-    best, simple = _best_simple(scores, method)
-    differences = None if best is None else ours.sub(best, axis=0).loc[ours.index]
-    errors = pd.Series(np.nan, ours.index) if best is None else _errors(differences)
+    best = _best_simple(scores, method)
+    errors = _errors(ours.sub(best["score"], axis=0).loc[ours.index])
     for task in ours.index:
         own = {name: float(t.loc[task].mean()) for name, t in scores.items() if task in t.index}
-        other = None if best is None or simple is None or task not in best.index else simple[task]
+        other = best["name"].get(task)
         gap = np.nan if other is None else own[method] - own[other]
         decision = decide(gap, errors[task], model=method, simple=other)
         found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))
@@ -127,18 +126,15 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _best_simple(
-    scores: dict[str, pd.DataFrame], method: str
-) -> tuple[pd.Series | None, pd.Series | None]:
+def _best_simple(scores: dict[str, pd.DataFrame], method: str) -> pd.DataFrame:
     """Return score and name of the best simple method of every task; of equal ones the simplest."""
-    names = [
-        name for name in SIMPLEST_FIRST if name in scores and name not in (method, "no_change")
-    ]
-    names = names or [name for name in SIMPLEST_FIRST if name in scores and name != method]
+    run = [name for name in SIMPLEST_FIRST if name in scores and name != method]
+    names = [name for name in run if name != "no_change"] or run
     if not names:
-        return None, None
+        return pd.DataFrame({"score": 0.0, "name": ""}, index=scores[method].index[:0])
     means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
-    return means.max(axis=1), loss(_METRIC, means).round(12).idxmin(axis=1)
+    best = loss(_METRIC, means).round(12).idxmin(axis=1)
+    return pd.DataFrame({"score": means.max(axis=1), "name": best.to_numpy()})
 
 
 def _errors(differences: pd.DataFrame) -> pd.Series:
