@@ -23,7 +23,7 @@ from trvae_sc.evaluation._measured import (
     measured_cells,
 )
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
-from trvae_sc.evaluation._tasks import Known, Task
+from trvae_sc.evaluation._tasks import Shared, Task
 from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name
@@ -111,13 +111,13 @@ def compare(
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
-    known = _known(cells[~hidden], keys, kappa)
+    shared = _shared(cells[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
     if cells.n_obs < truth.n_obs:
         notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
     scores, genes = [], []
     for group in chosen:
-        task = _task(group, cells, known, control, measured, keys, kappa)
+        task = _task(group, cells, shared, control, measured, keys, kappa)
         tables = _scored(task, group.predicted, n_top)
         names = {"label": group.label, "source": group.source, "target": group.target}
         scores.append(tables.assign(**names))
@@ -222,7 +222,7 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
 # -- scores ----------------------------------------------------------------------------------------------
 
 
-def _known(train: AnnData, keys: Keys, kappa: float) -> Known | None:
+def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared | None:
     """Return what training cells tell; None where there are next to none.
 
     kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
@@ -232,13 +232,13 @@ def _known(train: AnnData, keys: Keys, kappa: float) -> Known | None:
         return None
     own = median_total(train, keys)
     kappa = own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
-    return Known.of(train, keys, kappa)
+    return Shared.of(train, keys, kappa)
 
 
 def _task(
     group: _Group,
     truth: AnnData,
-    known: Known | None,
+    shared: Shared | None,
     control: AnnData | None,
     measured: pd.DataFrame,
     keys: Keys,
@@ -255,9 +255,9 @@ def _task(
             f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
-    known = known or cast("Known", _known(start, keys, kappa))
+    shared = shared or cast("Shared", _shared(start, keys, kappa))
     others = truth[own & (measured["condition"] != group.source).to_numpy()]
-    return known.task(Holdout(group.label, group.target, group.source), start, others)
+    return shared.task(Holdout(group.label, group.target, group.source), start, others)
 
 
 def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:

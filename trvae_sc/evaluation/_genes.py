@@ -75,7 +75,7 @@ def choose_genes(
     x, label, condition = _read(train, keys)
     change = response(x, label, condition)
     by_response = _descending(change)
-    n_changed = min(math.ceil(_SHARE * n_top_genes), n_top_genes, int((change > 0).sum()))
+    n_changed = min(math.ceil(_SHARE * n_top_genes), int((change > 0).sum()))
     chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[by_response[:n_changed]] = True
     variable = _descending(variability(x, condition, is_log=keys.is_count))
@@ -124,15 +124,6 @@ def response(x: Any, label: np.ndarray, condition: np.ndarray) -> np.ndarray:
     .. math:: F = \frac{\sum_{lc} n_{lc} (\bar x_{lc} - \bar x_l)^2 \big/ \sum_l (C_l - 1)}
        {\sum_{lci} (x_{lci} - \bar x_{lc})^2 \big/ (N - \sum_l C_l)}
 
-    Parameters
-    ----------
-    x
-        Log values, shape (n_cells, n_genes).
-    label, condition
-        Names of each cell, shape (n_cells,).
-
-    Returns
-    -------
     Shape (n_genes,), from 0; all 0 where no label has two conditions.
     """
     groups = pd.DataFrame({"label": label, "condition": condition})

@@ -262,17 +262,17 @@ def prepare_tasks(
     columns = [*columns, *first.columns]
     hide = [first, *first.also]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
-    known = Known.of(train, keys, median_total(train, keys))
+    shared = Shared.of(train, keys, median_total(train, keys))
     tasks = []
     for holdout in holdouts:
         start = holdout.sources(adata, everything)
         own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
         source = train[holdout.sources(train, keys)].copy()
-        tasks.append(known.task(holdout, source, own[:, train.var_names]))
+        tasks.append(shared.task(holdout, source, own[:, train.var_names]))
     return tasks
 
 
-class Known(NamedTuple):
+class Shared(NamedTuple):
     """What tasks of the same training cells share."""
 
     train: AnnData
@@ -282,7 +282,7 @@ class Known(NamedTuple):
     pca: PCA  #: of log values, 50 components at most
 
     @classmethod
-    def of(cls, train: AnnData, keys: Keys, kappa: float) -> Known:
+    def of(cls, train: AnnData, keys: Keys, kappa: float) -> Shared:
         """Return what training cells tell."""
         x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
         n_components = min(N_PCS, min(x.shape) - 1)
