@@ -58,18 +58,15 @@ def score_rows(results: Results) -> pd.DataFrame:
 
 def score_table(results: Results, rows: pd.DataFrame) -> Table:
     """Return the main scores of every combination, method and output, with their spread over seeds."""
-    shown = {
-        f"{metric} ({genes})": (metric, genes) for metric, genes in main_columns(results.table)
-    }
-    names = list(shown)
-    found = table_of(rows[[*_ROW, "seeds", *names]])
-    titles = [*_ROW, "seeds", *(_title(*score) for score in shown.values())]
-    head = [cell._replace(text=text) for cell, text in zip(found.columns, titles, strict=True)]
+    columns = main_columns(results.table)
+    names = [f"{metric} ({genes})" for metric, genes in columns]
+    titles = [*_ROW, "seeds", *(_title(metric, genes) for metric, genes in columns)]
+    found = table_of(rows[[*_ROW, "seeds", *names]].set_axis(titles, axis=1))
     for i, name in enumerate(names, len(_ROW) + 1):
         if f"sd {name}" in rows:
             for row, sd in zip(found.rows, rows[f"sd {name}"], strict=True):
                 row[i] = row[i]._replace(text=row[i].text + spread(sd))
-    return Table(head, found.rows)
+    return found
 
 
 def spread(sd: float) -> str:
