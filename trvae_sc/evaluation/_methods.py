@@ -76,15 +76,12 @@ class Method:
         method: Any = self.predict
         method = method.func if isinstance(method, partial) and not method.args else method
         fit_once = getattr(method, "fit_once", None)
-        once: Any = None
         if fit_once is not None:
             once = fit_once(train.copy(), keys=keys, **{**given, **kwargs})
+            return lambda source, target: once(source.copy(), target)
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
-            if once is not None:
-                return once(source.copy(), target)
-            cells = train.copy(), source.copy()
-            found = self.predict(*cells, target=target, keys=keys, **kwargs)
+            found = self.predict(train.copy(), source.copy(), target=target, keys=keys, **kwargs)
             return found if isinstance(found, dict) else {OUTPUT: found}
 
         return predict
