@@ -11,7 +11,7 @@ import pandas as pd
 from trvae_sc.arguments import check_whole
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import default_source, level_name, listing
+from trvae_sc.levels import as_list, default_source, level_name, listing
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import
@@ -94,9 +94,7 @@ def next_experiments(
     start = default_source(names) if source is None else space.level(source)
     if space.code(start) is None:
         raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
-    if isinstance(conditions, str):
-        conditions = [conditions]
-    given = space.levels if conditions is None else [space.level(c) for c in conditions]
+    given = space.levels if conditions is None else map(space.level, as_list(conditions))
     given = list(dict.fromkeys(given))
     outside = [level_name(condition) for condition in given if space.is_outside(condition)]
     if outside:
