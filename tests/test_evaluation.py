@@ -49,7 +49,7 @@ from trvae_sc.evaluation import (
     training_data,
     variable_genes,
 )
-from trvae_sc.evaluation._changes import changes
+from trvae_sc.evaluation._fit import changes
 from trvae_sc.evaluation._genes import response
 from trvae_sc.evaluation._store import Store
 from trvae_sc.files import write_text

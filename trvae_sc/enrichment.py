@@ -78,17 +78,16 @@ def pathways(
     shared = sets[sets["target"].isin(wide.columns)].groupby("source")["target"].size()
     _check_overlap(sets, shared, wide.columns, min_genes)
     run = getattr(_decoupler().mt, method)
-    found = _scores(run, wide, sets, min_genes)
+    found, keys = _scores(run, wide, sets, min_genes), list(wide.index.names)
     if _REAL in effects:
         real = _scores(run, _wide(effects, _REAL), sets, min_genes)
         names = {"score": "real_score", "qval": "real_qval"}  # sets may come in another order
-        keys = [*wide.index.names, "pathway"]
-        found = found.merge(real.rename(columns=names), on=keys, validate="one_to_one")
+        on = [*keys, "pathway"]
+        found = found.merge(real.rename(columns=names), on=on, validate="one_to_one")
         found["agrees"] = np.sign(found["score"]) == np.sign(found["real_score"])
     found.insert(found.columns.get_loc("score"), "n_genes", found["pathway"].map(shared))
-    keys = list(wide.index.names)
-    order = found.assign(_size=-found["score"].abs()).sort_values([*keys, "_size"], kind="stable")
-    return found.loc[order.index].reset_index(drop=True)
+    found = found.sort_values("score", key=abs, ascending=False, kind="stable")
+    return found.sort_values(keys, kind="stable", ignore_index=True)
 
 
 def _decoupler() -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from trvae_sc.arguments import check_whole
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import default_source, level_name, listing
+from trvae_sc.levels import as_list, default_source, level_name, listing
 from trvae_sc.shift import Likeness, Profiles, Ridge
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import
@@ -61,15 +60,14 @@ def next_experiments(
     -------
     One row a combination: ``label``, ``source``, ``condition``; ``expected_error``, root mean squared error
     over genes of its predicted mean, log(1 + kappa share) (of values: themselves), before anything of the
-    list is measured; ``lowers``, share of the summed squared error of all that is
-    missing that it takes away in its turn, and ``left``, what then remains.
+    list is measured; ``lowers``, share of the summed squared error of all that is missing that it takes away
+    in its turn, and ``left``, what then remains.
 
     Raises
     ------
     InputError
         The model is not trained or has no labels; the source or a condition is unknown, or outside of the
-        numbers that were measured; nothing is missing;
-        fewer than three changes were measured.
+        numbers that were measured; nothing is missing; fewer than three changes were measured.
 
     Examples
     --------
@@ -96,9 +94,7 @@ def next_experiments(
     start = default_source(names) if source is None else space.level(source)
     if space.code(start) is None:
         raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
-    if isinstance(conditions, str):
-        conditions = [conditions]
-    given = space.levels if conditions is None else [space.level(c) for c in conditions]
+    given = space.levels if conditions is None else map(space.level, as_list(conditions))
     given = list(dict.fromkeys(given))
     outside = [level_name(condition) for condition in given if space.is_outside(condition)]
     if outside:
@@ -120,11 +116,11 @@ def plan(
 ) -> pd.DataFrame:
     """Return what :func:`next_experiments` does, from profiles."""
     missing = _missing(profiles, space, source, conditions)
-    state = _State.of(profiles, space, source, missing)
-    noise = float(state.ridge.noise(np.median(state.ridge.n) if n_cells is None else n_cells))
+    ridge, covariance, scale = _posterior(profiles, space, source, missing)
+    noise = float(ridge.noise(np.median(ridge.n) if n_cells is None else n_cells))
     n = len(missing) if n is None else min(n, len(missing))
-    error = np.square(state.scale) * np.diag(state.covariance)
-    order, lowers = _greedy(state.covariance, np.square(state.scale), noise, n)
+    error = np.square(scale) * np.diag(covariance)
+    order, lowers = _greedy(covariance, np.square(scale), noise, n)
     rows = [missing[j] for j in order]
     return pd.DataFrame(
         {
@@ -158,68 +154,47 @@ def _missing(
     return found
 
 
-@dataclass(frozen=True)
-class _State:
-    """What is known of missing combinations.
+def _posterior(
+    profiles: Profiles, space: ConditionSpace, source: Any, missing: list[tuple[int, Any]]
+) -> tuple[Ridge, np.ndarray, np.ndarray]:
+    """Return the Gaussian process given what was measured, and what it says of missing changes.
 
-    Parameters
-    ----------
-    ridge
-        The Gaussian process, given what was measured.
-    covariance
-        Posterior covariance of their changes in units of the kernel, shape (n_missing, n_missing).
-    scale
-        Standard deviation of an error in these units, sigma, shape (n_missing,).
+    Their covariance in units of the kernel, whose part of conditions is :meth:`ConditionSpace.alike`, shape
+    (n_missing, n_missing), and the standard deviation sigma of an error in these units, shape (n_missing,).
     """
-
-    ridge: Ridge
-    covariance: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def of(
-        cls, profiles: Profiles, space: ConditionSpace, source: Any, missing: list[tuple[int, Any]]
-    ) -> _State:
-        """Return the state; the kernel of conditions is that of :meth:`ConditionSpace.alike`."""
-        s = space.levels.index(source)
-        codes = np.flatnonzero(profiles.measured(s).any(0))
-        targets = list(dict.fromkeys(condition for _, condition in missing))
-        every = list(dict.fromkeys([*(space.levels[c] for c in codes), *targets]))
-        alike = space.informed(profiles, s).alike(source, every)
-        own = slice(len(codes))
-        ridge = Ridge(
-            profiles, s, Likeness(codes, alike[own, own], np.ones(len(codes))), common=1.0
+    s = space.levels.index(source)
+    codes = np.flatnonzero(profiles.measured(s).any(0))
+    targets = list(dict.fromkeys(condition for _, condition in missing))
+    every = list(dict.fromkeys([*(space.levels[c] for c in codes), *targets]))
+    alike = space.informed(profiles, s).alike(source, every)
+    own = slice(len(codes))
+    ridge = Ridge(profiles, s, Likeness(codes, alike[own, own], np.ones(len(codes))), common=1.0)
+    if len(ridge.groups) < _LEAST:
+        raise InputError(
+            f"{len(ridge.groups)} changes from {source!r} were measured; at least {_LEAST} are needed to "
+            "learn how far labels predict each other."
         )
-        if len(ridge.groups) < _LEAST:
-            raise InputError(
-                f"{len(ridge.groups)} changes from {source!r} were measured; at least {_LEAST} are needed to "
-                "learn how far labels predict each other."
-            )
-        label = np.array([label for label, _ in missing])
-        at = np.array([every.index(condition) for _, condition in missing])
-        place = np.full(len(space.levels), -1)
-        place[codes] = np.arange(len(codes))
-        measured = alike[np.ix_(at, place[ridge.groups[:, 1]])]
-        across = measured * ridge.labels_alike(label, ridge.groups[:, 0])
-        prior = alike[np.ix_(at, at)] * ridge.labels_alike(label, label)
-        covariance = prior - across @ ridge.solve(across.T)
-        scale = _scale(
-            ridge, np.array([space.code(c) if c in space.levels else -1 for c in targets])
-        )
-        return cls(ridge, covariance, scale[[targets.index(c) for _, c in missing]])
+    label = np.array([label for label, _ in missing])
+    at = np.array([every.index(condition) for _, condition in missing])
+    place = np.full(len(space.levels), -1)
+    place[codes] = np.arange(len(codes))
+    measured = alike[np.ix_(at, place[ridge.groups[:, 1]])]
+    across = measured * ridge.labels_alike(label, ridge.groups[:, 0])
+    prior = alike[np.ix_(at, at)] * ridge.labels_alike(label, label)
+    covariance = prior - across @ ridge.solve(across.T)
+    scale = _scale(ridge, [space.code(c) if c in space.levels else -1 for c in targets])
+    return ridge, covariance, scale[[targets.index(c) for _, c in missing]]
 
 
-def _scale(ridge: Ridge, codes: np.ndarray) -> np.ndarray:
+def _scale(ridge: Ridge, codes: Sequence[int]) -> np.ndarray:
     r"""Return how large errors under conditions are, in units of what is expected of them.
 
     :math:`\sigma_c^2` is the mean of :math:`e_i^2 / v_i` over genes and the labels left out, with one more of
     the mean of all conditions; shape (n_codes,).
     """
     missed = np.square(ridge.left_out()[0]).mean(1) / ridge.left_out_variance()
-    return np.sqrt([
-        (missed[ridge.groups[:, 1] == c].sum() + missed.mean()) / ((ridge.groups[:, 1] == c).sum() + 1)
-        for c in codes
-    ])  # fmt: skip
+    own = [missed[ridge.groups[:, 1] == c] for c in codes]
+    return np.sqrt([(m.sum() + missed.mean()) / (len(m) + 1) for m in own])
 
 
 def _greedy(

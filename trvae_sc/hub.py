@@ -59,7 +59,7 @@ def model_card(
         raise InputError("The model is not trained: there is nothing to share. Run model.train().")
     cited = [f"- {text}" for text in references]
     parts = [
-        _header(model, license_info),
+        _header(license_info),
         "# TRVAE: cells under conditions they were not measured in",
         description,
         "## Use",
@@ -91,7 +91,7 @@ def hub_model(
 ) -> HubModel:
     """Save a model with its card, for ``scvi.hub`` to load from or to push to the Hugging Face hub.
 
-    scvi-tools' own card helper knows its own models only. Needs ``pip install trvae_sc[hub]``.
+    Needs ``pip install trvae_sc[hub]``.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def hub_model(
     except ImportError as error:
         raise MissingExtraError(
             "Sharing models needs huggingface_hub: pip install trvae_sc[hub]."
-        ) from (error)
+        ) from error
     folder = as_path(folder, "folder")
     card = model_card(
         model,
@@ -156,7 +156,7 @@ Predictions of combinations that training saw say nothing about unseen ones. Wha
 your own data is found with `trvae_sc.evaluation.benchmark`."""
 
 
-def _header(model: TRVAE, license_info: str) -> str:
+def _header(license_info: str) -> str:
     tags = ["biology", "genomics", "single-cell", "trvae_sc", "model_cls_name:TRVAE"]
     tags += [f"{name}_version:{version(name)}" for name in ("scvi-tools", "anndata")]
     lines = [f"license: {license_info}", "library_name: scvi-tools", "tags:"]

@@ -67,24 +67,7 @@ class Replicates:
 def check_replicates(
     obs: pd.DataFrame, key: str, condition_key: str | Sequence[str], labels_key: str | None
 ) -> None:
-    """Raise on replicates that show no change.
-
-    Parameters
-    ----------
-    obs
-        Cells.
-    key
-        Column with the replicate.
-    condition_key
-        Column, or columns, with the condition.
-    labels_key
-        Column with the label, or None.
-
-    Raises
-    ------
-    InputError
-        There is one replicate, or none has a label under two conditions.
-    """
+    """Raise on replicates that show no change: there is one, or none has a label under two conditions."""
     names = as_text(obs[key])
     if names.nunique() < 2:
         raise InputError(
@@ -111,20 +94,7 @@ def group_sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return sums over cells of shares (values without totals), and numbers of cells, of each group.
 
-    Parameters
-    ----------
-    x
-        Matrix, cells x genes, of any kind.
-    totals
-        Totals of the cells, at least 1; None of values.
-    group
-        Code of each cell's group, -1 of none; shape (n_cells,).
-    n_groups
-        Number of groups.
-
-    Returns
-    -------
-    Shapes (n_groups, n_genes) and (n_groups,).
+    Shapes (n_groups, n_genes) and (n_groups,). `group` is the code of each cell's group, -1 of none.
     """
     sums, n_cells = np.zeros((n_groups, x.shape[1])), np.zeros(n_groups)
     for start, block in row_chunks(x, len(group)):

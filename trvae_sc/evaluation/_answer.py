@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from trvae_sc.baselines import SIMPLEST_FIRST
+from trvae_sc.baselines import SIMPLEST_FIRST, predict
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
@@ -33,26 +33,9 @@ def answer(
     seed: int,
     evidence: LeftOut | None,
 ) -> AnnData:
-    """Return what one method, or a weighted mean of several, predicts from cells of the training data.
+    """Return what one method, or a weighted mean of several, predicts from some of the training cells.
 
-    Parameters
-    ----------
-    train, source
-        Training cells, and those of them to start from.
-    target
-        Condition.
-    keys
-        Where they have what.
-    methods
-        Methods by name.
-    weights
-        Weights of those to use.
-    output
-        ``"counts"`` or ``"delta"``.
-    seed
-        Seed of the methods and of drawn counts.
-    evidence
-        What the methods said of labels left out, from which intervals are; if None the method's own.
+    Intervals are of what the methods said of labels left out (`evidence`); if None, the method's own.
     """
     half = None
     if evidence is not None:
@@ -62,7 +45,11 @@ def answer(
     used = {name: weight for name, weight in weights.items() if weight > 0}
     name = next(iter(used)) if len(used) == 1 else STACK
     if name in SIMPLEST_FIRST:
-        return _simple(train, source, name, target, keys, output, seed, half)
+        (start,) = as_text(keys.conditions(source.obs)).unique()
+        labels = as_text(source.obs[keys.labels_key]).unique()
+        given = {"method": name, "source": start, "labels": labels, "keys": keys}
+        predicted = predict(train, target, output=output, seed=seed, **given)
+        return _with_interval(predicted, half, keys)
     found = {
         method: methods[method](train, source, target=target, keys=keys, seed=seed)
         for method in used
@@ -74,25 +61,6 @@ def answer(
     learned = learn(train, keys)
     x, moved = _mean(learned, source, found, used, half)
     return finished(learned, name, moved, target, output=output, seed=seed, x=x)
-
-
-def _simple(
-    train: AnnData,
-    source: AnnData,
-    method: str,
-    target: Any,
-    keys: Keys,
-    output: str,
-    seed: int,
-    half: np.ndarray | None,
-) -> AnnData:
-    """Return the prediction of a simple method."""
-    from trvae_sc.baselines import predict
-
-    (start,) = as_text(keys.conditions(source.obs)).unique()
-    labels = None if keys.labels_key is None else as_text(source.obs[keys.labels_key]).unique()
-    given = {"method": method, "source": start, "labels": labels, "keys": keys}
-    return _with_interval(predict(train, target, output=output, seed=seed, **given), half, keys)
 
 
 def _mean(

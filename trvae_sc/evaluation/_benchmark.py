@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,35 +16,27 @@ from tqdm.auto import tqdm
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._changes import changes, significant
+from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._checks import LEAST_GENES, check_data, check_holdout, check_unseen
-from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
+from trvae_sc.evaluation._fit import Fit, plain
+from trvae_sc.evaluation._holdouts import TASK, Holdout, as_holdouts
+from trvae_sc.evaluation._measured import label_column
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import FORMAT, Results
-from trvae_sc.evaluation._scores import N_TOP, export_cells, gene_table, score
-from trvae_sc.evaluation._store import Store, fit_name
+from trvae_sc.evaluation._store import Store
 from trvae_sc.evaluation._tasks import Task, prepare_tasks
 from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.hints import said_once
 from trvae_sc.identity import digest
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import as_text
 from trvae_sc.notes import versions
 from trvae_sc.progress import duration, say
 
 
 class Clock:
-    """Says how long fits will take once one is done that is worth it, and at the end how long they took.
-
-    Parameters
-    ----------
-    fits
-        All fits to run.
-    n_jobs
-        Number of processes.
-    """
+    """Says how long fits will take once one is done that is worth it, and at the end how long they took."""
 
     def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
         slow = {fit.name for fit in fits if not fit.is_quick}
@@ -66,74 +58,6 @@ class Clock:
                 self.told = True
         if self.done == self.of:
             say(f"{self.of} fits in {duration(time.perf_counter() - self.start)}.")
-
-
-class Fit(NamedTuple):
-    """One method on one hold-out with one seed; without a method the ceiling."""
-
-    holdout: Holdout
-    name: str
-    method: Method | None
-    seed: int
-    export: Path | None  #: folder for the predictions
-
-    def fitted(self, task: Task) -> Any:
-        """Return the method, trained as far as it can be once for all hold-outs of the same training."""
-        if self.method is None:
-            return None
-        return self.method.fitted(task.train, keys=task.keys, seed=self.seed)
-
-    def __call__(self, task: Task, fitted: Any, seconds: float) -> dict[str, Any]:
-        """Let the fitted method predict, and return the record of its scores; it took seconds to fit."""
-        start = time.perf_counter()
-        found: dict[str, AnnData] = {}
-        if self.method is None:
-            tables = ceiling(task, seed=self.seed)
-        else:
-            found = fitted(task.source, self.holdout.target)
-            tables = {output: score(task, predicted) for output, predicted in found.items()}
-        if self.export is not None:
-            for output, predicted in found.items():
-                export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
-        return {
-            "method": self.name,
-            "identity": self.identity,
-            "holdout": plain(self.holdout),
-            "seed": self.seed,
-            "scores": [
-                [output, row.metric, row.genes, row.value if np.isfinite(row.value) else None]
-                for output, table in tables.items()
-                for row in table.itertuples()
-            ],
-            "genes": {output: _genes(task, predicted) for output, predicted in found.items()},
-            "n_training_cells": task.train.n_obs,
-            "n_genes": task.train.n_vars,
-            "n_source_cells": task.source.n_obs,
-            "n_hidden_cells": int(task.real.shape[0]),
-            **({} if self.method is None else {"changes": changes(task, found)}),
-            **_told(found),
-            "seconds": round(seconds + time.perf_counter() - start, 2),
-        }
-
-    @property
-    def training(self) -> tuple[str, int]:
-        """What fits of the same training cells have in common if they share what is trained."""
-        return self.name, self.seed
-
-    @property
-    def file_name(self) -> str:
-        """Name of the files of the fit."""
-        return fit_name(plain(self.holdout), self.name, self.seed)
-
-    @property
-    def identity(self) -> str:
-        """What tells the method from another one of its name."""
-        return CEILING if self.method is None else self.method.identity
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether it is not worth a worker of its own."""
-        return self.method is None or not self.method.takes_seed
 
 
 @said_once()
@@ -169,9 +93,7 @@ def benchmark(
         Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or
         pairs (label, target), predicted from the other one of two conditions or the one called like a control.
     keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
-        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``.
+        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -187,13 +109,12 @@ def benchmark(
         ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
         (``ray.init(address=...)`` before), repeated where a worker dies.
     export
-        Also write every prediction that is made, and the real cells beside it, to
-        ``folder/predictions`` for other programs (see
-        :func:`trvae_sc.evaluation.export_cells`).
+        Also write every prediction that is made, and the real cells beside it, to ``folder/predictions``
+        for other programs (see :func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
     **names
-        Names of columns, see `keys`.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------
@@ -244,17 +165,18 @@ def benchmark(
             for _, group in groupby(left, key=lambda fit: fit.holdout.hides):
                 fits = list(group)
                 same = list(dict.fromkeys(fit.holdout for fit in fits))
-                options: dict[str, Any] = {"n_top_genes": n_top_genes, "columns": columns}
-                tasks = prepare_tasks(adata, same, keys=keys, **options)
+                tasks = prepare_tasks(
+                    adata, same, keys=keys, n_top_genes=n_top_genes, columns=columns
+                )
                 yield dict(zip(same, tasks, strict=True)), fits
 
-        run_all = run_on_ray if backend == "ray" else run_local
+        records = run_on_ray(prepared()) if backend == "ray" else run_local(prepared(), n_jobs)
         bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
         done = len(fits) - len(left)
         clock = Clock(left, n_jobs)
         try:
             with bar:
-                for record in run_all(prepared(), n_jobs):
+                for record in records:
                     store.add(record)
                     done += 1
                     if progress:
@@ -287,11 +209,14 @@ def _fits(
 
 def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, Any]:
     """Return what identifies a run."""
-    label = pd.Series("all", index=adata.obs.index)
-    if keys.labels_key is not None:
-        label = as_text(adata.obs[keys.labels_key])
-    condition = as_text(keys.conditions(adata.obs))
+    label, condition = label_column(adata, keys), as_text(keys.conditions(adata.obs))
     design = pd.crosstab(label, condition)
+    notes = []
+    if n_top_genes is None or n_top_genes >= adata.n_vars:
+        notes.append(
+            f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
+            "saw the hidden ones, and scores are too good."
+        )
     names = "\n".join([*adata.obs_names, *adata.var_names, *label, *condition])
     return {
         "format": FORMAT,
@@ -306,27 +231,17 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             "conditions": list(design.columns),
             "cells": design.to_numpy().tolist(),
         },
-        "notes": _notes(adata, n_top_genes),
+        "notes": notes,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _notes(adata: AnnData, n_top_genes: int | None) -> list[str]:
-    """Return what may have seen the hidden cells, but cannot be told from the data."""
-    if n_top_genes is not None and n_top_genes < adata.n_vars:
-        return []
-    return [
-        f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
-        "saw the hidden ones, and scores are too good."
-    ]
 
 
 def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:
     """Raise where two hold-outs would have the same rows in the table."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
     for holdout in holdouts:
-        task = tuple(holdout[k] for k in ("label", "source", "target"))
+        task = tuple(holdout[k] for k in TASK)
         if known.setdefault(task, holdout) != holdout:
             raise InputError(
                 f"{task[0]}:{task[2]} is hidden in two ways, which differ in what else is hidden or in "
@@ -345,30 +260,3 @@ def _check_identities(
                 f"{folder} has results of another {name!r}: its code, arguments or version differ. Give "
                 "the method another name, or choose another folder."
             )
-
-
-def plain(holdout: Holdout) -> dict[str, Any]:
-    """Return a hold-out as types that JSON can hold."""
-    levels = {k: getattr(holdout, k) for k in ("label", "source", "target")}
-    named = {k: None if level is None else level_name(level) for k, level in levels.items()}
-    named["label"] = holdout.name
-    return {**named, "key": holdout.key, "also": [str(other) for other in holdout.also]}
-
-
-def _told(found: dict[str, AnnData]) -> dict[str, Any]:
-    """Return what predictions say of themselves: notes, history, epochs trained and by default, preset."""
-    records = [predicted.uns["trvae_sc"] for predicted in found.values()]
-    training = next((r["training"] for r in records if "training" in r), None)
-    return {
-        "notes": sorted({str(note) for record in records for note in record.get("notes", ())}),
-        "history": next((r["history"] for r in records if "history" in r), None),
-        "epochs": None if training is None else [training["epochs"], training["default"]],
-        "preset": next((str(r["preset"]) for r in records if "preset" in r), None),
-    }
-
-
-def _genes(task: Task, predicted: AnnData) -> dict[str, list[Any]]:
-    """Return real and predicted change of the genes that change most."""
-    table = gene_table(task, predicted).iloc[:N_TOP]
-    changes = {k: significant(table[k]) for k in ("real_change", "predicted_change")}
-    return {"gene": table.index.tolist(), **changes}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy import sparse
 
 from trvae_sc.baselines._shift import check_new
 from trvae_sc.checks import (
@@ -28,13 +28,7 @@ LEAST_GENES = 2  #: of which there are principal components and correlations
 
 
 def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
-    """Raise on data that methods cannot be compared on, before any work.
-
-    Raises
-    ------
-    InputError
-        Columns or values are missing or of another kind, or were prepared with all cells.
-    """
+    """Raise on data that methods cannot be compared on, before any work."""
     columns = [*keys.condition_columns, keys.labels_key, keys.batch_key, *further]
     check_type(adata)
     if adata.n_vars < LEAST_GENES:
@@ -70,9 +64,8 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
     sums = np.zeros((2, adata.n_vars))
     for _, block in row_chunks(values(adata, keys), adata.n_obs):
         x = block.astype(np.float64)
-        sums += [
-            np.asarray(part.sum(0)).ravel() for part in (x, x.multiply(x) if _sparse(x) else x * x)
-        ]
+        squares = x.multiply(x) if sparse.issparse(x) else x * x
+        sums += [np.asarray(part.sum(0)).ravel() for part in (x, squares)]
     mean = sums[0] / adata.n_obs
     deviation = np.sqrt(np.maximum(sums[1] / adata.n_obs - mean**2, 0.0))
     scaled = (np.abs(mean) < 1e-3) & (np.abs(deviation - 1) < 1e-2)
@@ -81,10 +74,6 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
             f"{scaled.sum()} of {len(scaled)} features have mean 0 and deviation 1: they were scaled "
             "with all cells, those to be hidden among them. Pass the values before scaling."
         )
-
-
-def _sparse(x: Any) -> bool:
-    return hasattr(x, "multiply")
 
 
 def check_counts(adata: AnnData, keys: Keys) -> None:
@@ -103,13 +92,7 @@ def check_counts(adata: AnnData, keys: Keys) -> None:
 
 
 def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
-    """Raise on a hold-out that cannot be predicted and scored.
-
-    Raises
-    ------
-    InputError
-        Source and target are the same, or there are too few source cells (2) or hidden cells (4).
-    """
+    """Raise on a hold-out that cannot be predicted and scored."""
     if holdout.source is None:
         raise InputError(
             f"Hold-out {holdout} has no source: name the condition to predict from, as in "
@@ -129,18 +112,10 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
 def check_unseen(
     adata: AnnData, holdouts: Sequence[Holdout], keys: Keys, methods: Iterable[str]
 ) -> None:
-    """Raise where a condition is hidden as a whole and methods could not know of it.
-
-    Raises
-    ------
-    InputError
-        No features or parts tell of the condition, or methods do not use them.
-    """
+    """Raise where a condition is hidden as a whole and methods could not know of it."""
     conditions = as_text(keys.conditions(adata.obs))
     for holdout in holdouts:
-        hidden = holdout.hidden(adata, keys)
-        for other in holdout.also:
-            hidden = hidden | other.hidden(adata, keys)
+        hidden = np.any([h.hidden(adata, keys) for h in (holdout, *holdout.also)], axis=0)
         under_target = (conditions == level_name(holdout.target)).to_numpy()
         if not under_target.any() or (under_target & ~hidden).any():
             continue

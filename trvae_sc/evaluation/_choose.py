@@ -62,15 +62,10 @@ def standard_error(differences: pd.DataFrame) -> float:
 
 
 def choose(losses: dict[str, pd.DataFrame]) -> Decision:
-    """Compare the best simple method with the models.
+    """Compare the best simple method with the models, by the losses of each, tasks x seeds.
 
     The best simple method is the one with the lowest mean loss; of equal ones the simplest. Of the models
     that are better by more than the standard error the one with the lowest mean loss is chosen.
-
-    Parameters
-    ----------
-    losses
-        By method, tasks x seeds (one column for methods without a seed).
     """
     mean = {name: round(float(table.mean(axis=1).mean()), 12) for name, table in losses.items()}
     simple = [name for name in SIMPLEST_FIRST if name in losses]

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import (
     CONDITION,
     TOTAL,
@@ -24,15 +23,8 @@ from trvae_sc.evaluation._measured import (
     measured_cells,
 )
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
-from trvae_sc.evaluation._tasks import Task, fitted_components
-from trvae_sc.expression import (
-    GroupMeans,
-    Keys,
-    gene_means,
-    log_values,
-    median_total,
-    profiles,
-)
+from trvae_sc.evaluation._tasks import Shared, Task
+from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name
 
@@ -111,23 +103,21 @@ def compare(
     """
     check_whole("n_top", n_top, 2)
     record, keys = _record(predicted)
-    check_type(truth)
-    n_given = truth.n_obs
-    truth = measured_cells(truth, predicted, record, keys, "truth")
+    cells = measured_cells(truth, predicted, record, keys, "truth")
     if control is not None:
         control = measured_cells(control, predicted, record, keys, "control")
     keys = keys._replace(condition_key=CONDITION, total_counts_key=TOTAL if keys.is_count else None)
-    measured = pd.DataFrame({"label": label_column(truth, keys), "condition": truth.obs[CONDITION]})
+    measured = pd.DataFrame({"label": label_column(cells, keys), "condition": cells.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
-    known = _known(truth[~hidden], keys, kappa)
+    shared = _shared(cells[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
-    if truth.n_obs < n_given:
-        notes.append(f"{n_given - truth.n_obs} cells without label or condition were left out.")
+    if cells.n_obs < truth.n_obs:
+        notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
     scores, genes = [], []
     for group in chosen:
-        task = _task(group, truth, known, control, measured, keys, kappa)
+        task = _task(group, cells, shared, control, measured, keys, kappa)
         tables = _scored(task, group.predicted, n_top)
         names = {"label": group.label, "source": group.source, "target": group.target}
         scores.append(tables.assign(**names))
@@ -139,13 +129,11 @@ def compare(
                 "other labels are left out, and distances are in components of the cells that were given. "
                 "Pass all measured cells as truth to have them."
             )
-    first = ["label", "source", "target"]
-    scores_table, gene_rows = pd.concat(scores), pd.concat(genes)
-    return Comparison(
-        scores_table[[*first, *scores_table.columns.drop(first)]].reset_index(drop=True),
-        gene_rows[[*first, *gene_rows.columns.drop(first)]].reset_index(drop=True),
-        tuple(dict.fromkeys(notes)),
+    scores_table, gene_rows = (
+        table[[*TASK, *table.columns.drop(TASK)]]
+        for table in (pd.concat(scores, ignore_index=True), pd.concat(genes, ignore_index=True))
     )
+    return Comparison(scores_table, gene_rows, tuple(dict.fromkeys(notes)))
 
 
 # -- what was predicted -----------------------------------------------------------------------------------
@@ -172,25 +160,21 @@ def _groups(
 ) -> list[_Group]:
     """Return the predicted combinations that were measured."""
     obs, labels = predicted.obs, label_column(predicted, keys)
+    source = as_text(obs["source_condition"])
     target = condition_column(obs, record["keys"]["condition_key"])
-    frame = pd.DataFrame(
-        {"label": labels, "source": as_text(obs["source_condition"]), "target": target}
-    )
-    rows = frame.groupby(["label", "source", "target"], sort=True).indices
-    wanted = None
-    if label is not None:
-        wanted = [level_name(v) for v in as_list(label)]
-        unknown = [v for v in wanted if v not in set(labels)]
-        if unknown:
-            raise InputError(
-                f"Labels {unknown} were not predicted; there are {sorted(set(labels))}."
-            )
+    frame = pd.DataFrame({"label": labels, "source": source, "target": target})
+    rows = frame.groupby(TASK, sort=True).indices
+    known = sorted(set(labels))
+    wanted = known if label is None else [level_name(v) for v in as_list(label)]
+    unknown = [v for v in wanted if v not in known]
+    if unknown:
+        raise InputError(f"Labels {unknown} were not predicted; there are {known}.")
     n_measured = measured.value_counts()
     if not predicted.n_obs:
         raise InputError("predicted has no cells. Pass the prediction as it was returned.")
     found, lacking = [], []
-    for (name, source, to), at in rows.items():
-        if wanted is not None and name not in wanted:
+    for (name, start, to), at in rows.items():
+        if name not in wanted:
             continue
         if len(at) == 1:
             raise InputError(
@@ -198,10 +182,10 @@ def _groups(
             )
         n_cells = int(n_measured.get((name, to), 0))
         if n_cells >= _LEAST:
-            found.append(_Group(name, source, to, _with_totals(predicted[at], record)))
+            found.append(_Group(name, start, to, _with_totals(predicted[at], record)))
         else:
             lacking.append(f"{name} under {to}: {n_cells} cells")
-    if not found or (wanted and lacking):
+    if not found or (label is not None and lacking):
         raise InputError(
             f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
         )
@@ -238,16 +222,7 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
 # -- scores ----------------------------------------------------------------------------------------------
 
 
-class _Known(NamedTuple):
-    """What scores take from training cells, the same for every group."""
-
-    train: AnnData
-    kappa: float
-    means: GroupMeans
-    pca: PCA
-
-
-def _known(train: AnnData, keys: Keys, kappa: float) -> _Known | None:
+def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared | None:
     """Return what training cells tell; None where there are next to none.
 
     kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
@@ -257,13 +232,13 @@ def _known(train: AnnData, keys: Keys, kappa: float) -> _Known | None:
         return None
     own = median_total(train, keys)
     kappa = own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
-    return _Known(train, kappa, profiles(train, keys), fitted_components(train, keys, kappa))
+    return Shared.of(train, keys, kappa)
 
 
 def _task(
     group: _Group,
     truth: AnnData,
-    known: _Known | None,
+    shared: Shared | None,
     control: AnnData | None,
     measured: pd.DataFrame,
     keys: Keys,
@@ -280,38 +255,20 @@ def _task(
             f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
-    known = known or cast("_Known", _known(start, keys, kappa))
-    real = {
-        condition: log_values(
-            truth[own & (measured["condition"] == condition).to_numpy()], keys, known.kappa
-        )
-        for condition in sorted(set(measured["condition"][own]) - {group.source})
-    }
-    pairs = known.means.pairs(group.source, group.target)
-    return Task(
-        holdout=Holdout(group.label, group.target, group.source),
-        keys=keys,
-        train=known.train,
-        source=start,
-        real=real[group.target],
-        control=log_values(start, keys, known.kappa),
-        shift=np.zeros(truth.n_vars) if pairs is None else pairs.shifts.mean(0),
-        by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-        kappa=known.kappa,
-        pca=known.pca,
-    )
+    shared = shared or cast("Shared", _shared(start, keys, kappa))
+    others = truth[own & (measured["condition"] != group.source).to_numpy()]
+    return shared.task(Holdout(group.label, group.target, group.source), start, others)
 
 
 def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:
     """Return the scores of the prediction, of no change and of a perfect prediction, side by side."""
-    at = ["metric", "genes"]
-    own = score(task, predicted, n_top=n_top).set_index(at)["value"]
-    found = {"predicted": own}
-    found["no_change"] = score_values(task, task.control, task.real, n_top=n_top).set_index(at)[
-        "value"
-    ]
-    found["ceiling"] = ceiling(task, n_top=n_top)[CEILING].set_index(at)["value"]
-    table = pd.DataFrame(found).reindex(own.index)
+    tables = {
+        "predicted": score(task, predicted, n_top=n_top),
+        "no_change": score_values(task, task.control, task.real, n_top=n_top),
+        "ceiling": ceiling(task, n_top=n_top)[CEILING],
+    }
+    found = {name: t.set_index(["metric", "genes"])["value"] for name, t in tables.items()}
+    table = pd.DataFrame(found).reindex(found["predicted"].index)
     if not task.shift.any():  # no other label shows a change
         table = table.drop(index="specific_pearson", level="metric", errors="ignore")
     return table.reset_index()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from trvae_sc.evaluation._holdouts import TASK
+
 #: Scores shown, and the genes they are over.
 _SHOWN = {
     "effect_r2": "top",
@@ -47,18 +49,16 @@ class Comparison:
             for metric, of in _SHOWN.items()
         ]
         shown = pd.concat(wanted).rename(columns={"no_change": "no change"})
-        keys = [k for k in ("label", "source", "target") if k == "label" or shown[k].nunique() > 1]
-        order = shown.assign(place=shown["metric"].map(list(_SHOWN).index))
-        shown = order.sort_values([*keys, "place"], kind="stable").set_index([*keys, "metric"])
+        keys = [k for k in TASK if k == "label" or shown[k].nunique() > 1]
+        shown = shown.sort_values(keys, kind="stable").set_index([*keys, "metric"])
         return shown[["predicted", "no change", "ceiling"]]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the gene table of each group, by label (and source or target, where these differ)."""
-        keys = ["label", "source", "target"]
-        several = [k for k in keys if k == "label" or self.genes[k].nunique() > 1]
+        several = [k for k in TASK if k == "label" or self.genes[k].nunique() > 1]
         return {
-            ", ".join(part[several].iloc[0]): part.drop(columns=keys).set_index("gene")
-            for _, part in self.genes.groupby(keys, sort=False)
+            ", ".join(part[several].iloc[0]): part.drop(columns=TASK).set_index("gene")
+            for _, part in self.genes.groupby(TASK, sort=False)
         }
 
     def __repr__(self) -> str:

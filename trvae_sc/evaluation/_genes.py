@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -14,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.arguments import check_whole
+from trvae_sc.evaluation._measured import label_column
 from trvae_sc.expression import KeyNames, Keys, keys_from, log_values, median_total
 from trvae_sc.levels import as_text, listing
 
@@ -76,7 +75,7 @@ def choose_genes(
     x, label, condition = _read(train, keys)
     change = response(x, label, condition)
     by_response = _descending(change)
-    n_changed = min(math.ceil(_SHARE * n_top_genes), n_top_genes, int((change > 0).sum()))
+    n_changed = min(math.ceil(_SHARE * n_top_genes), int((change > 0).sum()))
     chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[by_response[:n_changed]] = True
     variable = _descending(variability(x, condition, is_log=keys.is_count))
@@ -109,10 +108,7 @@ def _read(train: AnnData, keys: Keys) -> tuple[Any, np.ndarray, np.ndarray]:
     x = log_values(train, keys, median_total(train, keys))
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
     condition = as_text(keys.conditions(train.obs)).to_numpy()
-    label = np.full(len(condition), "all")
-    if keys.labels_key is not None:
-        label = as_text(train.obs[keys.labels_key]).to_numpy()
-    return x, label, condition
+    return x, label_column(train, keys).to_numpy(), condition
 
 
 def _descending(score: np.ndarray) -> np.ndarray:
@@ -128,24 +124,14 @@ def response(x: Any, label: np.ndarray, condition: np.ndarray) -> np.ndarray:
     .. math:: F = \frac{\sum_{lc} n_{lc} (\bar x_{lc} - \bar x_l)^2 \big/ \sum_l (C_l - 1)}
        {\sum_{lci} (x_{lci} - \bar x_{lc})^2 \big/ (N - \sum_l C_l)}
 
-    Parameters
-    ----------
-    x
-        Log values, shape (n_cells, n_genes).
-    label, condition
-        Names of each cell, shape (n_cells,).
-
-    Returns
-    -------
     Shape (n_genes,), from 0; all 0 where no label has two conditions.
     """
     groups = pd.DataFrame({"label": label, "condition": condition})
     code = groups.groupby(["label", "condition"]).ngroup().to_numpy()
-    label_of = groups.assign(code=code).groupby("code")["label"].first()
     n = np.bincount(code).astype(np.float64)[:, None]
     sums, squares = _sums(x, code), _sums(x, code, square=True)
-    of_label = pd.factorize(label_of)[0]
-    pooled, size = (_add(values, of_label) for values in (sums, n))
+    of_label = pd.factorize(groups["label"].groupby(code).first())[0]
+    pooled, size = (_sums(values, of_label) for values in (sums, n))
     between = (sums**2 / n).sum(0) - (pooled**2 / size).sum(0)
     within = np.maximum(squares.sum(0) - (sums**2 / n).sum(0), 0.0)
     df_between, df_within = len(n) - len(size), len(code) - len(n)
@@ -154,26 +140,18 @@ def response(x: Any, label: np.ndarray, condition: np.ndarray) -> np.ndarray:
     noise = within / df_within
     signal = np.maximum(between, 0.0) / df_between
     # what does not vary at all within groups is rounding, or known from next to no cells
-    return signal / np.maximum(
-        noise,
-        1e-3 * max(float(np.median(noise[noise > 0], axis=0)), 1e-12) if (noise > 0).any() else 1.0,
-    )
-
-
-def _add(values: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """Return sums of rows by code."""
-    total = np.zeros((code.max() + 1, values.shape[1]))
-    np.add.at(total, code, values)
-    return total
+    varies = noise > 0
+    least = 1e-3 * max(float(np.median(noise[varies])), 1e-12) if varies.any() else 1.0
+    return signal / np.maximum(noise, least)
 
 
 def _sums(x: Any, code: np.ndarray, *, square: bool = False) -> np.ndarray:
-    """Return the sums of (squared) values over the cells of each group, (n_groups, n_genes)."""
+    """Return the sums of (squared) rows of each group, (n_groups, n_columns)."""
     ones = np.ones(len(code))
     member = sparse.csr_matrix((ones, (code, np.arange(len(code)))), (code.max() + 1, len(code)))
     if sparse.issparse(x):
         values = x.multiply(x).tocsr() if square else x
-        return np.asarray((member @ values.astype(np.float64)).todense())
+        return (member @ values.astype(np.float64)).toarray()
     values = x.astype(np.float64)
     return member @ (values**2 if square else values)
 
@@ -203,24 +181,13 @@ def variability(x: Any, condition: np.ndarray, *, is_log: bool) -> np.ndarray:
 def _dispersion(x: Any) -> np.ndarray:
     """Return scanpy's normalised dispersion of log values, NaN where a gene is not seen."""
     import scanpy as sc
+    import torch
 
     cells = AnnData(x)
     cells.uns["log1p"] = {"base": None}
-    with _same_threads():
-        table = sc.pp.highly_variable_genes(cells, n_top_genes=1, inplace=False)
-    return table["dispersions_norm"].to_numpy(dtype=np.float64)
-
-
-@contextmanager
-def _same_threads() -> Iterator[None]:
-    """Give torch back its number of threads: numba sets all cores, whatever OMP_NUM_THREADS says.
-
-    Fits that run side by side would otherwise wait for each other's threads.
-    """
-    import torch
-
     n_threads = torch.get_num_threads()
     try:
-        yield
-    finally:
+        table = sc.pp.highly_variable_genes(cells, n_top_genes=1, inplace=False)
+    finally:  # numba sets all cores, so that fits side by side would wait for each other's threads
         torch.set_num_threads(n_threads)
+    return table["dispersions_norm"].to_numpy(dtype=np.float64)

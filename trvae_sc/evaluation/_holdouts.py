@@ -20,10 +20,9 @@ from trvae_sc.levels import SEPARATOR, as_text, default_source, level_name, leve
 
 logger = logging.getLogger(__name__)
 
-CONDITION, BOTH = (
-    "condition",
-    "both",
-)  #: of what is hidden: a condition in all labels, and its label, too
+TASK = ["label", "source", "target"]  #: columns of tables that name a hold-out
+#: What is hidden: a condition in all labels, and its label, too.
+CONDITION, BOTH = "condition", "both"
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,7 @@ def holdouts(
     adata
         All cells.
     keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with. Or name the columns:
-        ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``, ``condition_features=``, ``condition_separator=``.
+        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
@@ -142,7 +139,7 @@ def holdouts(
     together
         Number of combinations of a target that are hidden from the same training.
     **names
-        Names of columns, see `keys`.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------
@@ -171,14 +168,15 @@ def holdouts(
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [*keys.condition_columns, *columns])
-    conditions = as_text(keys.conditions(adata.obs))
-    table = pd.crosstab([as_text(adata.obs[key]) for key in columns], conditions)
+    column = keys.conditions(adata.obs)
+    table = pd.crosstab([as_text(adata.obs[k]) for k in columns], as_text(column))
     if source is None:
-        source = default_source(keys.conditions(adata.obs))
+        source = default_source(column)
     elif not isinstance(source, str):
         source = conditions_of(adata, keys).level(source)
-    known = levels(keys.conditions(adata.obs))
-    source = level_name(match_level(source, known, of="source"))
+    source = level_name(match_level(source, levels(column), of="source"))
+    rows = [row if isinstance(row, tuple) else (row,) for row in table.index]
+    key = None if by is None else columns[-1]
     found, small, targets = [], [], [c for c in table if c != source]
     if unseen:
         told = set(map(level_name, conditions_of(adata, keys).told_by_others()))
@@ -187,7 +185,10 @@ def holdouts(
             targets = [c for c in targets if c in told]
     for target in targets:
         enough = (table[[source, target]] >= min_cells).all(axis=1)
-        every = [_holdout(row, columns, target, source, by) for row in table.index]
+        every = [
+            Holdout(label, target, source, key, within=tuple(zip(columns, outer, strict=False)))
+            for *outer, label in rows
+        ]
         some = [h for h, has in zip(every, enough, strict=True) if has]
         small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
         if unseen:
@@ -202,14 +203,6 @@ def holdouts(
     if not found:
         raise InputError(f"No combination has {min_cells} cells under {source!r} and a target.")
     return found
-
-
-def _holdout(levels: Any, columns: Sequence[str], target: str, source: str, by: Any) -> Holdout:
-    """Return the hold-out of a level of a column, or of levels of several."""
-    levels = levels if isinstance(levels, tuple) else (levels,)
-    *outer, label = levels
-    within = tuple(zip(columns, outer, strict=False))
-    return Holdout(label, target, source, None if by is None else columns[-1], within=within)
 
 
 def hidden_whole(
@@ -238,11 +231,6 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     """Return hold-outs that may be given as texts ``label:target`` or pairs (label, target), one or several.
 
     The source of these is the other one of two conditions, else the one that is called like a control.
-
-    Raises
-    ------
-    InputError
-        It is something else, or :func:`parse_holdouts` raises.
     """
     given = [given] if isinstance(given, Holdout | str) else given
     if not isinstance(given, Iterable):
@@ -321,20 +309,7 @@ def named_pair(
     labels: list[str],
     conditions: list[str],
 ) -> tuple[str, str]:
-    """Return the label and condition that a text ``label:condition``, or a pair, names.
-
-    Parameters
-    ----------
-    text
-        Text or pair.
-    pairs
-        Labels and conditions that can be named, of which `labels` and `conditions` are all.
-
-    Raises
-    ------
-    InputError
-        It names none of them, or several.
-    """
+    """Return the label and condition that a text ``label:condition``, or a pair, names; one of `pairs`."""
     if not isinstance(text, str):
         if not isinstance(text, Sequence) or len(text) != 2:
             raise InputError(f"A hold-out is {text!r}; {_ALLOWED}")

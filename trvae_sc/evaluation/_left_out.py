@@ -64,13 +64,6 @@ def stacking_weights(found: LeftOut, labels: Sequence[str] | None = None) -> dic
        + 0.1\, M \lVert w - 1/M \rVert^2
 
     (Breiman 1996, doi:10.1007/BF00117832); the last term decides where labels do not.
-
-    Parameters
-    ----------
-    found
-        Changes of labels that were left out.
-    labels
-        Those to learn from; all if None.
     """
     names = list(found.predicted)
     rows, goal = [], []

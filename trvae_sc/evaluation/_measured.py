@@ -46,11 +46,6 @@ def measured_cells(
     """Return measured cells with the prediction's genes, and the condition and total of each in columns.
 
     Cells without label or condition are left out.
-
-    Raises
-    ------
-    InputError
-        They lack what is needed, or are on another scale.
     """
     check_type(adata)
     condition_key = record["keys"]["condition_key"]

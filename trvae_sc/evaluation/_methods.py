@@ -26,18 +26,12 @@ OUTPUT = "delta"  #: what methods are compared by: the output that all of them h
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name.
+    """A method by name: ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`.
 
-    Parameters
-    ----------
-    name
-        Its name in results.
-    predict
-        The function, ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`. If it has an
-        attribute ``fit_once``, ``fit_once(train, *, keys)`` returns ``predict(source, target)``.
+    If it has an attribute ``fit_once``, ``fit_once(train, *, keys)`` returns ``predict(source, target)``.
     """
 
-    name: str
+    name: str  #: in results
     predict: Callable[..., Any]
     #: what tells it from another method of this name: source or version, and arguments
     identity: str = field(init=False)
@@ -76,24 +70,18 @@ class Method:
     def fitted(
         self, train: AnnData, *, keys: Keys, seed: int
     ) -> Callable[[AnnData, Any], dict[str, AnnData]]:
-        """Return what predicts source cells under a target; what can be trained once is trained here.
-
-        Methods get copies of all cells.
-        """
+        """Return what predicts copies of source cells under a target, trained on a copy as far as it can be."""
         kwargs = {"seed": seed} if self.takes_seed else {}
         given = getattr(self.predict, "keywords", {})
         method: Any = self.predict
         method = method.func if isinstance(method, partial) and not method.args else method
         fit_once = getattr(method, "fit_once", None)
-        once: Any = None
         if fit_once is not None:
             once = fit_once(train.copy(), keys=keys, **{**given, **kwargs})
+            return lambda source, target: once(source.copy(), target)
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
-            if once is not None:
-                return once(source.copy(), target)
-            cells = train.copy(), source.copy()
-            found = self.predict(*cells, target=target, keys=keys, **kwargs)
+            found = self.predict(train.copy(), source.copy(), target=target, keys=keys, **kwargs)
             return found if isinstance(found, dict) else {OUTPUT: found}
 
         return predict
@@ -133,13 +121,7 @@ def _source(value: Any) -> str:
 
 
 def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> dict[str, Method]:
-    """Return methods by name.
-
-    Raises
-    ------
-    InputError
-        Names that are not known, none at all, or one that results use themselves.
-    """
+    """Return methods by name."""
     if isinstance(methods, Mapping):
         if CEILING in methods:
             raise InputError(
@@ -161,13 +143,7 @@ def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> 
 
 
 def check_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """Return seeds, given as a list or by how many there are.
-
-    Raises
-    ------
-    InputError
-        There are none, or one is no whole number.
-    """
+    """Return seeds, given as a list or by how many there are."""
     given = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if isinstance(given, bool | str) or not isinstance(given, Sequence | np.ndarray):
         raise InputError(f"seeds are {seeds!r}; give whole numbers, or how many.")

@@ -66,8 +66,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
         notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
-    condition = condition[~hidden]
-    is_new = not (condition == name).any()
+    is_new = not (condition[~hidden] == name).any()
     if is_new and not may_be_new:
         raise InputError(
             f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
@@ -75,8 +74,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         )
     if not is_new:
         target = match_level(target, keys.conditions(known.obs).unique(), of="condition")
-    cells = pd.crosstab(label[~hidden], condition)
-    cells = cells if name in cells else cells.assign(**{name: 0})
+    cells.loc[chosen, name] = 0  # what is hidden is not known
     space = conditions_of(known, keys)
     return Question(known, keys, source, target, chosen, cells, notes, space, is_new)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ from scipy import stats
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._choose import Decision, choose
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._store import Store
 from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 3
-_TASK = ["label", "source", "target"]
 _METHOD = ["method", "output"]
 #: Scores as they are called in a table to read.
 WORDS = {
@@ -108,7 +105,7 @@ class Results:
     def _title(self) -> str:
         """Return what was run, in a line."""
         n_methods = len({record["method"] for record in self.records} - {CEILING})
-        tasks = {tuple(record["holdout"][k] for k in _TASK) for record in self.records}
+        tasks = {tuple(record["holdout"][k] for k in TASK) for record in self.records}
         quick = f"; {self.quick_look}" if self.quick_look else ""
         return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
 
@@ -138,7 +135,7 @@ class Results:
         ``rank`` among methods and outputs (1 is best).
         """
         by = ["metric", "genes", *_METHOD]
-        tasks = self.table.groupby([*by, *_TASK])["value"].agg(["mean", "std", "count"])
+        tasks = self.table.groupby([*by, *TASK])["value"].agg(["mean", "std", "count"])
         groups = tasks.groupby(level=by)
         result = pd.DataFrame(
             {
@@ -177,7 +174,7 @@ class Results:
         columns = main_columns(self.table) if columns is None else columns
         summary = self.statistics().set_index(["metric", "genes", *_METHOD])["mean"]
         wide = pd.DataFrame({column: summary.loc[column] for column in columns}).dropna(how="all")
-        losses = [loss(columns[0][0], value) for value in wide[columns[0]]]
+        losses = loss(columns[0][0], wide[columns[0]].to_numpy())
         return wide.iloc[np.argsort(losses, kind="stable")]
 
     def paired(self, baseline: str = "mean_shift") -> pd.DataFrame:
@@ -205,17 +202,15 @@ class Results:
         means = self.task_means()
         reference = means[means["method"] == baseline].drop(columns="method")
         both = means[means["method"] != baseline].merge(
-            reference, on=["metric", "genes", *_TASK], suffixes=("", "_baseline")
+            reference, on=["metric", "genes", *TASK], suffixes=("", "_baseline")
         )
         rows = []
         by = ["metric", "genes", *_METHOD, "output_baseline"]
         for key, group in both.groupby(by):
-            ours = np.array([loss(key[0], v) for v in group["value"]])
-            theirs = np.array([loss(key[0], v) for v in group["value_baseline"]])
             difference = (group["value"] - group["value_baseline"]).mean()
-            rows.append(
-                (*key, difference, int((ours < theirs).sum()), len(group), _p(ours - theirs))
-            )
+            ours, theirs = loss(key[0], group[["value", "value_baseline"]].to_numpy()).T
+            wins = int((ours < theirs).sum())
+            rows.append((*key, difference, wins, len(group), _p(ours - theirs)))
         return pd.DataFrame(rows, columns=[*by, "difference", "wins", "n_tasks", "p"])
 
     def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
@@ -252,20 +247,18 @@ class Results:
             was scored for every method.
         """
         scores = self.by_method(metric, genes)
-        losses = {
-            name: table.map(lambda value: loss(metric, value)) for name, table in scores.items()
-        }
+        losses = {name: loss(metric, table) for name, table in scores.items()}
         decision = choose(losses)
-        chosen = losses[decision.method].mean(axis=1)
+        means = pd.DataFrame({name: table.mean(axis=1) for name, table in losses.items()})
         rows = []
-        for name, table in losses.items():
-            behind = table.mean(axis=1) - chosen
+        for name in sorted(means, key=means.mean().__getitem__):
+            behind = means[name] - means[decision.method]
             mean, wins = scores[name].mean(axis=1).mean(), int((behind > 0).sum())
-            row = (name, self.output_of(name), mean, behind.mean(), behind.sem(), wins, len(behind))
-            rows.append((table.mean(axis=1).mean(), row))
-        rows.sort(key=lambda item: item[0])
+            rows.append(
+                (name, self.output_of(name), mean, behind.mean(), behind.sem(), wins, len(behind))
+            )
         columns = ["method", "output", "mean", "difference", "se", "wins", "n_tasks"]
-        table = pd.DataFrame([row for _, row in rows], columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
         return Best(decision.method, self.output_of(decision.method), table, decision)
 
     def output_of(self, method: str) -> str:
@@ -296,10 +289,8 @@ class Results:
         if genes not in sets:
             raise InputError(f"{metric!r} was not scored over genes {genes!r}, but over {sets}.")
         part = table[(table["metric"] == metric) & (table["genes"] == genes)]
-        found = {}
-        for name in table["method"].drop_duplicates().sort_values():
-            own = part[(part["method"] == name) & (part["output"] == self.output_of(name))]
-            found[name] = own.pivot_table(index=_TASK, columns="seed", values="value")
+        names = sorted(table["method"].unique())
+        found = {name: tasks_by_seeds(part, name, self.output_of(name)) for name in names}
         shared = set.intersection(*(set(t.dropna(how="all").index) for t in found.values()))
         if not shared:
             counts = {name: len(t.dropna(how="all")) for name, t in found.items()}
@@ -324,7 +315,7 @@ class Results:
 
     def task_means(self) -> pd.DataFrame:
         """Return the table with the mean over seeds in place of single seeds."""
-        by = ["metric", "genes", *_METHOD, *_TASK]
+        by = ["metric", "genes", *_METHOD, *TASK]
         return self.table.groupby(by, as_index=False)["value"].mean()
 
     @property
@@ -338,6 +329,12 @@ class Results:
         return {"run": self.run, "summary": summary, "n_records": len(self.records)}
 
 
+def tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
+    """Return the scores of a method's output, tasks x seeds."""
+    own = table[(table["method"] == method) & (table["output"] == output)]
+    return own.pivot_table(index=TASK, columns="seed", values="value")
+
+
 def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the scores to show where there is room for few, of those that there are."""
     known = list(dict.fromkeys(zip(table["metric"], table["genes"], strict=True)))
@@ -347,13 +344,13 @@ def main_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [column for column in shown if column in known] or known[:1]
 
 
-def loss(metric: str, value: float) -> float:
-    """Return how bad a score is."""
+def loss(metric: str, value: Any) -> Any:
+    """Return how bad a score is, or each of an array or table of scores."""
     info = METRICS[metric]
     if metric == "variance_ratio":
-        return abs(np.log(max(value, 1e-12)))
+        return np.abs(np.log(np.maximum(value, 1e-12)))
     if info.better == "closer":
-        return abs(value - (LEVEL if info.best is None else info.best))
+        return np.abs(value - (LEVEL if info.best is None else info.best))
     return value if info.better == "lower" else -value
 
 
@@ -370,18 +367,15 @@ def _p(differences: np.ndarray) -> float:
 
 def _order(record: dict[str, Any]) -> tuple[str, ...]:
     holdout = record["holdout"]
-    return (*(str(holdout[k]) for k in _TASK), record["method"], f"{record['seed']:06d}")
+    return (*(str(holdout[k]) for k in TASK), record["method"], f"{record['seed']:06d}")
 
 
 def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
-        task = [record["holdout"][k] for k in _TASK]
+        task = [record["holdout"][k] for k in TASK]
         for output, metric, genes, value in record["scores"]:
             number = float("nan") if value is None else value
             rows.append((record["method"], *task, record["seed"], output, metric, genes, number))
-    names = ["method", *_TASK, "seed", "output", "metric", "genes", "value"]
+    names = ["method", *TASK, "seed", "output", "metric", "genes", "value"]
     return pd.DataFrame(rows, columns=names)
-
-
-# -- on disk ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from trvae_sc.levels import SEPARATOR, level_name
 from trvae_sc.metrics import METRICS
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
+BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
 
 _BY_GENE = (
     *("effect_r2", "effect_pearson", "specific_pearson"),
@@ -115,10 +116,8 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     covered = metrics.interval_coverage(
         genes["real_change"], genes["change_lower"], genes["change_upper"]
     )
-    return pd.concat(
-        [table, pd.DataFrame([("interval_coverage", "all", covered)], columns=table.columns)],
-        ignore_index=True,
-    )
+    table.loc[len(table)] = ["interval_coverage", "all", covered]
+    return table
 
 
 def score_values(task: Task, predicted: Any, real: Any, *, n_top: int = N_TOP) -> pd.DataFrame:
@@ -177,13 +176,12 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
         The prediction has no intervals, other genes than those of the training cells, or no note of the
         scale.
     """
-    bounds = ["change_lower", "change_upper"]
-    if not set(bounds) <= set(predicted.var):
-        raise InputError(f"predicted.var has no intervals {bounds}; it has {list(predicted.var)}.")
+    if not set(BOUNDS) <= set(predicted.var):
+        raise InputError(f"predicted.var has no intervals {BOUNDS}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     of_shares = task.keys.is_count and has_levels(predicted, task.keys)
     real = interval_change(task, of_shares=of_shares)
-    return predicted.var[bounds].assign(real_change=real)[["real_change", *bounds]]
+    return predicted.var[BOUNDS].assign(real_change=real)[["real_change", *BOUNDS]]
 
 
 def has_levels(predicted: AnnData, keys: Keys) -> bool:
@@ -252,23 +250,18 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
     """
     folder = as_path(folder, "folder")
     found = predicted_log_values(task, predicted)
-    holdout = task.holdout
+    holdout, var = task.holdout, pd.DataFrame(index=task.train.var_names)
+    ends = [level_name(holdout.source), level_name(holdout.target)]
     for name, x in (("real", task.real), ("predicted", found)):
-        values = [dense(task.control), dense(x)]
-        condition = np.repeat(
-            [level_name(holdout.source), level_name(holdout.target)], [len(v) for v in values]
-        )
+        both = np.concatenate([dense(task.control), dense(x)])
+        both = np.maximum(both, 0) if task.keys.is_count else both
         columns = {
-            SEPARATOR.join(task.keys.condition_columns): condition,
+            SEPARATOR.join(task.keys.condition_columns): np.repeat(
+                ends, [task.control.shape[0], x.shape[0]]
+            ),
             holdout.key or task.keys.labels_key: level_name(holdout.label),
         }
-        obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(condition))])
-        both = np.concatenate(values)
-        cells = AnnData(
-            sparse.csr_matrix(
-                np.maximum(both, 0) if task.keys.is_count else both, dtype=np.float32
-            ),
-            obs=obs.astype("category"),
-            var=pd.DataFrame(index=task.train.var_names),
-        )
+        obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(both))])
+        values = sparse.csr_matrix(both, dtype=np.float32)
+        cells = AnnData(values, obs=obs.astype("category"), var=var.copy())
         write_anndata(cells, folder / f"{name}.h5ad", overwrite=True)

@@ -15,7 +15,7 @@ from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._checks import LEAST_GENES
-from trvae_sc.evaluation._holdouts import Holdout
+from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._question import Question, ask, inner_tasks
@@ -126,9 +126,8 @@ def select(  # noqa: PLR0913
     Raises
     ------
     InputError
-        Unknown source, target, labels, methods or metric; nothing to predict; values that are not
-        counts.
-        A column is missing.
+        Unknown source, target, labels, methods or metric; nothing to predict; values that are not counts; a
+        column is missing.
 
     Examples
     --------
@@ -177,15 +176,17 @@ def select(  # noqa: PLR0913
         known, weights = {**known, name: method}, {name: 1.0}
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
-        settings: dict[str, Any] = {
-            "keys": keys,
-            "seeds": seeds,
-            "n_top_genes": n_top_genes,
-            "folder": folder,
-        }
-        settings |= {"max_epochs": max_epochs, **kwargs}
-        predictors = {name: method.predict for name, method in resolve(methods).items()}
-        results = benchmark(question.known, predictors, tasks, **settings)
+        results = benchmark(
+            question.known,
+            {name: method.predict for name, method in known.items()},
+            tasks,
+            keys=keys,
+            seeds=seeds,
+            n_top_genes=n_top_genes,
+            max_epochs=max_epochs,
+            folder=folder,
+            **kwargs,
+        )
         results = _of_these(results, known, tasks, seeds)
         best = results.best(metric)
         evidence = left_out(results, list(known))
@@ -212,11 +213,10 @@ def select(  # noqa: PLR0913
     predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
     notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
-    is_stack = len(weights) > 1
-    selection: dict[str, Any] = {"method": _answer.STACK if is_stack else next(iter(weights))}
-    selection |= {"weights": weights} if is_stack else {}
-    selection |= {"output": output, "metric": metric}
-    selection |= _evidence(tasks, best)
+    selection: dict[str, Any] = {"method": next(iter(weights))}
+    if len(weights) > 1:
+        selection = {"method": _answer.STACK, "weights": weights}
+    selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
     predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
     return log_notes(predicted)
 
@@ -234,7 +234,7 @@ def _of_these(
         record
         for record in results.records
         if record["seed"] in drawn.get(record["method"], ())
-        and tuple(record["holdout"][k] for k in ("label", "source", "target")) in known
+        and tuple(record["holdout"][k] for k in TASK) in known
     ]
     return Results(results.run, records)
 
@@ -284,10 +284,9 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
         return {"n_tasks": 0, "tasks": np.array([], dtype=object), "answer": "simple"}
     targets = {task.target for task in tasks}
     names = [task.label if len(targets) == 1 else str(task) for task in tasks]
-    left_out = np.array(names, dtype=object)
     return {
         "n_tasks": int(best.table["n_tasks"].iloc[0]),
-        "tasks": left_out,
+        "tasks": np.array(names, dtype=object),
         "scores": best.table,
         "answer": best.decision.answer,
     }

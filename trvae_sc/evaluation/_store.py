@@ -27,11 +27,6 @@ class Store:
 
     Files are written beside their place and moved into it, so that a kill loses only the fits under
     way, and processes that share the folder cannot corrupt it.
-
-    Parameters
-    ----------
-    folder
-        The folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -40,13 +35,7 @@ class Store:
         self.fits = self.folder / "fits"
 
     def open(self, run: dict[str, Any]) -> None:
-        """Make the folder for a run, or check that it is of the same.
-
-        Raises
-        ------
-        InputError
-            It holds results of other data or settings.
-        """
+        """Make the folder for a run, or raise where it holds results of other data or settings."""
         self.fits.mkdir(parents=True, exist_ok=True)
         if not self.run_file.exists():
             write_text(self.run_file, json.dumps(run, indent=1))
@@ -60,13 +49,7 @@ class Store:
             )
 
     def run(self) -> dict[str, Any]:
-        """Return what was run.
-
-        Raises
-        ------
-        InputError
-            The file is damaged, or no record of a run.
-        """
+        """Return what was run."""
         run = _read_json(self.run_file, _RUN_ENTRIES)
         if run is None:
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,13 @@ from sklearn.decomposition import PCA
 
 from trvae_sc import show
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import (
-    TOTAL_COLUMN,
-)
+from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import LEAST_GENES, check_counts, check_holdout
 from trvae_sc.evaluation._genes import choose_genes
 from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
 from trvae_sc.expression import (
+    GroupMeans,
     Keys,
     dense,
     gene_means,
@@ -144,13 +143,8 @@ def bare(
     var = pd.DataFrame(index=adata.var_names.copy())
     name = keys.condition_features
     uns = {name: adata.uns[name]} if isinstance(name, str) else {}
-    found = AnnData(
-        x if keys.layer is None else None,
-        obs=obs,
-        var=var,
-        layers={} if keys.layer is None else {keys.layer: x},
-        uns=uns,
-    )
+    held: Any = {"X": x} if keys.layer is None else {"layers": {keys.layer: x}}
+    found = AnnData(**held, obs=obs, var=var, uns=uns)
     if keys.is_count and keys.total_counts_key is None:
         found.obs[TOTAL_COLUMN] = totals(found, keys)
         keys = keys._replace(total_counts_key=TOTAL_COLUMN)
@@ -254,8 +248,11 @@ def prepare_task(
         Values that are not counts where they are to be; source and target are the same; there are too few
         source cells (2) or hidden cells (4, which the ceiling halves).
     """
-    options: dict[str, Any] = {"n_top_genes": n_top_genes, "columns": columns}
-    return prepare_tasks(adata, as_holdouts([holdout], adata, keys), keys=keys, **options)[0]
+    (holdout,) = as_holdouts([holdout], adata, keys)
+    check_holdout(adata, holdout, keys)
+    check_counts(adata, keys)
+    (task,) = prepare_tasks(adata, [holdout], keys=keys, n_top_genes=n_top_genes, columns=columns)
+    return task
 
 
 def prepare_tasks(
@@ -266,49 +263,55 @@ def prepare_tasks(
     n_top_genes: int | None = 2000,
     columns: Sequence[str] = (),
 ) -> list[Task]:
-    """Return the tasks of hold-outs that hide the same; what they share is prepared once.
-
-    Parameters and errors as of :func:`prepare_task`.
-    """
-    for holdout in holdouts:
-        check_holdout(adata, holdout, keys)
-    check_counts(adata, keys)
+    """Return the tasks of checked hold-outs that hide the same; what they share is prepared once."""
     first, everything = holdouts[0], keys
     columns = [*columns, *first.columns]
     hide = [first, *first.also]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
-    kappa = median_total(train, keys)
-    known, pca = profiles(train, keys), fitted_components(train, keys, kappa)
+    shared = Shared.of(train, keys, median_total(train, keys))
     tasks = []
     for holdout in holdouts:
         start = holdout.sources(adata, everything)
         own, _ = bare(adata, holdout.has_label(adata, everything) & ~start, everything, columns)
-        own = own[:, train.var_names]
-        conditions = as_text(keys.conditions(own.obs))
-        real = {
-            condition: log_values(own[(conditions == condition).to_numpy()], keys, kappa)
-            for condition in sorted(conditions.unique())
-        }
         source = train[holdout.sources(train, keys)].copy()
-        pairs = known.pairs(holdout.source, holdout.target)
-        task = Task(
-            holdout=holdout,
-            keys=keys,
-            train=train,
-            source=source,
-            real=real[level_name(holdout.target)],
-            control=log_values(source, keys, kappa),
-            shift=np.zeros(train.n_vars) if pairs is None else pairs.shifts.mean(0),
-            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-            kappa=kappa,
-            pca=pca,
-        )
-        tasks.append(task)
+        tasks.append(shared.task(holdout, source, own[:, train.var_names]))
     return tasks
 
 
-def fitted_components(train: AnnData, keys: Keys, kappa: float) -> PCA:
-    """Return the principal components of the log values of training cells, 50 at most."""
-    x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
-    n_components = min(N_PCS, min(x.shape) - 1)
-    return PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
+class Shared(NamedTuple):
+    """What tasks of the same training cells share."""
+
+    train: AnnData
+    keys: Keys
+    kappa: float
+    means: GroupMeans
+    pca: PCA  #: of log values, 50 components at most
+
+    @classmethod
+    def of(cls, train: AnnData, keys: Keys, kappa: float) -> Shared:
+        """Return what training cells tell."""
+        x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
+        n_components = min(N_PCS, min(x.shape) - 1)
+        pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
+        return cls(train, keys, kappa, profiles(train, keys), pca)
+
+    def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
+        """Return a task, given the cells of its label under the source and under all other conditions."""
+        conditions = as_text(self.keys.conditions(own.obs))
+        real = {
+            condition: log_values(own[(conditions == condition).to_numpy()], self.keys, self.kappa)
+            for condition in sorted(conditions.unique())
+        }
+        pairs = self.means.pairs(holdout.source, holdout.target)
+        return Task(
+            holdout=holdout,
+            keys=self.keys,
+            train=self.train,
+            source=source,
+            real=real[level_name(holdout.target)],
+            control=log_values(source, self.keys, self.kappa),
+            shift=np.zeros(self.train.n_vars) if pairs is None else pairs.shifts.mean(0),
+            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
+            kappa=self.kappa,
+            pca=self.pca,
+        )

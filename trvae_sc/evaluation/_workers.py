@@ -12,37 +12,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import joblib
 
 from trvae_sc.errors import MissingExtraError
+from trvae_sc.evaluation._fit import Fit
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.files import scratch
-
-
-class Fit(Protocol):
-    """What is run on a task."""
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether it is not worth a worker of its own."""
-
-    @property
-    def holdout(self) -> Holdout:
-        """The hold-out that it is scored on."""
-
-    @property
-    def training(self) -> tuple[str, int]:
-        """What fits have in common that share what is trained."""
-
-    def fitted(self, task: Task) -> Any:
-        """Return what is trained."""
-
-    def __call__(self, task: Task, fitted: Any, seconds: float) -> dict[str, Any]:
-        """Return the record of its scores."""
-
 
 Tasks = Mapping[Holdout, Task]
 Prepared = Iterator[tuple[Tasks, Sequence[Fit]]]
@@ -124,7 +102,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name=f"watch-{parent}", daemon=True).start()
 
 
-def run_on_ray(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
+def run_on_ray(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Yield records of tasks on the connected Ray cluster."""
     try:
         import ray

@@ -18,12 +18,23 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, arrows, axes_of, check_columns, method_colors, plain, within
+from trvae_sc.pl._style import (
+    COLORS,
+    arrows,
+    axes_of,
+    check_columns,
+    label_axes,
+    legend_beside,
+    method_colors,
+    plain,
+    turn_names,
+    within,
+)
 
 if TYPE_CHECKING:
     from trvae_sc.model import TRVAE
 
-_MOST = (200, 60)  # rows and columns that can be read
+MOST = (200, 60)  #: rows and columns of numbers of cells that can be read
 
 
 def design(
@@ -65,9 +76,7 @@ def design(
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
-    if ax is None:
-        size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax = axes_of(ax, 2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
     counts = cells.to_numpy(dtype=float)
     shade = np.log10(counts + 1)
     # pale enough for black numbers
@@ -75,19 +84,16 @@ def design(
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
         name = (str(cells.index[i]), str(cells.columns[j]))
-        unseen = n == 0
-        text = "none" if unseen else f"{int(n):,}"
-        ax.text(
-            j, i, text, ha="center", va="center", fontsize=8, c=COLORS["red"] if unseen else "k"
-        )
-        if unseen or name in marked:
+        text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, c=color)
+        if not n or name in marked:
             _frame(ax, (j - 0.46, i - 0.44), 0.88)
     for column in whole:
         _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
     ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
     ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
     if n_columns > 4:
-        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
@@ -109,17 +115,13 @@ def _hidden(
     marked, whole = set(), set()
     present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
     labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
-    pairs = set(itertools.product(labels, conditions))
+    known = set(itertools.product(labels, conditions)), labels, conditions
     for one in [hidden] if isinstance(hidden, Holdout | str) else hidden:
-        if isinstance(one, Holdout):
-            label, condition = one.name, str(one.target)
-        else:
-            label, condition = named_pair(one, pairs, labels, conditions)
-        marked |= {(label, condition), *((o.name, str(o.target)) for o in getattr(one, "also", ()))}
-        together = {
-            label,
-            *(o.name for o in getattr(one, "also", ()) if str(o.target) == condition),
-        }
+        holdout = one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known))
+        parts = {(h.name, str(h.target)) for h in (holdout, *holdout.also)}
+        marked |= parts
+        condition = str(holdout.target)
+        together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
     return {(label, c) for label, c in marked if c not in whole}, whole
@@ -144,20 +146,15 @@ def checked_cells(
     counts = cells.to_numpy(float)
     if not counts.size or not np.isfinite(counts).all() or (counts < 0).any() or not counts.max():
         raise InputError("The table has no numbers of cells, or some that are negative or missing.")
-    if counts.shape[0] > _MOST[0] or counts.shape[1] > _MOST[1]:
+    if counts.shape[0] > MOST[0] or counts.shape[1] > MOST[1]:
         raise InputError(
             f"A table of {counts.shape[0]} labels and {counts.shape[1]} conditions cannot be read; up to "
-            f"{_MOST[0]} and {_MOST[1]} are drawn. Give a part of it."
+            f"{MOST[0]} and {MOST[1]} are drawn. Give a part of it."
         )
     return cells
 
 
-_TERMS = {
-    "reconstruction": "blue",
-    "kl": "orange",
-    "mmd": "green",
-    "transfer": "red",
-}
+_TERMS = {"reconstruction": "blue", "kl": "orange", "mmd": "green", "transfer": "red"}
 
 
 def training(
@@ -206,11 +203,9 @@ def training(
                 name = term if part == "train" else f"{term}, validation"
                 ax.plot(np.arange(1, len(y) + 1), y, style, c=COLORS[color], lw=1.4, label=name)
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.set_xlabel("epoch", fontsize=9)
-    ax.set_ylabel("weighted term of the loss per cell", fontsize=9)
+    label_axes(ax, "epoch", "weighted term of the loss per cell")
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
     return finish(ax, "training", show=show, save=save)
 
 
@@ -260,20 +255,16 @@ def benchmark(
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
-    if ax is None:
-        size = (7.2, max(1.1 + 0.36 * len(wide), 2.6))
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax = axes_of(ax, 7.2, max(1.1 + 0.36 * len(wide), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
-    for method, output in sorted(
-        wide.columns, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean())
-    ):
+    order = sorted(wide, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean()))
+    for method, output in order:
         if method in _NO_METHODS:
-            style = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
+            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
-            style["c"] = colors[method]
-            style["label"] = f"{plain(method)}, {plain(output)}"
+            style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}
         ax.scatter(wide[method, output], y, **style)
     ax.set_yticks(y, [plain(task) for task in wide.index], fontsize=8)
     ax.set_ylim(-0.6, len(wide) - 0.4)
@@ -281,7 +272,7 @@ def benchmark(
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(ax)
     _clip(ax, wide)
     for method, output in wide:
         points = np.column_stack([wide[method, output].to_numpy(float), y])

@@ -17,7 +17,15 @@ from trvae_sc.checks import RECORD, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import LOG_UNIT, STYLES, UNIT, check_columns, group_colors, plain
+from trvae_sc.pl._style import (
+    LOG_UNIT,
+    STYLES,
+    UNIT,
+    check_columns,
+    group_colors,
+    plain,
+    turn_names,
+)
 
 
 def expression_table(
@@ -70,18 +78,18 @@ def expression_table(
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
     _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
     _check_same_scale(groups, layer, target_sum)
-    parts = []
-    for group, cells in groups.items():
-        frame = gene_values(
+    frames = [
+        gene_values(
             cells, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
         )
-        parts += [
-            pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
-            for gene in names
-        ]
+        for cells in groups.values()
+    ]
+    parts = [
+        pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
+        for gene in names
+        for group, frame in zip(groups, frames, strict=True)
+    ]
     table = pd.concat(parts, ignore_index=True)
-    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
 
@@ -137,8 +145,8 @@ def _check_same_scale(
 def _scale_of(cells: AnnData, layer: str | None) -> str:
     """Return the scale that a prediction says its values are on; nothing of other cells, and of values."""
     record = cells.uns.get(RECORD, {})
-    scale = str(record.get("scale", "")) if layer is None else ""
-    if not scale.startswith("log"):
+    scale = str(record.get("scale", ""))
+    if layer is not None or not scale.startswith("log"):
         return ""
     return f"{scale} with kappa {float(record.get('kappa', 1.0)):.5g}"
 
@@ -204,8 +212,7 @@ def gene_distribution(
     Raises
     ------
     InputError
-        Columns are missing.
-        Unknown `kind`, values that are not finite, nothing to draw.
+        Columns are missing, unknown `kind`, values that are not finite, nothing to draw.
     """
     check_columns(cells, ("gene", "group", "value"), of="the output of pl.expression_table")
     if kind not in ("violin", "ecdf"):
@@ -233,10 +240,9 @@ def gene_distribution(
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    place: dict[str, Any] = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
-    shown = figure.axes
+    place: Any = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
     figure.legend(list(lines.values()), [*map(str, lines)], **place, frameon=False, fontsize=8)
-    return finish(shown, "gene_distribution", show=show, save=save)
+    return finish(figure.axes, "gene_distribution", show=show, save=save)
 
 
 def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:
@@ -262,7 +268,7 @@ def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, 
     names = [f"{plain(group)}{gap}({len(v):,})" for group, v in by_group.items()]
     ax.set_xticks(x, names, fontsize=8)
     if is_long:
-        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
     ax.set_xlim(-0.6, len(x) - 0.4)
 
 

@@ -20,6 +20,8 @@ from trvae_sc.pl._style import (
     UNIT,
     axes_of,
     check_columns,
+    label_axes,
+    legend_beside,
     line_styles,
     plain,
     unit_of_cells,
@@ -63,8 +65,7 @@ def dose_table(
     Raises
     ------
     InputError
-        A gene, layer or column is missing.
-        A dose that is not a number.
+        A gene, layer or column is missing, or a dose is not a number.
     """
     names = [var_names] if isinstance(var_names, str) else list(var_names)
     missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
@@ -87,8 +88,8 @@ def dose_table(
     tidy = tidy.rename(columns={"_label": "label", "_dose": "dose"})
     found = tidy.groupby(["gene", "label", "dose"], sort=True)["value"]
     table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
-    order = table["gene"].map({gene: i for i, gene in enumerate(names)})
-    table = table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    table = table.sort_values("gene", key=lambda gene: gene.map(names.index), kind="stable")
+    table = table.reset_index(drop=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
 
@@ -134,8 +135,7 @@ def dose_response(
     Raises
     ------
     InputError
-        Columns or the gene are missing.
-        Several genes and no choice, or negative doses on a logarithmic axis.
+        Columns or the gene are missing; several genes and no choice; negative doses on a logarithmic axis.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
     unit = observed.attrs.get(UNIT, "value") if unit is None else unit
@@ -153,23 +153,15 @@ def dose_response(
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
-        marks: dict[str, Any] = {
-            "fmt": "o",
-            "ms": 4,
-            "capsize": 2,
-            "elinewidth": 1,
-            "c": style["color"],
-        }
-        ax.errorbar(
-            x, y, np.nan_to_num(error, nan=0.0), **marks, label=plain(label)
-        )  # NaN: one cell
+        marks: Any = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
+        error = np.nan_to_num(error, nan=0.0)  # of one cell there is none
+        ax.errorbar(x, y, error, **marks, label=plain(label))
         line = curves[curves["label"].astype(str) == label].sort_values("dose")
         ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{plain(label)}, predicted")
-    ax.set_xlabel("dose" if dose_unit is None else f"dose ({plain(dose_unit)})", fontsize=9)
-    ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
+    name = "dose" if dose_unit is None else f"dose ({plain(dose_unit)})"
+    label_axes(ax, name, f"mean {plain(unit)}")
     if gene is not None:
         ax.set_title(plain(gene), fontsize=9)
-    ax.tick_params(labelsize=8)
     _dose_legend(ax, styles, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
@@ -186,9 +178,7 @@ def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves:
     handles.append(Line2D([], [], **mark, c="k", label="observed mean\n\u00b1 standard error"))
     if with_curves:
         handles.append(Line2D([], [], c="k", label="predicted mean"))
-    ax.legend(
-        handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    legend_beside(ax, handles)
 
 
 def _one_gene(table: pd.DataFrame, gene: str | None) -> tuple[str | None, pd.DataFrame]:
@@ -283,8 +273,7 @@ def interpolation_table(
     Raises
     ------
     InputError
-        A gene is missing.
-        Fewer than two steps, or steps that are not numbers or not unique.
+        A gene is missing; fewer than two steps, or steps that are not numbers or not unique.
     """
     if isinstance(means, AnnData):
         means = interpolation_means(means)
@@ -354,8 +343,6 @@ def interpolation(
     ):
         ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
     way = f"share of the way from {plain(source)} (0) to {plain(target)} (1)"
-    ax.set_xlabel(way, fontsize=9)
-    ax.set_ylabel(f"mean {plain(unit)}", fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    label_axes(ax, way, f"mean {plain(unit)}")
+    legend_beside(ax)
     return finish(ax, "interpolation", show=show, save=save)

@@ -16,7 +16,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Comparison
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._sources import Predicted, color_of, gene_table, label_tables
+from trvae_sc.pl._sources import Predicted, color_of, gene_table, gene_tables
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
@@ -24,11 +24,13 @@ from trvae_sc.pl._style import (
     arrows,
     axes_of,
     check_columns,
+    label_axes,
     legend_below,
     name_points,
     number,
     plain,
     to_name,
+    turn_names,
 )
 
 
@@ -91,9 +93,7 @@ def effect(
     _dots(ax, top[_CHANGES], f"{len(top)} genes that change most", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
     ax.set_title(_effect_title(x, y, name), fontsize=9)
-    ax.set_xlabel(f"real change of mean {unit}", fontsize=9)
-    ax.set_ylabel(f"predicted change of mean {unit}", fontsize=9)
-    ax.tick_params(labelsize=8)
+    label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
     ax.margins(x=0.18)  # room for names
     legend_below(ax)
     arrows(ax, "y", np.column_stack([x, y]), color)
@@ -229,9 +229,7 @@ def mean_correlation(
     ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
     title = _mean_title(scores)
     ax.set_title(f"{plain(name)}\n{title}" if name else title, fontsize=9)
-    ax.set_xlabel(f"real mean {unit}", fontsize=9)
-    ax.set_ylabel(f"predicted mean {unit}", fontsize=9)
-    ax.tick_params(labelsize=8)
+    label_axes(ax, f"real mean {unit}", f"predicted mean {unit}")
     legend_below(ax)
     xy = top[columns].to_numpy()
     named = to_name(x - control_mean, n_labels)
@@ -289,8 +287,7 @@ def effect_table(
     if not tables:
         raise InputError("There are no labels to draw. Give tables by label, at least one.")
     for label, table in tables.items():
-        names = ("real_change", "predicted_change")
-        check_columns(table, names, of=f"the output of evaluation.gene_table for {label!r}")
+        check_columns(table, _CHANGES, of=f"the output of evaluation.gene_table for {label!r}")
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()].unique()[:3].tolist()
             raise InputError(f"Genes {twice} of {label!r} are not unique. Rename them first.")
@@ -308,7 +305,7 @@ def effect_table(
             raise InputError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
     real, predicted = (
         pd.DataFrame({label: table.loc[chosen, name] for label, table in tables.items()})
-        for name in ("real_change", "predicted_change")
+        for name in _CHANGES
     )
     parts = {"real": real, "predicted": predicted, "difference": predicted - real}
     return pd.concat(parts, axis=1, names=["what", "label"])
@@ -366,7 +363,8 @@ def effect_heatmap(
     InputError
         As in :func:`effect_table`.
     """
-    tables = label_tables(tables, truth, control)
+    if isinstance(tables, AnnData | Comparison):
+        tables = gene_tables(tables, truth, control, None)
     table = effect_table(tables, var_names=var_names, n_genes=n_genes)
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0
@@ -379,7 +377,7 @@ def effect_heatmap(
         image = ax.imshow(values, cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
         ax.set_title(title, fontsize=9)
         ax.set_xticks(range(len(labels)), labels, fontsize=8)
-        plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
+        turn_names(ax, 60)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0].set_yticks(range(len(table)), [plain(gene) for gene in table.index], fontsize=7)

@@ -12,7 +12,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.pl._benchmark import checked_cells
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, PALE, axes_of, check_columns, plain
+from trvae_sc.pl._style import COLORS, PALE, axes_of, check_columns, plain, turn_names
 
 
 def next_experiments(
@@ -66,24 +66,17 @@ def next_experiments(
     for rank, row in enumerate(experiments.itertuples(), 1):
         at = labels.index(row.label), columns.index(row.condition)
         shade[at], texts[at] = row.lowers, str(rank)
-    image = ax.imshow(
-        shade,
-        cmap="Oranges",
-        aspect="auto",
-        vmin=0,
-        vmax=min(1.3 * experiments["lowers"].max(), 1.0),
-    )
+    most = min(1.3 * experiments["lowers"].max(), 1.0)
+    image = ax.imshow(shade, cmap="Oranges", aspect="auto", vmin=0, vmax=most)
     for (i, j), text in texts.items():
-        chosen = not np.isnan(shade[i, j])
-        style: Any = (
-            {"weight": "bold", "size": 10} if chosen else {"size": 8, "color": COLORS["grey"]}
-        )
+        style: Any = {"weight": "bold", "size": 10}
+        if np.isnan(shade[i, j]):
+            style = {"size": 8, "color": COLORS["grey"]}
         ax.text(j, i, text, ha="center", va="center", **style)
     ax.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=8)
     ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
     if len(columns) > 4:
-        for tick in ax.get_xticklabels():
-            tick.set(rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
     ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color=PALE, lw=0.6)

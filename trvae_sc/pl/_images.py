@@ -16,7 +16,14 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import axes_of, line_styles, plain, unit_of_cells
+from trvae_sc.pl._style import (
+    axes_of,
+    label_axes,
+    legend_beside,
+    line_styles,
+    plain,
+    unit_of_cells,
+)
 
 _MISSING = "0.75"  # grey of a tile without a cell
 _TILE = 0.5  # inches
@@ -70,7 +77,11 @@ def grid(
     InputError
         No cells, no such column or gene, or `n_columns` is no number of columns.
     """
-    _check(cells, [rows, columns])
+    if not isinstance(cells, AnnData) or not cells.n_obs:
+        raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
+    missing = [key for key in (rows, columns) if key is not None and key not in cells.obs]
+    if missing:
+        raise InputError(f"No columns {missing} in obs; there are {list(cells.obs)}.")
     check_whole("n_columns", n_columns)
     if not _are_images(cells):
         unit = unit_of_cells(cells) if unit is None else unit
@@ -134,10 +145,8 @@ def traversal(
     for gene, style in line_styles(map(str, genes)).items():
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
-    ax.set_xlabel(name, fontsize=9)
-    ax.set_ylabel(plain(unit_of_cells(walk) if unit is None else unit), fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    label_axes(ax, name, plain(unit_of_cells(walk) if unit is None else unit))
+    legend_beside(ax)
     return finish(ax, "traversal", show=show, save=save)
 
 
@@ -204,15 +213,6 @@ def manifold(
 
 
 # -- parts --------------------------------------------------------------------------------------------
-
-
-def _check(cells: AnnData, keys: Sequence[str | None]) -> None:
-    """Raise on no cells, or on columns that are absent."""
-    if not isinstance(cells, AnnData) or not cells.n_obs:
-        raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
-    missing = [key for key in keys if key is not None and key not in cells.obs]
-    if missing:
-        raise InputError(f"No columns {missing} in obs; there are {list(cells.obs)}.")
 
 
 def _are_images(cells: AnnData) -> bool:

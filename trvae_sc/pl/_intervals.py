@@ -14,18 +14,18 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    BOUNDS,
     axes_of,
     check_bounds,
     check_columns,
+    label_axes,
+    legend_beside,
     line_styles,
     plain,
 )
-
-# -- calibration --------------------------------------------------------------------------------------
 
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -77,18 +77,16 @@ def calibration_table(
     Raises
     ------
     InputError
-        Columns are missing.
-        A gene has no interval, levels outside 0 to 1, both ways to other levels, half-widths that
-        are negative or not one per gene.
+        Columns are missing, a gene has no interval, levels outside 0 to 1, both ways to other levels,
+        half-widths that are negative or not one per gene.
 
     Notes
     -----
     Residuals of real data have heavier tails than the normal: on Kang et al. 2018 without stimulated
     NK cells (7 labels) the exact factor from level 0.9 to 0.5 is 0.28 and the approximate one 0.38, to
-    0.99 2.3 and 1.8; in
-    :func:`trvae_sc.datasets.simulate` (9 labels) 0.37 and 0.38, 1.7 and 1.8. Prefer `half_widths`.
-    Genes are not independent, so coverage scatters more between labels than
-    their number suggests: show several.
+    0.99 2.3 and 1.8; in :func:`trvae_sc.datasets.simulate` (9 labels) 0.37 and 0.38, 1.7 and 1.8. Prefer
+    `half_widths`. Genes are not independent, so coverage scatters more between labels than their number
+    suggests: show several.
     """
     check_columns(genes, ("real_change", *BOUNDS), of="the output of evaluation.interval_table")
     check_bounds(genes)
@@ -101,9 +99,17 @@ def calibration_table(
     centre, half = (upper + lower) / 2, (upper - lower) / 2
     widths = {level: (half, False)}
     for p, given in (half_widths or {}).items():
-        widths[p] = (_half_width(given, p, len(genes)), False)
+        width = np.asarray(given, dtype=float)
+        if width.shape != (len(genes),) or not (width >= 0).all():
+            raise InputError(
+                f"half_widths[{p}] has shape {width.shape}, and must be ({len(genes)},) without "
+                "negative values or NaN."
+            )
+        widths[p] = (width, False)
     if n_labels is not None:
-        t = stats.t(_at_least_one(n_labels))
+        if n_labels < 1:
+            raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
+        t = stats.t(n_labels)
         for p in levels:
             widths.setdefault(p, (half * t.ppf((1 + p) / 2) / t.ppf((1 + level) / 2), True))
     rows = []
@@ -112,22 +118,6 @@ def calibration_table(
         covered = metrics.interval_coverage(genes["real_change"], centre - h, centre + h)
         rows.append((p, covered, len(genes), scaled))
     return pd.DataFrame(rows, columns=["level", "coverage", "n_genes", "scaled"])
-
-
-def _half_width(given: ArrayLike, level: float, n_genes: int) -> np.ndarray:
-    half = np.asarray(given, dtype=float)
-    if half.shape != (n_genes,) or not (half >= 0).all():
-        raise InputError(
-            f"half_widths[{level}] has shape {half.shape}, and must be ({n_genes},) without negative "
-            "values or NaN."
-        )
-    return half
-
-
-def _at_least_one(n_labels: int) -> int:
-    if n_labels < 1:
-        raise InputError(f"n_labels is {n_labels}; at least 1 is needed.")
-    return n_labels
 
 
 def calibration(
@@ -173,20 +163,12 @@ def calibration(
         ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=plain(label))
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
-            if len(points):
-                kwargs: dict[str, Any] = {
-                    "s": 22,
-                    "facecolors": face,
-                    "edgecolors": style["color"],
-                    "zorder": 3,
-                }
-                ax.scatter(points["level"], points["coverage"], **kwargs)
+            edge = {"facecolors": face, "edgecolors": style["color"]}
+            ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **edge)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_aspect("equal")
-    ax.set_xlabel("level of the interval", fontsize=9)
-    ax.set_ylabel("share of genes covered", fontsize=9)
-    ax.tick_params(labelsize=8)
+    label_axes(ax, "level of the interval", "share of genes covered")
     _calibration_words(ax, table, styles)
     return finish(ax, "calibration", show=show, save=save)
 
@@ -206,5 +188,4 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
             point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
     if handles:
-        outside: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        ax.legend(handles=handles, frameon=False, fontsize=8, **outside)
+        legend_beside(ax, handles)

@@ -16,11 +16,11 @@ from sklearn.decomposition import PCA
 
 from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import check_type, is_number
-from trvae_sc.errors import InputError, MissingExtraError
+from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, plain
+from trvae_sc.pl._style import COLORS, legend_beside, plain
 
 
 def embedding(
@@ -45,8 +45,8 @@ def embedding(
     basis
         Key of ``obsm``, with or without ``X_``.
     method
-        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy, which needs scanpy;
-        distances between clusters mean little there. If None, two columns are taken as they are,
+        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy; distances
+        between clusters mean little there. If None, two columns are taken as they are,
         and more go through ``"pca"``.
     n_neighbors, random_state
         Of UMAP, as in scanpy.
@@ -58,10 +58,7 @@ def embedding(
     Raises
     ------
     InputError
-        No such representation or column.
-        Unknown method, or fewer than two columns or three cells.
-    MissingExtraError
-        UMAP without scanpy.
+        No such representation or column, unknown method, or fewer than two columns or three cells.
     """
     check_type(adata)
     check_whole("n_neighbors", n_neighbors, 2)
@@ -94,12 +91,8 @@ def embedding(
 
 def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
     """Return UMAP coordinates, shape (n_cells, 2)."""
-    try:
-        import scanpy as sc
-    except ImportError as error:
-        raise MissingExtraError(
-            "method='umap' needs scanpy: pip install scanpy, or take method='pca'."
-        ) from error
+    import scanpy as sc  # takes a second
+
     if len(z) < _UMAP_CELLS:
         raise InputError(
             f"There are {len(z)} cells; UMAP needs {_UMAP_CELLS} or more. Take method='pca'."
@@ -156,13 +149,8 @@ def latent(
     shuffled = cells.iloc[order]
     groups = {name: [] if _on_scale(cells[name]) else _groups(cells[name]) for name in columns}
     extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
-    _, axes = plt.subplots(
-        1,
-        len(columns),
-        figsize=(3.2 * len(columns) + extra, 3.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    inches = (3.2 * len(columns) + extra, 3.4)
+    _, axes = plt.subplots(1, len(columns), figsize=inches, squeeze=False, layout="constrained")
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         if groups[name]:
@@ -239,15 +227,11 @@ def _scatter_groups(
             color = names[part].map(colors).tolist()
             ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
     counts = names.value_counts()
-    handles = [
-        Line2D(
-            [], [], ls="", marker=markers[g], c=colors[g], ms=5, label=f"{plain(g)} ({counts[g]:,})"
-        )
-        for g in groups
-    ]
-    ax.legend(
-        handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    handles = []
+    for g in groups:
+        text = f"{plain(g)} ({counts[g]:,})"
+        handles.append(Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=text))
+    legend_beside(ax, handles)
 
 
 def _scatter_numbers(ax: Axes, cells: pd.DataFrame, name: str, area: float) -> None:

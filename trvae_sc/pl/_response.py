@@ -65,8 +65,9 @@ def response(
 def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
     """Draw the cells of each label as dots, with their quartiles."""
     key = predicted.uns.get(RECORD, {}).get("keys", {}).get("labels_key")
-    names = as_text(predicted.obs[key]).to_numpy() if key in predicted.obs else None
-    names = np.full(len(value), "all cells") if names is None else names
+    names = np.full(len(value), "all cells")
+    if key in predicted.obs:
+        names = as_text(predicted.obs[key]).to_numpy()
     found = [name for name in sorted(set(names)) if np.isfinite(value[names == name]).any()]
     found.sort(key=lambda name: -np.ptp(np.nanpercentile(value[names == name], [10, 90])))
     ax = axes_of(ax, 5.0, 1.2 + 0.32 * len(found))
@@ -100,10 +101,9 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
     ax = axes_of(ax, 4.6, 3.8)
     order = np.argsort(np.nan_to_num(value), kind="stable")
     area = float(np.clip(20000 / len(xy), 1.5, 25))
-    limits: Any = dict(zip(("vmin", "vmax"), np.nanpercentile(value, [2, 98]), strict=True))
-    points = ax.scatter(
-        xy[order, 0], xy[order, 1], s=area, c=value[order], cmap="viridis", lw=0, **limits
-    )
+    low, high = np.nanpercentile(value, [2, 98])
+    style: Any = {"s": area, "cmap": "viridis", "lw": 0, "vmin": low, "vmax": high}
+    points = ax.scatter(xy[order, 0], xy[order, 1], c=value[order], **style)
     bar = plt.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)

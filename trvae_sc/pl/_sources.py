@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -47,17 +46,6 @@ def gene_table(
         raise InputError(f"There are several labels, {list(tables)}: choose one with label=.")
     ((name, table),) = tables.items()
     return table, name
-
-
-def label_tables(
-    given: Mapping[str, pd.DataFrame] | AnnData | Comparison,
-    truth: AnnData | None,
-    control: AnnData | None,
-) -> Mapping[str, pd.DataFrame]:
-    """Return gene tables by label."""
-    if isinstance(given, AnnData | Comparison):
-        return gene_tables(given, truth, control, None)
-    return given
 
 
 def color_of(predicted: Any) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib import patheffects
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 
 #: Okabe and Ito's colours, distinguishable with any colour vision.
 COLORS = {
@@ -30,7 +32,6 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
-BOUNDS = ("change_lower", "change_upper")  #: columns with the interval of a change
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
 _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
@@ -39,6 +40,24 @@ _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values(
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the Axes given, or those of a new figure of some inches."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def label_axes(ax: Axes, x: str, y: str) -> None:
+    """Name both axes, in the size of text that all plots have."""
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+    ax.tick_params(labelsize=8)
+
+
+def turn_names(ax: Axes, angle: int = 40) -> None:
+    """Turn the names below an axis, so that long ones have room."""
+    plt.setp(ax.get_xticklabels(), rotation=angle, ha="right", rotation_mode="anchor")
+
+
+def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Draw the legend to the right of the axes; of all that has a label, without `handles`."""
+    place: Any = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    ax.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
@@ -57,9 +76,10 @@ def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None
 
 def check_bounds(table: pd.DataFrame) -> None:
     """Raise where intervals are missing or upside down."""
-    if table[list(BOUNDS)].isna().any(axis=None):
+    unknown = table[BOUNDS].isna().any(axis=1)
+    if unknown.any():
         raise InputError(
-            f"{table[list(BOUNDS)].isna().any(axis=1).sum()} of {len(table)} genes have no interval. "
+            f"{unknown.sum()} of {len(table)} genes have no interval. "
             "Intervals need three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
@@ -135,10 +155,7 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
     hues = list(COLORS.values())
     return {
-        name: {
-            "color": hues[i % len(hues)],
-            "linestyle": STYLES[i // len(hues) % len(STYLES)],
-        }
+        name: {"color": hues[i % len(hues)], "linestyle": STYLES[i // len(hues) % len(STYLES)]}
         for i, name in enumerate(names)
     }
 
@@ -183,15 +200,14 @@ def to_name(change: np.ndarray, n_labels: int) -> np.ndarray:
     return np.array([i for i in order if i in wanted], dtype=int)
 
 
-def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str]) -> None:
+def arrows(ax: Axes, axis: str, points: np.ndarray, color: str) -> None:
     """Draw points (n_points, 2) that are outside of an axis as arrows at its end, with their values.
 
     The limits of the axis have to be set.
     """
     at = "xy".index(axis)
     low, high = sorted((ax.get_xlim, ax.get_ylim)[at]())
-    colors = [colors] * len(points) if isinstance(colors, str) else colors
-    for point, color in zip(points, colors, strict=True):
+    for point in points:
         value = point[at]
         if low <= value <= high:
             continue
@@ -202,13 +218,8 @@ def arrows(ax: Axes, axis: str, points: np.ndarray, colors: str | Sequence[str])
         shift = [0, 0]
         shift[at] = 7 if value < low else -7
         side = {"x": ("left", "right"), "y": ("center", "center")}[axis][int(value > high)]
-        place: Any = {
-            "xytext": tuple(shift),
-            "textcoords": "offset points",
-            "va": "center",
-            "ha": side,
-        }
-        ax.annotate(number(value, 1), tuple(end), **place, fontsize=7, color=color)
+        place: Any = {"xytext": tuple(shift), "textcoords": "offset points", "ha": side}
+        ax.annotate(number(value, 1), tuple(end), **place, va="center", fontsize=7, color=color)
 
 
 def within(values: np.ndarray) -> tuple[float, float]:
@@ -220,9 +231,7 @@ def within(values: np.ndarray) -> tuple[float, float]:
     return float(kept.min()), float(kept.max())
 
 
-def name_points(
-    ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray | None = None
-) -> None:
+def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray) -> None:
     """Write names beside their points, where there is room; others stay unnamed.
 
     Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
@@ -239,18 +248,18 @@ def name_points(
     legend = ax.get_legend()
     if legend is not None:
         taken.append(tuple(legend.get_window_extent().extents))
-    rest = (
-        [] if avoid is None else [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
-    )
+    rest = [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     for name, point, corner in zip(map(str, names), xy, at, strict=True):
         places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
-        places = [
+        free = [
             (place, box)
             for place, box in places
-            if frame.x0 < box[0] and box[2] < frame.x1 and frame.y0 < box[1] < frame.y1 - 9 * scale
+            if frame.x0 < box[0]
+            and box[2] < frame.x1
+            and frame.y0 < box[1] < frame.y1 - 9 * scale
+            and not _n_overlaps(box, taken)
         ]
-        free = [(place, box) for place, box in places if not _overlaps_any(box, taken)]
         if not free:
             continue
         # the first of those that cover the fewest other points
@@ -280,11 +289,6 @@ def _name_box(
     left = point[0] + dx * scale - (width if side == "right" else 0)
     bottom = point[1] + dy * scale - height / 2
     return (left, bottom, left + width, bottom + height)
-
-
-def _overlaps_any(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
-    """Return whether a box overlaps one of others."""
-    return _n_overlaps(a, others) > 0
 
 
 def _n_overlaps(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> int:

@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.levels import level_name, listing
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    BOUNDS,
     COLORS,
     LOG_UNIT,
     PALE,
     axes_of,
     check_bounds,
     check_columns,
+    label_axes,
     legend_below,
     name_points,
     plain,
@@ -47,8 +48,7 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        Columns are missing.
-        A gene has no interval.
+        Columns are missing, or a gene has no interval.
     """
     check_columns(var, ("predicted_change", *BOUNDS), of="predicted.var of TRVAE.predict")
     check_bounds(var)
@@ -56,14 +56,9 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     lower, upper = (var[name].to_numpy(float) for name in BOUNDS)
     far = np.where(change == 0, 0.0, np.inf)
     np.divide(2 * np.abs(change), upper - lower, out=far, where=upper > lower)
-    return pd.DataFrame(
-        {
-            "predicted_change": change,
-            "half_widths": far,
-            "excludes_zero": (lower > 0) | (upper < 0),
-        },
-        index=var.index,
-    )
+    excludes = (lower > 0) | (upper < 0)
+    columns = {"predicted_change": change, "half_widths": far, "excludes_zero": excludes}
+    return pd.DataFrame(columns, index=var.index)
 
 
 def volcano(
@@ -135,10 +130,8 @@ def volcano(
     if not words[1]:
         ax.axhline(1, c="k", lw=0.8, ls=":", zorder=0)
     ax.axvline(0, c="k", lw=0.5, zorder=0)
-    ax.set_xlabel(f"predicted change of mean {unit}", fontsize=9)
-    ax.set_ylabel(ylabel, fontsize=9)
+    label_axes(ax, f"predicted change of mean {unit}", ylabel)
     ax.set_title(title, fontsize=9)
-    ax.tick_params(labelsize=8)
     ax.margins(x=0.18, y=0.1)  # room for names
     legend_below(ax)
     xy = np.column_stack([x, y])[excludes]

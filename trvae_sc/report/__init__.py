@@ -15,6 +15,7 @@ from trvae_sc import pl
 from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.files import as_path, write_text
 from trvae_sc.report._design import design
 from trvae_sc.report._genes import gene_changes, predicted_changes
@@ -29,7 +30,7 @@ from trvae_sc.report._scores import (
     spread,
     summary,
 )
-from trvae_sc.report._settings import counted, python_call, settings
+from trvae_sc.report._settings import counted, n_tasks, python_call, settings
 from trvae_sc.report._tables import csv_link, number, table_of
 from trvae_sc.report._verdicts import Verdict, main_method, verdict, verdicts
 
@@ -97,6 +98,8 @@ def report(
     table, listed = verdicts(results, method=method), [_prediction(p) for p in predictions]
     changes, rows = gene_changes(results, method=method), score_rows(results)
     forecast = predicted_changes(predictions)
+    notes = {note for record in results.records for note in record["notes"]}
+    n_seeds = int(results.table.groupby("method")["seed"].nunique().max())
     every = changes if forecast.empty else pd.concat([changes, forecast], ignore_index=True)
     # everything that is put into the page is escaped, but for what is marked as markup here
     page = Environment(autoescape=True, loader=PackageLoader("trvae_sc.report", "."))
@@ -113,7 +116,7 @@ def report(
         top=_top(results),
         design=design(results, next_experiments),
         figures=list(images(results)),
-        over=f"{counted(_n_tasks(results), 'task')} and {counted(_n_seeds(results), 'seed')}",
+        over=f"{counted(n_tasks(results), 'task')} and {counted(n_seeds, 'seed')}",
         summary=summary(results),
         scores=score_table(results, rows),
         scores_csv=csv_link(rows),
@@ -123,7 +126,7 @@ def report(
         is_count=results.run["keys"].get("is_count", True),
         pathways=None if pathways is None else panel(pathways),
         predictions=listed,
-        notes=_notes(results),
+        notes=[*results.run.get("notes", ()), *sorted(notes)],
     )
 
 
@@ -138,7 +141,7 @@ def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None
 def _verdict_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table of verdicts, as text."""
     return {
-        **{k: row[k] for k in ("label", "source", "target", "advice", "reason")},
+        **{k: row[k] for k in (*TASK, "advice", "reason")},
         "kind": _KINDS.get(row["advice"], "plain"),
         "model": f"{row['model']:.2f}{spread(row['sd_seeds'])}",
         "simple": number(row["best simple"]),
@@ -169,16 +172,6 @@ def _top(results: Results) -> str:
     return f"the {N_TOP} genes that change most" if n_genes > N_TOP else f"all {n_genes} genes"
 
 
-def _n_tasks(results: Results) -> int:
-    """Return the number of hidden combinations."""
-    return int(results.table.groupby(["label", "source", "target"]).ngroups)
-
-
-def _n_seeds(results: Results) -> int:
-    """Return the number of seeds of the method that has most."""
-    return int(results.table.groupby("method")["seed"].nunique().max())
-
-
 def _training(results: Results, method: str) -> dict[str, Any] | None:
     """Return the terms of the loss of the first fit that has them."""
     for record in results.records:
@@ -198,17 +191,9 @@ def _prediction(predicted: AnnData) -> dict[str, Any]:
         )
     told = [record[k] for k in ("method", "output", "target") if k in record]
     made = ", ".join(str(value) for values in told for value in np.atleast_1d(values))
-    table = None
-    if "combinations" in record:
-        table = table_of(pd.DataFrame(record["combinations"]))
+    known = "combinations" in record
     return {
         "made": f"{counted(predicted.n_obs, 'cell')}: {made}.",
-        "table": table,
+        "table": table_of(pd.DataFrame(record["combinations"])) if known else None,
         "notes": [str(note) for note in record.get("notes", ())],
     }
-
-
-def _notes(results: Results) -> list[str]:
-    """Return the notes of the run and of its predictions."""
-    notes = {note for record in results.records for note in record["notes"]}
-    return [*results.run.get("notes", ()), *sorted(notes)]

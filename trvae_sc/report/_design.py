@@ -10,36 +10,21 @@ from trvae_sc import pl
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.levels import level_name
+from trvae_sc.pl._benchmark import MOST
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import Table, table_of
 
 _NEEDED = ("label", "condition", "expected_error", "lowers", "left")
-_MOST = (200, 60)  # labels and conditions that a picture can show
 
 
 def design(results: Results, experiments: pd.DataFrame | None) -> dict[str, Any]:
     """Return pictures and tables of what was measured, what is missing and what to measure next.
 
-    Parameters
-    ----------
-    results
-        Results of a benchmark.
-    experiments
-        What :func:`trvae_sc.next_experiments` returned, if it was asked.
-
-    Returns
-    -------
-    ``image`` (None where there are too many labels), ``missing``, a table or None, ``next`` and
-    ``next_image`` likewise, and ``n_missing``.
-
-    Raises
-    ------
-    InputError
-        The table is of something else.
+    None where there are too many labels for a picture, or nothing is missing or to be measured.
     """
     cells = results.design
     hidden = _hidden(results)
-    drawn = cells.shape[0] <= _MOST[0] and cells.shape[1] <= _MOST[1]
+    drawn = cells.shape[0] <= MOST[0] and cells.shape[1] <= MOST[1]
     found: dict[str, Any] = {"image": None, "next": None, "next_image": None}
     if drawn:
         ax: Any = pl.design(cells, hidden=hidden)
@@ -68,17 +53,7 @@ def _hidden(results: Results) -> list[Holdout]:
 
 
 def missing_combinations(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the conditions that labels have no cells under.
-
-    Parameters
-    ----------
-    cells
-        Numbers of cells by label (row) and condition (column).
-
-    Returns
-    -------
-    One row a label that lacks some: ``label``, ``measured under`` and ``missing``, names of conditions.
-    """
+    """Return the conditions that labels have no cells under, one row a label that lacks some."""
     rows = []
     for label, own in cells.iterrows():
         if (own == 0).any():

@@ -10,12 +10,12 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.evaluation import Results
-from trvae_sc.evaluation._changes import BOUNDS
+from trvae_sc.evaluation._holdouts import TASK
+from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.report._verdicts import main_method
 
 #: Columns of the table, those of effects and the real change.
-COLUMNS = ("label", "source", "target", "gene", "change", "lower", "upper", "real_change")
-_TASK = ["label", "source", "target"]
+COLUMNS = [*TASK, "gene", "change", "lower", "upper", "real_change"]
 _NAMES = {"predicted_change": "change", "change_lower": "lower", "change_upper": "upper"}
 
 
@@ -35,7 +35,7 @@ def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame
     ``target``, ``gene``; ``change``, ``lower`` and ``upper``, predicted change and its 90 % interval (means
     over seeds; NaN where the method has no interval), and ``real_change``, on the same scale: log(1 + kappa
     share) of the mean share of counts, of other values their mean. The largest real change of a combination
-    is first. Results that were written before intervals were kept have none.
+    is first.
 
     Raises
     ------
@@ -47,10 +47,10 @@ def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame
     for record in results.records:
         if record["method"] == method:
             kept = record.get("changes") or record["genes"][results.output_of(method)]
-            task = tuple(str(record["holdout"][k]) for k in _TASK)
+            task = tuple(str(record["holdout"][k]) for k in TASK)
             tasks.setdefault(task, []).append(pd.DataFrame(kept))
     tables = [_of_task(task, seeds) for task, seeds in tasks.items()]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
@@ -60,23 +60,16 @@ def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
     values = np.mean([table.to_numpy(np.float64) for table in whole], axis=0)
     found = pd.DataFrame(values, whole[0].index, names).rename(columns=_NAMES).reset_index()
     order = np.argsort(-found["real_change"].abs().to_numpy(), kind="stable")
-    return found.iloc[order].assign(**dict(zip(_TASK, task, strict=True)))[list(COLUMNS)]
+    return found.iloc[order].assign(**dict(zip(TASK, task, strict=True)))[COLUMNS]
 
 
 def predicted_changes(predictions: Sequence[AnnData]) -> pd.DataFrame:
-    """Return the changes of predictions of one label and source each; their real changes are not known.
+    """Return the changes of predictions of one label and source each, the largest predicted one first.
 
-    Parameters
-    ----------
-    predictions
-        Predicted cells. Those of several labels have no change in ``var`` and are left out.
-
-    Returns
-    -------
-    Columns as of :func:`trvae_sc.report.gene_changes`, the largest predicted change first; ``real_change`` is NaN.
+    Columns as of :func:`trvae_sc.report.gene_changes`; ``real_change`` is not known, NaN.
     """
     tables = [table for predicted in predictions for table in _of_prediction(predicted)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def _of_prediction(predicted: AnnData) -> Iterator[pd.DataFrame]:
@@ -84,8 +77,8 @@ def _of_prediction(predicted: AnnData) -> Iterator[pd.DataFrame]:
     combinations = predicted.uns.get("trvae_sc", {}).get("combinations")
     if combinations is None or len(combinations) != 1 or "predicted_change" not in predicted.var:
         return
-    task: dict[str, Any] = {name: str(combinations[name].iloc[0]) for name in _TASK}
+    task: dict[str, Any] = {name: str(combinations[name].iloc[0]) for name in TASK}
     found = predicted.var.reindex(columns=["predicted_change", *BOUNDS]).rename(columns=_NAMES)
     found = found.astype(np.float64).assign(**task, real_change=np.nan, gene=predicted.var_names)
     order = np.argsort(-found["change"].abs().to_numpy(), kind="stable")
-    yield found.iloc[order][list(COLUMNS)]
+    yield found.iloc[order][COLUMNS]

@@ -14,19 +14,7 @@ _COLORS = 256  # of an image: lines, dots and letters need no more
 
 
 def image(figure: Any, text: str) -> Markup:
-    """Return a figure as an image in the page, and close it.
-
-    Parameters
-    ----------
-    figure
-        A figure of matplotlib.
-    text
-        What is to be read where it is not seen.
-
-    Returns
-    -------
-    An element of HTML; the text is escaped.
-    """
+    """Return a figure as an image in the page, with the text to read where it is not seen, and close it."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     plt.close(figure)

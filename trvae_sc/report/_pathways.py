@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from trvae_sc.enrichment import pathways
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Results
-from trvae_sc.pl._style import plain
+from trvae_sc.evaluation._holdouts import TASK
+from trvae_sc.pl._style import plain, turn_names
 from trvae_sc.report._genes import gene_changes
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import csv_link, table_of
 
-_TASK = ["label", "source", "target"]
 _SHOWN = 25  # pathways in the picture
 _LETTERS = 36  # of a name in it
 _ROWS = 400  # of the table; the file has all
@@ -53,28 +53,13 @@ def task_pathways(
         decoupler is not installed.
     """
     changes = gene_changes(results, method=method)
-    columns = [*_TASK, "gene", "change", "real_change"]
-    groups = changes[columns].groupby(_TASK, sort=False)
+    columns = [*TASK, "gene", "change", "real_change"]
+    groups = changes[columns].groupby(TASK, sort=False)
     return pd.concat([pathways(own, net, **options) for _, own in groups], ignore_index=True)
 
 
 def panel(table: pd.DataFrame) -> dict[str, Any]:
-    """Return picture, table and file of the scores of pathways.
-
-    Parameters
-    ----------
-    table
-        What :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` returned.
-
-    Returns
-    -------
-    ``image``, ``table`` (the largest scores first), ``csv``, ``n_rows`` and ``n_shown``.
-
-    Raises
-    ------
-    InputError
-        The table is of something else, or empty.
-    """
+    """Return picture, table and file of the scores of pathways, as :func:`task_pathways` returns them."""
     needed = {"label", "pathway", "score", "qval"}
     if not isinstance(table, pd.DataFrame) or not needed <= set(table) or table.empty:
         what = f"a table with {list(table)}" if isinstance(table, pd.DataFrame) else repr(table)
@@ -113,8 +98,7 @@ def _heatmap(table: pd.DataFrame) -> Figure:
         drawn = ax.imshow(values.loc[names], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         ax.set_title("predicted" if kind == "score" else "real", fontsize=9)
         ax.set_xticks(range(values.shape[1]), below, fontsize=8)
-        for tick in ax.get_xticklabels():
-            tick.set(rotation=40, ha="right", rotation_mode="anchor")
+        turn_names(ax)
         ax.set_yticks([])
         ax.tick_params(length=0)
     axes[0][0].set_yticks(range(len(names)), [plain(str(n)[:_LETTERS]) for n in names], fontsize=8)

@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from trvae_sc import pl
 from trvae_sc.evaluation import CEILING, N_TOP, Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import WORDS, main_columns
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import Cell, Table, number, packed_csv, table_of
 
-_ROW = ["label", "source", "target", "method", "output"]
+_ROW = [*TASK, "method", "output"]
 _SCORES = (("effect_r2", f"top{N_TOP}"), ("energy_distance", "pcs"))  # that are drawn
 _PICTURES = 20  # combinations whose genes are drawn
 _LISTED = 10  # genes of a combination in its table
@@ -40,17 +41,9 @@ def summary(results: Results) -> Table:
 
 
 def score_rows(results: Results) -> pd.DataFrame:
-    """Return all scores, one row a combination, method and output.
+    """Return all scores, one row a combination, method and output: means over seeds.
 
-    Parameters
-    ----------
-    results
-        Results of a benchmark.
-
-    Returns
-    -------
-    ``label``, ``source``, ``target``, ``method``, ``output``, ``seeds`` (their number) and, of every score,
-    its mean over seeds and, where there are several, its standard deviation (``sd ...``).
+    Where a score has several seeds, a column ``sd ...`` has its standard deviation.
     """
     table = results.table.assign(
         score=results.table["metric"] + " (" + results.table["genes"] + ")"
@@ -65,18 +58,15 @@ def score_rows(results: Results) -> pd.DataFrame:
 
 def score_table(results: Results, rows: pd.DataFrame) -> Table:
     """Return the main scores of every combination, method and output, with their spread over seeds."""
-    shown = {
-        f"{metric} ({genes})": (metric, genes) for metric, genes in main_columns(results.table)
-    }
-    names = list(shown)
-    found = table_of(rows[[*_ROW, "seeds", *names]])
-    titles = [*_ROW, "seeds", *(_title(*score) for score in shown.values())]
-    head = [cell._replace(text=text) for cell, text in zip(found.columns, titles, strict=True)]
+    columns = main_columns(results.table)
+    names = [f"{metric} ({genes})" for metric, genes in columns]
+    titles = [*_ROW, "seeds", *(_title(metric, genes) for metric, genes in columns)]
+    found = table_of(rows[[*_ROW, "seeds", *names]].set_axis(titles, axis=1))
     for i, name in enumerate(names, len(_ROW) + 1):
         if f"sd {name}" in rows:
             for row, sd in zip(found.rows, rows[f"sd {name}"], strict=True):
                 row[i] = row[i]._replace(text=row[i].text + spread(sd))
-    return Table(head, found.rows)
+    return found
 
 
 def spread(sd: float) -> str:
@@ -93,14 +83,8 @@ def _title(metric: str, genes: str) -> str:
 
 
 def gene_sections(changes: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield a picture and the genes that change most of every combination.
-
-    Parameters
-    ----------
-    changes
-        Changes of all genes, as :func:`trvae_sc.report.gene_changes` returns them.
-    """
-    groups = changes.groupby(["label", "source", "target"], sort=False)
+    """Yield a picture and the genes that change most of every combination."""
+    groups = changes.groupby(TASK, sort=False)
     for i, ((label, source, target), genes) in enumerate(groups):
         name = f"{label}: {source} to {target}"
         drawn = None
@@ -142,18 +126,8 @@ def _scatter(genes: pd.DataFrame) -> Any:
 
 
 def packed_genes(changes: pd.DataFrame) -> dict[str, Any]:
-    """Return the changes of all genes as a file in the page: of each combination the first ones.
-
-    Parameters
-    ----------
-    changes
-        Changes of all genes, the largest of a combination first.
-
-    Returns
-    -------
-    ``data``, compressed CSV in base64; ``n_genes``; ``n_left_out``, rows that would be too many.
-    """
-    groups = changes.groupby(["label", "source", "target"], sort=False)
+    """Return the changes of all genes as compressed CSV in the page: of each combination the first ones."""
+    groups = changes.groupby(TASK, sort=False)
     most = max(1, _MOST_ROWS // max(groups.ngroups, 1))
     kept = groups.head(most)
     return {

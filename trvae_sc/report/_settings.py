@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from trvae_sc.evaluation import CEILING, Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.progress import duration
 
 _KEYS = {
@@ -25,43 +26,37 @@ def counted(number: int, of: str) -> str:
     return f"{number:,} {of}{'' if number == 1 else 's'}"
 
 
+def n_tasks(results: Results) -> int:
+    """Return the number of hidden combinations."""
+    return int(results.table.groupby(TASK).ngroups)
+
+
 def settings(results: Results) -> list[tuple[str, str]]:
-    """Return names and values of what the results rest on.
-
-    Parameters
-    ----------
-    results
-        Results of a benchmark. What older ones do not hold is left out.
-
-    Returns
-    -------
-    Pairs of a name and a text, in the order in which they are shown.
-    """
-    run, design = results.run, results.design
-    tasks = results.table.groupby(["label", "source", "target"]).ngroups
+    """Return names and values of what the results rest on, in the order shown; what is not known is left out."""
+    run, keys, design = results.run, results.run["keys"], results.design
     shape = f"{counted(len(design), 'label')}, {counted(design.shape[1], 'condition')}"
-    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     seconds = sum(record["seconds"] for record in results.records)
     entries = {
         "Data": f"{run['n_obs']:,} cells, {run['n_vars']:,} genes; {shape}; checksum {run['data'][:12]}",
-        "Keys": _keys(run["keys"]),
-        "Values": "counts" if run["keys"].get("is_count", True) else "as they are, no counts",
-        "Hidden": hidden(results, tasks),
+        "Keys": "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key)),
+        "Values": "counts" if keys.get("is_count", True) else "as they are, no counts",
+        "Hidden": _hidden(results),
         "Genes": _genes(results),
         "Methods": ", ".join(name for name in results.methods if name != CEILING),
         "Preset": _presets(results.records),
         "Epochs": _epochs(results.records),
         "Seeds": _seeds(results.records),
         "Computing": f"{counted(len(results.records), 'fit')}, {duration(seconds)}",
-        "Versions": versions,
-        "Date": date(run),
+        "Versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
+        "Date": _date(run),
         "Command": run.get("command", ""),
     }
     return [(name, text) for name, text in entries.items() if text]
 
 
-def hidden(results: Results, tasks: int) -> str:
+def _hidden(results: Results) -> str:
     """Return what was hidden, in words."""
+    tasks = n_tasks(results)
     text = f"{counted(tasks, 'combination')}, one at a time" if tasks > 1 else "1 combination"
     also = [
         {name.rsplit(":", 1)[-1] == r["holdout"]["target"] for name in r["holdout"].get("also", ())}
@@ -69,15 +64,12 @@ def hidden(results: Results, tasks: int) -> str:
     ]
     if not all(True in own for own in also):
         return text
-    both = (
-        ", and the label under all conditions but the source"
-        if any(False in own for own in also)
-        else ""
-    )
-    return f"{text}, with the same condition in other labels{both}"
+    text += ", with the same condition in other labels"
+    both = any(False in own for own in also)
+    return f"{text}, and the label under all conditions but the source" if both else text
 
 
-def date(run: dict[str, Any]) -> str:
+def _date(run: dict[str, Any]) -> str:
     """Return when a run started; of one that does not say, when the page is made."""
     if "started" in run:
         return f"{run['started'][:16].replace('T', ' ')} UTC, start of the run"
@@ -101,25 +93,15 @@ def python_call(results: Results) -> str:
     return f"trvae_sc.evaluation.benchmark(\n    adata,\n    {methods!r},\n    holdouts,{lines}\n)"
 
 
-def _keys(keys: dict[str, Any]) -> str:
-    """Return which columns hold what."""
-    return "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key))
-
-
 def _genes(results: Results) -> str:
     """Return how many genes were used, and how they were chosen."""
-    used = _range(record["n_genes"] for record in results.records)
-    if results.run["n_top_genes"] is None or min(_numbers(results)) == results.run["n_vars"]:
-        return f"all {results.run['n_vars']:,}"
+    used, n_vars = [record["n_genes"] for record in results.records], results.run["n_vars"]
+    if results.run["n_top_genes"] is None or min(used) == n_vars:
+        return f"all {n_vars:,}"
     return (
-        f"{used} of {results.run['n_vars']:,}, chosen for every task without the hidden cells, as are "
+        f"{_range(used)} of {n_vars:,}, chosen for every task without the hidden cells, as are "
         "normalisation and principal components"
     )
-
-
-def _numbers(results: Results) -> list[int]:
-    """Return the numbers of genes of all fits."""
-    return [record["n_genes"] for record in results.records]
 
 
 def _presets(records: list[dict[str, Any]]) -> str:
@@ -134,8 +116,7 @@ def _epochs(records: list[dict[str, Any]]) -> str:
     frame = pd.DataFrame(pairs, columns=["method", "done", "default"])
     texts = []
     for method, group in frame.groupby("method", sort=False):
-        usual = _range(group["default"])
-        done = _range(group["done"])
+        done, usual = _range(group["done"]), _range(group["default"])
         texts.append(f"{done} ({method}{'' if done == usual else f', by default {usual}'})")
     return "; ".join(texts)
 

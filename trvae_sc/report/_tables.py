@@ -27,18 +27,9 @@ class Table(NamedTuple):
 
 
 def table_of(frame: pd.DataFrame, *, small: Collection[str] = ()) -> Table:
-    """Return a frame as a table: numbers with two digits, what is missing empty.
+    """Return a frame, without its index, as a table: numbers with two digits, what is missing empty.
 
-    Parameters
-    ----------
-    frame
-        Columns of numbers or text; the index is left out.
-    small
-        Columns of numbers of which small ones tell, too: q-values.
-
-    Returns
-    -------
-    The table. Cells of numbers are sorted by the number in full.
+    Small numbers tell in the columns `small`, too: q-values.
     """
     columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
     kinds = [pd.api.types.is_numeric_dtype(c) and c.dtype != bool for c in columns]

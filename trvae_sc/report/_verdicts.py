@@ -12,11 +12,11 @@ from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._choose import Decision, decide, standard_error
-from trvae_sc.evaluation._results import loss
+from trvae_sc.evaluation._holdouts import TASK
+from trvae_sc.evaluation._results import loss, tasks_by_seeds
 
 TOP = f"top{N_TOP}"
 _METRIC = "effect_r2"
-_TASK = ["label", "source", "target"]
 _TOO_LOW = 0.3  # share of the effect R2 that a perfect prediction would have
 
 
@@ -55,15 +55,8 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
             f"prediction would have effect R2 {ceiling:.2f} ({named})",
         )
     if np.nanmax([ours, theirs, 0.0]) < _TOO_LOW * (1.0 if np.isnan(ceiling) else ceiling):
-        return Verdict(
-            "do not trust",
-            f"effect R2 {named}"
-            + (
-                ""
-                if np.isnan(ceiling)
-                else f", of {ceiling:.2f} that a perfect prediction would have"
-            ),
-        )
+        of = "" if np.isnan(ceiling) else f", of {ceiling:.2f} that a perfect prediction would have"
+        return Verdict("do not trust", f"effect R2 {named}{of}")
     if decision.simple is None:
         return Verdict(f"use {judged}", f"effect R2 {ours:.2f}; no simple method was run beside it")
     difference = f"difference {ours - theirs:+.2f}"
@@ -105,22 +98,21 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     table = results.table
     table = table[(table["metric"] == _METRIC) & (table["genes"] == TOP)]
     scores = {
-        name: _tasks_by_seeds(table, name, results.output_of(name)) for name in results.methods
+        name: tasks_by_seeds(table, name, results.output_of(name)) for name in results.methods
     }
-    scores[CEILING] = _tasks_by_seeds(table, CEILING, CEILING)
+    scores[CEILING] = tasks_by_seeds(table, CEILING, CEILING)
     ours, rows = scores[method], []
-    best, simple = _best_simple(scores, method)
-    differences = None if best is None else ours.sub(best, axis=0).loc[ours.index]
-    errors = pd.Series(np.nan, ours.index) if best is None else _errors(differences)
+    best = _best_simple(scores, method)
+    errors = _errors(ours.sub(best["score"], axis=0).loc[ours.index])
     for task in ours.index:
         own = {name: float(t.loc[task].mean()) for name, t in scores.items() if task in t.index}
-        other = None if best is None or simple is None or task not in best.index else simple[task]
+        other = best["name"].get(task)
         gap = np.nan if other is None else own[method] - own[other]
         decision = decide(gap, errors[task], model=method, simple=other)
         found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))
         rows.append(
             {
-                **dict(zip(_TASK, task, strict=True)),
+                **dict(zip(TASK, task, strict=True)),
                 "model": own[method],
                 "sd_seeds": float(ours.loc[task].std()),
                 "best simple": np.nan if other is None else own[other],
@@ -134,25 +126,15 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _tasks_by_seeds(table: pd.DataFrame, method: str, output: str) -> pd.DataFrame:
-    """Return the scores of a method's output, tasks x seeds."""
-    own = table[(table["method"] == method) & (table["output"] == output)]
-    return own.pivot_table(index=_TASK, columns="seed", values="value")
-
-
-def _best_simple(
-    scores: dict[str, pd.DataFrame], method: str
-) -> tuple[pd.Series | None, pd.Series | None]:
+def _best_simple(scores: dict[str, pd.DataFrame], method: str) -> pd.DataFrame:
     """Return score and name of the best simple method of every task; of equal ones the simplest."""
-    names = [
-        name for name in SIMPLEST_FIRST if name in scores and name not in (method, "no_change")
-    ]
-    names = names or [name for name in SIMPLEST_FIRST if name in scores and name != method]
+    run = [name for name in SIMPLEST_FIRST if name in scores and name != method]
+    names = [name for name in run if name != "no_change"] or run
     if not names:
-        return None, None
+        return pd.DataFrame({"score": 0.0, "name": ""}, index=scores[method].index[:0])
     means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
-    losses = means.map(lambda value: loss(_METRIC, value)).round(12)
-    return means.max(axis=1), losses.idxmin(axis=1)
+    best = loss(_METRIC, means).round(12).idxmin(axis=1)
+    return pd.DataFrame({"score": means.max(axis=1), "name": best.to_numpy()})
 
 
 def _errors(differences: pd.DataFrame) -> pd.Series:
