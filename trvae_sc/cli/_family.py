@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trvae_sc.cli import _commands
 from trvae_sc.cli._shared import (
+    answer,
     check_accelerator,
     check_data,
     check_output,
@@ -15,14 +16,13 @@ from trvae_sc.cli._shared import (
     keys_of,
     quiet,
     save_model,
+    say,
     write_prediction,
 )
-from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import read, write_anndata, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
 
 #: Models by name: their class, and what it is in words.
@@ -112,7 +112,7 @@ def run_train(args: argparse.Namespace) -> None:
         _commands.run_train(args)
         return
     check_output(
-        args.out, force=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
+        args.out, overwrite=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
     )
     adata = read(args.file)
     from trvae_sc import family
@@ -206,19 +206,16 @@ def _load(args: argparse.Namespace, adata: AnnData | None) -> Any:
 
 def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     """Return the cells but those that training was not shown."""
+    import numpy as np
+
     from trvae_sc.evaluation import parse_holdouts
     from trvae_sc.expression import Keys
 
     given = model.registry_["setup_args"]
     keys = Keys(given["condition_key"], given["labels_key"])
-    hidden = [
-        h.hidden(adata, keys) for h in parse_holdouts(_trained_on(model)["holdouts"], adata, keys)
-    ]
-    return adata[~cast("np.ndarray", sum(hidden)).astype(bool)].copy() if hidden else adata
-
-
-def _trained_on(model: Any) -> dict[str, Any]:
-    return getattr(model, "trained_on_", {"holdouts": []})
+    names = getattr(model, "trained_on_", {"holdouts": []})["holdouts"]
+    hidden = [holdout.hidden(adata, keys) for holdout in parse_holdouts(names, adata, keys)]
+    return adata[~np.any(hidden, axis=0)].copy() if hidden else adata
 
 
 # -- latent spaces --------------------------------------------------------------------------------------
@@ -284,7 +281,7 @@ def run_outliers(args: argparse.Namespace) -> None:
     """Score cells and write a table."""
     if args.out.suffix != ".csv":
         raise InputError(f"{args.out} is no .csv file.")
-    check_output(args.out, force=args.force, inputs=[args.file, args.reference])
+    check_output(args.out, overwrite=args.force, inputs=[args.file, args.reference])
     adata, reference = read(args.file), read(args.reference)
     model = _load(args, None)
     if type(model).__name__ != "TRVAE":
