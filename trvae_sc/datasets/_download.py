@@ -26,19 +26,6 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
     file without a known one is written beside it (``.sha256``) once the file was found intact, and
     later calls compare. What an interrupted download brought (``.part``) is continued.
 
-    Parameters
-    ----------
-    url
-        Address of the file; its last part is the name in the cache.
-    known_hash
-        The sha256 that the file must have.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Path of the file.
-
     Raises
     ------
     ConnectionError
