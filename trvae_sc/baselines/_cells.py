@@ -38,7 +38,7 @@ from trvae_sc.identity import row_sums
 from trvae_sc.levels import level_name, levels
 from trvae_sc.model._counts import Draws, transport_counts
 from trvae_sc.model._factors import Change, Factors
-from trvae_sc.model._record import combination_notes, combination_table, predicted_obs
+from trvae_sc.model._record import combination_notes, combination_table, predicted_obs, scale_name
 from trvae_sc.model._trained import Known
 from trvae_sc.shift import Profiles, novelty
 
@@ -47,25 +47,13 @@ _BATCH = 1024  # cells moved at a time
 
 @dataclass(frozen=True)
 class Learned:
-    """What methods learn from that train nothing.
+    """What methods learn from that train nothing."""
 
-    Parameters
-    ----------
-    adata, keys
-        Measured cells, and where they have what.
-    known
-        Labels, conditions and numbers of cells.
-    profiles
-        f of mean shares, log(1 + kappa share), or mean values.
-    kappa
-        Median total.
-    """
-
-    adata: AnnData
+    adata: AnnData  #: measured cells
     keys: Keys
     known: Known
-    profiles: Profiles
-    kappa: float
+    profiles: Profiles  #: f of mean shares, log(1 + kappa share), or mean values
+    kappa: float  #: median total
 
     @cached_property
     def unit(self) -> np.ndarray | float:
@@ -145,22 +133,7 @@ def finished(
 ) -> AnnData:
     """Return a prediction with all that one of the model has.
 
-    Parameters
-    ----------
-    learned
-        What was measured.
-    method
-        Name of the method.
-    moved
-        Groups of cells.
-    target
-        Condition.
-    output
-        ``"counts"``, drawn here, or ``"delta"``.
-    seed
-        Seed of the counts.
-    x
-        Values of ``"delta"``, in the order of the rows in `learned`.
+    Counts are drawn here; `x` are the values of ``"delta"``, in the order of the rows in `learned`.
     """
     rows = np.sort(np.concatenate([group.rows for group in moved]))
     obs = predicted_obs(learned.known, learned.adata, rows, target, 1)
@@ -229,14 +202,13 @@ def _record(
     remarks = known.conditions.remarks(target)
     notes = combination_notes(table, measured=not remarks, labelled=keys.labels_key is not None)
     notes += remarks
-    scale = "counts" if output == "counts" else "log(1 + kappa * share)"
     return {
         "method": method,
         "keys": keys.named(),
         "target": level_name(target),
         "source": np.array(table["source"].unique(), dtype=object),
         "output": output,
-        "scale": scale if keys.is_count else "values",
+        "scale": scale_name(keys.is_count, output),
         "kappa": learned.kappa,
         "n_samples": 1,
         "seed": int(seed),

@@ -44,21 +44,13 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Shift:
-    """What a method says of a target, and how it errs.
+    """What a method says of a target, and how it errs."""
 
-    Parameters
-    ----------
-    predict
-        Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
-    others
-        f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
-    missed
-        How each of them is predicted where it is left out.
-    """
-
+    #: Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
     predict: Callable[[np.ndarray, int | None], np.ndarray]
+    #: f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
     others: np.ndarray
-    missed: Missed
+    missed: Missed  #: how each of them is predicted where it is left out
 
 
 def shift_of(
