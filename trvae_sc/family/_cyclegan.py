@@ -28,10 +28,7 @@ from trvae_sc.family._networks import (
 
 
 class CycleGANModule(BetweenModule):
-    r"""Two generators :math:`G(p) = p + g(p), F(q) = q + f(q)` and a critic of each condition.
-
-    See :class:`CycleGAN` for the parameters.
-    """
+    r"""Two generators :math:`G(p) = p + g(p), F(q) = q + f(q)` and a critic of each condition; see :class:`CycleGAN`."""
 
     def __init__(
         self,
@@ -123,10 +120,8 @@ class CycleGAN(BetweenTranslator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     source, target
         The two conditions. May be None where the data have no others.
     n_pcs
@@ -139,8 +134,6 @@ class CycleGAN(BetweenTranslator):
         Loss of the critics, ``"wasserstein"`` or ``"hinge"``.
     penalty_weight
         Weight of the gradient penalty; 0 for none.
-    seed
-        Seed of initial weights and minibatches; ``scvi.settings.seed`` or else 0 if None.
 
     Examples
     --------

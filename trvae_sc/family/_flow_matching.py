@@ -38,10 +38,7 @@ def coupling(start: Tensor, end: Tensor, label: Tensor) -> Tensor:
 
 
 class FlowMatchingModule(BetweenModule):
-    r"""Velocity :math:`v(p, t)` of principal components between source (t = 0) and target (1).
-
-    See :class:`FlowMatching` for the parameters.
-    """
+    r"""Velocity :math:`v(p, t)` of principal components between source (t = 0) and target (1); see :class:`FlowMatching`."""
 
     def __init__(self, sizes: Sizes, *, n_hidden: Sequence[int], n_steps: int) -> None:
         super().__init__(sizes)
@@ -94,10 +91,8 @@ class FlowMatching(BetweenTranslator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     source, target
         The two conditions. May be None where the data have no others.
     n_pcs
@@ -106,8 +101,6 @@ class FlowMatching(BetweenTranslator):
         Widths of the velocity's network.
     n_steps
         Steps of the integration, by the midpoint rule.
-    seed
-        Seed of components, initial weights and minibatches; ``scvi.settings.seed`` or 0 if None.
 
     Examples
     --------

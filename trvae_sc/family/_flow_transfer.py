@@ -41,18 +41,14 @@ class FlowTransfer(FlowSpace):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     n_pcs
         Principal components; fewer where cells or genes do not allow so many.
     n_hidden
         Widths of the networks that give the splines.
     n_transforms
         Number of spline layers.
-    seed
-        Seed of components, initial weights and minibatches; ``scvi.settings.seed`` or 0 if None.
 
     Raises
     ------

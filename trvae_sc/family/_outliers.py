@@ -162,17 +162,7 @@ def _warn_of_themselves(model: TRVAE, scored: AnnData, known: AnnData, rows: np.
 
 
 class Neighbors:
-    """Training cells in their principal components, to measure distances to.
-
-    Parameters
-    ----------
-    model
-        Trained model.
-    train
-        AnnData with its training cells.
-    rows
-        Which of them to use.
-    """
+    """Training cells (some `rows` of them) in their principal components, to measure distances to."""
 
     def __init__(self, model: TRVAE, train: AnnData, rows: np.ndarray) -> None:
         self.model = model

@@ -28,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairedModule(BetweenModule):
-    r"""Generator :math:`G(p) = p + g(p)` and critic :math:`D(q, p)`.
-
-    See :class:`PairedTranslator` for the parameters.
-    """
+    r"""Generator :math:`G(p) = p + g(p)` and critic :math:`D(q, p)`; see :class:`PairedTranslator`."""
 
     def __init__(
         self,
@@ -91,10 +88,8 @@ class PairedTranslator(BetweenTranslator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     source, target
         The two conditions. May be None where the data have no others.
     n_pcs
@@ -107,8 +102,6 @@ class PairedTranslator(BetweenTranslator):
         Loss of the critic, ``"wasserstein"`` or ``"hinge"``.
     penalty_weight
         Weight of the gradient penalty; 0 for none.
-    seed
-        Seed of initial weights and minibatches; ``scvi.settings.seed`` or else 0 if None.
 
     Examples
     --------
