@@ -13,7 +13,7 @@ from anndata import AnnData
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, log_values
 from trvae_sc.levels import codes_of, level_name
-from trvae_sc.model import NOT_TRAINED, TRVAE
+from trvae_sc.model import TRVAE
 from trvae_sc.training import row_numbers
 
 #: Cells: a row number, row numbers, a mask, or the values of columns of ``obs`` that they have.
@@ -29,7 +29,7 @@ def check_model(model: TRVAE) -> None:
             f"The model is a {name}; this is for a TRVAE with any preset."
             + (f" A {name} has methods of its own: {', '.join(own)}." if own else "")
         )
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    model._check_if_trained(warn=False)
 
 
 def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
