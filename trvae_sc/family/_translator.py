@@ -167,7 +167,7 @@ class Translator(TranslatorRegistration):
             epochs = default if max_epochs is None else max_epochs
             TrainRunner(
                 self,
-                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.marks),
+                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.registered.marks),
                 Minibatches(cells, sampler),
                 epochs,
                 accelerator=accelerator,

@@ -17,14 +17,7 @@ from trvae_sc.model_file import read_model
 class BestWeights(Callback):
     """Keeps the weights of the best validation epoch and puts them back when training ends.
 
-    Also when it ends by an exception or by Ctrl-C.
-
-    Parameters
-    ----------
-    monitor
-        Validation metric; lower is better unless `mode` is ``"max"``.
-    mode
-        ``"min"`` or ``"max"``.
+    Also when it ends by an exception or by Ctrl-C. Lower is better unless `mode` is ``"max"``.
     """
 
     def __init__(

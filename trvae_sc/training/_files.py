@@ -26,13 +26,7 @@ T = TypeVar("T")
 
 
 class FileRows:
-    """Reads rows of a matrix in a file, in any order, and notices when the file changes.
-
-    Parameters
-    ----------
-    x
-        Dense dataset, or sparse one by row, of h5py or zarr.
-    """
+    """Reads rows of a matrix in a file, in any order, and notices when the file changes."""
 
     def __init__(self, x: h5py.Dataset | zarr.Array | CSRDataset | CSCDataset) -> None:
         check_there(x)
