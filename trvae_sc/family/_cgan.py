@@ -132,15 +132,8 @@ class ConditionalGAN(Translator):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, seed=seed)
-        self._build(
-            ConditionalGANModule,
-            n_pcs=n_pcs,
-            n_noise=n_noise,
-            n_hidden=n_hidden,
-            adversarial=adversarial,
-            penalty_weight=penalty_weight,
-        )
         self.init_params_ = self._get_init_params(locals())
+        self._build(ConditionalGANModule, locals())
 
     # -- cells from noise -----------------------------------------------------------------------------
 

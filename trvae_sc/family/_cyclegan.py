@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss
 
 from trvae_sc.alignment import align
 from trvae_sc.checks import RECORD
@@ -81,18 +82,17 @@ class CycleGANModule(BetweenModule):
         p, q, label = self._cells(batch)
         to_q, to_p = self.move(p, backward=False), self.move(q, backward=True)
         adversarial = -self.critics[0](to_q, label).mean() - self.critics[1](to_p, label).mean()
-        cycle = _l1(self.move(to_q, backward=True), p) + _l1(self.move(to_p, backward=False), q)
-        identity = _l1(self.move(q, backward=False), q) + _l1(self.move(p, backward=True), p)
+        cycle = l1_loss(self.move(to_q, backward=True), p) + l1_loss(
+            self.move(to_p, backward=False), q
+        )
+        identity = l1_loss(self.move(q, backward=False), q) + l1_loss(
+            self.move(p, backward=True), p
+        )
         return {
             "adversarial": adversarial,
             "cycle": self.cycle_weight * cycle,
             "identity": self.identity_weight * identity,
         }
-
-
-def _l1(p: Tensor, q: Tensor) -> Tensor:
-    """Return the mean absolute difference."""
-    return (p - q).abs().mean()
 
 
 class CycleGAN(BetweenTranslator):
@@ -160,16 +160,8 @@ class CycleGAN(BetweenTranslator):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, source=source, target=target, seed=seed)
-        self._build(
-            CycleGANModule,
-            n_pcs=n_pcs,
-            n_hidden=n_hidden,
-            cycle_weight=cycle_weight,
-            identity_weight=identity_weight,
-            adversarial=adversarial,
-            penalty_weight=penalty_weight,
-        )
         self.init_params_ = self._get_init_params(locals())
+        self._build(CycleGANModule, locals())
 
     def _is_own(self, adata: AnnData | None) -> bool:
         """Return whether cells are a prediction of the model from counts, on the log scale."""

@@ -125,5 +125,5 @@ class FlowMatching(BetweenTranslator):
     ) -> None:
         check_whole("n_steps", n_steps)
         super().__init__(adata, registry, source=source, target=target, seed=seed)
-        self._build(FlowMatchingModule, n_pcs=n_pcs, n_hidden=n_hidden, n_steps=n_steps)
         self.init_params_ = self._get_init_params(locals())
+        self._build(FlowMatchingModule, locals())

@@ -74,10 +74,10 @@ class FlowTransfer(FlowSpace):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, seed=seed)
-        self._build(FlowModule, n_pcs=n_pcs, n_hidden=n_hidden, n_transforms=n_transforms)
         #: mean places of training cells by condition, then label, as text: see :meth:`_places`
         self.latent_means_: dict[str, dict[str, Any]] = {}
         self.init_params_ = self._get_init_params(locals())
+        self._build(FlowModule, locals())
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""

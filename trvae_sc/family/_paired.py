@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from torch import Tensor
+from torch.nn.functional import l1_loss
 
 from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
@@ -70,7 +71,7 @@ class PairedModule(BetweenModule):
         moved = self.move(p, backward=False)
         return {
             "adversarial": -self.critic(moved, p).mean(),
-            "l1": self.l1_weight * (moved - q).abs().mean(),
+            "l1": self.l1_weight * l1_loss(moved, q),
         }
 
 
@@ -127,15 +128,8 @@ class PairedTranslator(BetweenTranslator):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, source=source, target=target, seed=seed)
-        self._build(
-            PairedModule,
-            n_pcs=n_pcs,
-            n_hidden=n_hidden,
-            l1_weight=l1_weight,
-            adversarial=adversarial,
-            penalty_weight=penalty_weight,
-        )
         self.init_params_ = self._get_init_params(locals())
+        self._build(PairedModule, locals())
 
     @classmethod
     def setup_anndata(

@@ -15,7 +15,7 @@ from scvi import REGISTRY_KEYS
 from torch.utils.data import Sampler, StackDataset
 
 from trvae_sc import checks
-from trvae_sc.arguments import check_number, check_seed, check_whole
+from trvae_sc.arguments import check_number, check_seed, check_whole, named
 from trvae_sc.baselines import as_prediction
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense, log_values, median_total, values
@@ -79,8 +79,10 @@ class Translator(TranslatorRegistration):
             f"seed: {self.seed_}"
         )
 
-    def _build(self, module_cls: type[ExpressionModule], *, n_pcs: int, **arguments: Any) -> None:
-        """Make the module with the model's own seed, with as many components as there can be."""
+    def _build(self, module_cls: type[ExpressionModule], given: dict[str, Any]) -> None:
+        """Make the module, with the model's own seed, of those of the model's arguments that it takes."""
+        arguments = {name: given[name] for name in named(module_cls) if name in given}
+        n_pcs = given["n_pcs"]
         check_whole("n_pcs", n_pcs)
         check_widths("n_hidden", arguments["n_hidden"])
         for name, value in arguments.items():
@@ -266,9 +268,8 @@ class Translator(TranslatorRegistration):
 
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
-        original = self.adata if adata is None else adata
         registered = self._checked(adata)
-        original = registered if original is None else original
+        original = self.adata if adata is None else adata
         checks.check_free(original)
         rows = source_rows(self.known, original, Request(target, **selection))
         cells = registered[rows].copy()
