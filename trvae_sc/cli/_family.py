@@ -25,14 +25,14 @@ from trvae_sc.files import read, write_anndata, write_text
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Models by name: their class, and what it is in words.
+#: Classes of models by name.
 MODELS = {
-    "trvae": ("TRVAE", "TRVAE with its presets"),
-    "cgan": ("ConditionalGAN", "conditional GAN"),
-    "cyclegan": ("CycleGAN", "CycleGAN"),
-    "flow_matching": ("FlowMatching", "flow matching"),
-    "flow_transfer": ("FlowTransfer", "flow transfer"),
-    "paired": ("PairedTranslator", "paired translation"),
+    "trvae": "TRVAE",
+    "cgan": "ConditionalGAN",
+    "cyclegan": "CycleGAN",
+    "flow_matching": "FlowMatching",
+    "flow_transfer": "FlowTransfer",
+    "paired": "PairedTranslator",
 }
 _OF_TRVAE = ("n_latent", "kl_weight", "mmd_weight", "batch_key", "memory_budget", "checkpoint_dir")
 _BETWEEN = ("cyclegan", "flow_matching", "paired")
@@ -127,7 +127,7 @@ def run_train(args: argparse.Namespace) -> None:
     train, keys = training_data(
         adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None, columns=columns
     )
-    model_cls = getattr(family, MODELS[args.model][0])
+    model_cls = getattr(family, MODELS[args.model])
     given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
     pairs = {"pair_key": args.pair_key} if args.model == "paired" else {}
     model_cls.setup_anndata(train, keys.condition_key, **given, **pairs)
