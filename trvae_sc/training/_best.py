@@ -40,23 +40,15 @@ class BestWeights(Callback):
         self.best_epoch = trainer.current_epoch
         self.weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
 
-    def on_train_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule, *exception: BaseException
+    ) -> None:
         """Put the best weights back."""
         if self.weights is not None:
             plan.module.load_state_dict(self.weights)
 
-    def on_fit_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
-        """Put the best weights back where a finished run was resumed, which trains nothing."""
-        self.on_train_end(trainer, plan)
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        plan: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """Put the best weights back."""
-        self.on_train_end(trainer, plan)
+    on_exception = on_train_end
+    on_fit_end = on_train_end  # where a finished run was resumed, which trains nothing
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""

@@ -190,10 +190,8 @@ class DataLoader(torch.utils.data.DataLoader):
         for tensors in super().__iter__() if self.file is None else self._streamed():
             if self.target_condition is not None:
                 n_cells = len(tensors[REGISTRY_KEYS.X_KEY])
-                target = {TARGET_KEY: self.target_condition.expand(n_cells, -1)}
-                yield tensors | target
-            else:
-                yield tensors
+                tensors[TARGET_KEY] = self.target_condition.expand(n_cells, -1)
+            yield tensors
 
     def _streamed(self) -> Iterator[dict[str, Tensor]]:
         """Yield minibatches from windows of the file."""

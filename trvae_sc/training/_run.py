@@ -107,12 +107,10 @@ class EpochCheckpoint(Checkpoint):
             self.content = torch.load(self.file, map_location="cpu", weights_only=True)
             run = self.content["callbacks"].get(self.state_key, {}).get("run")
         except _DAMAGE as error:
-            self.release()
             raise InputError(
                 f"{self.file} is damaged, or no checkpoint of ours. Delete it to start anew."
             ) from error
         if run != self.run:
-            self.release()
             raise InputError(
                 f"{self.file} is of a run with other data or arguments. Choose another folder, or "
                 "delete it to start anew."
@@ -214,9 +212,9 @@ class TrainRunner(ScviTrainRunner):
     def __init__(
         self, *args: Any, checkpoint: EpochCheckpoint | None = None, **kwargs: Any
     ) -> None:
-        if checkpoint is not None:
-            kwargs["ckpt_path"] = checkpoint.resume_from()
         try:
+            if checkpoint is not None:
+                kwargs["ckpt_path"] = checkpoint.resume_from()
             with _quiet_lightning():
                 super().__init__(*args, **kwargs)
         except BaseException:
