@@ -111,12 +111,8 @@ class CycleGAN(BetweenTranslator):
 
     Without labels a difference of composition is learned as if it were an effect, and nothing keeps a cell's
     identity: a map that exchanges labels closes every cycle and pleases every critic as well as one that
-    does not. No weight of the identity term changes that, which says only that *target* cells are moved little.
-    Labels stay where the change is small against their differences, since generators start at the identity:
-    style and digit are right in 0.87 of slanted digits without labels (0.94 with), but in 0.02 of outlined ones
-    (0.02, 0.02, 0.01 for :math:`\mu` of 0, 5, 20; 0.74 with labels), whose cycle closes all the same. So give labels
-    if there are any. The generators do not see them, so that they can be used on labels never seen under the
-    target.
+    does not, whatever the weight of the identity term. So give labels if there are any. The generators do
+    not see them, so that they can be used on labels never seen under the target.
 
     Parameters
     ----------

@@ -42,11 +42,10 @@ def outlier_score(
     r"""Score cells by how far they are from training cells, and say how well the model explains them.
 
     The score is the mean distance to the 5 nearest training cells (a training cell itself, which is known by its
-    values, is not counted) in principal components of the log values: in 10
-    or in 30 of them, whichever find training labels better that are left out of the neighbours in turn (mean AUROC
-    of their cells against all others; without labels: in 20). On labels left out of training (digits, Kang's
-    donors, lung cell lines; ``tests/benchmarks/outliers.py``) neither what the model says, nor neighbours among
-    its codes, nor a mixture did as well on all. What it says stands beside the score, as the deviance,
+    values, is not counted) in principal components of the log values: in 10 or in 30 of them, whichever find
+    training labels better that are left out of the neighbours in turn (mean AUROC of their cells against all
+    others; without labels: in 20). What the model says finds outliers less well, and stands beside the score, as
+    the deviance,
 
     .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x), \qquad
        \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)}
