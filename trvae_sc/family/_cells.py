@@ -13,7 +13,7 @@ from anndata import AnnData
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, log_values
 from trvae_sc.levels import codes_of, level_name
-from trvae_sc.model import TRVAE
+from trvae_sc.model import TRVAE, decoded
 from trvae_sc.training import row_numbers
 
 #: Cells: a row number, row numbers, a mask, or the values of columns of ``obs`` that they have.
@@ -87,16 +87,20 @@ def values_of(model: TRVAE, adata: AnnData) -> Any:
     return log_values(adata, keys, float(model.module.kappa))
 
 
-def as_anndata(
+def decoded_cells(
     model: TRVAE,
-    x: np.ndarray,
-    z: np.ndarray,
-    obs: pd.DataFrame,
-    condition: Any,
     adata: AnnData,
+    rows: np.ndarray,
+    z: np.ndarray,
+    condition: Any,
+    obs: pd.DataFrame,
     method: str,
 ) -> AnnData:
-    """Return decoded cells with their codes and where they come from."""
+    """Return the cells that codes stand for, with the codes and where they come from.
+
+    Batch and covariates are those of rows; so is the condition, where none is given.
+    """
+    x = decoded(model.trained, adata, rows, z, condition)
     if condition is not None:
         obs = obs.assign(**model.condition_space.columns([condition] * len(obs)))
     var = (adata if model.adata is None else model.adata).var.loc[adata.var_names].copy()

@@ -96,8 +96,8 @@ def outlier_score(
         raise InputError("adata has no cells to score. Give one at least.")
     trained_on, held_back, is_apart = _split(model, train)
     rows = held_back if known is train else np.arange(known.n_obs)
-    if min(len(rows), len(trained_on)) < _FEWEST:
-        n_cells = min(len(rows), len(trained_on))
+    n_cells = min(len(rows), len(trained_on))
+    if n_cells < _FEWEST:
         raise InputError(f"{n_cells} cells to compare with; {_FEWEST} or more are needed.")
     if reference is None and not is_apart:
         logger.warning(

@@ -176,15 +176,13 @@ class PairedTranslator(BetweenTranslator):
         InputError
             There are none.
         """
-        given = self.registry_["setup_args"]
-        condition = as_text(self.adata.obs[given["condition_key"]])
+        given, obs = self.registry_["setup_args"], self.adata.obs
+        condition = as_text(obs[given["condition_key"]])
         _check_pairs(self.adata, given["condition_key"], given["pair_key"])
-        sides = [
-            dict(zip(self.adata.obs.loc[at, given["pair_key"]], np.flatnonzero(at), strict=True))
-            for at in (
-                (condition == level_name(end)).to_numpy() for end in (self.source_, self.target_)
-            )
-        ]
+        sides = []
+        for end in (self.source_, self.target_):
+            rows = np.flatnonzero(condition == level_name(end))
+            sides.append(dict(zip(obs[given["pair_key"]].iloc[rows], rows, strict=True)))
         names = [name for name in sides[0] if name in sides[1]]
         if not names:
             raise InputError(
