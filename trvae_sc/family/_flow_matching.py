@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from trvae_sc.arguments import check_whole
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import BetweenModule, Network, Player, Sizes, Terms
 
@@ -123,7 +122,6 @@ class FlowMatching(BetweenTranslator):
         n_steps: int = 20,
         seed: int | None = None,
     ) -> None:
-        check_whole("n_steps", n_steps)
         super().__init__(adata, registry, source=source, target=target, seed=seed)
         self.init_params_ = self._get_init_params(locals())
         self._build(FlowMatchingModule, locals())

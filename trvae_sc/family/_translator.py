@@ -86,20 +86,16 @@ class Translator(TranslatorRegistration):
         check_whole("n_pcs", n_pcs)
         check_widths("n_hidden", arguments["n_hidden"])
         for name, value in arguments.items():
-            if name in ("n_noise", "n_transforms"):
+            if name in ("n_noise", "n_steps", "n_transforms"):
                 check_whole(name, value)
             if name.endswith("_weight"):
                 check_number(name, value, 0.0)
-        n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
+        n_genes, n_cells = self.summary_stats.n_vars, self.summary_stats.n_cells
+        n_pcs = min(n_pcs, n_genes, n_cells - 1)
         if n_pcs < 1:
             raise InputError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
-        sizes = Sizes(
-            self.summary_stats.n_vars,
-            len(self.conditions),
-            len(self.labels),
-            n_pcs,
-            self.keys.is_count,
-        )
+        n_conditions, n_labels = len(self.conditions), len(self.labels)
+        sizes = Sizes(n_genes, n_conditions, n_labels, n_pcs, self.keys.is_count)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
             self.module = module_cls(sizes, **arguments)
@@ -182,14 +178,13 @@ class Translator(TranslatorRegistration):
         """Return the training cells, and let the module take their statistics."""
         kappa = median_total(self.adata, self.keys)
         x = torch.as_tensor(self._values(self.adata, kappa))
-        codes = [
+        condition, label = (
             torch.as_tensor(self.adata_manager.get_from_registry(key).ravel().astype(np.int64))
             for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
-        ]
+        )
         self.module.to("cpu")
-        self.module.set_statistics(x, *codes, seed=self.seed_)
+        self.module.set_statistics(x, condition, label, seed=self.seed_)
         self.module.kappa = torch.tensor(kappa)
-        condition, label = codes
         return StackDataset(x=x, condition=condition, label=label)
 
     def _sampler(self, n_batches: int, batch_size: int) -> Sampler:
