@@ -35,11 +35,7 @@ def plus_nearest(start: np.ndarray, end: np.ndarray, profile: np.ndarray) -> np.
 
 
 #: Rules by method; context_shift is :class:`trvae_sc.shift.Ridge`.
-RULES: dict[str, Rule] = {
-    "no_change": same,
-    "mean_shift": plus_mean,
-    "nearest_shift": plus_nearest,
-}
+RULES: dict[str, Rule] = {"no_change": same, "mean_shift": plus_mean, "nearest_shift": plus_nearest}
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,7 @@ def simulate(  # noqa: PLR0913
         check_number(name, size, 0.0)
     check_number("depth", depth, 1.0)
     check_number("dispersion", dispersion, 1e-3)
-    if features is not None and (
-        not isinstance(features, str) or features not in ("latent", "noise")
-    ):
+    if not (features is None or (isinstance(features, str) and features in ("latent", "noise"))):
         raise InputError(f"features is {features!r}; choose 'latent' or 'noise', or None.")
     if n_cells < n_labels * len(conditions):
         raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")

@@ -76,10 +76,7 @@ class SaveCheckpoint(ScviSaveCheckpoint):
             self._put_back(plan)
 
     def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        plan: lightning.LightningModule,
-        exception: BaseException,
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Put the best weights back after losses or gradients that are no numbers."""
         if not isinstance(exception, KeyboardInterrupt) and self.check_nan_gradients:

@@ -264,10 +264,7 @@ class TrainingPlan(ScviTrainingPlan):
         """Add a minibatch's metrics, weighted by its cells, to the sums of the epoch."""
         n = loss.n_obs_minibatch
         means = {"loss": loss.loss, **loss.extra_metrics, "n": torch.ones_like(loss.loss)}
-        sums = {
-            "reconstruction_loss": loss.reconstruction_loss_sum,
-            "kl_local": loss.kl_local_sum,
-        }
+        sums = {"reconstruction_loss": loss.reconstruction_loss_sum, "kl_local": loss.kl_local_sum}
         values = torch.stack([*(v.detach() * n for v in means.values()), *sums.values()])
         values = values if values.device.type == "mps" else values.double()
         if mode in self._sums:
