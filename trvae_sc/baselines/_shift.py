@@ -52,17 +52,12 @@ class Shift:
 def shift_of(
     method: str, profiles: Profiles, space: ConditionSpace, source: int, target: Any
 ) -> Shift:
-    """Return the shift of a method that trains nothing, from the code of a condition to a target.
-
-    Raises
-    ------
-    InputError
-        Nothing that was measured tells of the target.
-    """
+    """Return the shift of a method that trains nothing, from the code of a condition to a target."""
     code = space.code(target)
     if method in WEIGHTS or code is None:
         return _to_described(method, profiles, space, source, target)
-    if method != "no_change" and not profiles.measured(source)[:, code].any():
+    at = np.flatnonzero(profiles.measured(source)[:, code])
+    if method != "no_change" and not len(at):
         raise InputError(
             f"No label was measured under both {space.levels[source]!r} and {target!r}, so there is no shift to "
             "learn."
@@ -72,7 +67,6 @@ def shift_of(
         others = profiles.mean[ridge.groups[:, 0], source]
         return Shift(ridge.predict, others, labels_left_out(ridge))
     rule = RULES[method]
-    at = np.flatnonzero(profiles.measured(source)[:, code])
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))
     n = profiles.cells_of_change(at, source, code)
     missed = Missed.nothing(profiles.mean.shape[2])

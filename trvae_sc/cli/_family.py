@@ -53,15 +53,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair-key", help="column of obs that names pairs (paired)")
 
 
-def add_prediction(parser: argparse.ArgumentParser) -> None:
-    """Add the option of predict that one of the other models has."""
-    parser.add_argument(
-        "--exemplars",
-        type=Path,
-        help="file with a few measured cells of what is predicted (trvae, flow_transfer)",
-    )
-
-
 def add_commands(commands: Any) -> None:
     """Add generate, interpolate and outliers."""
     parser = commands.add_parser("generate", help="draw new cells of a condition")

@@ -89,7 +89,11 @@ def _add_predict(commands: Any) -> None:
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
     parser.add_argument("--n-samples", type=int, default=1)
-    _family.add_prediction(parser)
+    parser.add_argument(
+        "--exemplars",
+        type=Path,
+        help="file with a few measured cells of what is predicted (trvae, flow_transfer)",
+    )
     parser.add_argument(
         "--condition-features",
         type=Path,
