@@ -70,13 +70,7 @@ class Moved:
 
 
 def learn(adata: AnnData, keys: Keys) -> Learned:
-    """Return what can be learned from measured cells.
-
-    Raises
-    ------
-    InputError
-        Columns or values that cannot be used.
-    """
+    """Return what can be learned from measured cells; raise on columns or values that cannot be used."""
     check_type(adata)
     check_names(adata)
     check_matrix(adata, keys.layer)

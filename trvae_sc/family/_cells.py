@@ -33,13 +33,7 @@ def check_model(model: TRVAE) -> None:
 
 
 def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
-    """Return the rows of cells given by row, rows, mask or columns of ``obs``.
-
-    Raises
-    ------
-    InputError
-        There is no such column, value or row, or no cell at all.
-    """
+    """Return the rows of cells given by row, rows, mask or columns of ``obs``; raise without any."""
     if isinstance(cells, Mapping):
         keep = np.ones(adata.n_obs, dtype=bool)
         for key, value in cells.items():

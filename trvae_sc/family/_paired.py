@@ -169,13 +169,7 @@ class PairedTranslator(BetweenTranslator):
         cls._register_fields(adata, setup_method_args, **kwargs)
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the rows of each pair.
-
-        Raises
-        ------
-        InputError
-            There are none.
-        """
+        """Return the rows of each pair; raise where there is none."""
         given, obs = self.registry_["setup_args"], self.adata.obs
         condition = as_text(obs[given["condition_key"]])
         _check_pairs(self.adata, given["condition_key"], given["pair_key"])

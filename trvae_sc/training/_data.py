@@ -218,13 +218,7 @@ class DataLoader(torch.utils.data.DataLoader):
 
 
 def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.ndarray:
-    """Return row numbers from a list, an array, a boolean mask or None (all rows).
-
-    Raises
-    ------
-    InputError
-        A mask of another length than `n_obs`, or a row number outside 0 .. n_obs - 1.
-    """
+    """Return row numbers from a list, an array, a boolean mask or None (all rows); negative ones count back."""
     if indices is None:
         return np.arange(n_obs)
     rows = np.asarray(indices)

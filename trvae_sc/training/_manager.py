@@ -90,11 +90,6 @@ class DataManager(AnnDataManager):
         """Bring the codes up to date, and raise where the AnnData is not what was registered.
 
         Codes are written anew, since another registration may have overwritten them.
-
-        Raises
-        ------
-        InputError
-            Genes, cells, columns or values have changed.
         """
         self._assert_anndata_registered()
         adata, known = self.adata, self.registered

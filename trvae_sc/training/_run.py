@@ -81,13 +81,7 @@ class EpochCheckpoint(Checkpoint):
         self.stopped = False
 
     def resume_from(self) -> str | None:
-        """Return the checkpoint to continue from, or None; read it, and keep others off the folder.
-
-        Raises
-        ------
-        InputError
-            It is of another run or damaged, or another training uses the folder.
-        """
+        """Return the checkpoint to continue from, or None; read it, and keep others off the folder."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
