@@ -92,7 +92,7 @@ def digits(
     if isinstance(styles, pd.DataFrame):
         table = uns["condition_features"] = _parameters(styles)
         drawn_by = {str(name): partial(_mapped, **row) for name, row in table.iterrows()}
-        styles = table.index
+        styles = list(drawn_by)
     styles = list(styles)
     unknown = [style for style in styles if style not in drawn_by]
     if unknown or not styles or len(set(styles)) < len(styles):
