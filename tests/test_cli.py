@@ -22,9 +22,9 @@ import torch
 from anndata import AnnData
 
 import trvae_sc
-from trvae_sc import PRESETS, TRVAE, baselines, demo, evaluation, family
+from trvae_sc import PRESETS, TRVAE, baselines, demo, evaluation, family, names
 from trvae_sc.checks import TOTAL_COLUMN
-from trvae_sc.cli import _choices, in_words_of_options
+from trvae_sc.cli import in_words_of_options
 from trvae_sc.hints import say_totals
 from trvae_sc.model._write import PieceWriter
 from trvae_sc.model_file import read_model
@@ -902,9 +902,9 @@ def test_script_prints_results_alone_to_stdout(folder, python):
 
 
 def test_names_of_options_are_those_that_there_are():
-    assert list(_choices.PRESETS) == list(PRESETS)
-    assert set(_choices.METHODS) == {*baselines.METHODS, *family.METHODS}
-    assert list(_choices.METRICS) == list(evaluation.SCORED)
+    assert list(names.PRESETS) == list(PRESETS)
+    assert set(names.METHODS) == {*baselines.METHODS, *family.METHODS}
+    assert list(names.METRICS) == list(evaluation.SCORED)
 
 
 TYPOS = {

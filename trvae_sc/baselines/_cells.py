@@ -38,7 +38,7 @@ from trvae_sc.identity import row_sums
 from trvae_sc.levels import level_name, levels
 from trvae_sc.model._counts import Draws, transport_counts
 from trvae_sc.model._factors import Change, Factors
-from trvae_sc.model._record import combination_notes, combination_table, predicted_obs
+from trvae_sc.model._record import combination_notes, combination_table, predicted_obs, scale_name
 from trvae_sc.model._trained import Known
 from trvae_sc.shift import Profiles, novelty
 
@@ -47,25 +47,13 @@ _BATCH = 1024  # cells moved at a time
 
 @dataclass(frozen=True)
 class Learned:
-    """What methods learn from that train nothing.
+    """What methods learn from that train nothing."""
 
-    Parameters
-    ----------
-    adata, keys
-        Measured cells, and where they have what.
-    known
-        Labels, conditions and numbers of cells.
-    profiles
-        f of mean shares, log(1 + kappa share), or mean values.
-    kappa
-        Median total.
-    """
-
-    adata: AnnData
+    adata: AnnData  #: measured cells
     keys: Keys
     known: Known
-    profiles: Profiles
-    kappa: float
+    profiles: Profiles  #: f of mean shares, log(1 + kappa share), or mean values
+    kappa: float  #: median total
 
     @cached_property
     def unit(self) -> np.ndarray | float:
@@ -82,13 +70,7 @@ class Moved:
 
 
 def learn(adata: AnnData, keys: Keys) -> Learned:
-    """Return what can be learned from measured cells.
-
-    Raises
-    ------
-    InputError
-        Columns or values that cannot be used.
-    """
+    """Return what can be learned from measured cells; raise on columns or values that cannot be used."""
     check_type(adata)
     check_names(adata)
     check_matrix(adata, keys.layer)
@@ -145,32 +127,38 @@ def finished(
 ) -> AnnData:
     """Return a prediction with all that one of the model has.
 
-    Parameters
-    ----------
-    learned
-        What was measured.
-    method
-        Name of the method.
-    moved
-        Groups of cells.
-    target
-        Condition.
-    output
-        ``"counts"``, drawn here, or ``"delta"``.
-    seed
-        Seed of the counts.
-    x
-        Values of ``"delta"``, in the order of the rows in `learned`.
+    Counts are drawn here; `x` are the values of ``"delta"``, in the order of the rows in `learned`.
     """
+    adata, keys, known = learned.adata, learned.keys, learned.known
     rows = np.sort(np.concatenate([group.rows for group in moved]))
-    obs = predicted_obs(learned.known, learned.adata, rows, target, 1)
+    obs = predicted_obs(known, adata, rows, target, 1)
     obs["response"] = np.float32(1.0)
     if output == "counts":
         x = _counts(learned, moved, rows, seed)
-    result = AnnData(x, obs=obs, var=_var(learned.adata, moved))
-    if output == "counts":
-        _add_totals(result, learned, rows)
-    result.uns[RECORD] = _record(learned, method, moved, target, rows, output, seed)
+    result = AnnData(x, obs=obs, var=_var(adata, moved))
+    if output == "counts" and keys.total_counts_key is not None:
+        held = row_sums(values(adata, keys)[rows], len(rows))
+        rest = np.maximum(totals(adata, keys)[rows] - held, 0.0)  # of the source cell
+        result.obs[keys.total_counts_key] = row_sums(result.X, result.n_obs) + np.round(rest)
+    factors = [group.factors for group in moved]
+    cells, is_training = known.groups(adata.obs.iloc[rows]), np.ones(len(rows), dtype=bool)
+    table = combination_table(known, cells, target, factors, is_training)
+    remarks = known.conditions.remarks(target)
+    notes = combination_notes(table, measured=not remarks, labelled=keys.labels_key is not None)
+    result.uns[RECORD] = {
+        "method": method,
+        "keys": keys.named(),
+        "target": level_name(target),
+        "source": np.array(table["source"].unique(), dtype=object),
+        "output": output,
+        "scale": scale_name(keys.is_count, output),
+        "kappa": learned.kappa,
+        "n_samples": 1,
+        "seed": int(seed),
+        "combinations": table,
+        "notes": np.array(notes + remarks, dtype=object),
+        "versions": {"trvae_sc": version("trvae_sc")},
+    }
     return result
 
 
@@ -193,16 +181,6 @@ def _counts(
     return sparse.vstack(parts, format="csr")
 
 
-def _add_totals(result: AnnData, learned: Learned, rows: np.ndarray) -> None:
-    """Write the totals of predicted cells: what they hold, plus the rest of the source cell."""
-    key = learned.keys.total_counts_key
-    if key is None:
-        return
-    held = row_sums(values(learned.adata, learned.keys)[rows], len(rows))
-    rest = np.maximum(totals(learned.adata, learned.keys)[rows] - held, 0.0)
-    result.obs[key] = row_sums(result.X, result.n_obs) + np.round(rest)
-
-
 def _var(adata: AnnData, moved: Sequence[Moved]) -> pd.DataFrame:
     """Return the genes' columns; of a single label and source with its change and interval."""
     var = adata.var.copy()
@@ -210,37 +188,3 @@ def _var(adata: AnnData, moved: Sequence[Moved]) -> pd.DataFrame:
     if len(moved) > 1:
         return var
     return var.assign(**dict(zip(PREDICTED_VAR, moved[0].factors.change.columns(), strict=True)))
-
-
-def _record(
-    learned: Learned,
-    method: str,
-    moved: Sequence[Moved],
-    target: Any,
-    rows: np.ndarray,
-    output: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the record of a prediction, in types that h5ad and zarr can hold."""
-    known, keys = learned.known, learned.keys
-    cells = known.groups(learned.adata.obs.iloc[rows])
-    factors = [group.factors for group in moved]
-    table = combination_table(known, cells, target, factors, np.ones(len(rows), dtype=bool))
-    remarks = known.conditions.remarks(target)
-    notes = combination_notes(table, measured=not remarks, labelled=keys.labels_key is not None)
-    notes += remarks
-    scale = "counts" if output == "counts" else "log(1 + kappa * share)"
-    return {
-        "method": method,
-        "keys": keys.named(),
-        "target": level_name(target),
-        "source": np.array(table["source"].unique(), dtype=object),
-        "output": output,
-        "scale": scale if keys.is_count else "values",
-        "kappa": learned.kappa,
-        "n_samples": 1,
-        "seed": int(seed),
-        "combinations": table,
-        "notes": np.array(notes, dtype=object),
-        "versions": {"trvae_sc": version("trvae_sc")},
-    }

@@ -78,31 +78,16 @@ WEIGHTS: dict[str, Callable[..., np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of changes from a source, for one method.
+    """What was measured of changes from a source, for one method."""
 
-    Parameters
-    ----------
-    method
-        Name in :data:`WEIGHTS`.
-    space
-        Conditions, with what their features were found to say (:meth:`ConditionSpace.informed`).
-    source
-        Condition that changes start from.
-    codes
-        Conditions that were measured.
-    changes
-        Change of each label to them, shape (n_labels + 1, n_conditions, n_genes). Where a label lacks one it is
-        the mean over the labels; the last row is that of any other label.
-    noise
-        Variance of the mean over labels of each, shape (n_conditions,).
-    """
-
-    method: str
-    space: ConditionSpace
+    method: str  #: name in :data:`WEIGHTS`
+    space: ConditionSpace  #: with what features were found to say (:meth:`ConditionSpace.informed`)
     source: Any
-    codes: np.ndarray
+    codes: np.ndarray  #: of the conditions that were measured
+    #: Of each label to these conditions, shape (n_labels + 1, n_conditions, n_genes): where a label
+    #: lacks one it is the mean over the labels; the last row is that of any other label.
     changes: np.ndarray
-    noise: np.ndarray
+    noise: np.ndarray  #: variance of the mean over labels of each, shape (n_conditions,)
 
     @classmethod
     def of(

@@ -33,14 +33,8 @@ def trvae(
 
     Parameters
     ----------
-    train
-        Training cells.
-    source
-        Cells to start from.
-    target
-        Condition to predict.
-    keys
-        Where the data are.
+    train, source, target, keys
+        As in :func:`mean_shift`.
     seed
         Seed of the model.
     preset
@@ -110,14 +104,8 @@ def latent_shift(
 
     Parameters
     ----------
-    train
-        Training cells.
-    source
-        Cells to start from.
-    target
-        Condition to predict.
-    keys
-        Where the data are.
+    train, source, target, keys
+        As in :func:`mean_shift`.
     seed
         Seed of the VAE.
     train_kwargs
@@ -136,12 +124,10 @@ def fit_latent_shift(
     train: AnnData, *, keys: Keys, seed: int = 0, train_kwargs: dict[str, Any] | None = None
 ) -> Fitted:
     """Train as :func:`latent_shift`, and return what predicts source cells under a target."""
-    kwargs: dict[str, Any] = {
-        "preset": "vae",
-        "gene_likelihood": "nb" if keys.is_count else "normal",
-        "train_kwargs": train_kwargs,
-    }
-    model = _fit(train, keys, seed, **kwargs)
+    likelihood = "nb" if keys.is_count else "normal"
+    model = _fit(
+        train, keys, seed, preset="vae", gene_likelihood=likelihood, train_kwargs=train_kwargs
+    )
     kappa = median_total(train, keys)
 
     def predict(source: AnnData, target: Any) -> dict[str, AnnData]:

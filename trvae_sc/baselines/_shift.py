@@ -36,11 +36,7 @@ def plus_nearest(start: np.ndarray, end: np.ndarray, profile: np.ndarray) -> np.
 
 
 #: Rules by method; context_shift is :class:`trvae_sc.shift.Ridge`.
-RULES: dict[str, Rule] = {
-    "no_change": same,
-    "mean_shift": plus_mean,
-    "nearest_shift": plus_nearest,
-}
+RULES: dict[str, Rule] = {"no_change": same, "mean_shift": plus_mean, "nearest_shift": plus_nearest}
 
 
 def check_new(method: str, space: ConditionSpace, target: Any) -> None:
@@ -69,38 +65,24 @@ def check_new(method: str, space: ConditionSpace, target: Any) -> None:
 
 @dataclass(frozen=True)
 class Shift:
-    """What a method says of a target, and how it errs.
+    """What a method says of a target, and how it errs."""
 
-    Parameters
-    ----------
-    predict
-        Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
-    others
-        f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
-    missed
-        How each of them is predicted where it is left out.
-    """
-
+    #: Gives f of the target, shape (n_genes,), from f of the source profile and the label's code.
     predict: Callable[[np.ndarray, int | None], np.ndarray]
+    #: f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
     others: np.ndarray
-    missed: Missed
+    missed: Missed  #: how each of them is predicted where it is left out
 
 
 def shift_of(
     method: str, profiles: Profiles, space: ConditionSpace, source: int, target: Any
 ) -> Shift:
-    """Return the shift of a method that trains nothing, from the code of a condition to a target.
-
-    Raises
-    ------
-    InputError
-        Nothing that was measured tells of the target.
-    """
+    """Return the shift of a method that trains nothing, from the code of a condition to a target."""
     code = space.code(target)
-    is_new = code is None or not profiles.measured(source)[:, code].any()
-    if method in WEIGHTS or code is None or (is_new and space.tells_of_new):
+    at = np.arange(0) if code is None else np.flatnonzero(profiles.measured(source)[:, code])
+    if method in WEIGHTS or code is None or (not len(at) and space.tells_of_new):
         return _to_new(method, profiles, space, source, target)
-    if method != "no_change" and is_new:
+    if method != "no_change" and not len(at):
         raise InputError(
             f"No label was measured under both {space.levels[source]!r} and {target!r}, so there is no shift to "
             "learn."
@@ -110,7 +92,6 @@ def shift_of(
         others = profiles.mean[ridge.groups[:, 0], source]
         return Shift(ridge.predict, others, labels_left_out(ridge))
     rule = RULES[method]
-    at = np.flatnonzero(profiles.measured(source)[:, code])
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))
     n = profiles.cells_of_change(at, source, code)
     missed = Missed.nothing(profiles.mean.shape[2])

@@ -38,7 +38,10 @@ SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, *BY_PARTS, SIMPLE[-1])
 
 
 def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
-    """Return the source cells as they are: what predicting nothing scores."""
+    """Return the source cells as they are: what predicting nothing scores.
+
+    Parameters and returns as of :func:`mean_shift`.
+    """
     return _shifted(train, source, target, keys, "no_change")
 
 
@@ -70,7 +73,10 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
 
 
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
-    """Add the shift of the label whose source profile is nearest (Euclidean, log values)."""
+    """Add the shift of the label whose source profile is nearest (Euclidean, log values).
+
+    Parameters and returns as of :func:`mean_shift`.
+    """
     return _shifted(train, source, target, keys, "nearest_shift")
 
 
@@ -79,22 +85,8 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
 
     Changes of counts are log fold changes: what a gene of another label can do depends on its own level.
     The strongest simple method we know of; see :class:`trvae_sc.shift.Ridge`. A condition that no cell was
-    measured under is predicted by its features or parts, from all labels and conditions.
-
-    Parameters
-    ----------
-    train
-        Training cells.
-    source
-        Cells to start from.
-    target
-        Condition to predict.
-    keys
-        Where the data are.
-
-    Returns
-    -------
-    AnnData with log values in ``X``.
+    measured under is predicted by its features or parts, from all labels and conditions. Parameters and
+    returns as of :func:`mean_shift`.
     """
     if _is_new(train, target, keys):
         return _by_conditions(train, source, target, keys, "context_shift")
@@ -107,7 +99,7 @@ def sum_of_parts(train: AnnData, source: AnnData, *, target: Any, keys: Keys) ->
     .. math:: d_{AB} = d_A + d_B
 
     from the control. Each part must have been measured alone; a label that lacks one counts with the mean of the
-    others. Parameters and returns as of :func:`context_shift`.
+    others. Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "sum_of_parts")
 
@@ -116,7 +108,7 @@ def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) 
     """Add the mean log fold change of the label over all conditions that were measured.
 
     A label that lacks one counts with the mean of the others. What features say beyond it is what they are
-    worth. Parameters and returns as of :func:`context_shift`.
+    worth. Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "mean_condition")
 
@@ -124,7 +116,7 @@ def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) 
 def nearest_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the log fold change of the label under the condition whose features are nearest.
 
-    Euclidean, of standardised features. Parameters and returns as of :func:`context_shift`.
+    Euclidean, of standardised features. Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "nearest_condition")
 
@@ -133,7 +125,7 @@ def feature_ridge(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     """Add the log fold change that kernel ridge regression on features predicts, the same in all labels.
 
     Its strength and reach are those of :meth:`trvae_sc.conditions.ConditionSpace.informed`. Parameters and
-    returns as of :func:`context_shift`.
+    returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "feature_ridge")
 

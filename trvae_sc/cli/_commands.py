@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trvae_sc.cli._shared import (
+    answer,
     check_accelerator,
     check_data,
     check_output,
@@ -18,17 +18,13 @@ from trvae_sc.cli._shared import (
     keys_to_compare,
     quiet,
     save_model,
+    say,
     target_features,
     tell_prediction,
     write_prediction,
 )
-from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
-from trvae_sc.files import (
-    read,
-    write_folder,
-    write_text,
-)
+from trvae_sc.files import read, write_folder, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -47,7 +43,7 @@ _DEMO = ("predicted.h5ad", "effect.png", "report.html")
 
 def run_demo(args: argparse.Namespace) -> None:
     """Simulate, train, predict a hidden combination and score it."""
-    check_output(args.out, force=args.force, kind="demo", replaces=_is_demo)
+    check_output(args.out, overwrite=args.force, kind="demo", replaces=_is_demo)
     from trvae_sc import demo
 
     tables = []
@@ -71,7 +67,9 @@ def _is_demo(folder: Path) -> bool:
 def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
     force = args.force or _is_unfinished(args.out)
-    check_output(args.out, force=force, kind="model", replaces=lambda _: True, inputs=[args.file])
+    check_output(
+        args.out, overwrite=force, kind="model", replaces=lambda _: True, inputs=[args.file]
+    )
     if args.n_top_genes < 0:
         raise InputError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
     adata = read(args.file)
@@ -127,7 +125,9 @@ def run_predict(args: argparse.Namespace) -> None:
     """Predict cells of a file and write them, and the changes of genes as a table."""
     check_prediction_file(args)
     if args.table is not None:
-        _check_table(args)
+        if args.table.suffix != ".csv":
+            raise InputError(f"{args.table} is no .csv file.")
+        check_output(args.table, overwrite=args.force, inputs=[args.file, args.out])
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
 
@@ -167,18 +167,11 @@ def run_predict(args: argparse.Namespace) -> None:
     tell_prediction(predicted, args)
 
 
-def _check_table(args: argparse.Namespace) -> None:
-    """Raise if the table could not be written."""
-    if args.table.suffix != ".csv":
-        raise InputError(f"{args.table} is no .csv file.")
-    check_output(args.table, force=args.force, kind="file", inputs=[args.file, args.out])
-
-
 def run_select(args: argparse.Namespace) -> None:
     """Choose a method, predict with it and write the cells."""
     check_prediction_file(args)
     if args.folder is not None:
-        check_output(args.folder, force=True, kind="folder of results", replaces=_is_results)
+        check_output(args.folder, overwrite=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import select, subsample
 
@@ -224,7 +217,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     if not args.list:
         if args.out is None:
             raise InputError("Where to write the results? Name a folder: --out, or use --list.")
-        check_output(args.out, force=True, kind="folder of results", replaces=_is_results)
+        check_output(args.out, overwrite=True, kind="folder of results", replaces=_is_results)
     adata = read(args.file)
     from trvae_sc.evaluation import benchmark, subsample
     from trvae_sc.evaluation._store import Store
@@ -237,7 +230,10 @@ def run_benchmark(args: argparse.Namespace) -> None:
     is_unseen = args.by in (["condition"], ["both"], keys.condition_columns)
     chosen = _holdouts(adata, args, keys, is_unseen=is_unseen)
     if args.list:
-        _list(chosen, args)
+        names = [str(holdout) for holdout in chosen]
+        answer(args, names)
+        if not args.json:
+            print("\n".join(names), file=args.stdout)
         return
     methods = args.methods or (_OF_CONDITIONS if is_unseen else _OF_LABELS)
     results = benchmark(
@@ -282,11 +278,3 @@ def _holdouts(
         source = default_source(conditions)
     chosen = parse_holdouts(args.holdout, adata, keys, source=source)
     return hidden_whole(chosen, adata, keys, by=args.by[0]) if is_unseen else chosen
-
-
-def _list(holdouts: Sequence[Holdout], args: argparse.Namespace) -> None:
-    """Print hold-outs, one a line or as JSON."""
-    names = [str(holdout) for holdout in holdouts]
-    answer(args, names)
-    if not args.json:
-        print("\n".join(names), file=args.stdout)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trvae_sc.cli import _commands
 from trvae_sc.cli._shared import (
+    answer,
     check_accelerator,
     check_data,
     check_output,
@@ -15,24 +16,23 @@ from trvae_sc.cli._shared import (
     keys_of,
     quiet,
     save_model,
+    say,
     write_prediction,
 )
-from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import read, write_anndata, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
 
-#: Models by name: their class, and what it is in words.
+#: Classes of models by name.
 MODELS = {
-    "trvae": ("TRVAE", "TRVAE with its presets"),
-    "cgan": ("ConditionalGAN", "conditional GAN"),
-    "cyclegan": ("CycleGAN", "CycleGAN"),
-    "flow_matching": ("FlowMatching", "flow matching"),
-    "flow_transfer": ("FlowTransfer", "flow transfer"),
-    "paired": ("PairedTranslator", "paired translation"),
+    "trvae": "TRVAE",
+    "cgan": "ConditionalGAN",
+    "cyclegan": "CycleGAN",
+    "flow_matching": "FlowMatching",
+    "flow_transfer": "FlowTransfer",
+    "paired": "PairedTranslator",
 }
 _OF_TRVAE = ("n_latent", "kl_weight", "mmd_weight", "batch_key", "memory_budget", "checkpoint_dir")
 _BETWEEN = ("cyclegan", "flow_matching", "paired")
@@ -51,15 +51,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", help="condition to go from (cyclegan, flow_matching, paired)")
     parser.add_argument("--target", help="condition to go to (the same)")
     parser.add_argument("--pair-key", help="column of obs that names pairs (paired)")
-
-
-def add_prediction(parser: argparse.ArgumentParser) -> None:
-    """Add the option of predict that one of the other models has."""
-    parser.add_argument(
-        "--exemplars",
-        type=Path,
-        help="file with a few measured cells of what is predicted (trvae, flow_transfer)",
-    )
 
 
 def add_commands(commands: Any) -> None:
@@ -112,7 +103,7 @@ def run_train(args: argparse.Namespace) -> None:
         _commands.run_train(args)
         return
     check_output(
-        args.out, force=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
+        args.out, overwrite=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
     )
     adata = read(args.file)
     from trvae_sc import family
@@ -127,7 +118,7 @@ def run_train(args: argparse.Namespace) -> None:
     train, keys = training_data(
         adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None, columns=columns
     )
-    model_cls = getattr(family, MODELS[args.model][0])
+    model_cls = getattr(family, MODELS[args.model])
     given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
     pairs = {"pair_key": args.pair_key} if args.model == "paired" else {}
     model_cls.setup_anndata(train, keys.condition_key, **given, **pairs)
@@ -206,19 +197,16 @@ def _load(args: argparse.Namespace, adata: AnnData | None) -> Any:
 
 def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     """Return the cells but those that training was not shown."""
+    import numpy as np
+
     from trvae_sc.evaluation import parse_holdouts
     from trvae_sc.expression import Keys
 
     given = model.registry_["setup_args"]
     keys = Keys(given["condition_key"], given["labels_key"])
-    hidden = [
-        h.hidden(adata, keys) for h in parse_holdouts(_trained_on(model)["holdouts"], adata, keys)
-    ]
-    return adata[~cast("np.ndarray", sum(hidden)).astype(bool)].copy() if hidden else adata
-
-
-def _trained_on(model: Any) -> dict[str, Any]:
-    return getattr(model, "trained_on_", {"holdouts": []})
+    names = getattr(model, "trained_on_", {"holdouts": []})["holdouts"]
+    hidden = [holdout.hidden(adata, keys) for holdout in parse_holdouts(names, adata, keys)]
+    return adata[~np.any(hidden, axis=0)].copy() if hidden else adata
 
 
 # -- latent spaces --------------------------------------------------------------------------------------
@@ -284,7 +272,7 @@ def run_outliers(args: argparse.Namespace) -> None:
     """Score cells and write a table."""
     if args.out.suffix != ".csv":
         raise InputError(f"{args.out} is no .csv file.")
-    check_output(args.out, force=args.force, inputs=[args.file, args.reference])
+    check_output(args.out, overwrite=args.force, inputs=[args.file, args.reference])
     adata, reference = read(args.file), read(args.reference)
     model = _load(args, None)
     if type(model).__name__ != "TRVAE":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trvae_sc import __version__
 from trvae_sc.cli import _commands, _family, _report
-from trvae_sc.cli._choices import METHODS, METRICS, PRESETS, one_of
+from trvae_sc.names import METHODS, METRICS, PRESETS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,7 +89,11 @@ def _add_predict(commands: Any) -> None:
         "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
     )
     parser.add_argument("--n-samples", type=int, default=1)
-    _family.add_prediction(parser)
+    parser.add_argument(
+        "--exemplars",
+        type=Path,
+        help="file with a few measured cells of what is predicted (trvae, flow_transfer)",
+    )
     parser.add_argument(
         "--condition-features",
         type=Path,
@@ -256,18 +262,32 @@ def _add_names(
     names: tuple[str, ...],
     *,
     of: str,
-    default: str | list[str] | None,
+    default: str | None,
     words: str = "",
     **kwargs: Any,
 ) -> None:
     """Add an option that takes names, which its help lists; `words` say the default."""
-    chosen = words or (default if isinstance(default, str) else " ".join(default or ()))
     parser.add_argument(
         option,
-        type=one_of(names, of),
+        type=_one_of(names, of),
         choices=names,
         metavar=of.upper(),
         default=default,
-        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {chosen}",
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {words or default}",
         **kwargs,
     )
+
+
+def _one_of(names: Sequence[str], of: str) -> Callable[[str], str]:
+    """Return the check of an option's value: the name, or an error that lists what is allowed."""
+
+    def check(text: str) -> str:
+        if text in names:
+            return text
+        close = get_close_matches(text, names, n=1)
+        meant = f" Did you mean '{close[0]}'?" if close else ""
+        raise argparse.ArgumentTypeError(
+            f"unknown {of} '{text}'; there are {', '.join(names)}.{meant}"
+        )
+
+    return check

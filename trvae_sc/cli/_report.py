@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trvae_sc.cli._shared import check_output, quiet
-from trvae_sc.cli._tell import answer, say
+from trvae_sc.cli._shared import answer, check_output, quiet, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import read
 
@@ -30,7 +29,7 @@ def run_report(args: argparse.Namespace) -> None:
     if args.out.suffix != ".html":
         raise InputError(f"{args.out} does not end in .html, and the report is a page. Name it so.")
     inputs = [*args.predictions, *([] if args.gmt is None else [args.gmt])]
-    check_output(args.out, force=args.force, inputs=inputs)
+    check_output(args.out, overwrite=args.force, inputs=inputs)
     from trvae_sc.evaluation import Results
     from trvae_sc.report import report, task_pathways, verdicts, write_report
 

@@ -1,14 +1,16 @@
-"""What subcommands share: where a file holds what, and what is written."""
+"""What subcommands share: where a file holds what, what is written and what is said."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.cli._tell import answer, say
 from trvae_sc.errors import InputError
 from trvae_sc.files import check_suffix, check_target, is_zarr, write_anndata
 
@@ -18,26 +20,26 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
     from trvae_sc.expression import Keys
     from trvae_sc.model import TRVAE
 
+#: Raises if a result could not be written, before any work starts; writes nothing.
+check_output = partial(check_target, option="--force")
+
+
+def say(line: object) -> None:
+    """Print a line, or a table, for people: on stderr."""
+    print(line, file=sys.stderr)
+
+
+def answer(args: argparse.Namespace, record: Mapping[str, Any] | list[str]) -> None:
+    """Print a record as JSON where ``--json`` was given; nothing else goes to stdout."""
+    if args.json:
+        print(json.dumps(record), file=args.stdout)
+
 
 def quiet() -> None:
     """Hide what scvi-tools logs; importing it resets its level."""
     import scvi
 
     scvi.settings.verbosity = logging.WARNING
-
-
-def check_output(
-    path: Path,
-    *,
-    force: bool,
-    kind: str = "file",
-    replaces: Callable[[Path], bool] | None = None,
-    inputs: Sequence[Path] = (),
-) -> None:
-    """Raise if a result could not be written, before any work starts; writes nothing."""
-    check_target(
-        path, overwrite=force, kind=kind, replaces=replaces, option="--force", inputs=inputs
-    )
 
 
 def check_accelerator(name: str) -> None:
@@ -138,7 +140,7 @@ def check_prediction_file(args: argparse.Namespace) -> None:
     zarr = args.out.suffix == ".zarr"
     check_output(
         args.out,
-        force=args.force,
+        overwrite=args.force,
         kind="zarr store" if zarr else "file",
         replaces=is_zarr if zarr else None,
         inputs=[args.file],

@@ -13,8 +13,6 @@ from anndata import AnnData
 from trvae_sc.errors import InputError
 
 _WHITE = 16.0  # largest value of a pixel
-
-
 #: What a style that is a map does if it is not told otherwise.
 PARAMETERS = {"angle": 0.0, "shear": 0.0, "scale": 1.0, "thickness": 0.0}
 
@@ -87,15 +85,18 @@ def digits(
     """
     from sklearn.datasets import load_digits
 
-    table = _parameters(styles) if isinstance(styles, pd.DataFrame) else None
-    drawn_by = _drawings() if table is None else _maps(table)
-    styles = list(styles) if table is None else list(drawn_by)
+    source = load_digits()
+    n_rows, n_columns = source.images.shape[1:]
+    uns: dict[str, Any] = {"image_shape": np.array([n_rows, n_columns])}
+    drawn_by = _drawings()
+    if isinstance(styles, pd.DataFrame):
+        table = uns["condition_features"] = _parameters(styles)
+        drawn_by = {str(name): partial(_mapped, **row) for name, row in table.iterrows()}
+        styles = list(drawn_by)
+    styles = list(styles)
     unknown = [style for style in styles if style not in drawn_by]
     if unknown or not styles or len(set(styles)) < len(styles):
-        raise InputError(
-            f"styles are {list(styles)}; name one or more of {list(drawn_by)}, each once."
-        )
-    source = load_digits()
+        raise InputError(f"styles are {styles}; name one or more of {list(drawn_by)}, each once.")
     style = np.repeat(np.arange(len(styles)), len(source.target))
     image = np.tile(np.arange(len(source.target)), len(styles))
     if split:
@@ -105,23 +106,19 @@ def digits(
     drawn = np.stack([drawn_by[name](source.images) for name in styles])[style, image]
     obs = pd.DataFrame(
         {
-            "style": pd.Categorical.from_codes(style, list(styles)),
+            "style": pd.Categorical.from_codes(style, styles),
             "digit": pd.Categorical(source.target[image].astype(str)),
             "image": image,
         },
         index=[f"image_{i}_{styles[int(s)]}" for i, s in zip(image, style, strict=True)],
     )
-    n_rows, n_columns = source.images.shape[1:]
     row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)
     var = pd.DataFrame(
         {"row": row, "column": column},
         index=[f"pixel_{r}_{c}" for r, c in zip(row, column, strict=True)],
     )
     x = drawn.reshape(len(obs), -1).astype(np.float32)
-    uns: dict[str, Any] = {"image_shape": np.array([n_rows, n_columns])}
-    return AnnData(
-        x, obs=obs, var=var, uns=uns if table is None else uns | {"condition_features": table}
-    )
+    return AnnData(x, obs=obs, var=var, uns=uns)
 
 
 def _parameters(table: pd.DataFrame) -> pd.DataFrame:
@@ -141,11 +138,6 @@ def _parameters(table: pd.DataFrame) -> pd.DataFrame:
     if (found["thickness"].abs() > 1).any():
         raise InputError("The thickness of a style is from -1 to 1.")
     return found
-
-
-def _maps(table: pd.DataFrame) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return what draws images in each style of a table."""
-    return {str(name): partial(_mapped, **row.to_dict()) for name, row in table.iterrows()}
 
 
 def _mapped(
@@ -169,6 +161,9 @@ def _drawings() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Return what draws images (n_images x rows x columns) in each style."""
     from scipy import ndimage
 
+    def right(images: np.ndarray, n: int) -> np.ndarray:
+        return ndimage.shift(images, (0, 0, n), order=0)
+
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return {
         "normal": lambda images: images,
@@ -178,23 +173,11 @@ def _drawings() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         "outlined": lambda images: ndimage.grey_dilation(images, footprint=cross) - images,
         "mirrored": lambda images: images[:, :, ::-1],
         "dark": lambda images: images / 2,
-        "slanted": _slanted,
-        "shifted": lambda images: _right(images, 1),
+        "slanted": lambda images: np.concatenate(
+            [right(images[:, :3], 1), images[:, 3:5], right(images[:, 5:], -1)], axis=1
+        ),
+        "shifted": lambda images: right(images, 1),
     }
-
-
-def _right(images: np.ndarray, n: int) -> np.ndarray:
-    """Return images moved to the right by n pixels (left if negative), black behind them."""
-    moved = np.zeros_like(images)
-    width = images.shape[2]
-    moved[:, :, max(n, 0) : width + min(n, 0)] = images[:, :, max(-n, 0) : width - max(n, 0)]
-    return moved
-
-
-def _slanted(images: np.ndarray) -> np.ndarray:
-    """Return images whose upper rows are moved to the right and lower rows to the left."""
-    parts = images[:, :3], images[:, 3:5], images[:, 5:]
-    return np.concatenate([_right(parts[0], 1), parts[1], _right(parts[2], -1)], axis=1)
 
 
 def _split(digit: np.ndarray, n_styles: int, rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,6 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
     The cache is the folder that ``TRVAE_SC_DATA`` names, or the user's cache folder. The sha256 of a
     file without a known one is written beside it (``.sha256``) once the file was found intact, and
     later calls compare. What an interrupted download brought (``.part``) is continued.
-
-    Parameters
-    ----------
-    url
-        Address of the file; its last part is the name in the cache.
-    known_hash
-        The sha256 that the file must have.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Path of the file.
 
     Raises
     ------
@@ -65,7 +53,8 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
             urls={path.name: url},
             retry_if_failed=1,
         )
-        downloader = _Resuming(path.with_name(path.name + ".part"), progress=progress)
+        part = path.with_name(path.name + ".part")
+        downloader = partial(_resume, part=part, progress=progress)
         try:
             source.fetch(path.name, downloader=downloader)
         except requests.RequestException as error:
@@ -77,62 +66,46 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
     return path
 
 
-class _Resuming:
-    """Downloader for pooch that keeps what it got, and asks for the rest with an HTTP range."""
+def _resume(url: str, output_file: str, pooch: Any, *, part: Path, progress: bool) -> None:
+    """Download to a partial file, from where it ends; move it away once it is complete and intact."""
+    import requests
 
-    def __init__(self, part: Path, *, progress: bool) -> None:
-        self.part = part
-        self.progress = progress
+    done = part.stat().st_size if part.is_file() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink()  # it is as long as the file or longer, yet was not accepted
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            done = 0  # the server sends everything
+        _receive(response, part, done, progress=progress)
+    damage = _damage(part)
+    if damage is not None:
+        part.unlink()
+        raise InputError(f"{damage}.")
+    part.replace(output_file)
 
-    def __call__(self, url: str, output_file: str, pooch: Any, *, check_only: bool = False) -> None:
-        """Download to the partial file; move it to `output_file` when it is complete and intact."""
-        import requests
 
-        done = self.part.stat().st_size if self.part.is_file() else 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                self.part.unlink()  # it is as long as the file or longer, yet was not accepted
-            response.raise_for_status()
-            if response.status_code != requests.codes.partial_content:
-                done = 0  # the server sends everything
-            self._receive(response, done)
-        damage = _damage(self.part)
-        if damage is not None:
-            self.part.unlink()
-            raise InputError(f"{damage}.")
-        self.part.replace(output_file)
+def _receive(response: Response, part: Path, done: int, *, progress: bool) -> None:
+    """Append the body of a response to the first `done` bytes of the partial file."""
+    import requests
+    import urllib3
+    from tqdm.auto import tqdm
 
-    def _receive(self, response: Response, done: int) -> None:
-        """Append the body of a response to the first `done` bytes of the partial file."""
-        import requests
-        import urllib3
-        from tqdm.auto import tqdm
-
-        length = response.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
-        bar = tqdm(
-            desc=self.part.stem,
-            initial=done,
-            total=total,
-            disable=not self.progress,
-            unit="B",
-            unit_scale=True,
-        )
-        with self.part.open("r+b" if done else "wb") as file, bar:
-            file.seek(done)
-            try:
-                for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            except urllib3.exceptions.HTTPError as error:
-                raise requests.ConnectionError(self._interrupted(file.tell(), total)) from error
-            if total is not None and file.tell() < total:
-                raise requests.ConnectionError(self._interrupted(file.tell(), total))
-
-    def _interrupted(self, done: int, total: int | None) -> str:
-        """Return what to say of a connection that was cut."""
-        return f"the connection was cut after {done} of {total or 'unknown'} bytes; call again to resume"
+    length = response.headers.get("Content-Length")
+    total = None if length is None else done + int(length)
+    cut = f"the connection was cut after {{}} of {total or 'unknown'} bytes; call again to resume"
+    size = {"desc": part.stem, "initial": done, "total": total, "unit": "B", "unit_scale": True}
+    with part.open("r+b" if done else "wb") as file, tqdm(disable=not progress, **size) as bar:
+        file.seek(done)
+        try:
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                file.write(chunk)
+                bar.update(len(chunk))
+        except urllib3.exceptions.HTTPError as error:
+            raise requests.ConnectionError(cut.format(file.tell())) from error
+        if total is not None and file.tell() < total:
+            raise requests.ConnectionError(cut.format(file.tell()))
 
 
 def _damage(path: Path) -> str | None:

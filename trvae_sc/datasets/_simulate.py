@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from scipy.special import softmax
 
 from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
@@ -113,7 +114,9 @@ def simulate(  # noqa: PLR0913
     if n_conditions is not None:
         check_whole("n_conditions", n_conditions, 2)
         conditions = ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
-    _check_names(conditions)
+    names = [] if isinstance(conditions, str) else list(conditions)
+    if len(names) < 2 or len(set(map(str, names))) < len(names):
+        raise InputError(f"conditions is {conditions!r}; give two different names or more.")
     whole = {"n_cells": n_cells, "n_genes": n_genes, "n_labels": n_labels, "n_donors": n_donors}
     for name, number in whole.items():
         check_whole(name, number)
@@ -125,9 +128,7 @@ def simulate(  # noqa: PLR0913
         check_number(name, size, 0.0)
     check_number("depth", depth, 1.0)
     check_number("dispersion", dispersion, 1e-3)
-    if features is not None and (
-        not isinstance(features, str) or features not in ("latent", "noise")
-    ):
+    if not (features is None or (isinstance(features, str) and features in ("latent", "noise"))):
         raise InputError(f"features is {features!r}; choose 'latent' or 'noise', or None.")
     if n_cells < n_labels * len(conditions):
         raise InputError(f"{n_cells} cells cannot cover {n_labels} labels x {len(conditions)}.")
@@ -142,13 +143,14 @@ def simulate(  # noqa: PLR0913
         of_features = np.random.default_rng([seed, 2])  # other data of a seed stay what they are
         shown, common, specific = _described(of_features, common.shape, effect_size, feature_share)
         shown = of_features.normal(size=shown.shape) if features == "noise" else shown
-        names = pd.Index(conditions[1:], name="condition")
+        described = pd.Index(conditions[1:], name="condition")
         columns = [f"feature_{i}" for i in range(shown.shape[1])]
-        table = pd.DataFrame(shown, index=names, columns=columns)
+        table = pd.DataFrame(shown, index=described, columns=columns)
 
     n_each = len(conditions) if paired else 1
     n_cells -= n_cells % n_each
-    label = rng.choice(n_labels, n_cells // n_each, p=_uneven(n_labels))
+    weights = np.geomspace(3.0, 1.0, n_labels)  # from the most frequent label to the rarest
+    label = rng.choice(n_labels, n_cells // n_each, p=weights / weights.sum())
     if paired:
         label[:n_labels] = np.arange(n_labels)
         condition = np.arange(n_cells) % n_each
@@ -164,8 +166,7 @@ def simulate(  # noqa: PLR0913
         logits = base + state[cells] @ programs
         logits += (1 - specificity) * common[c] + specificity * state[cells] @ specific[c]
         logits += of_donor[donor[cells], c]
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        return weights / weights.sum(1, keepdims=True)
+        return softmax(logits, axis=1)
 
     total = np.exp(rng.normal(np.log(depth), depth_sd, n_cells))
     theta = np.exp(rng.normal(np.log(dispersion), 0.5, n_genes))
@@ -197,17 +198,10 @@ def simulate(  # noqa: PLR0913
         adata.uns["condition_features"] = table
     adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
     if n_donors > 1:
-        names = [f"donor_{d}" for d in range(n_donors)]
-        adata.obs["donor"] = pd.Categorical.from_codes(donor, names)
+        donors = [f"donor_{d}" for d in range(n_donors)]
+        adata.obs["donor"] = pd.Categorical.from_codes(donor, donors)
         adata.varm["true_donor_share"] = pd.DataFrame(by_donor, index=genes)
     return adata[adata.obs["total_counts"] > 0].copy()
-
-
-def _check_names(conditions: Any) -> None:
-    """Raise on conditions that are not two different names or more."""
-    given = [] if isinstance(conditions, str) else list(conditions)
-    if len(given) < 2 or len(set(map(str, given))) < len(given):
-        raise InputError(f"conditions is {conditions!r}; give two different names or more.")
 
 
 def _donors(
@@ -223,12 +217,6 @@ def _donors(
     level = rng.normal(0.0, sd, (n_donors, 1, common.shape[1]))
     response = rng.normal(0.0, sd, (n_donors, *common.shape)) * (common != 0)
     return donor, level + response
-
-
-def _uneven(n: int) -> np.ndarray:
-    """Return shares of labels that fall from the first to the last, by a factor of three."""
-    weights = np.geomspace(3.0, 1.0, n) if n > 1 else np.ones(1)
-    return weights / weights.sum()
 
 
 def _responses(

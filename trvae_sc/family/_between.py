@@ -48,13 +48,7 @@ class BetweenTranslator(Translator):
             raise InputError(f"Source and target are both {self.target_!r}.")
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return rows under source and target, by label; those of labels that have both.
-
-        Raises
-        ------
-        InputError
-            There are none.
-        """
+        """Return rows under source and target, by label, of labels that have both; raise without any."""
         codes = [
             self.adata_manager.get_from_registry(key).ravel()
             for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, log_values
 from trvae_sc.levels import codes_of, level_name
-from trvae_sc.model import NOT_TRAINED, TRVAE
+from trvae_sc.model import TRVAE, decoded
 from trvae_sc.training import row_numbers
 
 #: Cells: a row number, row numbers, a mask, or the values of columns of ``obs`` that they have.
@@ -29,17 +29,11 @@ def check_model(model: TRVAE) -> None:
             f"The model is a {name}; this is for a TRVAE with any preset."
             + (f" A {name} has methods of its own: {', '.join(own)}." if own else "")
         )
-    model._check_if_trained(warn=False, message=NOT_TRAINED)
+    model._check_if_trained(warn=False)
 
 
 def rows_of(adata: AnnData, cells: Cells) -> np.ndarray:
-    """Return the rows of cells given by row, rows, mask or columns of ``obs``.
-
-    Raises
-    ------
-    InputError
-        There is no such column, value or row, or no cell at all.
-    """
+    """Return the rows of cells given by row, rows, mask or columns of ``obs``; raise without any."""
     if isinstance(cells, Mapping):
         keep = np.ones(adata.n_obs, dtype=bool)
         for key, value in cells.items():
@@ -87,16 +81,20 @@ def values_of(model: TRVAE, adata: AnnData) -> Any:
     return log_values(adata, keys, float(model.module.kappa))
 
 
-def as_anndata(
+def decoded_cells(
     model: TRVAE,
-    x: np.ndarray,
-    z: np.ndarray,
-    obs: pd.DataFrame,
-    condition: Any,
     adata: AnnData,
+    rows: np.ndarray,
+    z: np.ndarray,
+    condition: Any,
+    obs: pd.DataFrame,
     method: str,
 ) -> AnnData:
-    """Return decoded cells with their codes and where they come from."""
+    """Return the cells that codes stand for, with the codes and where they come from.
+
+    Batch and covariates are those of rows; so is the condition, where none is given.
+    """
+    x = decoded(model.trained, adata, rows, z, condition)
     if condition is not None:
         obs = obs.assign(**model.condition_space.columns([condition] * len(obs)))
     var = (adata if model.adata is None else model.adata).var.loc[adata.var_names].copy()

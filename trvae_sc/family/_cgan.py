@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -33,10 +32,7 @@ _CRITIC_UPDATES = 3  # a step: with one the critic does not keep up, and generat
 
 
 class ConditionalGANModule(ExpressionModule):
-    r"""Generator :math:`G(\epsilon, s, l)` and critic :math:`D(x, s, l)`.
-
-    See :class:`ConditionalGAN` for the parameters.
-    """
+    r"""Generator :math:`G(\epsilon, s, l)` and critic :math:`D(x, s, l)`; see :class:`ConditionalGAN`."""
 
     def __init__(
         self,
@@ -100,10 +96,8 @@ class ConditionalGAN(Translator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     n_pcs
         Principal components that cells are generated in; fewer where cells or genes do not allow so
         many. What is outside of them is not generated.
@@ -115,8 +109,6 @@ class ConditionalGAN(Translator):
         Loss of the critic, ``"wasserstein"`` or ``"hinge"``.
     penalty_weight
         Weight of the gradient penalty; 0 for none.
-    seed
-        Seed of initial weights, minibatches and noise; ``scvi.settings.seed`` or else 0 if None.
 
     Examples
     --------
@@ -140,15 +132,8 @@ class ConditionalGAN(Translator):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, seed=seed)
-        self._build(
-            ConditionalGANModule,
-            n_pcs=n_pcs,
-            n_noise=n_noise,
-            n_hidden=n_hidden,
-            adversarial=adversarial,
-            penalty_weight=penalty_weight,
-        )
         self.init_params_ = self._get_init_params(locals())
+        self._build(ConditionalGANModule, locals())
 
     # -- cells from noise -----------------------------------------------------------------------------
 
@@ -234,19 +219,9 @@ class ConditionalGAN(Translator):
         if key is not None:
             obs[key] = per_code("labels", labels, len(z))
             obs[key] = obs[key].astype("category")
-        names = pd.Index(self.get_var_names())
-        has_data = self.adata is not None
-        var = self.adata.var.loc[names].copy() if has_data else pd.DataFrame(index=names)
-        cells = AnnData(obs=obs, var=var, obsm={"X_trvae": z})
         with torch.no_grad(), suitable_threads(self.module.widest):
-            cells.X = self._from_noise(torch.as_tensor(z), self._label_codes(cells), level)
-        cells.uns["trvae_sc"] = {
-            "method": "ConditionalGAN.decode",
-            "scale": "log(1 + kappa * share)" if self.keys.is_count else "values",
-            "kappa": float(self.module.kappa),
-            "versions": {"trvae_sc": version("trvae_sc")},
-        }
-        return cells
+            x = self._from_noise(torch.as_tensor(z), self._label_codes(obs), level)
+        return self._as_cells(x, z, obs, "decode")
 
     def interpolate(
         self, condition: Any, *, labels: Any = None, steps: int = 11, seed: int = 0
@@ -297,27 +272,19 @@ class ConditionalGAN(Translator):
     def _translate(
         self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
     ) -> np.ndarray:
-        label = self._label_codes(cells)
+        label = self._label_codes(cells.obs)
         noise = torch.randn(len(label), self.module.n_noise, generator=generator)
         return self._from_noise(noise, label, target)
 
-    def _label_codes(self, cells: AnnData) -> torch.Tensor:
-        """Return the label of each cell as a code; 0 where there are no labels.
-
-        Raises
-        ------
-        InputError
-            A label that training did not see.
-        """
+    def _label_codes(self, obs: pd.DataFrame) -> torch.Tensor:
+        """Return the label of each cell as a code, 0 without labels; raise on those that are new."""
         key = self.keys.labels_key
         if key is None:
-            return torch.zeros(cells.n_obs, dtype=torch.long)
-        if key not in cells.obs:
-            raise InputError(
-                f"No column '{key}' in adata.obs; there are {list(cells.obs.columns)}."
-            )
+            return torch.zeros(len(obs), dtype=torch.long)
+        if key not in obs:
+            raise InputError(f"No column '{key}' in adata.obs; there are {list(obs.columns)}.")
         names = [level_name(label) for label in self.labels]
-        own = as_text(cells.obs[key])
+        own = as_text(obs[key])
         unknown = sorted(set(own) - set(names))
         if unknown:
             raise InputError(

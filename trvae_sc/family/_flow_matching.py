@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from trvae_sc.arguments import check_whole
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import BetweenModule, Network, Player, Sizes, Terms
 
@@ -38,10 +37,7 @@ def coupling(start: Tensor, end: Tensor, label: Tensor) -> Tensor:
 
 
 class FlowMatchingModule(BetweenModule):
-    r"""Velocity :math:`v(p, t)` of principal components between source (t = 0) and target (1).
-
-    See :class:`FlowMatching` for the parameters.
-    """
+    r"""Velocity :math:`v(p, t)` of principal components between source (t = 0) and target (1); see :class:`FlowMatching`."""
 
     def __init__(self, sizes: Sizes, *, n_hidden: Sequence[int], n_steps: int) -> None:
         super().__init__(sizes)
@@ -94,10 +90,8 @@ class FlowMatching(BetweenTranslator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     source, target
         The two conditions. May be None where the data have no others.
     n_pcs
@@ -106,8 +100,6 @@ class FlowMatching(BetweenTranslator):
         Widths of the velocity's network.
     n_steps
         Steps of the integration, by the midpoint rule.
-    seed
-        Seed of components, initial weights and minibatches; ``scvi.settings.seed`` or 0 if None.
 
     Examples
     --------
@@ -130,7 +122,6 @@ class FlowMatching(BetweenTranslator):
         n_steps: int = 20,
         seed: int | None = None,
     ) -> None:
-        check_whole("n_steps", n_steps)
         super().__init__(adata, registry, source=source, target=target, seed=seed)
-        self._build(FlowMatchingModule, n_pcs=n_pcs, n_hidden=n_hidden, n_steps=n_steps)
         self.init_params_ = self._get_init_params(locals())
+        self._build(FlowMatchingModule, locals())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy.special import softmax
 
 from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
@@ -17,7 +17,7 @@ from trvae_sc.family._cells import Cells, rows_of
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior
 from trvae_sc.family._translator import Translator
 from trvae_sc.levels import as_text, level_name
-from trvae_sc.model import NOT_TRAINED, checked_codes, per_code
+from trvae_sc.model import checked_codes, per_code
 
 _LEAST_VARIANCE = 1e-4
 
@@ -46,7 +46,10 @@ class FlowSpace(Translator):
         NotTrainedError
             The model is not trained.
         """
-        return self._cell_places(adata, indices)[:, : len(self.module.spread)]
+        self._check_if_trained(warn=False)
+        cells = self._validate_anndata(adata)
+        cells = cells if indices is None else cells[indices]
+        return self._places(cells)[:, : len(self.module.spread)]
 
     def decode(self, u: np.ndarray, *, condition: Any = None, labels: Any = None) -> AnnData:
         """Return the cells that codes stand for.
@@ -70,16 +73,17 @@ class FlowSpace(Translator):
         InputError
             Codes of another shape or that are not finite, an unknown condition.
         """
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._check_if_trained(warn=False)
         u = checked_codes("u", u, len(self.module.spread))
-        rest = np.zeros((len(u), self.summary_stats.n_vars))
         obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(u))])
         if condition is not None:
             level = self.condition_space.level(condition)
             obs = obs.assign(**self.condition_space.columns([level] * len(u)))
         if labels is not None:
             obs[self.keys.labels_key or "label"] = per_code("labels", labels, len(u))
-        return self._as_cells(np.concatenate([u, rest], 1), obs, "decode")
+        rest = np.zeros((len(u), self.summary_stats.n_vars))  # nothing outside of the components
+        x = self._values_at(np.concatenate([u, rest], 1))
+        return self._as_cells(x, u.astype(np.float32), obs, "decode")
 
     def generate(
         self,
@@ -113,7 +117,6 @@ class FlowSpace(Translator):
         InputError
             `n_obs` is no positive number, or `strength` is negative.
         """
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
         check_whole("n_obs", n_obs)
         check_seed(seed)
         around = self._around(exemplars, strength)
@@ -149,7 +152,7 @@ class FlowSpace(Translator):
         InputError
             `strength` is negative.
         """
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._check_if_trained(warn=False)
         around = self._around(exemplars, strength)
         cells = self._validate_anndata(adata)
         u, log_slope = self._codes_and_slopes(cells)
@@ -188,7 +191,7 @@ class FlowSpace(Translator):
         InputError
             No labels were registered, or the exemplars lack their column.
         """
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._check_if_trained(warn=False)
         key = self.keys.labels_key
         if key is None:
             raise InputError(
@@ -206,9 +209,7 @@ class FlowSpace(Translator):
         u = self.encode(cells)
         levels = [name for name in map(level_name, self.labels) if (names == name).any()]
         logs = [_log_normal(u, posterior(start, codes[names == name], strength)) for name in levels]
-        logs = np.stack(logs, 1)
-        share = np.exp(logs - logs.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
+        share = softmax(np.stack(logs, 1), axis=1)
         return pd.DataFrame(share, index=cells.obs_names, columns=levels)
 
     # -- lines ----------------------------------------------------------------------------------------
@@ -240,17 +241,18 @@ class FlowSpace(Translator):
         InputError
             No such cells, or fewer than two steps.
         """
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._check_if_trained(warn=False)
         check_whole("steps", steps, 2)
         cells = self._validate_anndata(adata)
-        end = self._cell_places(cells, rows_of(cells, b)).mean(0)
+        end = self._places(cells[rows_of(cells, b)]).mean(0)
         start = np.zeros_like(end)
         if a is not None:
-            start = self._cell_places(cells, rows_of(cells, a)).mean(0)
+            start = self._places(cells[rows_of(cells, a)]).mean(0)
         fraction = np.linspace(0.0, 1.0, steps)
         places = (1.0 - fraction[:, None]) * start + fraction[:, None] * end
         obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
-        return self._as_cells(places, obs, "interpolate")
+        u = places[:, : len(self.module.spread)].astype(np.float32)
+        return self._as_cells(self._values_at(places), u, obs, "interpolate")
 
     # -- parts ----------------------------------------------------------------------------------------
 
@@ -279,32 +281,11 @@ class FlowSpace(Translator):
         found = np.concatenate(found)
         return found[:, :-1], found[:, -1]
 
-    def _cell_places(self, adata: AnnData | None, rows: Sequence[int] | None = None) -> np.ndarray:
-        """Return the places of some cells, once the model is trained."""
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
-        cells = self._validate_anndata(adata)
-        return self._places(cells if rows is None else cells[rows])
-
     def _around(self, exemplars: AnnData | None, strength: float) -> Gaussian:
         """Return N(0, I), or its posterior given exemplars."""
         check_number("strength", strength, 0.0)
         start = _standard(len(self.module.spread))
         return start if exemplars is None else posterior(start, self.encode(exemplars), strength)
-
-    def _as_cells(self, places: np.ndarray, obs: pd.DataFrame, method: str) -> AnnData:
-        """Return the cells at these places."""
-        names = pd.Index(self.get_var_names())
-        has_data = self.adata is not None
-        var = self.adata.var.loc[names].copy() if has_data else pd.DataFrame(index=names)
-        u = places[:, : len(self.module.spread)].astype(np.float32)
-        result = AnnData(self._values_at(places), obs=obs, var=var, obsm={"X_trvae": u})
-        result.uns["trvae_sc"] = {
-            "method": f"{type(self).__name__}.{method}",
-            "scale": "log(1 + kappa * share)" if self.keys.is_count else "values",
-            "kappa": float(self.module.kappa),
-            "versions": {"trvae_sc": version("trvae_sc")},
-        }
-        return result
 
 
 def _standard(n: int) -> Gaussian:

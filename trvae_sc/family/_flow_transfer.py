@@ -41,18 +41,14 @@ class FlowTransfer(FlowSpace):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     n_pcs
         Principal components; fewer where cells or genes do not allow so many.
     n_hidden
         Widths of the networks that give the splines.
     n_transforms
         Number of spline layers.
-    seed
-        Seed of components, initial weights and minibatches; ``scvi.settings.seed`` or 0 if None.
 
     Raises
     ------
@@ -78,10 +74,10 @@ class FlowTransfer(FlowSpace):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, seed=seed)
-        self._build(FlowModule, n_pcs=n_pcs, n_hidden=n_hidden, n_transforms=n_transforms)
         #: mean places of training cells by condition, then label, as text: see :meth:`_places`
         self.latent_means_: dict[str, dict[str, Any]] = {}
         self.init_params_ = self._get_init_params(locals())
+        self._build(FlowModule, locals())
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""

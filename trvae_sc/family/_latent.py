@@ -14,8 +14,8 @@ from scipy.special import ndtri
 from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
-from trvae_sc.family._cells import Cells, as_anndata, check_model, decoding_condition, rows_of
-from trvae_sc.model import TRVAE, decoded
+from trvae_sc.family._cells import Cells, check_model, decoded_cells, decoding_condition, rows_of
+from trvae_sc.model import TRVAE
 
 
 def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
@@ -115,8 +115,8 @@ def interpolate(
     fraction = np.linspace(0.0, 1.0, steps)
     z = (1.0 - fraction[:, None]) * ends[0] + fraction[:, None] * ends[1]
     obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
-    x = decoded(model.trained, adata, np.full(steps, start[0]), z, condition)
-    return as_anndata(model, x, z, obs, condition, adata, "interpolate")
+    rows = np.full(steps, start[0])
+    return decoded_cells(model, adata, rows, z, condition, obs, "interpolate")
 
 
 # -- along one dimension --------------------------------------------------------------------------
@@ -194,10 +194,10 @@ def traverse(
     value = np.linspace(*limits, steps)
     z = np.tile(codes[rows].mean(0), (steps, 1))
     z[:, dimension] = value
-    x = decoded(model.trained, adata, np.full(steps, rows[0]), z, condition)
     obs = pd.DataFrame({"value": value}, index=[f"step_{i}" for i in range(steps)])
-    result = as_anndata(model, x, z, obs, condition, adata, "traverse")
-    centred = value - value.mean()
+    rows = np.full(steps, rows[0])
+    result = decoded_cells(model, adata, rows, z, condition, obs, "traverse")
+    x, centred = result.X, value - value.mean()
     result.var = result.var.assign(
         slope=centred @ x.astype(np.float64) / (centred @ centred), range=np.ptp(x, axis=0)
     )
@@ -286,9 +286,8 @@ def shift_attribute(
     else:
         start = z
     z = z + np.float32(alpha) * (mean - start)
-    x = decoded(model.trained, adata, np.arange(adata.n_obs), z, condition)
-    obs = without_codes(adata.obs)
-    result = as_anndata(model, x, z, obs, condition, adata, "shift_attribute")
+    obs, rows = without_codes(adata.obs), np.arange(adata.n_obs)
+    result = decoded_cells(model, adata, rows, z, condition, obs, "shift_attribute")
     result.uns["trvae_sc"] |= {
         "by": by,
         "alpha": float(alpha),

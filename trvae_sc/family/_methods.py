@@ -40,14 +40,8 @@ def translate(
 
     Parameters
     ----------
-    train
-        Training cells.
-    source
-        Cells to start from, of one condition.
-    target
-        Condition to predict.
-    keys
-        Where the data are.
+    train, source, target, keys
+        As in :func:`trvae_sc.baselines.mean_shift`; source cells are of one condition.
     seed
         Seed of the model.
     model_cls

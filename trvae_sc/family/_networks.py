@@ -35,19 +35,7 @@ class Player(NamedTuple):
 
 
 class Network(nn.Sequential):
-    """Fully connected layers with LeakyReLU between them.
-
-    Parameters
-    ----------
-    n_input, n_output
-        Number of inputs and outputs.
-    n_hidden
-        Widths between.
-    norm
-        ``"layer"`` or ``"none"``.
-    start_at_zero
-        Whether the output is 0 before training.
-    """
+    """Fully connected layers with LeakyReLU between them; `start_at_zero`: the output is 0 before training."""
 
     def __init__(
         self,
@@ -81,13 +69,7 @@ class ExpressionModule(BaseModuleClass):
 
     Networks see :math:`p = (x - \bar x) V / s`: principal components of the training cells, which are
     linear, so that a change of components is one of genes and what is outside of them can be kept.
-
-    Parameters
-    ----------
-    sizes
-        What the data ask for.
-    whiten
-        Divide each component by its own deviation; else all by the root of their mean variance.
+    `whiten` divides each by its own deviation; else all are by the root of their mean variance.
     """
 
     def __init__(self, sizes: Sizes, *, whiten: bool = False) -> None:
@@ -203,21 +185,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 
 class Critic(nn.Module):
-    """Scores how real cells look, given what is known of them; with its adversarial loss.
-
-    Parameters
-    ----------
-    n_input
-        Number of values of a cell.
-    n_context
-        Number of values that are known of it.
-    n_hidden
-        Widths of the network.
-    kind
-        Adversarial loss.
-    penalty_weight
-        Weight of the gradient penalty.
-    """
+    """Scores how real cells look, given `n_context` values that are known of each; with its loss."""
 
     def __init__(
         self,

@@ -42,11 +42,10 @@ def outlier_score(
     r"""Score cells by how far they are from training cells, and say how well the model explains them.
 
     The score is the mean distance to the 5 nearest training cells (a training cell itself, which is known by its
-    values, is not counted) in principal components of the log values: in 10
-    or in 30 of them, whichever find training labels better that are left out of the neighbours in turn (mean AUROC
-    of their cells against all others; without labels: in 20). On labels left out of training (digits, Kang's
-    donors, lung cell lines; ``tests/benchmarks/outliers.py``) neither what the model says, nor neighbours among
-    its codes, nor a mixture did as well on all. What it says stands beside the score, as the deviance,
+    values, is not counted) in principal components of the log values: in 10 or in 30 of them, whichever find
+    training labels better that are left out of the neighbours in turn (mean AUROC of their cells against all
+    others; without labels: in 20). What the model says finds outliers less well, and stands beside the score, as
+    the deviance,
 
     .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x), \qquad
        \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)}
@@ -97,8 +96,8 @@ def outlier_score(
         raise InputError("adata has no cells to score. Give one at least.")
     trained_on, held_back, is_apart = _split(model, train)
     rows = held_back if known is train else np.arange(known.n_obs)
-    if min(len(rows), len(trained_on)) < _FEWEST:
-        n_cells = min(len(rows), len(trained_on))
+    n_cells = min(len(rows), len(trained_on))
+    if n_cells < _FEWEST:
         raise InputError(f"{n_cells} cells to compare with; {_FEWEST} or more are needed.")
     if reference is None and not is_apart:
         logger.warning(
@@ -162,17 +161,7 @@ def _warn_of_themselves(model: TRVAE, scored: AnnData, known: AnnData, rows: np.
 
 
 class Neighbors:
-    """Training cells in their principal components, to measure distances to.
-
-    Parameters
-    ----------
-    model
-        Trained model.
-    train
-        AnnData with its training cells.
-    rows
-        Which of them to use.
-    """
+    """Training cells (some `rows` of them) in their principal components, to measure distances to."""
 
     def __init__(self, model: TRVAE, train: AnnData, rows: np.ndarray) -> None:
         self.model = model

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from torch import Tensor
+from torch.nn.functional import l1_loss
 
 from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
@@ -28,10 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairedModule(BetweenModule):
-    r"""Generator :math:`G(p) = p + g(p)` and critic :math:`D(q, p)`.
-
-    See :class:`PairedTranslator` for the parameters.
-    """
+    r"""Generator :math:`G(p) = p + g(p)` and critic :math:`D(q, p)`; see :class:`PairedTranslator`."""
 
     def __init__(
         self,
@@ -73,7 +71,7 @@ class PairedModule(BetweenModule):
         moved = self.move(p, backward=False)
         return {
             "adversarial": -self.critic(moved, p).mean(),
-            "l1": self.l1_weight * (moved - q).abs().mean(),
+            "l1": self.l1_weight * l1_loss(moved, q),
         }
 
 
@@ -91,10 +89,8 @@ class PairedTranslator(BetweenTranslator):
 
     Parameters
     ----------
-    adata
-        AnnData registered with :meth:`setup_anndata`.
-    registry
-        Registry of such a registration, in place of `adata`.
+    adata, registry, seed
+        As for :class:`Translator`.
     source, target
         The two conditions. May be None where the data have no others.
     n_pcs
@@ -107,8 +103,6 @@ class PairedTranslator(BetweenTranslator):
         Loss of the critic, ``"wasserstein"`` or ``"hinge"``.
     penalty_weight
         Weight of the gradient penalty; 0 for none.
-    seed
-        Seed of initial weights and minibatches; ``scvi.settings.seed`` or else 0 if None.
 
     Examples
     --------
@@ -134,15 +128,8 @@ class PairedTranslator(BetweenTranslator):
         seed: int | None = None,
     ) -> None:
         super().__init__(adata, registry, source=source, target=target, seed=seed)
-        self._build(
-            PairedModule,
-            n_pcs=n_pcs,
-            n_hidden=n_hidden,
-            l1_weight=l1_weight,
-            adversarial=adversarial,
-            penalty_weight=penalty_weight,
-        )
         self.init_params_ = self._get_init_params(locals())
+        self._build(PairedModule, locals())
 
     @classmethod
     def setup_anndata(
@@ -182,22 +169,14 @@ class PairedTranslator(BetweenTranslator):
         cls._register_fields(adata, setup_method_args, **kwargs)
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the rows of each pair.
-
-        Raises
-        ------
-        InputError
-            There are none.
-        """
-        given = self.registry_["setup_args"]
-        condition = as_text(self.adata.obs[given["condition_key"]])
+        """Return the rows of each pair; raise where there is none."""
+        given, obs = self.registry_["setup_args"], self.adata.obs
+        condition = as_text(obs[given["condition_key"]])
         _check_pairs(self.adata, given["condition_key"], given["pair_key"])
-        sides = [
-            dict(zip(self.adata.obs.loc[at, given["pair_key"]], np.flatnonzero(at), strict=True))
-            for at in (
-                (condition == level_name(end)).to_numpy() for end in (self.source_, self.target_)
-            )
-        ]
+        sides = []
+        for end in (self.source_, self.target_):
+            rows = np.flatnonzero(condition == level_name(end))
+            sides.append(dict(zip(obs[given["pair_key"]].iloc[rows], rows, strict=True)))
         names = [name for name in sides[0] if name in sides[1]]
         if not names:
             raise InputError(

@@ -70,10 +70,9 @@ class TranslatorRegistration(SavedModel):
                 f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
                 "into one, or use TRVAE."
             )
-        used = ("labels_key", "layer", "total_counts_key")
-        keys: dict[str, Any] = {name: given[name] for name in used}
         unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
-        keys |= dict.fromkeys(unused)
+        names = ("labels_key", "layer", "total_counts_key", *unused)
+        keys: dict[str, Any] = {name: given.get(name) for name in names}
         if kwargs.get("source_registry") is None:
             checks.check_columns(adata, condition_key, **keys)
         else:

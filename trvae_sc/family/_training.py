@@ -17,22 +17,14 @@ class Matched(torch.utils.data.Sampler):
     """Minibatches of source cells followed by as many target cells of the same labels.
 
     The label of each pair of rows is drawn uniformly, so that every label weighs the same and
-    differences of composition do not enter; then one cell of it under each condition.
-
-    Parameters
-    ----------
-    groups
-        Row numbers under source and under target, by label.
-    n_batches
-        Minibatches of a pass.
-    batch_size
-        Cells of each condition in a minibatch.
+    differences of composition do not enter; then one cell of it under each condition. `groups` are
+    the rows under source and under target, by label.
     """
 
     def __init__(
         self, groups: Sequence[tuple[np.ndarray, np.ndarray]], n_batches: int, batch_size: int
     ) -> None:
-        self.sides = [_Rows.of([group[side] for group in groups]) for side in (0, 1)]
+        self.sides = [_Rows(side) for side in zip(*groups, strict=True)]
         self.n_groups, self.n_batches, self.batch_size = len(groups), n_batches, batch_size
 
     def __len__(self) -> int:
@@ -49,13 +41,10 @@ class Matched(torch.utils.data.Sampler):
 class _Rows:
     """Row numbers by group, one group after the other."""
 
-    def __init__(self, rows: Tensor, first: Tensor, size: Tensor) -> None:
-        self.rows, self.first, self.size = rows, first, size
-
-    @classmethod
-    def of(cls, groups: Sequence[np.ndarray]) -> _Rows:
-        size = torch.as_tensor([len(rows) for rows in groups])
-        return cls(torch.as_tensor(np.concatenate(groups)), size.cumsum(0) - size, size)
+    def __init__(self, groups: Sequence[np.ndarray]) -> None:
+        self.rows = torch.as_tensor(np.concatenate(groups))
+        self.size = torch.as_tensor([len(rows) for rows in groups])
+        self.first = self.size.cumsum(0) - self.size
 
     def draw(self, group: Tensor) -> Tensor:
         """Return a random row of each group."""
@@ -63,34 +52,10 @@ class _Rows:
         return self.rows[self.first[group] + (share * self.size[group]).long()]
 
 
-class Cells(torch.utils.data.Dataset):
-    """Cells in memory, fetched by arrays of row numbers.
-
-    Parameters
-    ----------
-    x
-        Log values, shape (n_cells, n_genes).
-    condition, label
-        Codes, shape (n_cells,).
-    """
-
-    def __init__(self, x: Tensor, condition: Tensor, label: Tensor) -> None:
-        self.tensors = {"x": x, "condition": condition, "label": label}
-
-    def __len__(self) -> int:
-        """Return the number of cells."""
-        return len(self.tensors["x"])
-
-    def __getitem__(self, rows: Tensor | np.ndarray) -> dict[str, Tensor]:
-        """Return some of the cells."""
-        rows = torch.as_tensor(rows)
-        return {name: values[rows] for name, values in self.tensors.items()}
-
-
 class Minibatches(lightning.LightningDataModule):
     """Cells and the order they are drawn in."""
 
-    def __init__(self, cells: Cells, sampler: torch.utils.data.Sampler) -> None:
+    def __init__(self, cells: torch.utils.data.Dataset, sampler: torch.utils.data.Sampler) -> None:
         super().__init__()
         self.cells, self.sampler = cells, sampler
         self.train_idx = np.arange(len(cells))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from torch.utils.data import Sampler, StackDataset
 
 from trvae_sc import checks
-from trvae_sc.arguments import check_number, check_seed, check_whole
+from trvae_sc.arguments import check_number, check_seed, check_whole, named
 from trvae_sc.baselines import as_prediction
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense, log_values, median_total, values
 from trvae_sc.family._networks import ExpressionModule, Sizes
 from trvae_sc.family._registration import TranslatorRegistration
-from trvae_sc.family._training import Cells, Minibatches, PlayersPlan
+from trvae_sc.family._training import Minibatches, PlayersPlan
 from trvae_sc.identity import among, cell_marks
 from trvae_sc.model import (
-    NOT_TRAINED,
     Request,
     check_default_type,
     check_weights,
@@ -51,7 +52,7 @@ class Translator(TranslatorRegistration):
     registry
         Registry of such a registration, in place of `adata`.
     seed
-        Seed of initial weights, minibatches and noise; ``scvi.settings.seed`` or else 0 if None.
+        Seed of components, initial weights, minibatches and noise; ``scvi.settings.seed`` or else 0 if None.
     """
 
     module: ExpressionModule
@@ -78,20 +79,23 @@ class Translator(TranslatorRegistration):
             f"seed: {self.seed_}"
         )
 
-    def _build(self, module_cls: type[ExpressionModule], *, n_pcs: int, **arguments: Any) -> None:
-        """Make the module with the model's own seed, with as many components as there can be."""
+    def _build(self, module_cls: type[ExpressionModule], given: dict[str, Any]) -> None:
+        """Make the module, with the model's own seed, of those of the model's arguments that it takes."""
+        arguments = {name: given[name] for name in named(module_cls) if name in given}
+        n_pcs = given["n_pcs"]
         check_whole("n_pcs", n_pcs)
-        _check_sizes(arguments)
-        n_pcs = min(n_pcs, self.summary_stats.n_vars, self.summary_stats.n_cells - 1)
+        check_widths("n_hidden", arguments["n_hidden"])
+        for name, value in arguments.items():
+            if name in ("n_noise", "n_steps", "n_transforms"):
+                check_whole(name, value)
+            if name.endswith("_weight"):
+                check_number(name, value, 0.0)
+        n_genes, n_cells = self.summary_stats.n_vars, self.summary_stats.n_cells
+        n_pcs = min(n_pcs, n_genes, n_cells - 1)
         if n_pcs < 1:
             raise InputError(f"n_pcs is {n_pcs}; at least 1 principal component is needed.")
-        sizes = Sizes(
-            self.summary_stats.n_vars,
-            len(self.conditions),
-            len(self.labels),
-            n_pcs,
-            self.keys.is_count,
-        )
+        n_conditions, n_labels = len(self.conditions), len(self.labels)
+        sizes = Sizes(n_genes, n_conditions, n_labels, n_pcs, self.keys.is_count)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_)
             self.module = module_cls(sizes, **arguments)
@@ -161,7 +165,7 @@ class Translator(TranslatorRegistration):
             epochs = default if max_epochs is None else max_epochs
             TrainRunner(
                 self,
-                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.marks),
+                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.registered.marks),
                 Minibatches(cells, sampler),
                 epochs,
                 accelerator=accelerator,
@@ -170,20 +174,20 @@ class Translator(TranslatorRegistration):
                 **trainer_kwargs,
             )()
 
-    def _training_cells(self) -> Cells:
+    def _training_cells(self) -> StackDataset:
         """Return the training cells, and let the module take their statistics."""
         kappa = median_total(self.adata, self.keys)
         x = torch.as_tensor(self._values(self.adata, kappa))
-        codes = [
+        condition, label = (
             torch.as_tensor(self.adata_manager.get_from_registry(key).ravel().astype(np.int64))
             for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
-        ]
+        )
         self.module.to("cpu")
-        self.module.set_statistics(x, *codes, seed=self.seed_)
+        self.module.set_statistics(x, condition, label, seed=self.seed_)
         self.module.kappa = torch.tensor(kappa)
-        return Cells(x, *codes)
+        return StackDataset(x=x, condition=condition, label=label)
 
-    def _sampler(self, n_batches: int, batch_size: int) -> torch.utils.data.Sampler:
+    def _sampler(self, n_batches: int, batch_size: int) -> Sampler:
         """Return the order in which training cells are drawn: all of them, shuffled."""
         return Batches(np.arange(self.adata.n_obs), batch_size, shuffle=True, drop_last=True)
 
@@ -253,15 +257,14 @@ class Translator(TranslatorRegistration):
 
     def _level_to_predict(self, target: Any) -> Any:
         """Return a condition as in :attr:`conditions`, if the model is trained."""
-        self._check_if_trained(warn=False, message=NOT_TRAINED)
+        self._check_if_trained(warn=False)
         check_weights(self.module)
         return self.condition_space.level(target)
 
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
-        original = self.adata if adata is None else adata
         registered = self._checked(adata)
-        original = registered if original is None else original
+        original = self.adata if adata is None else adata
         checks.check_free(original)
         rows = source_rows(self.known, original, Request(target, **selection))
         cells = registered[rows].copy()
@@ -274,6 +277,19 @@ class Translator(TranslatorRegistration):
     def _checked(self, adata: AnnData | None) -> AnnData:
         """Return cells with the model's genes, whose values are such as it was trained on."""
         return self._validate_anndata(adata)
+
+    def _as_cells(self, x: np.ndarray, z: np.ndarray, obs: pd.DataFrame, method: str) -> AnnData:
+        """Return the cells that codes stand for, with the record of how they were made."""
+        names = pd.Index(self.get_var_names())
+        var = pd.DataFrame(index=names) if self.adata is None else self.adata.var.loc[names].copy()
+        cells = AnnData(x, obs=obs, var=var, obsm={"X_trvae": z})
+        cells.uns["trvae_sc"] = {
+            "method": f"{type(self).__name__}.{method}",
+            "scale": "log(1 + kappa * share)" if self.keys.is_count else "values",
+            "kappa": float(self.module.kappa),
+            "versions": {"trvae_sc": version("trvae_sc")},
+        }
+        return cells
 
     def _as_prediction(self, x: np.ndarray, cells: AnnData, target: Any, seed: int) -> AnnData:
         """Return predicted values as an AnnData with the record of the prediction."""
@@ -294,13 +310,3 @@ class Translator(TranslatorRegistration):
             "notes": np.array(notes, dtype=object),
         }
         return log_notes(result, self._notes_said)
-
-
-def _check_sizes(arguments: Mapping[str, Any]) -> None:
-    """Raise on widths and numbers of layers, or weights of losses, that a module cannot take."""
-    check_widths("n_hidden", arguments["n_hidden"])
-    for name, value in arguments.items():
-        if name in ("n_noise", "n_transforms"):
-            check_whole(name, value)
-        if name.endswith("_weight"):
-            check_number(name, value, 0.0)

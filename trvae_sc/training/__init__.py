@@ -2,13 +2,7 @@
 
 from trvae_sc.training._best import BestWeights
 from trvae_sc.training._clock import Clock, levelled_off
-from trvae_sc.training._data import (
-    Batches,
-    DataLoader,
-    DataSplitter,
-    row_numbers,
-    seed_of,
-)
+from trvae_sc.training._data import Batches, DataLoader, DataSplitter, row_numbers, seed_of
 from trvae_sc.training._manager import DataManager
 from trvae_sc.training._plan import TrainingPlan
 from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner, check_trainer

@@ -17,14 +17,7 @@ from trvae_sc.model_file import read_model
 class BestWeights(Callback):
     """Keeps the weights of the best validation epoch and puts them back when training ends.
 
-    Also when it ends by an exception or by Ctrl-C.
-
-    Parameters
-    ----------
-    monitor
-        Validation metric; lower is better unless `mode` is ``"max"``.
-    mode
-        ``"min"`` or ``"max"``.
+    Also when it ends by an exception or by Ctrl-C. Lower is better unless `mode` is ``"max"``.
     """
 
     def __init__(
@@ -47,23 +40,15 @@ class BestWeights(Callback):
         self.best_epoch = trainer.current_epoch
         self.weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
 
-    def on_train_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule, *exception: BaseException
+    ) -> None:
         """Put the best weights back."""
         if self.weights is not None:
             plan.module.load_state_dict(self.weights)
 
-    def on_fit_end(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
-        """Put the best weights back where a finished run was resumed, which trains nothing."""
-        self.on_train_end(trainer, plan)
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        plan: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """Put the best weights back."""
-        self.on_train_end(trainer, plan)
+    on_exception = on_train_end
+    on_fit_end = on_train_end  # where a finished run was resumed, which trains nothing
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
@@ -91,10 +76,7 @@ class SaveCheckpoint(ScviSaveCheckpoint):
             self._put_back(plan)
 
     def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        plan: lightning.LightningModule,
-        exception: BaseException,
+        self, trainer: lightning.Trainer, plan: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Put the best weights back after losses or gradients that are no numbers."""
         if not isinstance(exception, KeyboardInterrupt) and self.check_nan_gradients:

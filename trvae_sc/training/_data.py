@@ -28,25 +28,11 @@ _BLOCKS = 32  # contiguous pieces of a file that are shuffled together
 class Batches(torch.utils.data.Sampler):
     """Minibatches of row numbers whose sizes differ by at most one cell.
 
-    Parameters
-    ----------
-    indices
-        Row numbers to draw from.
-    batch_size
-        Largest size of a batch.
-    shuffle
-        Permute the rows at every pass, with torch's global generator.
-    drop_last
-        Use only as many cells as fill whole batches of `batch_size`.
-    weights
-        Draw with replacement, with these weights, as many cells as there are.
-    window
-        Of rows in a file: how many are in memory together. A shuffled pass then draws contiguous
-        blocks of rows, 32 to a window, and permutes the rows of each window.
-    share
-        In distributed training: number of this process, and of all. A batch is divided among them.
-    seed
-        Of the permutation in distributed training, where processes must agree on it.
+    `weights`: cells are drawn with replacement, as many as there are. `window`: how many rows of a
+    file are in memory together; a shuffled pass then draws contiguous blocks of rows, 32 to a window,
+    and permutes the rows of each window. `share`: in distributed training the number of this process,
+    and of all, among which a batch is divided; they agree on permutations by `seed`, which else are of
+    torch's global generator.
     """
 
     def __init__(
@@ -70,11 +56,8 @@ class Batches(torch.utils.data.Sampler):
         self.drop_last = drop_last and len(indices) >= self.batch_size
         self.window = window
         self.seed, self.epoch = seed, 0
-        n = len(indices)
-        if self.drop_last:
-            self.n_batches = n // self.batch_size
-        else:
-            self.n_batches = math.ceil(n / self.batch_size)
+        n_batches = len(indices) / self.batch_size
+        self.n_batches = math.floor(n_batches) if self.drop_last else math.ceil(n_batches)
         if not shuffle:  # no rows are one batch without rows, so that results have their shape
             self.n_batches = max(self.n_batches, 1)
 
@@ -207,10 +190,8 @@ class DataLoader(torch.utils.data.DataLoader):
         for tensors in super().__iter__() if self.file is None else self._streamed():
             if self.target_condition is not None:
                 n_cells = len(tensors[REGISTRY_KEYS.X_KEY])
-                target = {TARGET_KEY: self.target_condition.expand(n_cells, -1)}
-                yield tensors | target
-            else:
-                yield tensors
+                tensors[TARGET_KEY] = self.target_condition.expand(n_cells, -1)
+            yield tensors
 
     def _streamed(self) -> Iterator[dict[str, Tensor]]:
         """Yield minibatches from windows of the file."""
@@ -237,13 +218,7 @@ class DataLoader(torch.utils.data.DataLoader):
 
 
 def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.ndarray:
-    """Return row numbers from a list, an array, a boolean mask or None (all rows).
-
-    Raises
-    ------
-    InputError
-        A mask of another length than `n_obs`, or a row number outside 0 .. n_obs - 1.
-    """
+    """Return row numbers from a list, an array, a boolean mask or None (all rows); negative ones count back."""
     if indices is None:
         return np.arange(n_obs)
     rows = np.asarray(indices)

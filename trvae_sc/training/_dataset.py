@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,17 @@ _SHARE = 0.5  # of what is free, that data take by default
 class Dataset(AnnTorchDataset):
     """Rows of a registered AnnData, in the order asked for, also from a file on disk."""
 
-    @property
+    @cached_property
     def data(self) -> dict[str, Any]:
         """Registered arrays; sparse ones by row (a column-wise one is turned once)."""
-        if not hasattr(self, "_data"):
-            arrays = {
-                key: self.adata_manager.get_from_registry(key) for key in self.keys_and_dtypes
-            }
-            self._data = {key: _by_row(a) for key, a in arrays.items()}
-        return self._data
+        arrays = {key: self.adata_manager.get_from_registry(key) for key in self.keys_and_dtypes}
+        return {key: _by_row(array) for key, array in arrays.items()}
 
     @property
     def file(self) -> FileRows | None:
         """The values, where they are in a file."""
         x = self.data.get(REGISTRY_KEYS.X_KEY)
         return x if isinstance(x, FileRows) else None
-
-    def to_memory(self) -> None:
-        """Read the values, if they are in a file."""
-        if self.file is not None:
-            self.data[REGISTRY_KEYS.X_KEY] = self.file.to_memory()
 
     def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
         """Return the registered arrays of some rows."""
@@ -62,7 +54,8 @@ class Dataset(AnnTorchDataset):
             values = (values.toarray() if hasattr(values, "toarray") else values)[position]
         if sparse.issparse(values):
             if self.load_sparse_tensor:
-                return _sparse_tensor(values.astype(dtype, copy=False))
+                parts = values.indptr, values.indices, values.data.astype(dtype, copy=False)
+                return torch.sparse_csr_tensor(*parts, size=values.shape, dtype=torch.float32)
             values = values.toarray()
         return values.astype(dtype, copy=False)
 
@@ -76,23 +69,11 @@ def _by_row(array: Any) -> Any:
     return array.to_numpy() if isinstance(array, pd.DataFrame) else array
 
 
-def _sparse_tensor(x: sparse.csr_matrix) -> Tensor:
-    return torch.sparse_csr_tensor(x.indptr, x.indices, x.data, size=x.shape, dtype=torch.float32)
-
-
 # -- on the device of training ------------------------------------------------------------------------
 
 
 class CSRTensor:
-    """A sparse matrix by row on a device, whose rows are gathered there.
-
-    Parameters
-    ----------
-    x
-        Sparse matrix by row.
-    device
-        Where it is kept.
-    """
+    """A sparse matrix by row on a device, whose rows are gathered there."""
 
     def __init__(self, x: sparse.csr_matrix, device: torch.device) -> None:
         self.shape = x.shape
@@ -118,17 +99,7 @@ class CSRTensor:
 
 
 class DeviceDataset(torch.utils.data.Dataset):
-    """Registered arrays on the device of training; rows are gathered there.
-
-    Parameters
-    ----------
-    dataset
-        The same in memory.
-    device
-        Device.
-    dense
-        Keep the values dense, which is faster, rather than sparse.
-    """
+    """Registered arrays on the device of training, `dense` or sparse; rows are gathered there."""
 
     def __init__(self, dataset: Dataset, device: torch.device, *, dense: bool) -> None:
         self.arrays: dict[str, Tensor | CSRTensor] = {}
@@ -172,22 +143,14 @@ def fitted(
     """Return a dataset with its values where they are fastest to get at within a budget.
 
     Values in a file are read if they fit into memory, and stay in the file otherwise. Values in
-    memory go to a GPU, dense if they fit so, else sparse.
-
-    Parameters
-    ----------
-    dataset
-        Registered data.
-    device
-        Device of training.
-    memory_budget
-        GB that the values may take, there and in memory; half of what is free if None.
+    memory go to a GPU, dense if they fit so, which is faster, else sparse. The budget is in GB, there
+    and in memory; half of what is free if None.
     """
     file = dataset.file
     if file is not None:
         if file.n_bytes > _budget(torch.device("cpu"), memory_budget):
             return dataset
-        dataset.to_memory()
+        dataset.data[REGISTRY_KEYS.X_KEY] = file.to_memory()
     if device.type != "cuda" or dataset.load_sparse_tensor:
         return dataset
     x = dataset.data[REGISTRY_KEYS.X_KEY]

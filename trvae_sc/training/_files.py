@@ -26,13 +26,7 @@ T = TypeVar("T")
 
 
 class FileRows:
-    """Reads rows of a matrix in a file, in any order, and notices when the file changes.
-
-    Parameters
-    ----------
-    x
-        Dense dataset, or sparse one by row, of h5py or zarr.
-    """
+    """Reads rows of a matrix in a file, in any order, and notices when the file changes."""
 
     def __init__(self, x: h5py.Dataset | zarr.Array | CSRDataset | CSCDataset) -> None:
         check_there(x)
@@ -58,15 +52,7 @@ class FileRows:
         return sparse.csr_matrix(self.x.to_memory()) if self.is_sparse else self.x[...]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
-        """Return rows in the order asked for.
-
-        Raises
-        ------
-        InputError
-            A matrix stored by column.
-        OSError
-            The file has changed since it was opened, or cannot be read.
-        """
+        """Return rows in the order asked for; raise OSError if the file has changed since it was opened."""
         if isinstance(self.x, CSCDataset):
             raise InputError(
                 "X is stored by column (CSC), from which rows cannot be read. Write it by row: "

@@ -36,7 +36,7 @@ class Registered:
     n_obs: int
     columns: dict[str, np.ndarray]  #: registered arrays of obs and obsm, by key
     unknown: tuple[Any, ...]  #: labels that the registration it was made from does not know
-    marks: np.ndarray | None  #: one for each cell, of values in memory
+    marks: np.ndarray | None  #: of values in memory, see :func:`trvae_sc.identity.cell_marks`
     file: tuple[Any, ...] | None  #: state of the file that the values are in, if they are
 
 
@@ -86,20 +86,10 @@ class DataManager(AnnDataManager):
         fields = self.registry["field_registries"]
         return tuple(fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"].get("unknown", ()))
 
-    @property
-    def marks(self) -> np.ndarray | None:
-        """A number for each cell, by its registered values (:func:`trvae_sc.identity.cell_marks`)."""
-        return None if self.registered is None else self.registered.marks
-
     def validate(self) -> None:
         """Bring the codes up to date, and raise where the AnnData is not what was registered.
 
         Codes are written anew, since another registration may have overwritten them.
-
-        Raises
-        ------
-        InputError
-            Genes, cells, columns or values have changed.
         """
         self._assert_anndata_registered()
         adata, known = self.adata, self.registered

@@ -113,20 +113,9 @@ def _dispersion(
     :math:`\bar p\,\overline{1/T} + \bar p^2 / \theta`; both sides are summed over the labels of a
     condition. Where the counts are too few to tell, the median gene's is more likely.
 
-    Parameters
-    ----------
-    sums
-        Of the shares in each (label, condition), shape (n_labels * n_conditions, n_genes).
-    squares
-        Sums of squared shares in each condition, shape (n_conditions, n_genes).
-    inverse_totals, n_cells
-        Sum of 1 / T, and number of cells, of each (label, condition).
-    kappa
-        Median total.
-
-    Returns
-    -------
-    Shape (n_conditions, n_genes), 0.01 to 100.
+    `sums` are of the shares in each (label, condition), as are those of 1 / T and the numbers of cells;
+    `squares` sums of squared shares in each condition, shape (n_conditions, n_genes), as is what is
+    returned, 0.01 to 100.
     """
 
     def over_labels(x: Tensor) -> Tensor:
@@ -190,9 +179,8 @@ class TrainingPlan(ScviTrainingPlan):
         self.lr_schedule = lr_schedule
         self._sums: dict[str, dict[str, Tensor]] = {}
         self.marks = np.zeros(0)  #: of the training cells, see trvae_sc.identity.cell_marks
-        self.spread = np.zeros(
-            (0, 0)
-        )  #: of genes in each condition, see :func:`training_statistics`
+        #: of genes in each condition, see :func:`training_statistics`
+        self.spread = np.zeros((0, 0))
 
     def setup(self, stage: str) -> None:
         """Collect the statistics of the training cells; meet the other processes."""
@@ -220,14 +208,16 @@ class TrainingPlan(ScviTrainingPlan):
 
     def on_train_start(self) -> None:
         """Refuse processes without cells, and batches of one cell where batch norm would fail on them."""
-        sampler = getattr(self.trainer.train_dataloader, "sampler", None)  # of torch's loaders
-        if isinstance(sampler, Batches) and sampler.smallest < 1:
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if not isinstance(sampler, Batches):  # of another loader
+            return
+        if sampler.smallest < 1:
             raise InputError(
                 f"A minibatch has fewer cells than there are processes ({sampler.n_processes}), of "
                 f"{len(sampler.indices)} training cells. Use a larger batch_size, or fewer devices."
             )
         has_batch_norm = any(isinstance(m, torch.nn.BatchNorm1d) for m in self.module.modules())
-        if has_batch_norm and isinstance(sampler, Batches) and sampler.smallest < 2:
+        if has_batch_norm and sampler.smallest < 2:
             raise InputError(
                 f"With batch_size={sampler.batch_size} a minibatch holds one cell, of which batch norm "
                 "cannot take the variance. Use larger minibatches, or norm='layer'."
@@ -274,10 +264,7 @@ class TrainingPlan(ScviTrainingPlan):
         """Add a minibatch's metrics, weighted by its cells, to the sums of the epoch."""
         n = loss.n_obs_minibatch
         means = {"loss": loss.loss, **loss.extra_metrics, "n": torch.ones_like(loss.loss)}
-        sums = {
-            "reconstruction_loss": loss.reconstruction_loss_sum,
-            "kl_local": loss.kl_local_sum,
-        }
+        sums = {"reconstruction_loss": loss.reconstruction_loss_sum, "kl_local": loss.kl_local_sum}
         values = torch.stack([*(v.detach() * n for v in means.values()), *sums.values()])
         values = values if values.device.type == "mps" else values.double()
         if mode in self._sums:

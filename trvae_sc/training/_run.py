@@ -66,14 +66,8 @@ class EpochCheckpoint(Checkpoint):
     """Writes the state of training to a folder after every epoch, and continues from it.
 
     It includes the history and torch's random state, so that a run that was killed and resumed
-    ends with the numbers of one that was not.
-
-    Parameters
-    ----------
-    folder
-        Receives ``last.ckpt``; written beside it first, so that a kill leaves the previous one.
-    run
-        What identifies the run: data, model and training arguments.
+    ends with the numbers of one that was not. ``last.ckpt`` is written beside its place first, so
+    that a kill leaves the previous one. `run` is what identifies the run: data, model and arguments.
     """
 
     def __init__(self, folder: str | Path, run: str) -> None:
@@ -87,13 +81,7 @@ class EpochCheckpoint(Checkpoint):
         self.stopped = False
 
     def resume_from(self) -> str | None:
-        """Return the checkpoint to continue from, or None; read it, and keep others off the folder.
-
-        Raises
-        ------
-        InputError
-            It is of another run or damaged, or another training uses the folder.
-        """
+        """Return the checkpoint to continue from, or None; read it, and keep others off the folder."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -113,12 +101,10 @@ class EpochCheckpoint(Checkpoint):
             self.content = torch.load(self.file, map_location="cpu", weights_only=True)
             run = self.content["callbacks"].get(self.state_key, {}).get("run")
         except _DAMAGE as error:
-            self.release()
             raise InputError(
                 f"{self.file} is damaged, or no checkpoint of ours. Delete it to start anew."
             ) from error
         if run != self.run:
-            self.release()
             raise InputError(
                 f"{self.file} is of a run with other data or arguments. Choose another folder, or "
                 "delete it to start anew."
@@ -190,12 +176,6 @@ def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
 NOT_STARTED = {"epochs": 0, "planned": 0, "default": 0, "interrupted": False}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory of the machine or of a GPU did not suffice."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Hide what Lightning says of hardware, advertising and its own deprecations."""
@@ -220,20 +200,15 @@ def _quiet_lightning() -> Iterator[None]:
 class TrainRunner(ScviTrainRunner):
     """scvi-tools' runner, leaving a usable model behind when training is interrupted.
 
-    Parameters
-    ----------
-    *args, **kwargs
-        As for :class:`scvi.train.TrainRunner`.
-    checkpoint
-        Writes checkpoints, and knows where to continue from.
+    `checkpoint` writes checkpoints, and knows where to continue from.
     """
 
     def __init__(
         self, *args: Any, checkpoint: EpochCheckpoint | None = None, **kwargs: Any
     ) -> None:
-        if checkpoint is not None:
-            kwargs["ckpt_path"] = checkpoint.resume_from()
         try:
+            if checkpoint is not None:
+                kwargs["ckpt_path"] = checkpoint.resume_from()
             with _quiet_lightning():
                 super().__init__(*args, **kwargs)
         except BaseException:
@@ -274,7 +249,8 @@ class TrainRunner(ScviTrainRunner):
         except (OSError, MemoryError, RuntimeError) as error:  # of a file, a worker, memory
             if self.trainer.global_step:
                 self._finish(interrupted=True)
-            if is_out_of_memory(error):
+            told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+            if told or isinstance(error, MemoryError | torch.OutOfMemoryError):
                 raise MemoryError(
                     f"Out of memory in epoch {self.trainer.current_epoch} of training. Pass a smaller "
                     f"memory_budget (in GB) or batch_size. {error}"
@@ -310,9 +286,7 @@ class TrainRunner(ScviTrainRunner):
             "interrupted": interrupted,
         }
         self.model.training_date_ = datetime.datetime.now(datetime.UTC).date().isoformat()
-        if (
-            not self.model.history
-        ):  # stopped in its first epoch before: scvi-tools would add nothing
+        if not self.model.history:  # stopped in its first epoch: scvi-tools would add nothing
             self.model.is_trained_ = False
         self._update_history()
         self.model.train_indices = getattr(self.data_splitter, "train_idx", None)
