@@ -783,6 +783,36 @@ def test_files_in_and_out_with_more_genes_than_the_model(fit, make_adata):
     found.file.close()
 
 
+def test_columns_are_written_to_a_file_as_anndata_writes_them(fit, make_adata):
+    adata = make_adata()
+    model = fit(adata)
+    some = np.arange(adata.n_obs) % 3 == 0
+    text = pd.Series(np.where(some, None, adata.obs["cell_type"].astype(str)), adata.obs_names)
+    new = adata.copy()
+    new.obs["with None"], new.obs["with NaN"] = text, text.fillna(np.nan)
+    new.obs["string"], new.obs["with NA"] = text.fillna("x").astype("string"), text.astype("string")
+    new.obs["name"] = new.obs_names.astype("string")
+    found = model.predict(new, target="stimulated", out="p.h5ad")
+    source = new.obs.loc[found.obs["source_cell"].astype(str)]
+    for name in ("with None", "with NaN", "string", "with NA", "name"):
+        expected = source[name].astype(object).where(source[name].notna(), None).tolist()
+        written = found.obs[name].astype(object)
+        assert written.where(written.notna(), None).tolist() == expected
+    found.file.close()
+
+
+@pytest.mark.parametrize(
+    "value", [pd.Timestamp("2026-01-01"), pd.Timedelta(1, "h"), pd.Period("2026")]
+)
+def test_a_column_that_no_file_can_hold_is_named(trained, value):
+    model, adata = trained
+    new = adata.copy()
+    new.obs["when"] = value
+    with pytest.raises(InputError, match=r"adata\.obs\['when'\] cannot be written to a file"):
+        model.predict(new, target="stimulated", out="p.h5ad")
+    assert list(Path().iterdir()) == []
+
+
 def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monkeypatch):
     trained, _ = trained
     with pytest.raises(InputError, match=r"p.csv is neither .h5ad nor .zarr"):
