@@ -53,7 +53,7 @@ def test_input_that_cannot_be_scored_is_refused_before_decoupler_is_needed(monke
         trvae_sc.pathways("effects", NET)
     with pytest.raises(InputError, match="several rows of one gene"):
         trvae_sc.pathways(pd.concat([effects, effects]), NET)
-    with pytest.raises(InputError, match="no change of some genes"):
+    with pytest.raises(InputError, match="no finite change of some genes"):
         trvae_sc.pathways(effects.iloc[:-1], NET)
     with pytest.raises(MissingExtraError, match="pip install"):
         trvae_sc.pathways(effects, NET)
@@ -75,6 +75,33 @@ def test_ulm_is_the_t_value_of_the_slope(decoupler):
             pval.append(fit.pvalue)
         expected = stats.false_discovery_control(pval)
         assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
+
+
+def test_genes_that_do_not_change_are_background(decoupler):
+    """decoupler drops what is 0 in all rows, so that scores hung on which labels were asked for."""
+    effects = table()
+    still = effects["gene"].isin([*GENES[8:13], *GENES[30:]])  # most of the set "none", and others
+    effects["change"] = effects["change"].where(~still, 0.0)
+    found = trvae_sc.pathways(effects, NET)
+    assert found["n_genes"].tolist() == [8] * 4
+    for (label, name), score in found.set_index(["label", "pathway"])["score"].items():
+        x = np.isin(GENES, NET[NET["source"] == name]["target"]).astype(float)
+        fit = stats.linregress(x, effects[effects["label"] == label]["change"])
+        assert score == pytest.approx(fit.slope / fit.stderr)
+    alone = trvae_sc.pathways(effects[effects["label"] == "B"], NET)
+    pd.testing.assert_frame_equal(alone, found[found["label"] == "B"])
+
+
+def test_a_label_without_any_change_has_no_score(decoupler):
+    effects = table()
+    effects["change"] = effects["change"].where(effects["label"] != "B", 0.0)
+    found = trvae_sc.pathways(effects, NET)
+    assert found["label"].tolist() == ["B", "B", "T", "T"]
+    assert found[["score", "qval"]].isna().all(axis=1).tolist() == [True, True, False, False]
+    with pytest.raises(InputError, match="No gene changes in any label"):
+        trvae_sc.pathways(effects.assign(change=0.0), NET)
+    with pytest.raises(InputError, match="or no finite change of some genes"):
+        trvae_sc.pathways(effects.assign(change=np.inf), NET)
 
 
 def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path, decoupler):

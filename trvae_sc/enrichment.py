@@ -53,7 +53,7 @@ def pathways(
     One row a label and set, the largest absolute score of a label first: ``label`` (and ``source``, ``target``,
     ``replicate``), ``pathway``, ``n_genes`` that are in both, ``score``, ``qval`` (Benjamini and Hochberg within
     the label; NaN where the method has no p-values); with real changes ``real_score``, ``real_qval`` and
-    ``agrees``, whether both scores have the same sign.
+    ``agrees``, whether both scores have the same sign. Of a label in which nothing changes all are NaN.
 
     Raises
     ------
@@ -112,10 +112,14 @@ def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
     keys = [key for key in _GROUP if key in effects]
     if effects.duplicated([*keys, "gene"]).any():
         raise InputError(f"effects has several rows of one gene and {', '.join(keys)}. Keep one.")
-    wide = effects.pivot(index=keys, columns="gene", values=column)
-    if wide.isna().any(axis=None) or wide.empty:
-        raise InputError(f"effects has no rows, or no {column} of some genes in some labels.")
-    return wide.astype(np.float64)
+    wide = effects.pivot(index=keys, columns="gene", values=column).astype(np.float64)
+    if wide.empty or not np.isfinite(wide.to_numpy()).all():
+        raise InputError(
+            f"effects has no rows, or no finite {column} of some genes in some labels."
+        )
+    if not wide.to_numpy().any():
+        raise InputError(f"No gene changes in any label: {column} is 0. There is nothing to score.")
+    return wide
 
 
 def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
@@ -152,8 +156,10 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
 def _scores(run: Any, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
     plain = wide.set_axis([str(i) for i in range(len(wide))])
-    score, qval = run(plain, sets, tmin=min_genes, verbose=False)
-    qval = score * np.nan if qval is None else qval
+    changes = plain[plain.to_numpy().any(axis=1)]
+    score, qval = run(changes, sets, tmin=min_genes, empty=False, verbose=False)
+    score = score.reindex(plain.index)
+    qval = score * np.nan if qval is None else qval.reindex(plain.index)
     long = pd.concat(
         {"score": score.stack(future_stack=True), "qval": qval.stack(future_stack=True)}, axis=1
     ).reset_index(names=["group", "pathway"])
