@@ -20,6 +20,7 @@ from trvae_sc.pl._style import (
     UNIT,
     axes_of,
     check_columns,
+    legend_height,
     line_styles,
     plain,
     unit_of_cells,
@@ -148,7 +149,8 @@ def dose_response(
     if log and (doses < 0).any():
         raise InputError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
     names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))
-    ax = axes_of(ax, 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""])), 3.3)
+    width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
+    ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
@@ -348,7 +350,7 @@ def interpolation(
     means = interpolation_means(means) if isinstance(means, AnnData) else means
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
     unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
-    ax = axes_of(ax, 4.9, 3.3)
+    ax = axes_of(ax, 4.9, max(3.3, legend_height(table.shape[1])))
     for (gene, values), style in zip(
         table.items(), line_styles(table.columns.astype(str)).values(), strict=True
     ):

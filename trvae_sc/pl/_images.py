@@ -16,7 +16,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import axes_of, line_styles, plain, unit_of_cells
+from trvae_sc.pl._style import axes_of, legend_height, line_styles, plain, unit_of_cells
 
 _MISSING = "0.75"  # grey of a tile without a cell
 _TILE = 0.5  # inches
@@ -129,8 +129,8 @@ def traversal(
         ax = cast("Axes", grid(walk, columns="value", ax=ax))
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
-    ax = axes_of(ax, 4.9, 3.3)
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
+    ax = axes_of(ax, 4.9, max(3.3, legend_height(len(genes))))
     for gene, style in line_styles(map(str, genes)).items():
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))

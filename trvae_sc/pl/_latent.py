@@ -20,7 +20,7 @@ from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, plain
+from trvae_sc.pl._style import COLORS, legend_height, plain
 
 
 def embedding(
@@ -159,7 +159,10 @@ def latent(
     _, axes = plt.subplots(
         1,
         len(columns),
-        figsize=(3.2 * len(columns) + extra, 3.4),
+        figsize=(
+            3.2 * len(columns) + extra,
+            max(3.4, legend_height(max(map(len, groups.values())))),
+        ),
         squeeze=False,
         layout="constrained",
     )

@@ -41,6 +41,11 @@ def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
+def legend_height(n_lines: int) -> float:
+    """Return the height in inches of a figure that a legend of so many lines fits beside the axes."""
+    return 0.5 + 0.18 * n_lines
+
+
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
     """Raise where a table is none or lacks columns; `of` says what makes such a table."""
     if not isinstance(table, pd.DataFrame):
