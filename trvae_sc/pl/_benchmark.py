@@ -18,7 +18,19 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, arrows, axes_of, check_columns, method_colors, plain, within
+from trvae_sc.pl._style import (
+    COLORS,
+    arrows,
+    axes_of,
+    check_columns,
+    legend_height,
+    method_colors,
+    name_columns,
+    names_height,
+    names_width,
+    plain,
+    within,
+)
 
 if TYPE_CHECKING:
     from trvae_sc.model import TRVAE
@@ -65,9 +77,9 @@ def design(
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
-    if ax is None:
-        size = (2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    labels, conditions = ([str(name) for name in axis] for axis in (cells.index, cells.columns))
+    width = 2.2 + 0.9 * n_columns + names_width(labels)
+    ax = axes_of(ax, width, 1.0 + 0.32 * n_rows + names_height(conditions))
     counts = cells.to_numpy(dtype=float)
     shade = np.log10(counts + 1)
     # pale enough for black numbers
@@ -84,10 +96,8 @@ def design(
             _frame(ax, (j - 0.46, i - 0.44), 0.88)
     for column in whole:
         _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
-    ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
-    ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
-    if n_columns > 4:
-        plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    name_columns(ax, conditions)
+    ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
@@ -260,9 +270,8 @@ def benchmark(
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
-    if ax is None:
-        size = (7.2, max(1.1 + 0.36 * len(wide), 2.6))
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    width = 7.2 + names_width(map(str, wide.index))
+    ax = axes_of(ax, width, max(1.1 + 0.36 * len(wide), legend_height(wide.shape[1]), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
     for method, output in sorted(
