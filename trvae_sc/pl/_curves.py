@@ -16,6 +16,7 @@ from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
+    COLORS,
     LOG_UNIT,
     UNIT,
     axes_of,
@@ -25,6 +26,8 @@ from trvae_sc.pl._style import (
     plain,
     unit_of_cells,
 )
+
+_MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -152,11 +155,12 @@ def dose_response(
     width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
     ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
+    shapes = {label: _MARKERS[i // len(COLORS) % len(_MARKERS)] for i, label in enumerate(names)}
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
         marks: dict[str, Any] = {
-            "fmt": "o",
+            "fmt": shapes[label],
             "ms": 4,
             "capsize": 2,
             "elinewidth": 1,
@@ -172,20 +176,27 @@ def dose_response(
     if gene is not None:
         ax.set_title(plain(gene), fontsize=9)
     ax.tick_params(labelsize=8)
-    _dose_legend(ax, styles, with_curves=len(curves) > 0)
+    _dose_legend(ax, styles, shapes, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
     return finish(ax, "dose_response", show=show, save=save)
 
 
-def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
-    """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
-    mark: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": ""}
+def _dose_legend(
+    ax: Axes,
+    styles: Mapping[str, dict[str, Any]],
+    shapes: Mapping[str, str],
+    *,
+    with_curves: bool,
+) -> None:
+    """Draw the legend: labels by colour and shape, what is observed and what is predicted by mark."""
+    mark: dict[str, Any] = {"markersize": 4} | ({} if with_curves else {"linestyle": ""})
     handles = [
-        Line2D([], [], **(style if with_curves else style | mark), label=plain(label))
+        Line2D([], [], **style | mark, marker=shapes[label], label=plain(label))
         for label, style in styles.items()
     ]
-    handles.append(Line2D([], [], **mark, c="k", label="observed mean\n\u00b1 standard error"))
+    point: Any = {"marker": "o", "markersize": 4, "linestyle": ""}
+    handles.append(Line2D([], [], **point, c="k", label="observed mean\n\u00b1 standard error"))
     if with_curves:
         handles.append(Line2D([], [], c="k", label="predicted mean"))
     ax.legend(
