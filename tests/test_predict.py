@@ -204,6 +204,21 @@ def test_cells_of_a_label_that_training_lacks_have_their_own_level(trained):
     assert shuffled.X[::-1] == pytest.approx(predicted.X, abs=1e-5)
 
 
+def test_cells_without_labels_are_not_taken_for_a_label_named_all(fit, make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "all"})
+    model = fit(adata)
+    cells = adata[(adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "control")].copy()
+    del cells.obs["cell_type"]
+    predicted = model.predict(cells, target="stimulated")
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table["own_level"].tolist() == [True]
+    assert table["n_training_cells"].tolist() == [0]
+    totals = cells.obs["n_counts"].to_numpy()[:, None]
+    level = np.log1p(model.module.kappa.item() * (cells.X.toarray() / totals).mean(0))
+    np.testing.assert_allclose(predicted.var["source_mean"], level, rtol=1e-4)
+
+
 def test_changes_are_told_where_there_is_one_label(trained):
     model, _ = trained
     columns = {"source_mean", "predicted_mean", "predicted_change", "change_lower", "change_upper"}
