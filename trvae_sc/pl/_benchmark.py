@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
@@ -216,6 +217,7 @@ def training(
                 name = term if part == "train" else f"{term}, validation"
                 ax.plot(np.arange(1, len(y) + 1), y, style, c=COLORS[color], lw=1.4, label=name)
     ax.set_yscale("symlog", linthresh=0.1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("epoch", fontsize=9)
     ax.set_ylabel("weighted term of the loss per cell", fontsize=9)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
