@@ -77,6 +77,33 @@ def test_ulm_is_the_t_value_of_the_slope(decoupler):
         assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
 
 
+def test_sets_that_cannot_be_scored_are_named(tmp_path, decoupler):
+    effects, path = table(), tmp_path / "sets.gmt"
+    every = pd.DataFrame({"source": "every gene", "target": GENES})
+    for net, message in (
+        (pd.concat([NET, every]), "'every gene' ha.* same weight for all 60 genes"),
+        (NET.assign(weight=0.0), "'none', 'up' ha.* same weight"),
+        (NET.assign(weight=[np.nan, *[1.0] * 17]), "weight.*1 rows.*no finite number"),
+        (NET.assign(weight="x"), "weight.*18 rows.*no finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trvae_sc.pathways(effects, net)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"sets\.gmt cannot be read as text"):
+        trvae_sc.pathways(effects, path)
+
+
+def test_a_file_may_begin_with_a_mark_and_sets_lack_names(tmp_path, decoupler):
+    path = tmp_path / "sets.gmt"
+    path.write_text("up\tabout\t" + "\t".join(GENES[:8]) + "\n", encoding="utf-8-sig")
+    found = trvae_sc.pathways(table(), path)
+    assert found["pathway"].tolist() == ["up", "up"]
+    lacking = pd.DataFrame({"source": np.nan, "target": GENES[30:40]})
+    pd.testing.assert_frame_equal(
+        trvae_sc.pathways(table(), pd.concat([NET, lacking])), trvae_sc.pathways(table(), NET)
+    )
+
+
 def test_genes_that_do_not_change_are_background(decoupler):
     """decoupler drops what is 0 in all rows, so that scores hung on which labels were asked for."""
     effects = table()

@@ -19,6 +19,7 @@ _METHODS = get_args(Method)
 #: Columns of effects that say whose change it is.
 _GROUP = ("label", "replicate", "source", "target")
 _REAL = "real_change"
+_WEIGHT = "weight"
 
 
 def pathways(
@@ -77,6 +78,8 @@ def pathways(
     sets = _sets(net)
     shared = sets[sets["target"].isin(wide.columns)].groupby("source")["target"].size()
     _check_overlap(sets, shared, wide.columns, min_genes)
+    if method in ("ulm", "mlm"):
+        _check_contrast(sets, shared, wide.columns, min_genes)
     run = getattr(_decoupler().mt, method)
     found = _scores(run, wide, sets, min_genes)
     if _REAL in effects:
@@ -128,7 +131,7 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
         path = as_path(net, "net")
         if not path.is_file():
             raise InputError(f"No file {path}. net is a table of sets, or a GMT file with them.")
-        fields = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+        fields = (line.split("\t") for line in _text(path).splitlines())
         rows = [(f[0], gene) for f in fields for gene in f[2:] if gene]
         net = pd.DataFrame(rows, columns=["source", "target"])
     if not isinstance(net, pd.DataFrame) or not {"source", "target"} <= set(net) or net.empty:
@@ -136,7 +139,37 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             "net has no sets of genes. Give a table with the columns source (set) and target (gene), or a GMT "
             "file: name, description and genes of a set in a line, separated by tabs."
         )
-    return net.drop_duplicates(["source", "target"])
+    net = net.dropna(subset=["source", "target"]).drop_duplicates(["source", "target"])
+    if _WEIGHT not in net:
+        return net
+    weight = pd.to_numeric(net[_WEIGHT], errors="coerce").astype(np.float64)
+    if not np.isfinite(weight).all():
+        raise InputError(
+            f"The column {_WEIGHT!r} of net has {(~np.isfinite(weight)).sum()} rows with no finite number. "
+            "Fill them in or drop them."
+        )
+    return net.assign(**{_WEIGHT: weight})
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, without the mark that some programs begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+
+
+def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+    """Raise where the genes of a set weigh as much as all others, so that no slope is defined."""
+    sets = sets[sets["target"].isin(genes)]
+    weight = sets.get(_WEIGHT, pd.Series(1.0, index=sets.index)).groupby(sets["source"])
+    is_one = weight.nunique() == 1
+    same = is_one & ((weight.size() == len(genes)) | (weight.max() == 0)) & (shared >= min_genes)
+    if same.any():
+        raise InputError(
+            f"Of net {listing(sorted(same.index[same].astype(str)))} have the same weight for all "
+            f"{len(genes)} genes of effects, so that there is nothing to compare them with. Drop them."
+        )
 
 
 def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
