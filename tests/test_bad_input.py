@@ -674,6 +674,14 @@ def genes_in_another_order(adata):
     adata.var_names = adata.var_names[::-1]
 
 
+def other_genes(adata):
+    adata.var_names = [*adata.var_names[:-1], "new"]
+
+
+def no_labels(adata):
+    del adata.obs["cell_type"]
+
+
 CHANGES = {
     log_normalised: r"adata\.X changed since adata was registered, in 120 cells",
     one_value: r"adata\.X changed since adata was registered, in 1 cells \('cell_119'\)",
@@ -682,7 +690,9 @@ CHANGES = {
     other_totals: r"adata\.obs\['n_counts'\] in 120 cells changed since",
     fewer_genes: r"The genes of adata changed since .*: 29 now, 30 then.*setup_anndata again",
     fewer_cells: r"adata has 119 cells, and had 120 when it was registered",
-    genes_in_another_order: r"The genes of adata changed since",
+    genes_in_another_order: r"The genes of adata changed since .*: they are in another order\.",
+    other_genes: r"The genes of adata changed since .*: 30 now, 30 then, of which 29 are the same\.",
+    no_labels: r"adata\.obs\['cell_type'\] is gone, and was there when adata was registered\.",
 }
 
 

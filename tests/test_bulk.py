@@ -4,6 +4,7 @@ import warnings
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 import trvae_sc
@@ -46,6 +47,43 @@ def test_small_groups_are_left_out_and_bad_input_refused(make_adata):
         trvae_sc.pseudobulk(adata, [])
     with pytest.raises(InputError, match="No layer 'raw'"):
         trvae_sc.pseudobulk(adata, BY, layer="raw")
+
+
+def test_levels_keep_their_order():
+    """pydeseq2 takes the first level for the reference: by name, it was the treatment."""
+    adata = cells()
+    names = {"control": "untreated", "stimulated": "drug"}
+    adata.obs["condition"] = pd.Categorical(
+        adata.obs["condition"].map(names), categories=["unused", "untreated", "drug"]
+    )
+    adata.obs["number"] = np.array([2, 10])[np.arange(adata.n_obs) % 2]
+    adata.obs["stage"] = pd.Categorical(
+        np.array(["late", "early"])[np.arange(adata.n_obs) % 2], ["early", "late"], ordered=True
+    )
+    bulk = trvae_sc.pseudobulk(adata, ["condition", "number"])
+    assert bulk.obs["condition"].cat.categories.tolist() == ["untreated", "drug"]
+    assert bulk.obs_names.tolist() == ["untreated_2", "untreated_10", "drug_2", "drug_10"]
+    for name in bulk.obs_names:
+        condition, number = name.split("_")
+        own = (adata.obs["condition"] == condition) & (adata.obs["number"] == int(number))
+        assert bulk[name].X.sum() == adata[own.to_numpy()].X.sum()
+        assert bulk[name].obs["n_cells"].item() == own.sum()
+    stages = trvae_sc.pseudobulk(adata, "stage").obs["stage"]
+    assert stages.tolist() == ["early", "late"]
+    assert stages.cat.ordered
+
+
+def test_names_of_combinations_are_unique():
+    adata = cells()
+    first = np.arange(adata.n_obs) % 2 == 0
+    adata.obs["a"], adata.obs["b"] = np.where(first, "x_y", "x"), np.where(first, "z", "y_z")
+    bulk = trvae_sc.pseudobulk(adata, ["a", "b", "a"])
+    assert bulk.obs_names.is_unique
+    assert bulk.obs[["a", "b"]].to_numpy().tolist() == [["x", "y_z"], ["x_y", "z"]]
+    assert bulk.X.sum(1).tolist() == [adata[~first].X.sum(), adata[first].X.sum()]
+    adata.obs["n_cells"] = adata.obs["a"]
+    with pytest.raises(InputError, match="by names 'n_cells'"):
+        trvae_sc.pseudobulk(adata, ["n_cells"])
 
 
 def test_predicted_counts_beside_measured_ones(trained):

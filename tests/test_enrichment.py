@@ -53,7 +53,7 @@ def test_input_that_cannot_be_scored_is_refused_before_decoupler_is_needed(monke
         trvae_sc.pathways("effects", NET)
     with pytest.raises(InputError, match="several rows of one gene"):
         trvae_sc.pathways(pd.concat([effects, effects]), NET)
-    with pytest.raises(InputError, match="no change of some genes"):
+    with pytest.raises(InputError, match="no finite change of some genes"):
         trvae_sc.pathways(effects.iloc[:-1], NET)
     with pytest.raises(MissingExtraError, match="pip install"):
         trvae_sc.pathways(effects, NET)
@@ -75,6 +75,60 @@ def test_ulm_is_the_t_value_of_the_slope(decoupler):
             pval.append(fit.pvalue)
         expected = stats.false_discovery_control(pval)
         assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
+
+
+def test_sets_that_cannot_be_scored_are_named(tmp_path, decoupler):
+    effects, path = table(), tmp_path / "sets.gmt"
+    every = pd.DataFrame({"source": "every gene", "target": GENES})
+    for net, message in (
+        (pd.concat([NET, every]), "'every gene' ha.* same weight for all 60 genes"),
+        (NET.assign(weight=0.0), "'none', 'up' ha.* same weight"),
+        (NET.assign(weight=[np.nan, *[1.0] * 17]), "weight.*1 rows.*no finite number"),
+        (NET.assign(weight="x"), "weight.*18 rows.*no finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trvae_sc.pathways(effects, net)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"sets\.gmt cannot be read as text"):
+        trvae_sc.pathways(effects, path)
+
+
+def test_a_file_may_begin_with_a_mark_and_sets_lack_names(tmp_path, decoupler):
+    path = tmp_path / "sets.gmt"
+    path.write_text("up\tabout\t" + "\t".join(GENES[:8]) + "\n", encoding="utf-8-sig")
+    found = trvae_sc.pathways(table(), path)
+    assert found["pathway"].tolist() == ["up", "up"]
+    lacking = pd.DataFrame({"source": np.nan, "target": GENES[30:40]})
+    pd.testing.assert_frame_equal(
+        trvae_sc.pathways(table(), pd.concat([NET, lacking])), trvae_sc.pathways(table(), NET)
+    )
+
+
+def test_genes_that_do_not_change_are_background(decoupler):
+    """decoupler drops what is 0 in all rows, so that scores hung on which labels were asked for."""
+    effects = table()
+    still = effects["gene"].isin([*GENES[8:13], *GENES[30:]])  # most of the set "none", and others
+    effects["change"] = effects["change"].where(~still, 0.0)
+    found = trvae_sc.pathways(effects, NET)
+    assert found["n_genes"].tolist() == [8] * 4
+    for (label, name), score in found.set_index(["label", "pathway"])["score"].items():
+        x = np.isin(GENES, NET[NET["source"] == name]["target"]).astype(float)
+        fit = stats.linregress(x, effects[effects["label"] == label]["change"])
+        assert score == pytest.approx(fit.slope / fit.stderr)
+    alone = trvae_sc.pathways(effects[effects["label"] == "B"], NET)
+    pd.testing.assert_frame_equal(alone, found[found["label"] == "B"])
+
+
+def test_a_label_without_any_change_has_no_score(decoupler):
+    effects = table()
+    effects["change"] = effects["change"].where(effects["label"] != "B", 0.0)
+    found = trvae_sc.pathways(effects, NET)
+    assert found["label"].tolist() == ["B", "B", "T", "T"]
+    assert found[["score", "qval"]].isna().all(axis=1).tolist() == [True, True, False, False]
+    with pytest.raises(InputError, match="No gene changes in any label"):
+        trvae_sc.pathways(effects.assign(change=0.0), NET)
+    with pytest.raises(InputError, match="or no finite change of some genes"):
+        trvae_sc.pathways(effects.assign(change=np.inf), NET)
 
 
 def test_real_changes_are_scored_beside_predicted_ones_and_files_read(tmp_path, decoupler):

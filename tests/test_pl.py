@@ -417,3 +417,9 @@ def test_training_of_what_was_not_trained(fit):
     for history in (fit(train=False), {}, 3, {"loss": [1.0]}):
         with pytest.raises(InputError, match="no history of the terms"):
             pl.training(history)
+
+
+def test_epochs_are_whole_numbers():
+    for n in (1, 2, 3, 60):
+        ax = pl.training({"kl_weighted_train": np.linspace(9, 1, n)})
+        assert all(tick == int(tick) for tick in ax.get_xticks())

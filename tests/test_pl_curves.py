@@ -174,6 +174,24 @@ def test_dose_response_refuses():
     assert plt.get_fignums() == []
 
 
+def test_points_of_every_label_differ():
+    labels = [f"type_{i}" for i in range(10)]
+    observed = pd.DataFrame({"label": labels, "dose": 1.0, "mean": np.arange(10.0), "sem": 0.1})
+    for predicted in (None, observed):
+        ax = pl.dose_response(observed, predicted)
+        lines = [bars.lines[0] for bars in ax.containers]
+        assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
+        shown = [h for h, t in zip(*legend_of(ax), strict=True) if t in labels]
+        assert [(h.get_color(), h.get_marker()) for h in shown] == [
+            (line.get_color(), line.get_marker()) for line in lines
+        ]
+
+
+def legend_of(ax):
+    legend = ax.get_legend()
+    return legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+
+
 # -- interpolation ------------------------------------------------------------------------------------
 
 MEANS = pd.DataFrame(

@@ -201,6 +201,21 @@ def test_a_score_far_from_the_others_does_not_squeeze_the_axis():
     assert [text.get_text() for text in ax.texts] == ["-5.0"]
 
 
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (Path("x.foo"), r"x\.foo ends in no format of figures; .*png"),
+        (Path(), r"save is '\.', a folder"),
+        (3, "save is 3; give True, an ending of the file's name, or a Path"),
+    ],
+)
+def test_a_place_where_no_figure_can_be_is_refused(tmp_path, monkeypatch, save, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        pl.effect(genes(), save=save)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_arrows_are_at_the_end_of_the_axis():
     _, ax = plt.subplots()
     ax.set_xlim(0, 1)

@@ -204,6 +204,21 @@ def test_cells_of_a_label_that_training_lacks_have_their_own_level(trained):
     assert shuffled.X[::-1] == pytest.approx(predicted.X, abs=1e-5)
 
 
+def test_cells_without_labels_are_not_taken_for_a_label_named_all(fit, make_adata):
+    adata = make_adata()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "all"})
+    model = fit(adata)
+    cells = adata[(adata.obs["cell_type"] == "B") & (adata.obs["condition"] == "control")].copy()
+    del cells.obs["cell_type"]
+    predicted = model.predict(cells, target="stimulated")
+    table = predicted.uns["trvae_sc"]["combinations"]
+    assert table["own_level"].tolist() == [True]
+    assert table["n_training_cells"].tolist() == [0]
+    totals = cells.obs["n_counts"].to_numpy()[:, None]
+    level = np.log1p(model.module.kappa.item() * (cells.X.toarray() / totals).mean(0))
+    np.testing.assert_allclose(predicted.var["source_mean"], level, rtol=1e-4)
+
+
 def test_changes_are_told_where_there_is_one_label(trained):
     model, _ = trained
     columns = {"source_mean", "predicted_mean", "predicted_change", "change_lower", "change_upper"}
@@ -792,6 +807,36 @@ def test_files_in_and_out_with_more_genes_than_the_model(fit, make_adata):
     assert found.isbacked
     assert (found.to_memory().X != expected.X).nnz == 0
     found.file.close()
+
+
+def test_columns_are_written_to_a_file_as_anndata_writes_them(fit, make_adata):
+    adata = make_adata()
+    model = fit(adata)
+    some = np.arange(adata.n_obs) % 3 == 0
+    text = pd.Series(np.where(some, None, adata.obs["cell_type"].astype(str)), adata.obs_names)
+    new = adata.copy()
+    new.obs["with None"], new.obs["with NaN"] = text, text.fillna(np.nan)
+    new.obs["string"], new.obs["with NA"] = text.fillna("x").astype("string"), text.astype("string")
+    new.obs["name"] = new.obs_names.astype("string")
+    found = model.predict(new, target="stimulated", out="p.h5ad")
+    source = new.obs.loc[found.obs["source_cell"].astype(str)]
+    for name in ("with None", "with NaN", "string", "with NA", "name"):
+        expected = source[name].astype(object).where(source[name].notna(), None).tolist()
+        written = found.obs[name].astype(object)
+        assert written.where(written.notna(), None).tolist() == expected
+    found.file.close()
+
+
+@pytest.mark.parametrize(
+    "value", [pd.Timestamp("2026-01-01"), pd.Timedelta(1, "h"), pd.Period("2026")]
+)
+def test_a_column_that_no_file_can_hold_is_named(trained, value):
+    model, adata = trained
+    new = adata.copy()
+    new.obs["when"] = value
+    with pytest.raises(InputError, match=r"adata\.obs\['when'\] cannot be written to a file"):
+        model.predict(new, target="stimulated", out="p.h5ad")
+    assert list(Path().iterdir()) == []
 
 
 def test_bad_paths_raise_before_any_work_and_errors_leave_nothing(trained, monkeypatch):

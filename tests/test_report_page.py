@@ -354,6 +354,14 @@ def test_pathways_are_a_picture_a_table_and_a_file():
             report(some(), pathways=bad)
 
 
+def test_a_label_without_scores_of_pathways_is_drawn_empty():
+    table = scores().assign(real_score=1.0)
+    table.loc[table["label"] == table["label"].iloc[0], ["score", "qval"]] = np.nan
+    text = report(some(), pathways=table)
+    found = csv_of(text, "pathways.csv")
+    assert found["score"].isna().sum() == table["score"].isna().sum() > 0
+
+
 def test_pathways_of_all_tasks_are_those_of_each(decoupler):
     net = pd.DataFrame({"source": "up", "target": GENES[:6]})
     table = task_pathways(some(), net)

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_matrix, check_obs, check_type, check_values
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text
+from trvae_sc.levels import as_text, codes_of, levels
 from trvae_sc.replicates import group_sums
+
+_N_CELLS = "n_cells"  # column of the result
 
 
 def pseudobulk(
@@ -37,8 +40,8 @@ def pseudobulk(
 
     Returns
     -------
-    One row a combination, named by its levels: ``X`` summed counts (integers), ``obs`` the columns of `by` and
-    ``n_cells``.
+    One row a combination, named by its levels: ``X`` summed counts (integers), ``obs`` the columns of `by`, as
+    categories in the order that they have in `adata` (pydeseq2 takes the first for the reference), and ``n_cells``.
 
     Raises
     ------
@@ -56,17 +59,19 @@ def pseudobulk(
     >>> dds = pydeseq2.dds.DeseqDataSet(adata=one, design="~condition")  # doctest: +SKIP
     """
     check_type(adata)
-    by = [by] if isinstance(by, str) else list(by)
+    by = [by] if isinstance(by, str) else list(dict.fromkeys(by))
     if not by:
         raise InputError("by names no column; give those that tell donors and conditions apart.")
+    if _N_CELLS in by:
+        raise InputError(f"by names {_N_CELLS!r}, a column that the result writes. Rename it.")
     check_obs(adata, by)
     check_matrix(adata, layer)
     check_whole("min_cells", min_cells)
     x = adata.X if layer is None else adata.layers[layer]
     name = "adata.X" if layer is None else f"adata.layers['{layer}']"
     check_values(x, is_count=True, totals=np.ones(adata.n_obs) * np.inf, name=name)
-    keys = pd.DataFrame({key: as_text(adata.obs[key]) for key in by})
-    groups = keys.groupby(by, sort=True)
+    keys = pd.DataFrame({key: _in_order(adata.obs[key]) for key in by})
+    groups = keys.groupby(by, sort=True, observed=True)
     sums, n_cells = group_sums(x, None, groups.ngroup().to_numpy(), groups.ngroups)
     enough = n_cells >= min_cells
     if not enough.any():
@@ -74,8 +79,19 @@ def pseudobulk(
             f"No combination of {by} has {min_cells} cells; the largest has {int(n_cells.max())}. Lower "
             "min_cells, or name fewer columns."
         )
-    obs = keys.drop_duplicates().sort_values(by)[enough].astype("category")
-    obs = obs.assign(n_cells=n_cells[enough].astype(int))
-    obs.index = pd.Index(["_".join(row) for row in obs[by].to_numpy()], dtype=str)
+    obs = keys.drop_duplicates().sort_values(by)[enough]
+    obs = obs.apply(lambda column: column.cat.remove_unused_categories())
+    names = pd.Index(["_".join(row) for row in obs.to_numpy()], dtype=str)
+    obs = obs.set_axis(make_index_unique(names)).assign(**{_N_CELLS: n_cells[enough].astype(int)})
     counts = np.rint(sums[enough]).astype(np.int64)
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=adata.var_names.copy()))
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    """Return a column as categories of text: in the order it has, else sorted, numbers by size."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        known, ordered = column.cat.categories, column.cat.ordered
+    else:
+        known, ordered = levels(column), False
+    names = codes_of(pd.Series(known))[1]
+    return as_text(column).astype(pd.CategoricalDtype(names, ordered=ordered))

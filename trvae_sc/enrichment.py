@@ -19,6 +19,7 @@ _METHODS = get_args(Method)
 #: Columns of effects that say whose change it is.
 _GROUP = ("label", "replicate", "source", "target")
 _REAL = "real_change"
+_WEIGHT = "weight"
 
 
 def pathways(
@@ -53,7 +54,7 @@ def pathways(
     One row a label and set, the largest absolute score of a label first: ``label`` (and ``source``, ``target``,
     ``replicate``), ``pathway``, ``n_genes`` that are in both, ``score``, ``qval`` (Benjamini and Hochberg within
     the label; NaN where the method has no p-values); with real changes ``real_score``, ``real_qval`` and
-    ``agrees``, whether both scores have the same sign.
+    ``agrees``, whether both scores have the same sign. Of a label in which nothing changes all are NaN.
 
     Raises
     ------
@@ -77,6 +78,8 @@ def pathways(
     sets = _sets(net)
     shared = sets[sets["target"].isin(wide.columns)].groupby("source")["target"].size()
     _check_overlap(sets, shared, wide.columns, min_genes)
+    if method in ("ulm", "mlm"):
+        _check_contrast(sets, shared, wide.columns, min_genes)
     run = getattr(_decoupler().mt, method)
     found, keys = _scores(run, wide, sets, min_genes), list(wide.index.names)
     if _REAL in effects:
@@ -111,10 +114,14 @@ def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
     keys = [key for key in _GROUP if key in effects]
     if effects.duplicated([*keys, "gene"]).any():
         raise InputError(f"effects has several rows of one gene and {', '.join(keys)}. Keep one.")
-    wide = effects.pivot(index=keys, columns="gene", values=column)
-    if wide.isna().any(axis=None) or wide.empty:
-        raise InputError(f"effects has no rows, or no {column} of some genes in some labels.")
-    return wide.astype(np.float64)
+    wide = effects.pivot(index=keys, columns="gene", values=column).astype(np.float64)
+    if wide.empty or not np.isfinite(wide.to_numpy()).all():
+        raise InputError(
+            f"effects has no rows, or no finite {column} of some genes in some labels."
+        )
+    if not wide.to_numpy().any():
+        raise InputError(f"No gene changes in any label: {column} is 0. There is nothing to score.")
+    return wide
 
 
 def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
@@ -123,7 +130,7 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
         path = as_path(net, "net")
         if not path.is_file():
             raise InputError(f"No file {path}. net is a table of sets, or a GMT file with them.")
-        fields = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+        fields = (line.split("\t") for line in _text(path).splitlines())
         rows = [(f[0], gene) for f in fields for gene in f[2:] if gene]
         net = pd.DataFrame(rows, columns=["source", "target"])
     if not isinstance(net, pd.DataFrame) or not {"source", "target"} <= set(net) or net.empty:
@@ -131,7 +138,37 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             "net has no sets of genes. Give a table with the columns source (set) and target (gene), or a GMT "
             "file: name, description and genes of a set in a line, separated by tabs."
         )
-    return net.drop_duplicates(["source", "target"])
+    net = net.dropna(subset=["source", "target"]).drop_duplicates(["source", "target"])
+    if _WEIGHT not in net:
+        return net
+    weight = pd.to_numeric(net[_WEIGHT], errors="coerce").astype(np.float64)
+    if not np.isfinite(weight).all():
+        raise InputError(
+            f"The column {_WEIGHT!r} of net has {(~np.isfinite(weight)).sum()} rows with no finite number. "
+            "Fill them in or drop them."
+        )
+    return net.assign(**{_WEIGHT: weight})
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, without the mark that some programs begin it with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+
+
+def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+    """Raise where the genes of a set weigh as much as all others, so that no slope is defined."""
+    sets = sets[sets["target"].isin(genes)]
+    weight = sets.get(_WEIGHT, pd.Series(1.0, index=sets.index)).groupby(sets["source"])
+    is_one = weight.nunique() == 1
+    same = is_one & ((weight.size() == len(genes)) | (weight.max() == 0)) & (shared >= min_genes)
+    if same.any():
+        raise InputError(
+            f"Of net {listing(sorted(same.index[same].astype(str)))} have the same weight for all "
+            f"{len(genes)} genes of effects, so that there is nothing to compare them with. Drop them."
+        )
 
 
 def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
@@ -151,8 +188,10 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
 def _scores(run: Any, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
     plain = wide.set_axis([str(i) for i in range(len(wide))])
-    score, qval = run(plain, sets, tmin=min_genes, verbose=False)
-    qval = score * np.nan if qval is None else qval
+    changes = plain[plain.to_numpy().any(axis=1)]
+    score, qval = run(changes, sets, tmin=min_genes, empty=False, verbose=False)
+    score = score.reindex(plain.index)
+    qval = score * np.nan if qval is None else qval.reindex(plain.index)
     long = pd.concat(
         {"score": score.stack(future_stack=True), "qval": qval.stack(future_stack=True)}, axis=1
     ).reset_index(names=["group", "pathway"])

@@ -53,10 +53,13 @@ class Known:
     n_cells: np.ndarray
 
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
-        """Return the label of each cell as text; ``"all"`` without labels."""
+        """Return the label of each cell as text; without labels ``"all"``, or another that no label has."""
         if self.labels_key in obs:
             return as_text(obs[self.labels_key])
-        return pd.Series("all", index=obs.index)
+        name = "all"
+        while self.labels_key is not None and name in self.labels:
+            name += " cells"
+        return pd.Series(name, index=obs.index)
 
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""

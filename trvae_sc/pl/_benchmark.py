@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
@@ -25,9 +26,12 @@ from trvae_sc.pl._style import (
     check_columns,
     label_axes,
     legend_beside,
+    legend_height,
     method_colors,
+    name_columns,
+    names_height,
+    names_width,
     plain,
-    turn_names,
     within,
 )
 
@@ -76,7 +80,9 @@ def design(
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
-    ax = axes_of(ax, 2.2 + 0.9 * n_columns, 1.0 + 0.32 * n_rows)
+    labels, conditions = ([str(name) for name in axis] for axis in (cells.index, cells.columns))
+    width = 2.2 + 0.9 * n_columns + names_width(labels)
+    ax = axes_of(ax, width, 1.0 + 0.32 * n_rows + names_height(conditions))
     counts = cells.to_numpy(dtype=float)
     shade = np.log10(counts + 1)
     # pale enough for black numbers
@@ -90,10 +96,8 @@ def design(
             _frame(ax, (j - 0.46, i - 0.44), 0.88)
     for column in whole:
         _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
-    ax.set_xticks(range(n_columns), [plain(c) for c in cells.columns], fontsize=8)
-    ax.set_yticks(range(n_rows), [plain(label) for label in cells.index], fontsize=8)
-    if n_columns > 4:
-        turn_names(ax)
+    name_columns(ax, conditions)
+    ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
@@ -203,6 +207,7 @@ def training(
                 name = term if part == "train" else f"{term}, validation"
                 ax.plot(np.arange(1, len(y) + 1), y, style, c=COLORS[color], lw=1.4, label=name)
     ax.set_yscale("symlog", linthresh=0.1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(ax, "epoch", "weighted term of the loss per cell")
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     legend_beside(ax)
@@ -255,7 +260,8 @@ def benchmark(
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
-    ax = axes_of(ax, 7.2, max(1.1 + 0.36 * len(wide), 2.6))
+    width = 7.2 + names_width(map(str, wide.index))
+    ax = axes_of(ax, width, max(1.1 + 0.36 * len(wide), legend_height(wide.shape[1]), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
     order = sorted(wide, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean()))

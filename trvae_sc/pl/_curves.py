@@ -16,16 +16,20 @@ from trvae_sc.expression import dense
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
+    COLORS,
     LOG_UNIT,
     UNIT,
     axes_of,
     check_columns,
     label_axes,
     legend_beside,
+    legend_height,
     line_styles,
     plain,
     unit_of_cells,
 )
+
+_MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -148,34 +152,43 @@ def dose_response(
     if log and (doses < 0).any():
         raise InputError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
     names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))
-    ax = axes_of(ax, 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""])), 3.3)
+    width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
+    ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
+    shapes = {label: _MARKERS[i // len(COLORS) % len(_MARKERS)] for i, label in enumerate(names)}
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
-        marks: Any = {"fmt": "o", "ms": 4, "capsize": 2, "elinewidth": 1, "c": style["color"]}
+        marks: Any = {"fmt": shapes[label], "ms": 4, "capsize": 2, "elinewidth": 1}
         error = np.nan_to_num(error, nan=0.0)  # of one cell there is none
-        ax.errorbar(x, y, error, **marks, label=plain(label))
+        ax.errorbar(x, y, error, **marks, c=style["color"], label=plain(label))
         line = curves[curves["label"].astype(str) == label].sort_values("dose")
         ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{plain(label)}, predicted")
     name = "dose" if dose_unit is None else f"dose ({plain(dose_unit)})"
     label_axes(ax, name, f"mean {plain(unit)}")
     if gene is not None:
         ax.set_title(plain(gene), fontsize=9)
-    _dose_legend(ax, styles, with_curves=len(curves) > 0)
+    _dose_legend(ax, styles, shapes, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
     return finish(ax, "dose_response", show=show, save=save)
 
 
-def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
-    """Draw the legend: labels by colour, what is observed and what is predicted by mark."""
-    mark: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": ""}
+def _dose_legend(
+    ax: Axes,
+    styles: Mapping[str, dict[str, Any]],
+    shapes: Mapping[str, str],
+    *,
+    with_curves: bool,
+) -> None:
+    """Draw the legend: labels by colour and shape, what is observed and what is predicted by mark."""
+    mark: dict[str, Any] = {"markersize": 4} | ({} if with_curves else {"linestyle": ""})
     handles = [
-        Line2D([], [], **(style if with_curves else style | mark), label=plain(label))
+        Line2D([], [], **style | mark, marker=shapes[label], label=plain(label))
         for label, style in styles.items()
     ]
-    handles.append(Line2D([], [], **mark, c="k", label="observed mean\n\u00b1 standard error"))
+    point: Any = {"marker": "o", "markersize": 4, "linestyle": ""}
+    handles.append(Line2D([], [], **point, c="k", label="observed mean\n\u00b1 standard error"))
     if with_curves:
         handles.append(Line2D([], [], c="k", label="predicted mean"))
     legend_beside(ax, handles)
@@ -337,7 +350,7 @@ def interpolation(
     means = interpolation_means(means) if isinstance(means, AnnData) else means
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
     unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
-    ax = axes_of(ax, 4.9, 3.3)
+    ax = axes_of(ax, 4.9, max(3.3, legend_height(table.shape[1])))
     for (gene, values), style in zip(
         table.items(), line_styles(table.columns.astype(str)).values(), strict=True
     ):

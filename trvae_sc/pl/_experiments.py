@@ -12,7 +12,16 @@ from trvae_sc.errors import InputError
 from trvae_sc.levels import level_name
 from trvae_sc.pl._benchmark import checked_cells
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, PALE, axes_of, check_columns, plain, turn_names
+from trvae_sc.pl._style import (
+    COLORS,
+    PALE,
+    axes_of,
+    check_columns,
+    name_columns,
+    names_height,
+    names_width,
+    plain,
+)
 
 
 def next_experiments(
@@ -60,7 +69,8 @@ def next_experiments(
     known = [level_name(condition) for condition in cells.columns]
     columns = list(dict.fromkeys([*known, *experiments["condition"]]))
     counts = cells.set_axis(labels).set_axis(known, axis=1).reindex(columns=columns).fillna(0)
-    ax = axes_of(ax, 2.2 + 0.9 * len(columns), 1.2 + 0.34 * len(labels))
+    width = 2.2 + 0.9 * len(columns) + names_width(labels)
+    ax = axes_of(ax, width, 1.2 + 0.34 * len(labels) + names_height(columns))
     shade = np.full(counts.shape, np.nan)
     texts = {at: "none" if not n else f"{int(n):,}" for at, n in np.ndenumerate(counts.to_numpy())}
     for rank, row in enumerate(experiments.itertuples(), 1):
@@ -73,10 +83,8 @@ def next_experiments(
         if np.isnan(shade[i, j]):
             style = {"size": 8, "color": COLORS["grey"]}
         ax.text(j, i, text, ha="center", va="center", **style)
-    ax.set_xticks(range(len(columns)), [plain(c) for c in columns], fontsize=8)
+    name_columns(ax, columns)
     ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
-    if len(columns) > 4:
-        turn_names(ax)
     ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color=PALE, lw=0.6)

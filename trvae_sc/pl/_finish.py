@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from trvae_sc.errors import InputError
 from trvae_sc.files import as_path
 
 Drawn = TypeVar("Drawn", Axes, list[Axes])
@@ -26,7 +27,12 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
     figure: Any = (drawn[0] if isinstance(drawn, list) else drawn).figure
     if save is not None and save is not False:
         is_file = isinstance(save, Path) or (isinstance(save, str) and Path(save).name != save)
+        if not isinstance(save, bool | str | Path):
+            raise InputError(
+                f"save is {save!r}; give True, an ending of the file's name, or a Path."
+            )
         path = as_path(save, "save") if is_file else _path(name, "" if save is True else str(save))
+        _check_file(path, figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         dpi = plt.rcParams["savefig.dpi"]
         figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")
@@ -34,6 +40,15 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
         plt.show()
         return None
     return drawn
+
+
+def _check_file(path: Path, figure: Any) -> None:
+    """Raise where a figure cannot be written; without an ending it is a PNG."""
+    if path.is_dir():
+        raise InputError(f"save is '{path}', a folder. Name a file in it.")
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise InputError(f"{path} ends in no format of figures; there are {', '.join(known)}.")
 
 
 def png_of(figure: Any) -> str:

@@ -20,6 +20,7 @@ from trvae_sc.pl._style import (
     axes_of,
     label_axes,
     legend_beside,
+    legend_height,
     line_styles,
     plain,
     unit_of_cells,
@@ -140,8 +141,8 @@ def traversal(
         ax = cast("Axes", grid(walk, columns="value", ax=ax))
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
-    ax = axes_of(ax, 4.9, 3.3)
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
+    ax = axes_of(ax, 4.9, max(3.3, legend_height(len(genes))))
     for gene, style in line_styles(map(str, genes)).items():
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))

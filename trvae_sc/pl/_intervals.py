@@ -23,6 +23,7 @@ from trvae_sc.pl._style import (
     check_columns,
     label_axes,
     legend_beside,
+    legend_height,
     line_styles,
     plain,
 )
@@ -155,7 +156,7 @@ def calibration(
     labels = table["label"].astype(str)
     has_legend = labels.nunique() > 1 or table["scaled"].any()
     legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if has_legend else 0.0
-    ax = axes_of(ax, 4.0 + legend, 4.0)
+    ax = axes_of(ax, 4.0 + legend, max(4.0, legend_height(labels.nunique() + 2)))
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
     for label, style in styles.items():

@@ -20,7 +20,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, legend_beside, plain
+from trvae_sc.pl._style import COLORS, legend_beside, legend_height, plain
 
 
 def embedding(
@@ -149,7 +149,8 @@ def latent(
     shuffled = cells.iloc[order]
     groups = {name: [] if _on_scale(cells[name]) else _groups(cells[name]) for name in columns}
     extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
-    inches = (3.2 * len(columns) + extra, 3.4)
+    height = max(3.4, legend_height(max(map(len, groups.values()))))
+    inches = (3.2 * len(columns) + extra, height)
     _, axes = plt.subplots(1, len(columns), figsize=inches, squeeze=False, layout="constrained")
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):

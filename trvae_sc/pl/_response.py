@@ -13,7 +13,7 @@ from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, PALE, axes_of, plain
+from trvae_sc.pl._style import COLORS, PALE, axes_of, names_width, plain
 
 
 def response(
@@ -70,7 +70,7 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
         names = as_text(predicted.obs[key]).to_numpy()
     found = [name for name in sorted(set(names)) if np.isfinite(value[names == name]).any()]
     found.sort(key=lambda name: -np.ptp(np.nanpercentile(value[names == name], [10, 90])))
-    ax = axes_of(ax, 5.0, 1.2 + 0.32 * len(found))
+    ax = axes_of(ax, 5.0 + names_width(found), 1.2 + 0.32 * len(found))
     rng = np.random.default_rng(0)
     for y, name in enumerate(found):
         own = value[(names == name) & np.isfinite(value)]

@@ -60,6 +60,32 @@ def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
     ax.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
+def legend_height(n_lines: int) -> float:
+    """Return the height in inches of a figure that a legend of so many lines fits beside the axes."""
+    return 0.5 + 0.18 * n_lines
+
+
+def names_width(names: Iterable[str]) -> float:
+    """Return what names beside the axes need in inches, beyond those of fourteen letters."""
+    return 0.07 * max(max(map(len, names), default=0) - 14, 0)
+
+
+def names_height(names: Sequence[str]) -> float:
+    """Return what names of columns need in inches where :func:`name_columns` turns them."""
+    return 0.045 * max(map(len, names)) if _are_turned(names) else 0.0
+
+
+def name_columns(ax: Axes, names: Sequence[str]) -> None:
+    """Write names below columns of 0.9 inches: at an angle if they are many or long."""
+    ax.set_xticks(range(len(names)), [plain(name) for name in names], fontsize=8)
+    if _are_turned(names):
+        turn_names(ax)
+
+
+def _are_turned(names: Sequence[str]) -> bool:
+    return len(names) > 4 or max(map(len, names)) > 13
+
+
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
     """Raise where a table is none or lacks columns; `of` says what makes such a table."""
     if not isinstance(table, pd.DataFrame):
@@ -131,6 +157,7 @@ METHOD_COLORS = {
     "mean_condition": "#B15928",
     "nearest_condition": "#44AA99",
     "feature_ridge": "#6699CC",
+    "sum_of_parts": "#7570B3",
 }
 _FREE = ("#661100", "#A6D854", "#999933", "#E7298A", "#CC6677", "#000000", "#88CCEE", "#BF5B17")
 

@@ -84,7 +84,9 @@ def _heatmap(table: pd.DataFrame) -> Figure:
         column = column + " \u2192 " + table["target"].astype(str)
     kinds = [name for name in ("score", "real_score") if name in table]
     wide = [
-        table.assign(_at=column).pivot_table(index="pathway", columns="_at", values=kind)
+        table.assign(_at=column).pivot_table(
+            index="pathway", columns="_at", values=kind, dropna=False
+        )
         for kind in kinds
     ]
     largest = wide[0].abs().max(axis=1).sort_values(ascending=False, kind="stable")

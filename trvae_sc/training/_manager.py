@@ -94,9 +94,9 @@ class DataManager(AnnDataManager):
         self._assert_anndata_registered()
         adata, known = self.adata, self.registered
         if not adata.var_names.equals(known.var_names):
+            told = _genes_now(adata.var_names, known.var_names)
             raise InputError(
-                f"The genes of adata changed since it was registered: {adata.n_vars} now, "
-                f"{len(known.var_names)} then. {_WHAT_TO_DO}"
+                f"The genes of adata changed since it was registered: {told}. {_WHAT_TO_DO}"
             )
         if adata.n_obs != known.n_obs:
             raise InputError(
@@ -125,6 +125,12 @@ class DataManager(AnnDataManager):
         ]
         if not changed and self._unknown_labels() != self.registered.unknown:
             changed = [(self.registry["setup_args"]["labels_key"], "some")]  # of the code 0
+        gone = [name for name, _ in changed if name not in self.adata.obs]
+        labels = self.registry["setup_args"]["labels_key"]  # the one that may be missing
+        if labels in gone:
+            raise InputError(
+                f"adata.obs['{labels}'] is gone, and was there when adata was registered. {_WHAT_TO_DO}"
+            )
         if changed:
             named = " and ".join(f"adata.obs['{name}'] in {n} cells" for name, n in changed)
             raise InputError(f"{named} changed since adata was registered. {_WHAT_TO_DO}")
@@ -164,3 +170,12 @@ class DataManager(AnnDataManager):
         """Return the dataset, restricted to `indices` if given."""
         dataset = Dataset(self, data_and_attributes, load_sparse_tensor)
         return dataset if indices is None else Subset(dataset, indices)
+
+
+def _genes_now(now: pd.Index, then: pd.Index) -> str:
+    """Return how genes differ from those that were registered."""
+    n_same = int(now.isin(then).sum())
+    if n_same == len(now) == len(then):
+        return "they are in another order"
+    same = f", of which {n_same} are the same" if len(now) == len(then) else ""
+    return f"{len(now)} now, {len(then)} then{same}"
