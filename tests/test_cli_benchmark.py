@@ -324,7 +324,7 @@ def test_report_with_pathways_and_what_to_measure_next(run, results, adata, requ
 
 def test_report_says_what_pathways_need(run, results, monkeypatch):
     monkeypatch.setitem(sys.modules, "decoupler", None)
-    genes = [f"gene_{i}" for i in range(80)]
+    genes = [f"gene_{i}" for i in range(40)]
     Path("sets.gmt").write_text("up\tx\t" + "\t".join(genes) + "\n", "utf-8")
     code, _, err = run("report", results, "--gmt", "sets.gmt", "-o", "report.html")
     assert code == 2

@@ -221,7 +221,7 @@ def test_features_of_drugs_count_where_drugs_at_all_their_doses_are_left_out():
     for seed in range(6):
         space, known, source, truth = _doses(12, seed)
         informed = space.informed(known, source)
-        assert informed.description.share >= 0.5
+        assert informed.description.share > 0
         target = informed.level({"drug": "d12", "dose": 10.0})
         start, measured = space.levels[source], known.measured(source).any(0)
         likeness = informed.likeness(start, target, measured)
@@ -235,7 +235,7 @@ def test_features_of_drugs_count_where_drugs_at_all_their_doses_are_left_out():
         inside.append((np.abs(change - truth) <= half).mean())
         at_measured = informed.likeness(start, "d3 + 5", measured)
         assert at_measured.together is None  # another dose of a drug that was measured
-    assert np.median(scores) > 0.1
+    assert np.median(scores) > 0.15
     assert 0.65 < np.mean(inside) < 0.98
 
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 from trvae_sc import TRVAE, baselines, compare, evaluation, next_experiments, select
 from trvae_sc.baselines import METHODS
 from trvae_sc.cli import main
+from trvae_sc.condition_kernels import is_dose
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse, remarks
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.datasets import simulate_doses
@@ -135,6 +136,38 @@ def test_two_that_were_measured_alone_give_their_sum():
 def test_a_level_measured_at_one_dose_takes_others_from_other_levels():
     found = weights(space([*DOSES[:3], DOSES[3]]), "b + 0", ("b", 10))
     assert found == pytest.approx({"a + 0": -1, "a + 10": 1, "b + 0": 1}, abs=0.05)
+
+
+def test_what_a_drug_changes_grows_with_its_dose():
+    """Drugs whose effect is linear in the dose; one was measured at its largest doses only."""
+    rng = np.random.default_rng(0)
+    effect = dict(zip("abc", rng.normal(size=(3, 50)), strict=True))
+    levels = [("none", 0.0), ("a", 5.0), ("a", 10.0), ("b", 2.0), ("b", 10.0), ("c", 2.0)]
+    known = space(levels)
+    source = known.levels.index("none + 0")
+    base = rng.normal(5, 1, (4, 1, 50))
+    own = [
+        effect[d] * x / 10 if d in effect else 0.0 * base[0, 0] for d, x in known.parts["values"]
+    ]
+    mean = base + np.stack(own)
+    profiles = Profiles(mean, np.full(mean.shape[:2], 1e4), tuple("wxyz"), is_count=False)
+    for target, drug, dose in (("a + 2", "a", 2.0), ("b + 5", "b", 5.0), ("c + 10", "c", 2.0)):
+        measured = profiles.measured(source).any(0)
+        likeness = known.likeness("none + 0", target, measured)
+        found = Ridge(profiles, source, likeness).predict(mean[0, source], 0) - mean[0, source]
+        truth = effect[drug] * dose / 10  # beyond its only dose a drug changes at least as much
+        if drug == "c":
+            assert found @ truth > truth @ truth
+        else:
+            assert np.square(found - truth).mean() < 0.5 * np.square(truth).mean()
+
+
+def test_a_number_without_a_dose_of_none_does_not_scale_what_levels_change():
+    parts = space([("no", 0.0), ("no", 24.0), ("yes", 0.0), ("yes", 24.0)]).parts
+    assert not is_dose(parts, "dose", np.array(["no", 0.0], dtype=object))
+    parts = space([("no", 0.0), ("no", 24.0), ("yes", 6.0), ("yes", 24.0)]).parts
+    assert is_dose(parts, "dose", np.array(["no", 0.0], dtype=object))
+    assert not is_dose(parts, "dose", np.array(["no", 24.0], dtype=object))
 
 
 @pytest.mark.parametrize("value", [1 / 3, np.log10(300), np.float32(0.1)])

@@ -11,31 +11,47 @@ from trvae_sc.condition_features import DESCRIBED, Description
 from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
+_DOSED = 3.0  # the same of a level and a dose, with which it grows
 
 
 def kernel_of(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return how alike changes from a source to conditions are, shape (n, n)."""
-    kernel = alone(parts, rows, source)
+    alone, kernel = changes_alike(parts, rows, source), np.zeros((len(rows), len(rows)))
+    levels = sum(alone[key] for key in alone if key not in parts["scaling"])
+    doses = sum(alone[key] for key in alone if is_dose(parts, key, source))
+    kernel += sum(alone.values()) + _DOSED * levels * doses
     if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
         return kernel
     return kernel + JOINT * together(parts, rows, source)
 
 
-def alone(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return how alike conditions are in what each part changes from the source, shape (n, n)."""
-    kernel, description = np.zeros((len(rows), len(rows))), Description.of(parts)
+def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:
+    """Return whether a column is a number, and no other level was measured at that of the source."""
+    if key not in parts["scaling"]:
+        return False
+    k = parts["keys"].index(key)
+    levels = [i for i, other in enumerate(parts["keys"]) if other not in parts["scaling"]]
+    at_source = [row for row in parts["values"] if row[k] == source[k]]
+    return all(row[i] == source[i] for row in at_source for i in levels)
+
+
+def changes_alike(
+    parts: dict[str, Any], rows: np.ndarray, source: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return how alike conditions are in what each column alone changes from the source, shapes (n, n)."""
+    found, description = {}, Description.of(parts)
     for k, key in enumerate(parts["keys"]):
         values = rows[:, k]
         if description is not None and key == description.key:
-            kernel += description.changes_alike(source[k], values)
+            found[key] = description.changes_alike(source[k], values)
         elif key in parts["scaling"]:  # linear between numbers
             x = _in_range(parts, key, values)
             x = x - _in_range(parts, key, source[[k]])
             same = np.sign(x)[:, None] == np.sign(x)
-            kernel += same * np.minimum(np.abs(x)[:, None], np.abs(x))
+            found[key] = same * np.minimum(np.abs(x)[:, None], np.abs(x))
         else:
-            kernel += (values[:, None] == values) & (values != source[k])
-    return kernel
+            found[key] = ((values[:, None] == values) & (values != source[k])).astype(float)
+    return found
 
 
 def together(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -263,13 +263,16 @@ class ConditionSpace:
     def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).
 
-        Levels change as they are, numbers linearly between those measured (beyond them the nearest), and
-        parts together with a hundredth of the variance:
+        Levels (x) change as they are, numbers (y) linearly between those measured (beyond them the nearest). What a
+        level changes grows with a dose, which is a number where no level but those of the source was measured at
+        its number; and all parts change together with a hundredth of the variance:
 
-        .. math:: k_C(c, c') = \sum_k k_k(c_k, c'_k) + 0.01 \prod_k k_k(c_k, c'_k)
+        .. math:: k_C = k_x + k_y + 3\,k_x k_{\text{dose}} + 0.01\,k, \qquad
+            k_x = \sum_i [x_i = x_i'], \quad k_y = \sum_j \min(|y_j|, |y_j'|)
 
-        where k is 1 for equal levels, falls linearly with the distance of numbers (1 over their range), and
-        is that of changes from the source. Conditions of one column tell of themselves only.
+        with numbers as their distance from that of the source (1: their range; of distances in opposite
+        directions 0), levels that differ from that of the source, and the change of what is 1 for equal levels
+        and falls linearly with the distance of numbers, k. Conditions of one column tell of themselves only.
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
