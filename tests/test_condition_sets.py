@@ -342,3 +342,9 @@ def test_the_shell_knows_the_parts_of_sets(tmp_path, monkeypatch):
     run = ["benchmark", "cells.h5ad", *names, "--by", "condition", "--holdout", "K:A+B"]
     assert main([*run, *methods, "--n-top-genes", "0", "-o", "r"]) == 0
     assert {r["method"] for r in evaluation.Results.load("r").records} == {*methods[1:], "ceiling"}
+    run = ["benchmark", "cells.h5ad", *names, "--by", "condition", *few, "--seeds", "1", "-o"]
+    assert main([*run, "s", "--holdout", "K:A+B"]) == 0
+    assert "sum_of_parts" in set(evaluation.Results.load("s").table["method"])
+    assert main([*run, "t", "--holdout", "K:A"]) == 0  # which is no sum
+    simple = {"no_change", "mean_condition", "context_shift", "trvae", "ceiling"}
+    assert set(evaluation.Results.load("t").table["method"]) == simple

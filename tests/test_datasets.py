@@ -732,3 +732,8 @@ def test_donors_differ_as_told():
         simulate(n_donors=0)
     with pytest.raises(InputError, match="donor_sd is -1"):
         simulate(donor_sd=-1)
+
+
+def test_styles_that_read_the_same_are_refused():
+    with pytest.raises(InputError, match="each style once"):
+        datasets.digits(pd.DataFrame({"angle": [0.0, 10.0]}, index=[1, "1"]))

@@ -338,6 +338,26 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+class Fail(Callback):
+    """Fails after the third step, as a full disk does."""
+
+    def on_train_batch_end(self, trainer, *_):
+        """Fail."""
+        if trainer.global_step >= 3:
+            raise OSError("no space left")
+
+
+def test_a_flow_whose_training_failed_knows_what_it_was_trained_on(make_adata):
+    pytest.importorskip("zuko")
+    adata = make_adata()
+    FlowTransfer.setup_anndata(adata, "condition", **KEYS)
+    model = FlowTransfer(adata, n_pcs=4, n_hidden=(8,))
+    with pytest.raises(OSError, match="no space left"):
+        model.train(50, batch_size=40, callbacks=[Fail()], **CPU)
+    if model.is_trained:
+        assert model.predict(target="stimulated", source="control").n_obs
+
+
 @pytest.mark.parametrize("model_cls", [FlowMatching, FlowTransfer])
 def test_a_model_whose_training_was_interrupted_predicts_and_says_so(
     model_cls, make_adata, tmp_path

@@ -629,3 +629,10 @@ def test_arguments_of_a_method_reach_registration_and_prediction(shifted):
         model.train(**QUICK)
         expected = model.predict(start, target="stimulated", **predict)
         np.testing.assert_array_equal(found.X, expected.X)
+
+
+def test_unknown_arguments_of_pairs_are_named(make_adata):
+    adata = make_adata()
+    adata.obs["pair"] = [f"p{i // 2}" for i in range(adata.n_obs)]
+    with pytest.raises(InputError, match=r"'label_key'.* Did you mean 'labels_key'\?"):
+        PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", label_key="cell_type")

@@ -18,8 +18,8 @@ from trvae_sc.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-#: Names of a condition that predictions start from, in lower case.
 _FEW_LEVELS = 50  # as many may have a cell each
+#: Names of a condition that predictions start from, in lower case.
 CONTROLS = ("control", "ctrl", "vehicle", "untreated", "unstimulated", "mock", "dmso", "pbs")
 SEPARATOR = " + "  #: joins the parts of a condition in its name
 _SHOWN = 5  # names listed in messages

@@ -156,7 +156,7 @@ def part_tasks(args: argparse.Namespace) -> list[Row]:
     adata = anndata.read_h5ad(args.kang)
     names = {"condition_key": "condition", "labels_key": "cell_type"}
     tasks = holdouts(adata, source="control", **names)[:7]
-    made, prepare = [], module.prepare_task
+    made, prepare = [], module.prepare_tasks
 
     def counted(*given, **kwargs):  # as the benchmark calls it
         start = time.process_time()
@@ -175,10 +175,10 @@ def part_tasks(args: argparse.Namespace) -> list[Row]:
         pairs = zip(after, before, strict=True)
         return wall, sum(a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in pairs)
 
-    module.prepare_task = counted
+    module.prepare_tasks = counted
     (wall, cpu), n_made, preparing = run(1), len(made), sum(made)
     wall_2, cpu_2 = run(2)
-    module.prepare_task = prepare
+    module.prepare_tasks = prepare
     text = f"{n_made} for {3 * len(tasks)} fits, {preparing:.1f} of {cpu:.0f} s"
     workers = (
         f"{wall / wall_2:.2f} x as fast, CPU {cpu_2 / cpu:.2f} x, load {os.getloadavg()[0]:.1f}"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
 #: Methods of a benchmark by default: of labels that lack a condition, and of conditions never measured.
 _OF_LABELS = ("no_change", "mean_shift", "context_shift", "trvae")
 _OF_CONDITIONS = (
-    *("no_change", "mean_condition", "nearest_condition", "feature_ridge"),
+    *("no_change", "mean_condition", "nearest_condition", "feature_ridge", "sum_of_parts"),
     *("context_shift", "trvae"),
 )
 _DEMO = ("predicted.h5ad", "effect.png", "report.html")
@@ -235,7 +235,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         if not args.json:
             print("\n".join(names), file=args.stdout)
         return
-    methods = args.methods or (_OF_CONDITIONS if is_unseen else _OF_LABELS)
+    methods = args.methods or (_of_conditions(adata, chosen, keys) if is_unseen else _OF_LABELS)
     results = benchmark(
         adata,
         methods,
@@ -258,6 +258,18 @@ def run_benchmark(args: argparse.Namespace) -> None:
     folder = shlex.quote(str(args.out))
     say(f"\nWrote the results to {args.out}/; next: trvae-sc report {folder} -o report.html")
     answer(args, {"out": str(args.out), **results.to_json()})
+
+
+def _of_conditions(adata: AnnData, holdouts: list[Holdout], keys: Keys) -> list[str]:
+    """Return the methods that can predict conditions that are hidden in all labels."""
+    from trvae_sc.expression import conditions_of
+
+    space, unable = conditions_of(adata, keys), set()
+    if space.description is None:
+        unable |= {"nearest_condition", "feature_ridge"}
+    if any(space.singles(holdout.target) is None for holdout in holdouts):
+        unable.add("sum_of_parts")
+    return [method for method in _OF_CONDITIONS if method not in unable]
 
 
 def _holdouts(

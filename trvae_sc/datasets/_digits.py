@@ -130,7 +130,7 @@ def _parameters(table: pd.DataFrame) -> pd.DataFrame:
             f"{list(table.columns)} and {len(table)} rows."
         )
     columns = {name: table.get(name, usual) for name, usual in PARAMETERS.items()}
-    if not table.index.is_unique:
+    if not table.index.astype(str).is_unique:
         raise InputError("A table of styles has each style once; name them differently.")
     found = pd.DataFrame(columns, index=table.index.astype(str).rename("style"), dtype=float)
     if not np.isfinite(found.to_numpy()).all() or (found["scale"] <= 0).any():

@@ -83,10 +83,8 @@ class FlowTransfer(FlowSpace):
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
         try:
             super().train(max_epochs, **kwargs)
-        except KeyboardInterrupt:
+        finally:
             self._keep_means()
-            raise
-        self._keep_means()
 
     def _keep_means(self) -> None:
         """Keep the mean places of training cells, which the prior rests on."""

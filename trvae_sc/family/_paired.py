@@ -11,6 +11,7 @@ from anndata import AnnData
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
+from trvae_sc.arguments import check_known
 from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
@@ -24,6 +25,7 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.model import REGISTRATION
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +165,9 @@ class PairedTranslator(BetweenTranslator):
         InputError
             As there; also where pairs are not one to one.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
+        arguments = locals()
+        check_known(kwargs, cls.setup_anndata, REGISTRATION)
+        setup_method_args = cls._get_setup_method_args(**arguments)
         if kwargs.get("source_registry") is None:
             _check_pairs(adata, condition_key, pair_key)
         cls._register_fields(adata, setup_method_args, **kwargs)
