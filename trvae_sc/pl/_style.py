@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib import patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
@@ -259,65 +259,45 @@ def within(values: np.ndarray) -> tuple[float, float]:
 
 
 def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray) -> None:
-    """Write names beside their points, where there is room; others stay unnamed.
+    """Write names beside their points, where there is room, with a line to those that had to move; others not.
 
     Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
     are further points, (n_points, 2), that names are written over only if there is no other room.
     """
+    from adjustText import adjust_text  # imports what plots without names need not wait for
+
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
     figure: Any = ax.figure
     figure.draw_without_rendering()
-    scale = ax.figure.dpi / 72
-    frame = ax.get_window_extent().padded(-8 * scale)  # axes beside it may still take room
-    at = ax.transData.transform(xy)
-    taken = [_box(x, y, 3 * scale) for x, y in at]
-    legend = ax.get_legend()
-    if legend is not None:
-        taken.append(tuple(legend.get_window_extent().extents))
-    rest = [_box(x, y, 2 * scale) for x, y in ax.transData.transform(avoid)]
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
-    for name, point, corner in zip(map(str, names), xy, at, strict=True):
-        places = [(place, _name_box(name, corner, place, scale)) for place in _PLACES]
-        free = [
-            (place, box)
-            for place, box in places
-            if frame.x0 < box[0]
-            and box[2] < frame.x1
-            and frame.y0 < box[1] < frame.y1 - 9 * scale
-            and not _n_overlaps(box, taken)
-        ]
-        if not free:
-            continue
-        # the first of those that cover the fewest other points
-        (side, dx, dy), box = min(free, key=lambda item: _n_overlaps(item[1], rest))
-        taken.append(box)
-        place: Any = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": halo}
-        ax.annotate(plain(name), point, **place, fontsize=7, ha=side, va="center")
-
-
-#: Alignment and offset in points of a name, in the order they are tried.
-_PLACES = [
-    (side, dx, dy) for dy in (0, 7, -7, 14, -14) for side, dx in (("left", 5), ("right", -5))
-]
-
-
-def _box(x: float, y: float, half: float) -> tuple[float, ...]:
-    """Return the box (left, bottom, right, top) around a point."""
-    return (x - half, y - half, x + half, y + half)
-
-
-def _name_box(
-    name: str, point: np.ndarray, place: tuple[str, int, int], scale: float
-) -> tuple[float, ...]:
-    """Return the box of a name at a place beside its point, in pixels."""
-    side, dx, dy = place
-    width, height = 4.3 * len(name) * scale, 9 * scale
-    left = point[0] + dx * scale - (width if side == "right" else 0)
-    bottom = point[1] + dy * scale - height / 2
-    return (left, bottom, left + width, bottom + height)
-
-
-def _n_overlaps(a: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> int:
-    """Return how many of other boxes a box overlaps."""
-    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in others)
+    texts = [
+        ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
+        for name, (x, y) in zip(names, xy, strict=True)
+    ]
+    if not texts:
+        return
+    legend = ax.get_legend()
+    line = {"arrowstyle": "-", "color": COLORS["grey"], "lw": 0.5}
+    _, lines = adjust_text(
+        texts,
+        x=avoid[:, 0],
+        y=avoid[:, 1],
+        target_x=xy[:, 0],
+        target_y=xy[:, 1],
+        objects=None if legend is None else [legend],
+        ax=ax,
+        arrowprops=line,
+        expand=(1.1, 1.5),
+        force_static=(0.2, 0.4),
+        iter_lim=300,
+    )
+    taken = [] if legend is None else [legend.get_window_extent()]
+    for text in texts:
+        box = text.get_window_extent()
+        if Bbox.count_overlaps(box, taken):
+            for own in [line for line in lines if line.patchA is text]:
+                own.remove()
+            text.remove()
+        else:
+            taken.append(box)
