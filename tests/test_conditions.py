@@ -718,3 +718,13 @@ def test_the_shell_takes_several_columns(doses, tmp_path, monkeypatch):
     run = ["benchmark", "cells.h5ad", *names, "--by", "condition", "--methods", "context_shift"]
     assert main([*run, "--holdout", "type_1:B + 1", "--n-top-genes", "0", "-o", "r"]) == 0
     assert main(["report", "r", "-o", "r.html"]) == 0
+
+
+@pytest.mark.parametrize("method", ["mean_condition", "context_shift"])
+def test_simple_methods_give_no_interval_outside_of_the_doses_measured(doses, method):
+    for dose, told in ((5.0, True), (10.5, False)):
+        table = baselines.effects(
+            doses, ("A", dose), method=method, source="none + 0", keys=COLUMNS
+        )
+        assert (table[["lower", "upper", "pval"]].notna() == told).all(axis=None)
+        assert table["change"].notna().all()
