@@ -728,3 +728,17 @@ def test_simple_methods_give_no_interval_outside_of_the_doses_measured(doses, me
         )
         assert (table[["lower", "upper", "pval"]].notna() == told).all(axis=None)
         assert table["change"].notna().all()
+
+
+def test_levels_with_the_text_that_joins_parts_are_told_everywhere(doses):
+    adata = doses.copy()
+    adata.obs["drug"] = adata.obs["drug"].cat.rename_categories({"A": "x + y"})
+    keys = {"condition_key": ["drug", "dose"], "labels_key": "cell_type"}
+    for ask in (
+        lambda: baselines.predict(adata, ("x + y", 3), source="none + 0", output="delta", **keys),
+        lambda: baselines.effects(adata, ("x + y", 4), source="none + 0", **keys),
+        lambda: evaluation.holdouts(adata, **keys),
+        lambda: select(adata, ("x + y", 4), **keys),
+    ):
+        with pytest.raises(InputError, match=r"Levels 'x \+ y' .* contain ' \+ '"):
+            ask()

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
+from trvae_sc.checks import check_condition_parts
 from trvae_sc.condition_features import check_described, described_key, table_of
 from trvae_sc.condition_parts import joint_column, new_parts
 from trvae_sc.condition_sets import check_sets, new_sets, parts_of, space_of
@@ -68,6 +69,7 @@ class Keys(NamedTuple):
         """Return the condition of each cell; of several columns its name."""
         if isinstance(self.condition_key, str):
             return obs[self.condition_key]
+        check_condition_parts(obs, self.condition_columns)
         return joint_column(obs, self.condition_columns)[0].astype(object)
 
     def columns_of(self, condition: Any) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
             table, described, levels(column) if separator is None else parts_of(column, separator)
         )
     if not isinstance(key, str):
+        check_condition_parts(adata.obs, key)
         names = tuple(joint_column(adata.obs, key)[1])
         return ConditionSpace(list(key), names, new_parts(adata.obs, key, table))
     if separator is not None:
