@@ -238,3 +238,10 @@ def test_the_range_without_outliers():
 def test_numbers_have_no_sign_where_they_are_zero(value, expected):
     assert number(value) == expected
     assert number(float("nan")) == "nan"
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method")  # of adjustText 1.4
+def test_a_plot_is_drawn_in_a_part_of_a_figure():
+    part = plt.figure().subfigures(1, 2)[0]
+    ax = pl.volcano(EFFECTS, ax=part.subplots())
+    assert {"g0", "g1", "g2"} <= {text.get_text() for text in ax.texts}

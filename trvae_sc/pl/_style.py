@@ -42,6 +42,15 @@ def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
+def drawn(ax: Axes) -> Any:
+    """Return the figure of Axes once it is drawn; until then they do not have their size."""
+    figure: Any = ax.figure
+    while figure.figure not in (None, figure):  # of a part of a figure
+        figure = figure.figure
+    figure.draw_without_rendering()
+    return figure
+
+
 def label_axes(ax: Axes, x: str, y: str) -> None:
     """Name both axes, in the size of text that all plots have."""
     ax.set_xlabel(x, fontsize=9)
@@ -196,8 +205,7 @@ def number(value: float, digits: int = 2) -> str:
 def legend_below(ax: Axes) -> None:
     """Draw the legend below the axis label, where no data are, in as many columns as fit."""
     handles, names = ax.get_legend_handles_labels()
-    figure: Any = ax.figure
-    figure.draw_without_rendering()  # until then the axes do not have their size
+    figure = drawn(ax)
     dpi = figure.dpi
     width = ax.get_window_extent().width / dpi * 72
     n_columns = int(width // (24 + 4.4 * max(map(len, names), default=1)))
@@ -268,8 +276,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
 
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
-    figure: Any = ax.figure
-    figure.draw_without_rendering()
+    drawn(ax)
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     texts = [
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
