@@ -771,3 +771,10 @@ def test_intervals_of_doses_that_were_not_measured_cover_the_truth():
                 width = half * np.sqrt(expected.expected_variance(own, i, 40.0))
                 inside.append((np.abs(wrong) <= width).mean())
     assert 0.85 < np.mean(inside) < 0.95
+
+
+@pytest.mark.parametrize("key", [[], ["drug", "drug"]])
+def test_a_condition_has_different_columns(doses, key):
+    for names in ({"condition_key": key}, {"keys": Keys(key)}):
+        with pytest.raises(InputError, match="name one column, or several different"):
+            baselines.effects(doses, "A", **names)

@@ -174,17 +174,25 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
         if given:
             raise InputError(f"Give keys or {sorted(given)}, not both.")
         key = keys.condition_key
-        return keys if isinstance(key, str) else keys._replace(condition_key=tuple(key))
+        return _checked(keys if isinstance(key, str) else keys._replace(condition_key=tuple(key)))
     if keys is not None:
         found = getattr(keys, "keys", None)
         if not isinstance(found, Keys):
             raise InputError(
                 f"keys is {keys!r}; give Keys(...) or a model, or name condition_key=."
             )
-        return found._replace(**given)
+        return _checked(found._replace(**given))
     if given.get("condition_key") is None:
         raise InputError("Where is the condition? Name its column: condition_key=.")
-    return Keys(**given)
+    return _checked(Keys(**given))
+
+
+def _checked(keys: Keys) -> Keys:
+    """Return keys; raise where the condition has no column, or one twice."""
+    columns = keys.condition_columns
+    if not columns or len(set(map(str, columns))) < len(columns):
+        raise InputError(f"condition_key is {columns}; name one column, or several different.")
+    return keys
 
 
 def check_output(output: str | None, keys: Keys) -> CellOutput:
