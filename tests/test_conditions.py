@@ -778,3 +778,12 @@ def test_a_condition_has_different_columns(doses, key):
     for names in ({"condition_key": key}, {"keys": Keys(key)}):
         with pytest.raises(InputError, match="name one column, or several different"):
             baselines.effects(doses, "A", **names)
+
+
+def test_one_condition_to_consider_may_be_a_dictionary(dosed):
+    found, same = (
+        next_experiments(dosed, source=("A", 0), conditions=given)
+        for given in (dict(zip(dosed.keys.condition_key, ("A", 4), strict=True)), [("A", 4)])
+    )
+    assert set(found["condition"]) == {"A + 4"}
+    assert found.equals(same)
