@@ -19,6 +19,7 @@ from trvae_sc.condition_parts import joint_column
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
+from trvae_sc.levels import as_list
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
@@ -139,14 +140,14 @@ def checked_cells(
 ) -> pd.DataFrame:
     """Return the number of cells by label and condition, checked."""
     if isinstance(cells, AnnData):
-        if condition_key is None or labels_key is None:
+        if not condition_key or labels_key is None:
             raise InputError(
                 "Name the columns of adata.obs: pl.design(adata, condition_key, labels_key)."
             )
-        several = [] if isinstance(condition_key, str) else list(condition_key)
-        check_obs(cells, [*(several or [condition_key]), labels_key])
-        obs = cells.obs
-        condition = joint_column(obs, several)[0] if several else obs[condition_key]
+        is_one, obs = isinstance(condition_key, str), cells.obs
+        columns = as_list(condition_key)
+        check_obs(cells, [*columns, labels_key])
+        condition = obs[columns[0]] if is_one else joint_column(obs, columns)[0]
         cells = pd.crosstab(obs[labels_key], condition)
     if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
         raise InputError(
