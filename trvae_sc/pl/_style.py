@@ -32,6 +32,7 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
+_PAIRS = 300_000  # of names that are compared while places are found: some seconds
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
 _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
@@ -297,7 +298,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         arrowprops=line,
         expand=(1.1, 1.5),
         force_static=(0.2, 0.4),
-        iter_lim=300,
+        iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
     )
     taken = [] if legend is None else [legend.get_window_extent()]
     for text in texts:
