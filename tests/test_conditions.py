@@ -787,3 +787,9 @@ def test_one_condition_to_consider_may_be_a_dictionary(dosed):
     )
     assert set(found["condition"]) == {"A + 4"}
     assert found.equals(same)
+
+
+def test_methods_that_can_do_without_a_target_are_those_that_can(doses):
+    with pytest.raises(InputError, match="which mean_shift learns from") as told:
+        baselines.effects(doses, ("A", 5), method="mean_shift", source="none + 0", keys=COLUMNS)
+    assert str(told.value).endswith("are ['mean_condition', 'context_shift', 'trvae'].")

@@ -57,9 +57,12 @@ def check_new(method: str, space: ConditionSpace, target: Any) -> None:
             "condition_separator=."
         )
     if method in ("mean_shift", "nearest_shift", "latent_shift"):
+        without = ["mean_condition", "context_shift", "trvae"]
+        without += [] if space.description is None else ["nearest_condition", "feature_ridge"]
+        without += ["sum_of_parts"] if isinstance(space, ConditionSets) else []
         raise InputError(
             f"No label was measured under {target!r}, which {method} learns from. Methods that can do without are "
-            f"{[*WEIGHTS, 'context_shift', 'trvae']}."
+            f"{without}."
         )
 
 
