@@ -260,3 +260,11 @@ def test_places_of_many_names_are_found_in_fewer_steps(monkeypatch):
     for n in (10, 100):
         name_points(plt.subplots()[1], range(n), xy[:n], xy)
     assert asked == [(10, 300), (100, 30)]
+
+
+def test_names_that_are_longer_than_the_axes_are_left_out_without_a_warning():
+    xy = np.arange(6.0).reshape(3, 2)
+    ax = plt.subplots(figsize=(3, 3))[1]
+    ax.plot(*xy.T)
+    name_points(ax, ["a", "b" * 60, "c"], xy, xy)
+    assert {text.get_text() for text in ax.texts} <= {"a", "c", ""}

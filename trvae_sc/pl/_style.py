@@ -32,6 +32,7 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
+_EXPAND = 1.1, 1.5  # of the size of names, so that there is room between them
 _PAIRS = 300_000  # of names that are compared while places are found: some seconds
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
@@ -283,6 +284,11 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
         for name, (x, y) in zip(names, xy, strict=True)
     ]
+    room = ax.get_window_extent().size / _EXPAND
+    fits = np.array([(t.get_window_extent().size <= room).all() for t in texts], dtype=bool)
+    for i in np.flatnonzero(~fits):
+        texts[i].remove()
+    texts, xy = [texts[i] for i in np.flatnonzero(fits)], xy[fits]
     if not texts:
         return
     legend = ax.get_legend()
@@ -296,7 +302,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         objects=None if legend is None else [legend],
         ax=ax,
         arrowprops=line,
-        expand=(1.1, 1.5),
+        expand=_EXPAND,
         force_static=(0.2, 0.4),
         iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
     )
