@@ -284,7 +284,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
         for name, (x, y) in zip(names, xy, strict=True)
     ]
-    room = ax.get_window_extent().size / _EXPAND
+    room = ax.get_window_extent().size / np.array(_EXPAND)
     fits = np.array([(t.get_window_extent().size <= room).all() for t in texts], dtype=bool)
     for i in np.flatnonzero(~fits):
         texts[i].remove()
