@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from trvae_sc import TRVAE, baselines, compare, evaluation, next_experiments, select
 from trvae_sc.baselines import METHODS
+from trvae_sc.baselines._cells import learn
 from trvae_sc.cli import main
 from trvae_sc.condition_kernels import is_dose
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse, remarks
@@ -19,6 +20,7 @@ from trvae_sc.datasets import simulate_doses
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import choose_genes
 from trvae_sc.expression import Keys
+from trvae_sc.left_out import labels_left_out
 from trvae_sc.shift import Profiles, Ridge
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -718,3 +720,76 @@ def test_the_shell_takes_several_columns(doses, tmp_path, monkeypatch):
     run = ["benchmark", "cells.h5ad", *names, "--by", "condition", "--methods", "context_shift"]
     assert main([*run, "--holdout", "type_1:B + 1", "--n-top-genes", "0", "-o", "r"]) == 0
     assert main(["report", "r", "-o", "r.html"]) == 0
+
+
+@pytest.mark.parametrize("method", ["mean_condition", "context_shift"])
+def test_simple_methods_give_no_interval_outside_of_the_doses_measured(doses, method):
+    for dose, told in ((5.0, True), (10.5, False)):
+        table = baselines.effects(
+            doses, ("A", dose), method=method, source="none + 0", keys=COLUMNS
+        )
+        assert (table[["lower", "upper", "pval"]].notna() == told).all(axis=None)
+        assert table["change"].notna().all()
+
+
+def test_levels_with_the_text_that_joins_parts_are_told_everywhere(doses):
+    adata = doses.copy()
+    adata.obs["drug"] = adata.obs["drug"].cat.rename_categories({"A": "x + y"})
+    keys = {"condition_key": ["drug", "dose"], "labels_key": "cell_type"}
+    for ask in (
+        lambda: baselines.predict(adata, ("x + y", 3), source="none + 0", output="delta", **keys),
+        lambda: baselines.effects(adata, ("x + y", 4), source="none + 0", **keys),
+        lambda: evaluation.holdouts(adata, **keys),
+        lambda: select(adata, ("x + y", 4), **keys),
+    ):
+        with pytest.raises(InputError, match=r"Levels 'x \+ y' .* contain ' \+ '"):
+            ask()
+
+
+def test_intervals_of_doses_that_were_not_measured_cover_the_truth():
+    """Of a level's dose between or beside those measured in all labels; 1 / 4 to 3 / 4 of the full effect."""
+    inside = []
+    for seed in range(3):
+        adata = simulate_doses({"A": [1, 3, 10], "B": [1, 10]}, n_labels=5, seed=seed)
+        learned, share = learn(adata, COLUMNS), adata.varm["true_share"]
+        known, profiles = learned.known.conditions, learned.profiles
+        source = known.levels.index("none + 0")
+        for drug, dose in [("A", 1.001), ("A", 2.0), ("A", 9.9), ("B", 3.0), ("B", 9.9)]:
+            likeness = known.likeness(
+                "none + 0", known.level((drug, dose)), profiles.measured(source).any(0)
+            )
+            ridge = Ridge(profiles, source, likeness)
+            expected = Ridge(profiles, source, likeness, common=1.0)
+            half = labels_left_out(expected, conditions=True, relative=True).half_width
+            for i, label in enumerate(profiles.labels):
+                start, full = (np.log(share[f"{label}|{c}"]) for c in ("none|0", f"{drug}|10"))
+                end = np.exp(start + dose / (dose + 3.0) * 13.0 / 10.0 * (full - start))
+                truth = np.log1p(learned.kappa * end / end.sum())
+                truth -= np.log1p(learned.kappa * np.exp(start))
+                own = profiles.mean[i, source]
+                wrong = ridge.predict(own, i) - own - truth
+                width = half * np.sqrt(expected.expected_variance(own, i, 40.0))
+                inside.append((np.abs(wrong) <= width).mean())
+    assert 0.85 < np.mean(inside) < 0.95
+
+
+@pytest.mark.parametrize("key", [[], ["drug", "drug"]])
+def test_a_condition_has_different_columns(doses, key):
+    for names in ({"condition_key": key}, {"keys": Keys(key)}):
+        with pytest.raises(InputError, match="name one column, or several different"):
+            baselines.effects(doses, "A", **names)
+
+
+def test_one_condition_to_consider_may_be_a_dictionary(dosed):
+    found, same = (
+        next_experiments(dosed, source=("A", 0), conditions=given)
+        for given in (dict(zip(dosed.keys.condition_key, ("A", 4), strict=True)), [("A", 4)])
+    )
+    assert set(found["condition"]) == {"A + 4"}
+    assert found.equals(same)
+
+
+def test_methods_that_can_do_without_a_target_are_those_that_can(doses):
+    with pytest.raises(InputError, match="which mean_shift learns from") as told:
+        baselines.effects(doses, ("A", 5), method="mean_shift", source="none + 0", keys=COLUMNS)
+    assert str(told.value).endswith("are ['mean_condition', 'context_shift', 'trvae'].")

@@ -169,6 +169,14 @@ def test_design_of_cells():
         pl.design(adata, "dose", "cell type")
 
 
+def test_design_of_cells_whose_condition_has_several_columns():
+    obs = pd.DataFrame({"drug": list("xaaab"), "dose": [0.0, 10, 3, 3, 3], "cell": list("BBBTT")})
+    adata = AnnData(np.ones((5, 2)), obs=obs.set_index(obs.index.astype(str)))
+    ax = pl.design(adata, ["drug", "dose"], "cell")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a + 3", "a + 10", "b + 3", "x + 0"]
+    assert [t.get_text() for t in ax.texts] == ["1", "1", "none", "1", "1", "none", "1", "none"]
+
+
 @pytest.mark.parametrize(
     "table",
     [

@@ -96,7 +96,7 @@ def check_columns(
     if condition_key is None:
         return
     if not isinstance(condition_key, str):
-        _check_condition_parts(adata.obs, list(conditions))
+        check_condition_parts(adata.obs, list(conditions))
     if len(adata.obs[list(conditions)].drop_duplicates()) < 2:
         only = " and ".join(f"adata.obs['{key}']" for key in conditions)
         raise InputError(
@@ -117,7 +117,7 @@ def check_names(adata: AnnData) -> None:
             )
 
 
-def _check_condition_parts(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+def check_condition_parts(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     """Raise on columns that cannot be parts of a condition."""
     for key in keys:
         if is_number(obs[key]):

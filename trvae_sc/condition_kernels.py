@@ -17,12 +17,17 @@ _DOSED = 3.0  # the same of a level and a dose, with which it grows
 def kernel_of(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return how alike changes from a source to conditions are, shape (n, n)."""
     alone, kernel = changes_alike(parts, rows, source), np.zeros((len(rows), len(rows)))
-    levels = sum(alone[key] for key in alone if key not in parts["scaling"])
-    doses = sum(alone[key] for key in alone if is_dose(parts, key, source))
-    kernel += sum(alone.values()) + _DOSED * levels * doses
-    if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
+    kernel += sum(alone.values())
+    if not (
+        DESCRIBED in parts and len(parts["keys"]) == 1
+    ):  # its features tell what is a level's own
+        kernel += JOINT * together(parts, rows, source)
+    doses = [key for key in alone if is_dose(parts, key, source)]
+    levels = [alone[key] for key in alone if key not in parts["scaling"]]
+    if not doses or not levels:
         return kernel
-    return kernel + JOINT * together(parts, rows, source)
+    kernel += _DOSED * sum(levels) * sum(alone[key] for key in doses)
+    return kernel / (2.0 + _DOSED)  # at the largest dose 1, as of what was measured
 
 
 def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:

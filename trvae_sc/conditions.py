@@ -272,7 +272,8 @@ class ConditionSpace:
 
         with numbers as their distance from that of the source (1: their range; of distances in opposite
         directions 0), levels that differ from that of the source, and the change of what is 1 for equal levels
-        and falls linearly with the distance of numbers, k. Conditions of one column tell of themselves only.
+        and falls linearly with the distance of numbers, k. With a dose all is divided by 5, so that a level at the
+        largest dose has the variance of what was measured. Conditions of one column tell of themselves only.
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)

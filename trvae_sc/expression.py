@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
+from trvae_sc.checks import check_condition_parts
 from trvae_sc.condition_features import check_described, described_key, table_of
 from trvae_sc.condition_parts import joint_column, new_parts
 from trvae_sc.condition_sets import check_sets, new_sets, parts_of, space_of
@@ -68,6 +69,7 @@ class Keys(NamedTuple):
         """Return the condition of each cell; of several columns its name."""
         if isinstance(self.condition_key, str):
             return obs[self.condition_key]
+        check_condition_parts(obs, self.condition_columns)
         return joint_column(obs, self.condition_columns)[0].astype(object)
 
     def columns_of(self, condition: Any) -> dict[str, Any]:
@@ -137,6 +139,7 @@ def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
             table, described, levels(column) if separator is None else parts_of(column, separator)
         )
     if not isinstance(key, str):
+        check_condition_parts(adata.obs, key)
         names = tuple(joint_column(adata.obs, key)[1])
         return ConditionSpace(list(key), names, new_parts(adata.obs, key, table))
     if separator is not None:
@@ -171,17 +174,25 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
         if given:
             raise InputError(f"Give keys or {sorted(given)}, not both.")
         key = keys.condition_key
-        return keys if isinstance(key, str) else keys._replace(condition_key=tuple(key))
+        return _checked(keys if isinstance(key, str) else keys._replace(condition_key=tuple(key)))
     if keys is not None:
         found = getattr(keys, "keys", None)
         if not isinstance(found, Keys):
             raise InputError(
                 f"keys is {keys!r}; give Keys(...) or a model, or name condition_key=."
             )
-        return found._replace(**given)
+        return _checked(found._replace(**given))
     if given.get("condition_key") is None:
         raise InputError("Where is the condition? Name its column: condition_key=.")
-    return Keys(**given)
+    return _checked(Keys(**given))
+
+
+def _checked(keys: Keys) -> Keys:
+    """Return keys; raise where the condition has no column, or one twice."""
+    columns = keys.condition_columns
+    if not columns or len(set(map(str, columns))) < len(columns):
+        raise InputError(f"condition_key is {columns}; name one column, or several different.")
+    return keys
 
 
 def check_output(output: str | None, keys: Keys) -> CellOutput:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def listing(names: Sequence[Any]) -> str:
 
 def as_list(given: Any) -> list[Any]:
     """Return one or several levels that a caller chose as a list."""
-    return [given] if isinstance(given, str) or np.isscalar(given) else list(given)
+    return [given] if isinstance(given, str | Mapping) or np.isscalar(given) else list(given)
 
 
 def level_name(level: Any) -> str:

@@ -57,9 +57,12 @@ def check_new(method: str, space: ConditionSpace, target: Any) -> None:
             "condition_separator=."
         )
     if method in ("mean_shift", "nearest_shift", "latent_shift"):
+        without = ["mean_condition", "context_shift", "trvae"]
+        without += [] if space.description is None else ["nearest_condition", "feature_ridge"]
+        without += ["sum_of_parts"] if isinstance(space, ConditionSets) else []
         raise InputError(
             f"No label was measured under {target!r}, which {method} learns from. Methods that can do without are "
-            f"{[*WEIGHTS, 'context_shift', 'trvae']}."
+            f"{without}."
         )
 
 
@@ -116,11 +119,13 @@ def _to_new(
     others = profiles.mean[measured.any(1), source]
     if method == "no_change":
         return Shift(lambda profile, _: profile, others, Missed.nothing(profiles.mean.shape[2]))
-    space = space.informed(profiles, source)
+    space, untold = space.informed(profiles, source), Missed.nothing(profiles.mean.shape[2])
+    outside = space.is_outside(target)  # of the numbers that were measured nothing tells of errors
     if method == "context_shift":
         likeness = space.likeness(space.levels[source], target, np.asarray(measured.any(0)))
         ridge = Ridge(profiles, source, likeness)
-        return Shift(ridge.predict, others, labels_left_out(ridge, conditions=True))
+        missed = untold if outside else labels_left_out(ridge, conditions=True)
+        return Shift(ridge.predict, others, missed)
     known = Measured.of(method, profiles, space, source, codes)
     found = known.to(target)
 
@@ -128,4 +133,5 @@ def _to_new(
         change = found[-1 if label is None else label]
         return changed(profile, change, is_count=profiles.is_count)
 
-    return Shift(predict, others, left_out(known, profiles, source, target))
+    missed = untold if outside else left_out(known, profiles, source, target)
+    return Shift(predict, others, missed)

@@ -15,9 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
+from trvae_sc.condition_parts import joint_column
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
+from trvae_sc.levels import as_list
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
@@ -43,7 +45,7 @@ MOST = (200, 60)  #: rows and columns of numbers of cells that can be read
 
 def design(
     cells: AnnData | pd.DataFrame,
-    condition_key: str | None = None,
+    condition_key: str | Sequence[str] | None = None,
     labels_key: str | None = None,
     *,
     hidden: Holdout | str | Iterable[Any] = (),
@@ -59,7 +61,7 @@ def design(
         Cells, or their numbers by label (row) and condition (column), as ``model.n_cells`` or
         ``results.design``.
     condition_key, labels_key
-        Columns of ``obs``, for cells.
+        Columns of ``obs``, for cells; of the condition one or several.
     hidden
         Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
         (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is framed as a whole.
@@ -132,16 +134,21 @@ def _hidden(
 
 
 def checked_cells(
-    cells: AnnData | pd.DataFrame, condition_key: str | None = None, labels_key: str | None = None
+    cells: AnnData | pd.DataFrame,
+    condition_key: str | Sequence[str] | None = None,
+    labels_key: str | None = None,
 ) -> pd.DataFrame:
     """Return the number of cells by label and condition, checked."""
     if isinstance(cells, AnnData):
-        if condition_key is None or labels_key is None:
+        if not condition_key or labels_key is None:
             raise InputError(
                 "Name the columns of adata.obs: pl.design(adata, condition_key, labels_key)."
             )
-        check_obs(cells, [condition_key, labels_key])
-        cells = pd.crosstab(cells.obs[labels_key], cells.obs[condition_key])
+        is_one, obs = isinstance(condition_key, str), cells.obs
+        columns = as_list(condition_key)
+        check_obs(cells, [*columns, labels_key])
+        condition = obs[columns[0]] if is_one else joint_column(obs, columns)[0]
+        cells = pd.crosstab(obs[labels_key], condition)
     if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
         raise InputError(
             "pl.design draws numbers of cells by label and condition. Give cells, as in "

@@ -21,6 +21,7 @@ from trvae_sc.pl._style import (
     UNIT,
     axes_of,
     check_columns,
+    drawn,
     label_axes,
     legend_beside,
     legend_height,
@@ -223,8 +224,7 @@ def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
 
 def _tick_names(ax: Axes, doses: np.ndarray) -> list[str]:
     """Return the names of rising doses as ticks; empty where there is no room beside the last one."""
-    figure: Any = ax.figure
-    figure.draw_without_rendering()  # until then the axes do not have their size
+    drawn(ax)
     at = ax.transData.transform(np.column_stack([doses, np.ones(len(doses))]))[:, 0]
     names, end = [], -np.inf
     for x, name in zip(at, [f"{dose:g}" for dose in doses], strict=True):

@@ -32,6 +32,8 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
+_EXPAND = 1.1, 1.5  # of the size of names, so that there is room between them
+_PAIRS = 300_000  # of names that are compared while places are found: some seconds
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
 _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
@@ -40,6 +42,15 @@ _OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values(
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the Axes given, or those of a new figure of some inches."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def drawn(ax: Axes) -> Any:
+    """Return the figure of Axes once it is drawn; until then they do not have their size."""
+    figure: Any = ax.figure
+    while figure.figure not in (None, figure):  # of a part of a figure
+        figure = figure.figure
+    figure.draw_without_rendering()
+    return figure
 
 
 def label_axes(ax: Axes, x: str, y: str) -> None:
@@ -196,8 +207,7 @@ def number(value: float, digits: int = 2) -> str:
 def legend_below(ax: Axes) -> None:
     """Draw the legend below the axis label, where no data are, in as many columns as fit."""
     handles, names = ax.get_legend_handles_labels()
-    figure: Any = ax.figure
-    figure.draw_without_rendering()  # until then the axes do not have their size
+    figure = drawn(ax)
     dpi = figure.dpi
     width = ax.get_window_extent().width / dpi * 72
     n_columns = int(width // (24 + 4.4 * max(map(len, names), default=1)))
@@ -268,13 +278,17 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
 
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
-    figure: Any = ax.figure
-    figure.draw_without_rendering()
+    drawn(ax)
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     texts = [
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
         for name, (x, y) in zip(names, xy, strict=True)
     ]
+    room = ax.get_window_extent().size / np.array(_EXPAND)
+    fits = np.array([(t.get_window_extent().size <= room).all() for t in texts], dtype=bool)
+    for i in np.flatnonzero(~fits):
+        texts[i].remove()
+    texts, xy = [texts[i] for i in np.flatnonzero(fits)], xy[fits]
     if not texts:
         return
     legend = ax.get_legend()
@@ -288,9 +302,9 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         objects=None if legend is None else [legend],
         ax=ax,
         arrowprops=line,
-        expand=(1.1, 1.5),
+        expand=_EXPAND,
         force_static=(0.2, 0.4),
-        iter_lim=300,
+        iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
     )
     taken = [] if legend is None else [legend.get_window_extent()]
     for text in texts:
