@@ -157,11 +157,18 @@ def test_what_a_drug_changes_grows_with_its_dose():
         measured = profiles.measured(source).any(0)
         likeness = known.likeness("none + 0", target, measured)
         found = Ridge(profiles, source, likeness).predict(mean[0, source], 0) - mean[0, source]
-        truth = effect[drug] * dose / 10  # beyond its only dose a drug changes at least as much
+        truth = effect[drug] * dose / 10  # beyond its only dose a drug changes as much
         if drug == "c":
-            assert found @ truth > truth @ truth
+            assert np.square(found - truth).mean() < 0.01 * np.square(truth).mean()
         else:
             assert np.square(found - truth).mean() < 0.5 * np.square(truth).mean()
+
+
+def test_a_drug_changes_nothing_at_a_dose_of_nothing():
+    levels = [("none", 0.0), ("a", 5.0), ("a", 10.0), ("b", 2.0)]
+    found = weights(space(levels), "none + 0", ("a", 0.0))
+    assert found.pop("none + 0") == pytest.approx(1.0, abs=0.05)
+    assert max(map(abs, found.values())) < 0.05
 
 
 def test_a_number_without_a_dose_of_none_does_not_scale_what_levels_change():

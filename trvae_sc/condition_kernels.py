@@ -11,23 +11,20 @@ from trvae_sc.condition_features import DESCRIBED, Description
 from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
-_DOSED = 3.0  # the same of a level and a dose, with which it grows
 
 
 def kernel_of(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return how alike changes from a source to conditions are, shape (n, n)."""
-    alone, kernel = changes_alike(parts, rows, source), np.zeros((len(rows), len(rows)))
-    kernel += sum(alone.values())
-    if not (
-        DESCRIBED in parts and len(parts["keys"]) == 1
-    ):  # its features tell what is a level's own
-        kernel += JOINT * together(parts, rows, source)
-    doses = [key for key in alone if is_dose(parts, key, source)]
-    levels = [alone[key] for key in alone if key not in parts["scaling"]]
-    if not doses or not levels:
+    alone = changes_alike(parts, rows, source)
+    levels = [key for key in alone if key not in parts["scaling"]]
+    doses = [key for key in alone if is_dose(parts, key, source)] if levels else []
+    kernel = np.zeros((len(rows), len(rows))) + sum(alone[key] for key in levels)
+    if doses:  # what levels change grows with the root of the dose
+        kernel *= np.sqrt(sum(alone[key] for key in doses))
+    kernel += sum(alone[key] for key in alone if key not in (*levels, *doses))
+    if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
         return kernel
-    kernel += _DOSED * sum(levels) * sum(alone[key] for key in doses)
-    return kernel / (2.0 + _DOSED)  # at the largest dose 1, as of what was measured
+    return kernel + JOINT * together(parts, rows, source)
 
 
 def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:

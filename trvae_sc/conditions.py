@@ -263,17 +263,17 @@ class ConditionSpace:
     def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).
 
-        Levels (x) change as they are, numbers (y) linearly between those measured (beyond them the nearest). What a
-        level changes grows with a dose, which is a number where no level but those of the source was measured at
-        its number; and all parts change together with a hundredth of the variance:
+        Levels (x) change as they are, numbers (y) linearly between those measured (beyond them the nearest), and all
+        parts change together with a hundredth of the variance:
 
-        .. math:: k_C = k_x + k_y + 3\,k_x k_{\text{dose}} + 0.01\,k, \qquad
+        .. math:: k_C = k_x + k_y + 0.01\,k, \qquad
             k_x = \sum_i [x_i = x_i'], \quad k_y = \sum_j \min(|y_j|, |y_j'|)
 
         with numbers as their distance from that of the source (1: their range; of distances in opposite
         directions 0), levels that differ from that of the source, and the change of what is 1 for equal levels
-        and falls linearly with the distance of numbers, k. With a dose all is divided by 5, so that a level at the
-        largest dose has the variance of what was measured. Conditions of one column tell of themselves only.
+        and falls linearly with the distance of numbers, k. Where no level but those of the source was measured at
+        its number, this is a dose: what levels change then grows with its root, from nothing, and a dose alone
+        changes nothing, :math:`k_x \sqrt{k_{\text{dose}}}`. Conditions of one column tell of themselves only.
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
