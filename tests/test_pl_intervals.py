@@ -223,3 +223,17 @@ def test_plots_of_intervals_draw_on_the_axes_given_and_change_nothing(name, only
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(InputError, match="Expected a table"):
         pl.volcano(table)
+
+
+def test_long_names_are_placed_inside_without_a_word(caplog):
+    rng = np.random.default_rng(0)
+    table = intervals(rng.normal(0, 1, 200), rng.gamma(2, 0.3, 200))
+    table.index = [f"ENSG{i:011d}_a_rather_long_name_of_46_letters" for i in range(200)]
+    ax = pl.volcano(table)
+    assert not caplog.text
+    ax.figure.canvas.draw()
+    frame = ax.get_window_extent()
+    assert ax.texts
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1

@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib import patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
@@ -281,7 +281,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
     drawn(ax)
     halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
     texts = [
-        ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo)
+        ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo, in_layout=False)
         for name, (x, y) in zip(names, xy, strict=True)
     ]
     room = ax.get_window_extent().size / np.array(_EXPAND)
@@ -306,10 +306,12 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         force_static=(0.2, 0.4),
         iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
     )
+    frame = ax.get_window_extent()
     taken = [] if legend is None else [legend.get_window_extent()]
     for text in texts:
         box = text.get_window_extent()
-        if Bbox.count_overlaps(box, taken):
+        is_inside = all(frame.contains(*corner) for corner in (box.min, box.max))
+        if not is_inside or box.count_overlaps(taken):
             for own in [line for line in lines if line.patchA is text]:
                 own.remove()
             text.remove()
