@@ -164,6 +164,43 @@ def test_what_a_drug_changes_grows_with_its_dose():
             assert np.square(found - truth).mean() < 0.5 * np.square(truth).mean()
 
 
+def test_a_dose_of_a_label_is_told_by_its_other_doses():
+    """A label that changes twice as much as the others, under every dose; one dose of it is missing."""
+    rng = np.random.default_rng(0)
+    effect = dict(zip("ab", rng.normal(size=(2, 50)), strict=True))
+    known = space([("none", 0.0), *((drug, dose) for drug in "ab" for dose in (2.5, 5.0, 10.0))])
+    source, target = known.levels.index("none + 0"), known.levels.index("a + 5")
+    own = [effect[d] * np.sqrt(x / 10) if d in effect else 0.0 * effect["a"] for d, x in known.parts["values"]]  # fmt: skip
+    size = np.array([2.0, 1.0, 1.1, 0.9])[:, None, None]
+    mean = rng.normal(5, 1, (4, 1, 50)) + size * np.stack(own)
+    n_cells = np.full(mean.shape[:2], 1e4)
+    n_cells[0, target] = 0.0
+    profiles = Profiles(mean, n_cells, tuple("wxyz"), is_count=False)
+    measured = profiles.measured(source).any(0)
+    likeness = known.likeness("none + 0", "a + 5", measured)
+    assert [known.levels[c] for c in likeness.codes] == ["a + 2.5", "a + 5", "a + 10"]
+    found = Ridge(profiles, source, likeness).predict(mean[0, source], 0) - mean[0, source]
+    truth = 2.0 * effect["a"] * np.sqrt(0.5)
+    assert np.square(found - truth).mean() < 0.05 * np.square(truth).mean()
+    # levels without a dose, and doses at the source's, tell of themselves alone
+    assert space(DOSES).likeness("a + 0", "b + 10", np.ones(6, bool)).codes.tolist() == [5]
+
+
+def test_intervals_of_a_dose_of_one_label_cover_the_truth():
+    cells = simulate_doses(n_labels=6, seed=1)
+    true = np.log1p(float(np.median(cells.obs["total_counts"])) * cells.varm["true_share"])
+    inside = []
+    for label, drug, dose in (("type_0", "A", 1), ("type_1", "A", 3), ("type_2", "B", 10)):
+        hidden = (cells.obs["cell_type"] == label) & (cells.obs["drug"] == drug)
+        hidden &= cells.obs["dose"] == dose
+        train = cells[~hidden].copy()
+        named = {"source": ("none", 0), "labels": label, "keys": COLUMNS}
+        table = baselines.effects(train, (drug, dose), **named)
+        truth = (true[f"{label}|{drug}|{dose}"] - true[f"{label}|none|0"])[table["gene"]]
+        inside.append(((table["lower"] <= truth.to_numpy()) & (truth.to_numpy() <= table["upper"])).mean())  # fmt: skip
+    assert 0.85 < np.mean(inside) < 1.0
+
+
 def test_a_drug_changes_nothing_at_a_dose_of_nothing():
     levels = [("none", 0.0), ("a", 5.0), ("a", 10.0), ("b", 2.0)]
     found = weights(space(levels), "none + 0", ("a", 0.0))

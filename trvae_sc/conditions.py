@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, GRID, Description
-from trvae_sc.condition_kernels import kernel_of, left_out_together
+from trvae_sc.condition_kernels import is_dose, kernel_of, left_out_together
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, outside, parse, remarks
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
@@ -239,7 +239,7 @@ class ConditionSpace:
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
 
-        A target that was measured is told by itself. Of another one every part changes alone what the
+        A target that was measured is told by itself, and by other doses of its drug. Of another one every part changes alone what the
         conditions with that part show, and parts together what the conditions with such parts show
         (:meth:`alike`).
 
@@ -250,15 +250,29 @@ class ConditionSpace:
         measured
             Whether any label tells what changes from the source to a condition, shape (n_conditions,).
         """
-        code = self.code(target)
+        code, told = self.code(target), np.asarray(measured)
         if code is not None and (measured[code] or self.parts is None):
-            return Likeness.of_itself(code)
-        codes = np.flatnonzero(measured)
+            told = told & self._at_other_doses(source, target)
+            if told.sum() < 2:
+                return Likeness.of_itself(code)
+        codes = np.flatnonzero(told)
         known = [self.levels[c] for c in codes]
         kernel = self.alike(source, [*known, target])
         together = self.together(known) if self.is_by_features(target) else None
         own = float(kernel[-1, -1])
         return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], own, together)
+
+    def _at_other_doses(self, source: Any, target: Any) -> np.ndarray:
+        """Return which conditions differ from a target in its dose alone, shape (n_conditions,)."""
+        found = np.array([level == target for level in self.levels])
+        if self.parts is None or isinstance(self.key, str):
+            return found
+        start, own = np.array(self.values(source), dtype=object), self.values(target)
+        keys = self.parts["keys"]
+        others = [i for i, key in enumerate(keys) if not is_dose(self.parts, key, start)]
+        if len(others) == len(keys):
+            return found
+        return np.array([all(row[i] == own[i] for i in others) for row in self.parts["values"]])
 
     def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).

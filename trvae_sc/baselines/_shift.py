@@ -13,7 +13,7 @@ from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed, labels_left_out
-from trvae_sc.shift import Likeness, Profiles, Ridge, changed
+from trvae_sc.shift import Profiles, Ridge, changed
 
 #: f of the target, from f of source and target of the labels measured under both, and f of the source.
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -91,8 +91,9 @@ def shift_of(
             "learn."
         )
     if method == "context_shift":
-        ridge = Ridge(profiles, source, Likeness.of_itself(code))
-        others = profiles.mean[ridge.groups[:, 0], source]
+        measured = np.asarray(profiles.measured(source).any(0))
+        ridge = Ridge(profiles, source, space.likeness(space.levels[source], target, measured))
+        others = profiles.mean[at, source]
         return Shift(ridge.predict, others, labels_left_out(ridge))
     rule = RULES[method]
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))

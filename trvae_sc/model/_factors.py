@@ -183,16 +183,18 @@ class Sourced:
         self.expected: Ridge | None = None  # where the target itself was not measured
         if not (len(self.ridge.groups) and trained.module.n_labels):
             return
-        is_measured = likeness.codes.tolist() == [trained.conditions.code(target)]
+        code = trained.conditions.code(target)
+        is_measured = code in likeness.codes
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
         if not self.weight or trained.conditions.is_outside(target):
             return
         if is_measured:
+            self.replicates = replicates_left_out(self.ridge, code)
+        if is_measured and len(likeness.codes) == 1:
             self.missed = labels_left_out(self.ridge)
-            self.replicates = replicates_left_out(self.ridge, likeness.codes[0])
         else:
             self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            self.missed = labels_left_out(self.expected, conditions=True, relative=True)
+            self.missed = labels_left_out(self.expected, conditions=not is_measured, relative=True)
         self.missed = replace(self.missed, scale=self.units())
         if self.replicates is not None:
             self.replicates = replace(self.replicates, scale=self.units())
