@@ -329,22 +329,16 @@ def test_flow_transfer_is_saved(transfer, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-class Interrupt(Callback):
-    """Stops training after the third step, as Ctrl-C does."""
+class Stop(Callback):
+    """Stops training after the third step by an error, as Ctrl-C and a full disk do."""
+
+    def __init__(self, error):
+        self.error = error
 
     def on_train_batch_end(self, trainer, *_):
         """Stop."""
         if trainer.global_step >= 3:
-            raise KeyboardInterrupt
-
-
-class Fail(Callback):
-    """Fails after the third step, as a full disk does."""
-
-    def on_train_batch_end(self, trainer, *_):
-        """Fail."""
-        if trainer.global_step >= 3:
-            raise OSError("no space left")
+            raise self.error
 
 
 def test_a_flow_whose_training_failed_knows_what_it_was_trained_on(make_adata):
@@ -353,9 +347,9 @@ def test_a_flow_whose_training_failed_knows_what_it_was_trained_on(make_adata):
     FlowTransfer.setup_anndata(adata, "condition", **KEYS)
     model = FlowTransfer(adata, n_pcs=4, n_hidden=(8,))
     with pytest.raises(OSError, match="no space left"):
-        model.train(50, batch_size=40, callbacks=[Fail()], **CPU)
-    if model.is_trained:
-        assert model.predict(target="stimulated", source="control").n_obs
+        model.train(50, batch_size=40, callbacks=[Stop(OSError("no space left"))], **CPU)
+    assert model.is_trained
+    assert model.predict(target="stimulated", source="control").n_obs
 
 
 @pytest.mark.parametrize("model_cls", [FlowMatching, FlowTransfer])
@@ -368,7 +362,7 @@ def test_a_model_whose_training_was_interrupted_predicts_and_says_so(
     model_cls.setup_anndata(adata, "condition", **KEYS)
     model = model_cls(adata, n_pcs=4, n_hidden=(8,))
     with pytest.raises(KeyboardInterrupt, match="can be used"):
-        model.train(50, batch_size=40, callbacks=[Interrupt()], **CPU)
+        model.train(50, batch_size=40, callbacks=[Stop(KeyboardInterrupt())], **CPU)
     model.save(tmp_path / "model")
     loaded = model_cls.load(tmp_path / "model", adata.copy())
     found = [m.predict(target="stimulated", source="control") for m in (model, loaded)]

@@ -27,10 +27,12 @@ def joint_column(
         names = pd.Index([level_name(level) for level in known], dtype=object)
         codes.append(names.get_indexer(as_text(obs[key])))
         found.append([float(v) for v in known] if is_number(obs[key]) else known)
-    combinations, inverse = np.unique(np.stack(codes, 1), axis=0, return_inverse=True)
+    frame = pd.DataFrame(np.stack(codes, 1))
+    combinations = frame.drop_duplicates().sort_values(list(frame)).to_numpy()
+    inverse = frame.groupby(list(frame), sort=True).ngroup().to_numpy()
     parts = [tuple(found[k][code] for k, code in enumerate(row)) for row in combinations]
     names = {name_of(values): values for values in parts}
-    column = pd.Categorical.from_codes(inverse.ravel(), list(names), ordered=True)
+    column = pd.Categorical.from_codes(inverse, list(names), ordered=True)
     return pd.Series(column, index=obs.index.rename(None)), names
 
 

@@ -172,11 +172,6 @@ class ConditionSets(ConditionSpace):
         """Return the parts of a condition."""
         return self.values(condition)
 
-    @property
-    def tells_of_new(self) -> bool:
-        """Whether conditions that no cell was measured under can be predicted: sets of known parts."""
-        return True
-
     def testable(self, target: Any) -> list[Any]:
         """Return conditions whose prediction, where each is left out, tells how well a new target is predicted.
 

@@ -225,8 +225,9 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
 
     Not `strict`, a target that they lack is returned as it is.
     """
-    if conditions_of(train, keys).tells_of_new:
-        return conditions_of(train, keys).level(target)
+    space = conditions_of(train, keys)
+    if space.tells_of_new:
+        return space.level(target)
     known = levels(keys.conditions(train.obs))
     try:
         return match_level(target, known, of="condition")

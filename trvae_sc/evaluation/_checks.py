@@ -114,7 +114,10 @@ def check_unseen(
 ) -> None:
     """Raise where a condition is hidden as a whole and methods could not know of it."""
     conditions = as_text(keys.conditions(adata.obs))
-    for holdout in holdouts:
+    different: dict[tuple[object, str], Holdout] = {}
+    for holdout in holdouts:  # labels of a condition that is hidden whole hide the same
+        different.setdefault((holdout.hides, level_name(holdout.target)), holdout)
+    for holdout in different.values():
         hidden = np.any([h.hidden(adata, keys) for h in (holdout, *holdout.also)], axis=0)
         under_target = (conditions == level_name(holdout.target)).to_numpy()
         if not under_target.any() or (under_target & ~hidden).any():

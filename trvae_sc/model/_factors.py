@@ -180,7 +180,7 @@ class Sourced:
         self.others = np.empty((0, len(trained.module.gene_mean)))
         self.missed: Missed | None = None  # of labels left out
         self.replicates: Missed | None = None  # of replicates of a label that was measured
-        self.expected: Ridge | None = None  # where the target itself was not measured
+        self.expected: Ridge | None = None  # where other conditions tell of the target
         if not (len(self.ridge.groups) and trained.module.n_labels):
             return
         code = trained.conditions.code(target)
