@@ -68,7 +68,9 @@ def test_effect_names_the_largest_changes_without_overlap(seed, spread):
     ax.figure.canvas.draw()
     frame = ax.get_window_extent()
     boxes = [text.get_window_extent() for text in ax.texts]
+    points = ax.transData.transform(table.loc[names].to_numpy())
     for i, box in enumerate(boxes):
+        assert not any(box.contains(*point) for point in points)
         assert frame.x0 <= box.x0
         assert box.x1 <= frame.x1
         assert frame.y0 <= box.y0

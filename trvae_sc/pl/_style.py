@@ -13,6 +13,7 @@ from anndata import AnnData
 from matplotlib import patheffects
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 
 from trvae_sc.checks import RECORD
@@ -32,7 +33,7 @@ COLORS = {
 LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
-_EXPAND = 1.1, 1.5  # of the size of names, so that there is room between them
+_EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
 _PAIRS = 300_000  # of names that are compared while places are found: some seconds
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
@@ -303,17 +304,32 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         ax=ax,
         arrowprops=line,
         expand=_EXPAND,
-        force_static=(0.2, 0.4),
+        force_static=(0.3, 0.5),
+        force_text=(0.2, 0.4),
         iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
     )
-    frame = ax.get_window_extent()
+    points = ax.transData.transform(xy)
     taken = [] if legend is None else [legend.get_window_extent()]
     for text in texts:
+        is_inside = _put_inside(ax, text)
         box = text.get_window_extent()
-        is_inside = all(frame.contains(*corner) for corner in (box.min, box.max))
-        if not is_inside or box.count_overlaps(taken):
+        covers = any(box.contains(*point) for point in points)
+        if covers or not is_inside or box.count_overlaps(taken):
             for own in [line for line in lines if line.patchA is text]:
                 own.remove()
             text.remove()
         else:
             taken.append(box)
+
+
+def _put_inside(ax: Axes, text: Text) -> bool:
+    """Move a name that touches the frame off it by a pixel; return whether it is inside."""
+    box, frame = text.get_window_extent(), ax.get_window_extent().padded(-0.5)
+    shift = np.maximum(np.subtract(frame.min, box.min), 0.0)
+    shift += np.minimum(np.subtract(frame.max, box.max), 0.0)
+    if np.abs(shift).max() > 1:
+        return False
+    place = ax.transData.transform(text.get_position()) + shift
+    x, y = ax.transData.inverted().transform(place)
+    text.set_position((float(x), float(y)))
+    return True
