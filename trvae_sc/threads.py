@@ -13,6 +13,10 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,6 @@ def suitable_threads(widest: int) -> Iterator[None]:
         Width of its widest hidden layer.
     """
     import torch
-    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     n_threads = min(before, 1 if widest <= _NARROW else _idle_cores())
@@ -39,10 +42,19 @@ def suitable_threads(widest: int) -> Iterator[None]:
         _say(n_threads, before)
         torch.set_num_threads(n_threads)
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with _libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache  # to find them takes milliseconds; those of numpy and scipy are loaded before torch
+def _libraries() -> ThreadpoolController:
+    """Return the libraries that numpy and scipy multiply matrices with."""
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _idle_cores() -> int:
