@@ -112,30 +112,32 @@ class Calibration:
         ends = zip(changes, self.responding, strict=True)
         sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
+        of_ends = [[f.of_source for f in self.factors], [f.of_target for f in self.factors]]
+        self.of_source, self.of_target = (np.stack(of).astype(np.float32) for of in of_ends)
 
-    def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
-        """Return a batch on the level of its labels; `positions` are its rows' places.
-
-        Without `gain` the share to add, which only counts need, is not computed.
-        """
+    def __call__(self, raw: Batch, positions: slice, output: str) -> Batch:
+        """Return what an output needs of a batch on the level of its labels; `positions` are its rows' places."""
         if not self.factors:
+            return raw
+        group = self.group[positions]
+        batch = raw._replace(target=self._on_level(self.of_target[group], raw.target))
+        if output == "mean" or (output == "sample" and not self.module.has_total):
             return batch
-        present, codes = np.unique(self.group[positions], return_inverse=True)
-        chosen = [self.factors[code] for code in present]
-        combine = np.multiply if self.module.is_count else np.add
-        by_target = np.stack([f.of_target for f in chosen]).astype(np.float32)[codes]
-        target = combine(by_target, batch.target, out=by_target)
-        by_source = np.stack([f.of_source for f in chosen]).astype(np.float32)[codes]
-        source = combine(by_source, batch.source, out=by_source)
-        if not (gain and self.module.is_count):
-            return batch._replace(source=source, target=target)
+        batch = batch._replace(source=self._on_level(self.of_source[group], raw.source))
+        if output != "counts":
+            return batch
         mean = None
         if self.module.n_labels:
-            mean = np.stack([f.gain for f in chosen]).astype(np.float32)[codes]
-        return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
+            present, codes = np.unique(group, return_inverse=True)
+            mean = np.stack([self.factors[code].gain for code in present]).astype(np.float32)[codes]
+        return batch._replace(gain=shared_gain(batch.target - batch.source, mean))
 
-    def response(self, batch: Batch, positions: slice) -> np.ndarray:
-        r"""Return how far each cell of a batch on the level of its label moves, shape (n_cells,).
+    def _on_level(self, of: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """Return decoded values with the factor (not counts: summand) of each, which is overwritten."""
+        return (np.multiply if self.module.is_count else np.add)(of, decoded, out=of)
+
+    def response(self, raw: Batch, positions: slice) -> np.ndarray:
+        r"""Return how far each cell of a batch moves on the level of its label, shape (n_cells,).
 
         .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
 
@@ -144,10 +146,13 @@ class Calibration:
         that do not change, and of networks that are not calibrated.
         """
         if not self.factors:
-            return np.full(len(batch.observed), np.nan, dtype=np.float32)
+            return np.full(len(raw.observed), np.nan, dtype=np.float32)
         group = self.group[positions]
-        genes = self.responding[group]
-        start, end = (np.take_along_axis(x, genes, 1) for x in (batch.source, batch.target))
+        genes, rows = self.responding[group], np.arange(len(group))[:, None]
+        start, end = (
+            self._on_level(of[group[:, None], genes], decoded[rows, genes])
+            for of, decoded in ((self.of_source, raw.source), (self.of_target, raw.target))
+        )
         kappa = self.module.kappa.item()
         own = log_ratio(kappa * start, kappa * end) if self.module.is_count else end - start
         return (np.sqrt(np.square(own).mean(1)) / self.size[group]).astype(np.float32)
