@@ -69,13 +69,12 @@ def _tables(
     trained, target = source.trained, source.target
     is_count = trained.module.is_count
     if not by:
-        pval = source.p_values(factors.change)
-        table = effect_table(factors, target, genes, pval, n_cells=n_cells, is_count=is_count)
+        table = effect_table(factors, target, genes, n_cells=n_cells, is_count=is_count)
         return [table.assign(**interaction(trained, factors, target))]
     found = []
     for own in of_replicates(trained, factors, target):
-        pval, n = source.p_values(own.factors.change), own.n_cells
-        table = effect_table(own.factors, target, genes, pval, n_cells=n, is_count=is_count)
+        n = own.n_cells
+        table = effect_table(own.factors, target, genes, n_cells=n, is_count=is_count)
         table.insert(1, "replicate", own.name)
         found.append(table.assign(measured_change=own.measured))
     return found
@@ -85,13 +84,13 @@ def effect_table(
     factors: Factors,
     target: Any,
     genes: pd.Index,
-    pval: np.ndarray,
     *,
     n_cells: int,
     is_count: bool,
 ) -> pd.DataFrame:
     """Return the change of one label as a table; of values that are no counts without fold changes."""
     start, end, change, lower, upper = factors.change.columns()
+    pval = factors.change.p_values()
     known = np.isfinite(pval).all()
     return pd.DataFrame(
         {
