@@ -65,11 +65,11 @@ def new_parts(
 
 
 def extended_parts(
-    parts: dict[str, Any], obs: pd.DataFrame, state: dict[str, Any]
+    parts: dict[str, Any], obs: pd.DataFrame, known: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return the coding with the levels that another registration added, at the end."""
-    known = {name_of(values) for values in parts["values"]}
-    new = [level for level in state["categorical_mapping"] if level_name(level) not in known]
+    """Return the coding with the conditions that another registration added, at the end."""
+    before = {name_of(values) for values in parts["values"]}
+    new = [level for level in known if level_name(level) not in before]
     names = {level: (level,) for level in new}
     if len(parts["keys"]) > 1 or parts["scaling"]:
         names = joint_column(obs, parts["keys"])[1]

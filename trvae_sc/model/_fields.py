@@ -21,8 +21,8 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
-from trvae_sc.condition_parts import PARTS, extended_parts, joint_column, new_parts
-from trvae_sc.condition_sets import extended_sets, new_sets
+from trvae_sc.condition_parts import PARTS, extended_parts, joint_column
+from trvae_sc.condition_sets import SETS, coding_of, extended_sets
 from trvae_sc.errors import InputError
 from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
@@ -146,26 +146,21 @@ class ConditionField(CategoryField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column or columns."""
         state = super().register_field(adata)
-        if self.separator is not None:
-            column = adata.obs[self._original_attr_key]
-            return {**state, PARTS: new_sets(column, self.separator, self.features)}
-        if self.keys is None and self.features is None:
-            return state
-        keys = [self._original_attr_key] if self.keys is None else self.keys
-        return {**state, PARTS: new_parts(adata.obs, keys, self.features)}
+        key = self._original_attr_key if self.keys is None else self.keys
+        parts = coding_of(adata.obs, key, self.separator, self.features)
+        return state if parts is None else {**state, PARTS: parts}
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Register the column or columns with the levels of another registration."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
-        if self.separator is not None:
-            known = state[self.CATEGORICAL_MAPPING_KEY]
-            return {**state, PARTS: extended_sets(state_registry[PARTS], known)}
         if PARTS not in state_registry:
             return state
-        parts = state_registry[PARTS]
-        return {**state, PARTS: extended_parts(parts, adata_target.obs, state)}
+        parts, known = state_registry[PARTS], state[self.CATEGORICAL_MAPPING_KEY]
+        if SETS in parts:
+            return {**state, PARTS: extended_sets(parts, known)}
+        return {**state, PARTS: extended_parts(parts, adata_target.obs, known)}
 
 
 class CovariatesField(CategoricalJointObsField):

@@ -16,11 +16,11 @@ from anndata import AnnData
 
 from trvae_sc import checks, hints
 from trvae_sc.arguments import check_known
-from trvae_sc.condition_sets import check_sets
+from trvae_sc.condition_sets import check_sets, checked_table
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
-from trvae_sc.model._features import checked_table, with_rows
+from trvae_sc.model._features import with_rows
 from trvae_sc.model._fields import fields
 from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
