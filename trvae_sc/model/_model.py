@@ -169,7 +169,7 @@ class TRVAE(PredictingModel):
         super().__init__(adata, registry)
         module_kwargs.pop("extra_payload_autotune", None)  # of scvi-tools' autotune; always there
         arguments = locals()
-        given = {k: arguments[k] for k in MODULE_ARGUMENTS if arguments[k] is not None}
+        given = {k: v for k in MODULE_ARGUMENTS if (v := arguments.get(k)) is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
         check_arguments(settings)
         self._check_condition(preset, settings.get("condition_in"))
@@ -192,9 +192,8 @@ class TRVAE(PredictingModel):
             self.module = self._module_cls(**self._data_sizes(), **settings)
         self._model_summary_string = self._summary()
         # what the preset chose is saved, too: it may choose otherwise in a later version
-        named = {k: v for k, v in settings.items() if k in MODULE_ARGUMENTS}
-        module_kwargs = {k: v for k, v in settings.items() if k not in named}
-        self.init_params_ = self._get_init_params({**locals(), **named})
+        arguments["module_kwargs"] = {k: v for k, v in settings.items() if k not in arguments}
+        self.init_params_ = self._get_init_params({**arguments, **settings})
         if adata is not None and self.module.is_count and not self.module.has_total:
             hints.say_totals(adata.n_vars)
         if adata is not None and not self.module.is_count:
