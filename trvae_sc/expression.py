@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from trvae_sc.checks import check_condition_parts
+from trvae_sc.checks import check_condition_parts, matrix
 from trvae_sc.condition_parts import joint_column
 from trvae_sc.condition_sets import check_sets, checked_table, coding_of, space_of
 from trvae_sc.conditions import ConditionSpace
@@ -202,7 +202,7 @@ def evenly_spaced(rows: np.ndarray, n_max: int) -> np.ndarray:
 
 def values(adata: AnnData, keys: Keys) -> Any:
     """Return the values of an AnnData, sparse or dense."""
-    return adata.X if keys.layer is None else adata.layers[keys.layer]
+    return matrix(adata, keys.layer)
 
 
 def totals(adata: AnnData, keys: Keys) -> np.ndarray:
