@@ -26,7 +26,7 @@ from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
-from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION
+from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, with_genes
 from trvae_sc.module import Likelihood, TRVAEModule
 from trvae_sc.replicates import check_replicates
 from trvae_sc.roles import as_keys
@@ -372,8 +372,7 @@ class TRVAE(PredictingModel):
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
         args = reference.registry_["setup_args"]
         checks.check_obs(adata, [args["labels_key"]])
-        if adata.is_view or not adata.var_names.equals(pd.Index(reference.get_var_names())):
-            adata = reference._aligned(adata)
+        adata = with_genes(adata, reference.registry_)
         registry = with_rows(reference.registry_, adata, condition_features)
         cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **args)
         given = reference.init_params_
