@@ -12,6 +12,7 @@ from trvae_sc.condition_sets import ConditionSets, extended_sets, new_sets, spac
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
+from trvae_sc.shift import Profiles, Ridge
 
 NAMES = ["A", "A+B", "B", "C+ctrl", "control"]
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -77,8 +78,23 @@ def test_two_parts_measured_alone_give_their_sum():
     likeness = space().likeness("control", "A+C", np.array([1, 0, 0, 1, 0], bool))
     weights = np.linalg.solve(likeness.kernel, likeness.target)
     assert weights == pytest.approx([1, 1], abs=0.02)
-    own = space().likeness("control", "A+B", np.array([1, 1, 1, 1, 0], bool))
-    assert own.codes.tolist() == [1]
+
+
+def test_a_set_that_a_label_lacks_is_told_by_its_parts():
+    """What parts change is a label's own, and sets change as much as their parts do."""
+    known, rng = space(), np.random.default_rng(0)
+    levels = list(known.levels)
+    source, target = levels.index("control"), levels.index("A+B")
+    effect = dict(zip("ABC", rng.normal(size=(3, 5, 50)), strict=True))
+    own = [sum((effect[p] for p in known.values(c)), np.zeros((5, 50))) for c in levels]
+    mean = rng.normal(5, 1, (5, 1, 50)) + np.stack(own, 1)
+    n_cells = np.full(mean.shape[:2], 1e4)
+    n_cells[0, target] = 0.0
+    profiles = Profiles(mean, n_cells, tuple("vwxyz"), is_count=False)
+    likeness = known.likeness("control", "A+B", profiles.measured(source).any(0))
+    found = Ridge(profiles, source, likeness).predict(mean[0, source], 0) - mean[0, source]
+    truth = effect["A"][0] + effect["B"][0]
+    assert np.square(found - truth).sum() < 0.2 * np.square(truth).sum()  # other labels say nothing
 
 
 def test_a_query_adds_parts_at_the_end():

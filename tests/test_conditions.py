@@ -178,12 +178,39 @@ def test_a_dose_of_a_label_is_told_by_its_other_doses():
     profiles = Profiles(mean, n_cells, tuple("wxyz"), is_count=False)
     measured = profiles.measured(source).any(0)
     likeness = known.likeness("none + 0", "a + 5", measured)
-    assert [known.levels[c] for c in likeness.codes] == ["a + 2.5", "a + 5", "a + 10"]
     found = Ridge(profiles, source, likeness).predict(mean[0, source], 0) - mean[0, source]
     truth = 2.0 * effect["a"] * np.sqrt(0.5)
     assert np.square(found - truth).mean() < 0.05 * np.square(truth).mean()
-    # levels without a dose, and doses at the source's, tell of themselves alone
-    assert space(DOSES).likeness("a + 0", "b + 10", np.ones(6, bool)).codes.tolist() == [5]
+
+
+@pytest.mark.parametrize("interaction", [0.0, 1.0])
+def test_a_combination_that_a_label_lacks_is_told_by_its_other_combinations(interaction):
+    """Donors and stimuli whose effects are a label's own; what they change together is that of all labels."""
+    rng = np.random.default_rng(0)
+    known = space(
+        [(donor, stimulus) for donor in "de" for stimulus in ("no", "yes")], drug=0, dose=0
+    )
+    source, target = (known.levels.index(name) for name in ("d + no", "e + yes"))
+    donor, stimulus = rng.normal(size=(2, 6, 50))
+    own = [donor * (d == "e") + stimulus * (s == "yes") for d, s in known.parts["values"]]
+    mean = rng.normal(5, 1, (6, 1, 50)) + np.stack(own, 1)
+    mean[:, target] += interaction * rng.normal(size=50)
+    errors, changes = [], mean[:, target] - mean[:, source]
+    for label in range(6):
+        n_cells = np.full(mean.shape[:2], 1e4)
+        n_cells[label, target] = 0.0
+        profiles = Profiles(mean, n_cells, tuple("uvwxyz"), is_count=False)
+        likeness = known.likeness("d + no", "e + yes", profiles.measured(source).any(0))
+        found = Ridge(profiles, source, likeness).predict(mean[label, source], label)
+        errors.append(found - mean[label, target])
+    left = np.square(errors).sum() / np.square(changes).sum()
+    alone = 0.8 if interaction else 1.0  # what is a label's own, of which other labels say nothing
+    assert left < 0.2 * alone
+
+
+def test_levels_of_one_column_tell_of_themselves():
+    one = ConditionSpace("drug", ("no", "a", "b"))
+    assert one.likeness("no", "a", np.array([False, True, True])).codes.tolist() == [1]
 
 
 def test_intervals_of_a_dose_of_one_label_cover_the_truth():

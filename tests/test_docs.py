@@ -236,5 +236,12 @@ def test_llms_txt_names_pages():
         assert link in {"api/commands"} or (DOCS / f"{link}.md").exists(), link
 
 
+def test_what_users_search_for_is_on_the_first_page():
+    words = "perturbation prediction, unseen cell type, counterfactual, scGen, CPA, trVAE, scanpy, batch, dose"
+    for word in [*words.split(", "), "drug combination", "uncertainty"]:
+        for path in (DOCS / "index.md", DOCS / "llms.txt"):
+            assert word in " ".join(path.read_text("utf-8").replace("> ", "").split()), word
+
+
 def test_readme_is_one_page():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

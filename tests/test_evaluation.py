@@ -1446,6 +1446,20 @@ def test_damaged_records_are_set_aside_and_run_again(text, make_adata, tmp_path,
             use()
 
 
+def test_results_of_another_version_are_refused_and_left_as_they_are(make_adata, tmp_path):
+    run = partial(benchmark, make_adata(), ["no_change"], [NK], folder=tmp_path, **QUIET)
+    run()
+    about = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(about | {"format": 1}))
+    for fit in (tmp_path / "fits").iterdir():
+        fit.write_text('{"method": "no_change"}')
+    names = sorted(path.name for path in (tmp_path / "fits").iterdir())
+    for use in (partial(Results.load, tmp_path), run):
+        with pytest.raises(InputError, match="results in format 1, of another version"):
+            use()
+    assert sorted(path.name for path in (tmp_path / "fits").iterdir()) == names
+
+
 def test_quick_looks_are_told():
     rows = [("net", "delta", "x", seed, "effect_r2", 0.5) for seed in (0, 1)]
     results = hand_made(rows)  # 20 of 30 genes

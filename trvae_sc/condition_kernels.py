@@ -11,9 +11,12 @@ from trvae_sc.condition_features import DESCRIBED, Description
 from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
+MEASURED = 0.3  # the same where the target itself was measured
 
 
-def kernel_of(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np.ndarray:
+def kernel_of(
+    parts: dict[str, Any], rows: np.ndarray, source: np.ndarray, joint: float = JOINT
+) -> np.ndarray:
     """Return how alike changes from a source to conditions are, shape (n, n)."""
     alone = changes_alike(parts, rows, source)
     levels = [key for key in alone if key not in parts["scaling"]]
@@ -24,7 +27,7 @@ def kernel_of(parts: dict[str, Any], rows: np.ndarray, source: np.ndarray) -> np
     kernel += sum(alone[key] for key in alone if key not in (*levels, *doses))
     if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
         return kernel
-    return kernel + JOINT * together(parts, rows, source)
+    return kernel + joint * together(parts, rows, source)
 
 
 def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:

@@ -199,19 +199,24 @@ class ConditionSets(ConditionSpace):
         n = Counter(part for level in self.levels for part in self.values(level))
         return [level for level in self.levels if all(n[part] > 1 for part in self.values(level))]
 
+    @property
+    def is_of_one_part(self) -> bool:
+        """Whether conditions are the levels of one column; these are sets."""
+        return False
+
     def singles(self, target: Any) -> list[Any] | None:
         """Return the conditions that have one part of a set each; None of a single, or not measured, part."""
         parts = self.values(target)
         names = [self.level([part]) for part in parts]
         return names if len(parts) > 1 and set(names) <= set(self.levels) else None
 
-    def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
+    def alike(self, source: Any, conditions: Sequence[Any], *, joint: float = JOINT) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).
 
         Every part that a condition has and the source lacks, or the other way round, changes as much on its
-        own, and sets as such a hundredth of it:
+        own, and sets as such a share of it, `joint`:
 
-        .. math:: k(c, c') = |c \cap c' \setminus s| + |s \setminus (c \cup c')| + 0.01\,(1 + \delta_{cc'})
+        .. math:: k(c, c') = |c \cap c' \setminus s| + |s \setminus (c \cup c')| + \text{joint}\,(1 + \delta_{cc'})
 
         Parts that are described count for others as far as they are alike (:meth:`Description.alike`).
         """
@@ -223,7 +228,7 @@ class ConditionSets(ConditionSpace):
         nothing = ~change.any(1)
         same = (x[:, None] == x).all(2)
         parts = np.eye(len(known)) if description is None else description.alike(known, known)
-        kernel = change @ parts @ change.T + JOINT * (1.0 + same)
+        kernel = change @ parts @ change.T + joint * (1.0 + same)
         kernel[nothing], kernel[:, nothing] = 0.0, 0.0
         return kernel
 

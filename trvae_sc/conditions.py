@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, GRID, Description
-from trvae_sc.condition_kernels import is_dose, kernel_of, left_out_together
+from trvae_sc.condition_kernels import JOINT, MEASURED, kernel_of, left_out_together
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, outside, parse, remarks
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
@@ -239,9 +239,9 @@ class ConditionSpace:
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
 
-        A target that was measured is told by itself, and by other doses of its drug. Of another one every part changes alone what the
-        conditions with that part show, and parts together what the conditions with such parts show
-        (:meth:`alike`).
+        Of a target every part changes alone what the conditions with that part show, and parts together what the
+        conditions with such parts show (:meth:`alike`): a hundredth of the variance of one part, or 0.3 where
+        the target itself was measured. A measured level of one column is told by itself.
 
         Parameters
         ----------
@@ -250,37 +250,28 @@ class ConditionSpace:
         measured
             Whether any label tells what changes from the source to a condition, shape (n_conditions,).
         """
-        code, told = self.code(target), np.asarray(measured)
-        if code is not None and (measured[code] or self.parts is None):
-            told = told & self._at_other_doses(source, target)
-            if told.sum() < 2:
-                return Likeness.of_itself(code)
-        codes = np.flatnonzero(told)
+        code, codes = self.code(target), np.flatnonzero(measured)
+        is_measured = code is not None and (self.parts is None or bool(measured[code]))
+        if code is not None and is_measured and (self.is_of_one_part or len(codes) < 2):
+            return Likeness.of_itself(code)
         known = [self.levels[c] for c in codes]
-        kernel = self.alike(source, [*known, target])
+        kernel = self.alike(source, [*known, target], joint=MEASURED if is_measured else JOINT)
         together = self.together(known) if self.is_by_features(target) else None
         own = float(kernel[-1, -1])
         return Likeness(codes, kernel[:-1, :-1], kernel[-1, :-1], own, together)
 
-    def _at_other_doses(self, source: Any, target: Any) -> np.ndarray:
-        """Return which conditions differ from a target in its dose alone, shape (n_conditions,)."""
-        found = np.array([level == target for level in self.levels])
-        if self.parts is None or isinstance(self.key, str):
-            return found
-        start, own = np.array(self.values(source), dtype=object), self.values(target)
-        keys = self.parts["keys"]
-        others = [i for i, key in enumerate(keys) if not is_dose(self.parts, key, start)]
-        if len(others) == len(keys):
-            return found
-        return np.array([all(row[i] == own[i] for i in others) for row in self.parts["values"]])
+    @property
+    def is_of_one_part(self) -> bool:
+        """Whether conditions are the levels of one column, which are not made of anything."""
+        return self.parts is None or isinstance(self.key, str)
 
-    def alike(self, source: Any, conditions: Sequence[Any]) -> np.ndarray:
+    def alike(self, source: Any, conditions: Sequence[Any], *, joint: float = JOINT) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).
 
         Levels (x) change as they are, numbers (y) linearly between those measured (beyond them the nearest), and all
-        parts change together with a hundredth of the variance:
+        parts change together with a share of the variance, `joint`:
 
-        .. math:: k_C = k_x + k_y + 0.01\,k, \qquad
+        .. math:: k_C = k_x + k_y + \text{joint}\,k, \qquad
             k_x = \sum_i [x_i = x_i'], \quad k_y = \sum_j \min(|y_j|, |y_j'|)
 
         with numbers as their distance from that of the source (1: their range; of distances in opposite
@@ -292,4 +283,4 @@ class ConditionSpace:
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
         rows = np.array([self.values(c) for c in (*conditions, source)], dtype=object)
-        return kernel_of(self.parts, rows[:-1], rows[-1])
+        return kernel_of(self.parts, rows[:-1], rows[-1], joint)

@@ -51,6 +51,30 @@ class Missed:
         return replace(self, residuals=self.residuals / by, predicted=self.predicted / by)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What was missed where what tells of a target was left out, and how wide that makes intervals."""
+
+    missed: Missed
+    ridge: Ridge | None = None  #: where other conditions tell of the target
+
+    @classmethod
+    def of(cls, ridge: Ridge, *, is_measured: bool) -> Expected:
+        """Return what is expected of a target of a ridge; `is_measured`: with the source in some label."""
+        if is_measured and len(ridge.likeness.codes) == 1:
+            return cls(labels_left_out(ridge))
+        told = Ridge(ridge.profiles, ridge.source, ridge.likeness, common=1.0)
+        missed = labels_left_out(told, conditions=not is_measured, relative=True)
+        return cls(missed, told)
+
+    def relative(self, profile: np.ndarray, label: int | None) -> float:
+        """Return how wide the interval of a label is, where those of :attr:`missed` have 1."""
+        if self.ridge is None:
+            return 1.0
+        n = float(np.median(self.ridge.n))
+        return float(np.sqrt(self.ridge.expected_variance(profile, label, n)))
+
+
 def labels_left_out(ridge: Ridge, *, conditions: bool = False, relative: bool = False) -> Missed:
     r"""Return what is wrong with f of the target of each group of a ridge if it is left out.
 

@@ -100,7 +100,6 @@ def factors_of(
     source: Any,
     end: np.ndarray,
     others: np.ndarray,
-    half_width: np.ndarray | None,
 ) -> Factors:
     """Return the change of a label to f of the target, and the factor of its mean shares."""
     code = learned.known.labels.index(label)
@@ -111,7 +110,7 @@ def factors_of(
         start_share, end_share = (np.expm1(mean) / learned.kappa for mean in (own, end))
         of_source, gain = np.ones_like(own), end_share - start_share
         of_target = np.divide(end_share, start_share, out=of_source.copy(), where=start_share > 0)
-    change, unlike = Change(own, end, half_width), novelty(own, others)
+    change, unlike = Change(own, end), novelty(own, others)
     return Factors(label, source, of_source, of_target, gain, change, unlike, is_known=True)
 
 

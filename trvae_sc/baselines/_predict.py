@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from trvae_sc.arguments import check_seed
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
-from trvae_sc.baselines._shift import Shift, shift_of
+from trvae_sc.baselines._shift import shift_of
 from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
@@ -123,7 +123,6 @@ def effects(
                 group.factors,
                 target,
                 adata.var_names,
-                group.shift.missed.p_values(group.factors.change.columns()[2]),
                 n_cells=len(group.rows),
                 is_count=learned.keys.is_count,
             )
@@ -133,13 +132,6 @@ def effects(
     )
 
 
-@dataclass(frozen=True)
-class _Group(Moved):
-    """A group with how its method errs."""
-
-    shift: Shift
-
-
 def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
     """Return what can be learned from measured cells, for a method that is known."""
     if method not in SIMPLEST_FIRST:
@@ -147,7 +139,7 @@ def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
     return learn(adata, keys)
 
 
-def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any) -> list[_Group]:
+def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any) -> list[Moved]:
     """Return the groups of cells to move, and how."""
     known, keys = learned.known, learned.keys
     space = known.conditions
@@ -170,12 +162,13 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
         code = space.levels.index(start)
         shift = shift_of(method, learned.profiles, space, code, target)
         shift = replace(shift, missed=replace(shift.missed, scale=learned.unit))
-        half = shift.missed.half_width
         for label in present:
             at = known.labels.index(label)
-            end = shift.predict(learned.profiles.mean[at, code], at)
-            factors = factors_of(learned, label, start, end, shift.others, half)
-            found.append(_Group(rows[label, level_name(start)], factors, shift))
+            own = learned.profiles.mean[at, code]
+            factors = factors_of(learned, label, start, shift.predict(own, at), shift.others)
+            change = factors.change.within(shift.missed, shift.relative(own, at))
+            factors = factors._replace(change=change)
+            found.append(Moved(rows[label, level_name(start)], factors))
     if not found:
         raise InputError(f"No cell of {chosen} under {starts} to predict {target!r} from.")
     return found

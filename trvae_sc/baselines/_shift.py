@@ -12,7 +12,7 @@ from trvae_sc.baselines._conditions import WEIGHTS, Measured, left_out, part_wei
 from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.left_out import Missed, labels_left_out
+from trvae_sc.left_out import Expected, Missed
 from trvae_sc.shift import Profiles, Ridge, changed
 
 #: f of the target, from f of source and target of the labels measured under both, and f of the source.
@@ -75,6 +75,8 @@ class Shift:
     #: f of the source profiles of the labels measured under both, shape (n_labels, n_genes).
     others: np.ndarray
     missed: Missed  #: how each of them is predicted where it is left out
+    #: How wide the interval is for f of the source profile and the label's code, where that of those is 1.
+    relative: Callable[[np.ndarray, int | None], float] = lambda profile, label: 1.0
 
 
 def shift_of(
@@ -92,9 +94,10 @@ def shift_of(
         )
     if method == "context_shift":
         measured = np.asarray(profiles.measured(source).any(0))
+        space = space.informed(profiles, source)
         ridge = Ridge(profiles, source, space.likeness(space.levels[source], target, measured))
-        others = profiles.mean[at, source]
-        return Shift(ridge.predict, others, labels_left_out(ridge))
+        expected = Expected.of(ridge, is_measured=True)
+        return Shift(ridge.predict, profiles.mean[at, source], expected.missed, expected.relative)
     rule = RULES[method]
     start, end = (profiles.mean[at, c].astype(np.float64) for c in (source, code))
     n = profiles.cells_of_change(at, source, code)
@@ -125,8 +128,10 @@ def _to_new(
     if method == "context_shift":
         likeness = space.likeness(space.levels[source], target, np.asarray(measured.any(0)))
         ridge = Ridge(profiles, source, likeness)
-        missed = untold if outside else labels_left_out(ridge, conditions=True)
-        return Shift(ridge.predict, others, missed)
+        if outside:
+            return Shift(ridge.predict, others, untold)
+        expected = Expected.of(ridge, is_measured=False)
+        return Shift(ridge.predict, others, expected.missed, expected.relative)
     known = Measured.of(method, profiles, space, source, codes)
     found = known.to(target)
 

@@ -95,7 +95,8 @@ def _mean(
     for (label, condition), rows in names.items():
         start = match_level(condition, learned.known.conditions.levels, of="condition")
         others = np.empty((0, learned.adata.n_vars))
-        factors = factors_of(learned, label, start, ends[label, condition], others, half)
+        factors = factors_of(learned, label, start, ends[label, condition], others)
+        factors = factors._replace(change=factors.change._replace(half_width=half))
         moved.append(Moved(at[rows], factors))
     return np.asarray(x, dtype=np.float32), moved
 

@@ -22,8 +22,8 @@ from trvae_sc.evaluation._fit import Fit, plain
 from trvae_sc.evaluation._holdouts import TASK, Holdout, as_holdouts
 from trvae_sc.evaluation._measured import label_column
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
-from trvae_sc.evaluation._results import FORMAT, Results
-from trvae_sc.evaluation._store import Store
+from trvae_sc.evaluation._results import Results
+from trvae_sc.evaluation._store import FORMAT, Store
 from trvae_sc.evaluation._tasks import Task, prepare_tasks
 from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import KeyNames, Keys, keys_from, values

@@ -20,7 +20,6 @@ from trvae_sc.evaluation._store import Store
 from trvae_sc.intervals import LEVEL
 from trvae_sc.metrics import METRICS
 
-FORMAT = 3
 _METHOD = ["method", "output"]
 #: Scores as they are called in a table to read.
 WORDS = {
@@ -74,7 +73,7 @@ class Results:
         Raises
         ------
         InputError
-            The folder holds no results.
+            The folder holds no results, or results that another version of trvae_sc stored in its own way.
         """
         store = Store(folder)
         if not store.run_file.exists():

@@ -294,9 +294,9 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
 
 _WORSE = " Do not trust it: below 0 it is worse than predicting no change."
 _ANSWERS = {
-    "model": "is better than the best simple method by more than the standard error",
+    "model": "it is better than the best simple method by more than the standard error",
     "simple": "no model is better",
-    "close": "is simpler, and the difference to the model is too close to call",
+    "close": "it is simpler, and the difference to the model is too close to call",
 }
 
 

@@ -15,6 +15,8 @@ from trvae_sc.files import as_path, write_text
 
 logger = logging.getLogger(__name__)
 
+#: Raised where what is stored in a folder changes so that earlier folders cannot be read.
+FORMAT = 3
 _RUN = "run.json"
 _RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
 #: Entries of a run that may differ between its parts.
@@ -55,6 +57,11 @@ class Store:
             raise InputError(
                 f"{self.run_file} is damaged, so what the results in {self.folder} are of is not known. "
                 "Choose another folder, or delete this one."
+            )
+        if run["format"] != FORMAT:
+            raise InputError(
+                f"{self.folder} holds results in format {run['format']}, of another version of trvae_sc; this one "
+                f"reads format {FORMAT}. Run the benchmark again, in another folder."
             )
         return run
 

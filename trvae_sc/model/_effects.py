@@ -76,13 +76,11 @@ def _tables(
     trained, target = source.trained, source.target
     is_count = trained.module.is_count
     if not by:
-        pval = source.p_values(factors.change)
-        table = effect_table(factors, target, genes, pval, n_cells=n_cells, is_count=is_count)
+        table = effect_table(factors, target, genes, n_cells=n_cells, is_count=is_count)
         return [table.assign(**_interaction(trained, factors, target))]
     found = []
     for name, own, n, measured in _of_replicates(trained, factors, target):
-        pval = source.p_values(own.change)
-        table = effect_table(own, target, genes, pval, n_cells=n, is_count=is_count)
+        table = effect_table(own, target, genes, n_cells=n, is_count=is_count)
         table.insert(1, "replicate", name)
         found.append(table.assign(measured_change=measured))
     return found
@@ -92,13 +90,13 @@ def effect_table(
     factors: Factors,
     target: Any,
     genes: pd.Index,
-    pval: np.ndarray,
     *,
     n_cells: int,
     is_count: bool,
 ) -> pd.DataFrame:
     """Return the change of one label as a table; of values that are no counts without fold changes."""
     start, end, change, lower, upper = factors.change.columns()
+    pval = factors.change.p_values()
     known = np.isfinite(pval).all()
     return pd.DataFrame(
         {

@@ -12,7 +12,7 @@ from anndata import AnnData
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
-from trvae_sc.left_out import Missed, labels_left_out, replicates_left_out
+from trvae_sc.left_out import Expected, Missed, replicates_left_out
 from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
     source_mean: np.ndarray
     predicted_mean: np.ndarray
-    half_width: np.ndarray | None  #: of the interval, where it is known
+    half_width: np.ndarray | None = None  #: of the interval, where it is known
     relative: Any = 1.0  #: width of the interval, where that of what was left out is 1
     missed: Missed | None = None  #: what the interval rests on
 
@@ -39,6 +39,19 @@ class Change(NamedTuple):
         change = self.predicted_mean - self.source_mean
         half = np.nan if self.half_width is None else self.half_width
         return self.source_mean, self.predicted_mean, change, change - half, change + half
+
+    def within(self, missed: Missed | None, relative: Any) -> Change:
+        """Return the change with the interval that rests on what was missed, so many times as wide."""
+        half = None if missed is None else missed.half_width
+        half = None if half is None else half * relative
+        return self._replace(half_width=half, relative=relative, missed=missed)
+
+    def p_values(self) -> np.ndarray:
+        """Return how often a change as large is predicted of a gene that does not change so; NaN if unknown."""
+        change = self.predicted_mean - self.source_mean
+        if self.missed is None:
+            return np.full(len(change), np.nan)
+        return self.missed.p_values(change / self.relative)
 
     def largest(self) -> np.ndarray:
         """Return the 100 genes that change most."""
@@ -112,30 +125,32 @@ class Calibration:
         ends = zip(changes, self.responding, strict=True)
         sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
+        of_ends = [[f.of_source for f in self.factors], [f.of_target for f in self.factors]]
+        self.of_source, self.of_target = (np.stack(of).astype(np.float32) for of in of_ends)
 
-    def __call__(self, batch: Batch, positions: slice, *, gain: bool = True) -> Batch:
-        """Return a batch on the level of its labels; `positions` are its rows' places.
-
-        Without `gain` the share to add, which only counts need, is not computed.
-        """
+    def __call__(self, raw: Batch, positions: slice, output: str) -> Batch:
+        """Return what an output needs of a batch on the level of its labels; `positions` are its rows' places."""
         if not self.factors:
+            return raw
+        group = self.group[positions]
+        batch = raw._replace(target=self._on_level(self.of_target[group], raw.target))
+        if output == "mean" or (output == "sample" and not self.module.has_total):
             return batch
-        present, codes = np.unique(self.group[positions], return_inverse=True)
-        chosen = [self.factors[code] for code in present]
-        combine = np.multiply if self.module.is_count else np.add
-        by_target = np.stack([f.of_target for f in chosen]).astype(np.float32)[codes]
-        target = combine(by_target, batch.target, out=by_target)
-        by_source = np.stack([f.of_source for f in chosen]).astype(np.float32)[codes]
-        source = combine(by_source, batch.source, out=by_source)
-        if not (gain and self.module.is_count):
-            return batch._replace(source=source, target=target)
+        batch = batch._replace(source=self._on_level(self.of_source[group], raw.source))
+        if output != "counts":
+            return batch
         mean = None
         if self.module.n_labels:
-            mean = np.stack([f.gain for f in chosen]).astype(np.float32)[codes]
-        return batch._replace(source=source, target=target, gain=shared_gain(target - source, mean))
+            present, codes = np.unique(group, return_inverse=True)
+            mean = np.stack([self.factors[code].gain for code in present]).astype(np.float32)[codes]
+        return batch._replace(gain=shared_gain(batch.target - batch.source, mean))
 
-    def response(self, batch: Batch, positions: slice) -> np.ndarray:
-        r"""Return how far each cell of a batch on the level of its label moves, shape (n_cells,).
+    def _on_level(self, of: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """Return decoded values with the factor (not counts: summand) of each, which is overwritten."""
+        return (np.multiply if self.module.is_count else np.add)(of, decoded, out=of)
+
+    def response(self, raw: Batch, positions: slice) -> np.ndarray:
+        r"""Return how far each cell of a batch moves on the level of its label, shape (n_cells,).
 
         .. math:: \sqrt{\overline{d_{ig}^2}} \Big/ \sqrt{\overline{d_{lg}^2}}
 
@@ -144,10 +159,13 @@ class Calibration:
         that do not change, and of networks that are not calibrated.
         """
         if not self.factors:
-            return np.full(len(batch.observed), np.nan, dtype=np.float32)
+            return np.full(len(raw.observed), np.nan, dtype=np.float32)
         group = self.group[positions]
-        genes = self.responding[group]
-        start, end = (np.take_along_axis(x, genes, 1) for x in (batch.source, batch.target))
+        genes, rows = self.responding[group], np.arange(len(group))[:, None]
+        start, end = (
+            self._on_level(of[group[:, None], genes], decoded[rows, genes])
+            for of, decoded in ((self.of_source, raw.source), (self.of_target, raw.target))
+        )
         kappa = self.module.kappa.item()
         own = log_ratio(kappa * start, kappa * end) if self.module.is_count else end - start
         return (np.sqrt(np.square(own).mean(1)) / self.size[group]).astype(np.float32)
@@ -178,9 +196,8 @@ class Sourced:
         if self.weight and by_features:  # it counts as far as features say something
             self.of_network *= space.description.share
         self.others = np.empty((0, len(trained.module.gene_mean)))
-        self.missed: Missed | None = None  # of labels left out
+        self.expected: Expected | None = None  # of labels left out
         self.replicates: Missed | None = None  # of replicates of a label that was measured
-        self.expected: Ridge | None = None  # where other conditions tell of the target
         if not (len(self.ridge.groups) and trained.module.n_labels):
             return
         code = trained.conditions.code(target)
@@ -190,21 +207,19 @@ class Sourced:
             return
         if is_measured:
             self.replicates = replicates_left_out(self.ridge, code)
-        if is_measured and len(likeness.codes) == 1:
-            self.missed = labels_left_out(self.ridge)
-        else:
-            self.expected = Ridge(self.profiles, s, likeness, common=1.0)
-            self.missed = labels_left_out(self.expected, conditions=not is_measured, relative=True)
-        self.missed = replace(self.missed, scale=self.units())
+        found = Expected.of(self.ridge, is_measured=is_measured)
+        self.expected = replace(found, missed=replace(found.missed, scale=self.units()))
         if self.replicates is not None:
             self.replicates = replace(self.replicates, scale=self.units())
 
+    @property
+    def missed(self) -> Missed | None:
+        """What was missed of labels left out, where that is known."""
+        return None if self.expected is None else self.expected.missed
+
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
-        if self.expected is None:
-            return 1.0
-        n = float(np.median(self.expected.n))
-        return float(np.sqrt(self.expected.expected_variance(own, code, n)))
+        return 1.0 if self.expected is None else self.expected.relative(own, code)
 
     def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
         """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
@@ -239,13 +254,6 @@ class Sourced:
         """Return what errors of genes are compared in: of values the deviation of each gene in training."""
         module = self.trained.module
         return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
-
-    def p_values(self, change: Change) -> np.ndarray:
-        """Return p-values of a predicted change; NaN where they are not known."""
-        found = change.predicted_mean - change.source_mean
-        if change.missed is None:
-            return np.full(len(found), np.nan)
-        return change.missed.p_values(found / change.relative)
 
     def of_training(self, label: str) -> Factors:
         """Return the factors of a label that training has cells of under the source."""
@@ -292,10 +300,8 @@ class Sourced:
         missed = self.missed
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
-        half = None if missed is None else missed.half_width
-        half = None if half is None else half * relative
         ends = (scaled(module, mean, None) for mean in (observed, expected))
-        found = Change(*ends, half, relative, missed)
+        found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 

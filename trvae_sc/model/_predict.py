@@ -165,9 +165,9 @@ class _Prediction:
                 batch_size=request.batch_size,
             ):
                 at = slice(done, done + len(raw.observed))
-                batch = self.calibration(raw, at, gain=request.output == "counts")
+                batch = self.calibration(raw, at, request.output)
                 done += len(raw.observed)
-                self.response.add(self.calibration.response(batch, at))
+                self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
                 self.marks.add(marks_of(raw.observed))
                 if not is_calibrated:

@@ -248,8 +248,10 @@ class PredictingModel(TrainableModel):
         for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
         interval of the change; ``pval``, how often one as large is predicted of a gene that does not
         change so (:class:`trvae_sc.intervals.Decoys`), and ``qval``, the same controlled within the label (Benjamini and
-        Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`). The p-values are
-        evidence from how well labels predict each other, not from replicates.
+        Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`); of sets
+        of parts ``sum_of_parts``, ``interaction``, ``interaction_lower`` and ``interaction_upper``; with `by`
+        ``replicate`` and ``measured_change``. The p-values are evidence from how well labels predict each other,
+        not from replicates.
 
         Raises
         ------
