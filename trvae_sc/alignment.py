@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks, row_sums
@@ -61,8 +61,7 @@ def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
         )
     say_totals(adata.n_vars)
     check_matrix(adata, layer)
-    x = adata.X if layer is None else adata.layers[layer]
-    return row_sums(x, adata.n_obs)
+    return row_sums(matrix(adata, layer), adata.n_obs)
 
 
 def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:

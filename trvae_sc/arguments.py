@@ -30,21 +30,7 @@ def check_known(
 ) -> None:
     """Raise on names that are no arguments of a function, with those there are and the nearest.
 
-    Parameters
-    ----------
-    given
-        Names that a caller gave.
-    function
-        Its named arguments are known.
-    further
-        Names that are known besides.
-    also
-        What these are, for the message.
-
-    Raises
-    ------
-    InputError
-        A name is unknown.
+    Names in `further` are known besides; `also` is what these are, for the message.
     """
     own = named(function)
     for name in given:

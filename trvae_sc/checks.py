@@ -91,8 +91,7 @@ def check_columns(
         )
     categorical = [*conditions, labels_key, batch_key, replicate_key]
     categorical += categorical_covariate_keys or ()
-    numeric = [total_counts_key, *(continuous_covariate_keys or ())]
-    check_obs(adata, categorical, numeric)
+    check_obs(adata, categorical, [total_counts_key, *(continuous_covariate_keys or ())])
     if condition_key is None:
         return
     if not isinstance(condition_key, str):
@@ -121,10 +120,7 @@ def check_condition_parts(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     """Raise on columns that cannot be parts of a condition."""
     for key in keys:
         if is_number(obs[key]):
-            if not np.isfinite(_numbers(obs, key)).all():
-                raise InputError(
-                    f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
-                )
+            _check_finite(obs[key])
             continue
         bad = [level for level in levels(obs[key]) if SEPARATOR in str(level)]
         if bad:
@@ -180,9 +176,9 @@ def check_obs(
 ) -> None:
     """Raise on columns that are absent, incomplete, of odd levels or, if numeric, no finite numbers."""
     check_type(adata)
+    categorical = [key for key in categorical if key is not None]
+    numeric = [key for key in numeric if key is not None]
     for key in [*categorical, *numeric]:
-        if key is None:
-            continue
         if not isinstance(key, str):
             raise InputError(f"A column of adata.obs is named by text, not by {key!r}.")
         found = int((adata.obs.columns == key).sum())
@@ -194,13 +190,9 @@ def check_obs(
             raise InputError(f"adata.obs has {found} columns '{key}'. Rename or drop all but one.")
         check_complete(adata.obs[key])
     for key in categorical:
-        if key is not None:
-            check_levels(adata.obs[key])
+        check_levels(adata.obs[key])
     for key in numeric:
-        if key is not None and not np.isfinite(_numbers(adata.obs, key)).all():
-            raise InputError(
-                f"adata.obs['{key}'] holds infinite values. Replace them or drop the cells."
-            )
+        _check_finite(adata.obs[key])
 
 
 def check_free(adata: AnnData, *more: str) -> None:
@@ -217,14 +209,15 @@ def check_free(adata: AnnData, *more: str) -> None:
             )
 
 
-def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """Return a numeric column, or raise: digits may be text, which networks cannot take."""
-    if not pd.api.types.is_numeric_dtype(obs[key].dtype):
+def _check_finite(column: pd.Series) -> None:
+    """Raise on a column that holds infinite values, or no numbers: digits may be text."""
+    name = f"adata.obs['{column.name}']"
+    if not pd.api.types.is_numeric_dtype(column.dtype):
         raise InputError(
-            f"adata.obs['{key}'] is not numeric (dtype {obs[key].dtype}). Make it so: adata.obs['{key}'] = "
-            f"adata.obs['{key}'].astype(float)."
+            f"{name} is not numeric (dtype {column.dtype}). Make it so: {name} = {name}.astype(float)."
         )
-    return obs[key].to_numpy(dtype=np.float64)
+    if not np.isfinite(column.to_numpy(dtype=np.float64)).all():
+        raise InputError(f"{name} holds infinite values. Replace them or drop the cells.")
 
 
 def without_codes(obs: pd.DataFrame) -> pd.DataFrame:
@@ -249,8 +242,7 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
         raise InputError(
             f"adata.X is None. Name one of the layers {layer_names(adata)} with layer=."
         )
-    x = adata.X if layer is None else adata.layers[layer]
-    name = matrix_name(layer)
+    x, name = matrix(adata, layer), matrix_name(layer)
     if is_by_column(x):
         raise InputError(
             f"{name} is stored by column (CSC) in its file, from which cells cannot be read. Read the "
@@ -265,6 +257,11 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
         )
 
 
+def matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return the values: a layer, or X if None."""
+    return adata.X if layer is None else adata.layers[layer]
+
+
 def matrix_name(layer: str | None) -> str:
     """Return how the values are written in Python."""
     return "adata.X" if layer is None else f"adata.layers['{layer}']"
@@ -273,20 +270,10 @@ def matrix_name(layer: str | None) -> str:
 def check_values(
     x: Any, *, is_count: bool, totals: np.ndarray | None, name: str, n_obs: int | None = None
 ) -> None:
-    """Raise on values that the likelihood cannot take.
+    """Raise on values (`name`, in messages) that the likelihood cannot take.
 
-    Parameters
-    ----------
-    x
-        Cells x genes.
-    is_count
-        Whether the likelihood is one of counts.
-    totals
-        Total counts of each cell over all its genes, or None.
-    name
-        Where the values are, for messages.
-    n_obs
-        Number of cells, where `x` does not know it (the layers of an AnnCollection).
+    `totals` are those of each cell over all its genes, if they are known; `n_obs` is the number of cells, where
+    `x` does not know it (the layers of an AnnCollection).
 
     Raises
     ------

@@ -25,49 +25,27 @@ DESCRIBED = "described"  #: entry of the coding of conditions
 SHOWN = 0.5  # length of features that the network sees beside a level's own code, of length 1
 NOVEL = 1.0  # distance of features above which a note says so
 _LARGEST = 1e100  # feature in a table
-_FARTHEST = (
-    1e6  # standard deviations of a feature from what was measured, beyond which units are wrong
-)
+_FARTHEST = 1e6  # standard deviations from what was measured, beyond which units are wrong
 #: Shares of what levels change that their features may tell, and how far features reach, in median distances.
 GRID = tuple(product((0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)))
 
 
 @dataclass(frozen=True)
 class Description:
-    r"""Levels of a column, described by numbers.
+    """Levels of a column, described by numbers."""
 
-    Parameters
-    ----------
-    key
-        The column; of sets of parts that with the sets.
-    names
-        Levels that are described, as text.
-    columns
-        Names of the features.
-    values
-        The features, shape (n_levels, n_features).
-    measured
-        Those of `names` that were measured.
-    mean, scale
-        By which features are standardised: those of the measured levels.
-    axes
-        From standardised features to what the network sees, the principal axes of the measured levels, shape
-        (n_features, n_axes).
-    share
-        Share of what levels change that their features tell, 0 to 1.
-    length
-        How far features reach, in median distances of measured levels; infinite: their effects add up.
-    """
-
-    key: str
-    names: list[str]
-    columns: list[str]
-    values: np.ndarray
-    measured: list[str]
-    mean: np.ndarray
-    scale: np.ndarray
+    key: str  #: the column; of sets of parts that with the sets
+    names: list[str]  #: levels that are described, as text
+    columns: list[str]  #: names of the features
+    values: np.ndarray  #: the features, shape (n_levels, n_features)
+    measured: list[str]  #: those of `names` that were measured
+    mean: np.ndarray  #: of the measured levels, by which features are standardised
+    scale: np.ndarray  #: their standard deviation; infinite for what does not differ
+    #: From standardised features to what the network sees, the principal axes of the measured levels, shape
+    #: (n_features, n_axes).
     axes: np.ndarray
-    share: float = 0.5
+    share: float = 0.5  #: of what levels change that their features tell, 0 to 1
+    #: Reach of features, in median distances of measured levels; infinite: their effects add up.
     length: float = 1.0
 
     @classmethod

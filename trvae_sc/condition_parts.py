@@ -11,7 +11,7 @@ import pandas as pd
 from trvae_sc.checks import is_number
 from trvae_sc.condition_features import DESCRIBED, Description, described_key, description_of
 from trvae_sc.errors import InputError
-from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, match_level
+from trvae_sc.levels import SEPARATOR, codes_among, level_name, levels, match_level
 
 PARTS = "parts"  #: entry of the state registry
 UNKNOWN = " A condition that is new to the table needs its features (predict(features=), on the command line --condition-features)."
@@ -24,8 +24,7 @@ def joint_column(
     codes, found = [], []
     for key in keys:
         known = levels(obs[key])
-        names = pd.Index([level_name(level) for level in known], dtype=object)
-        codes.append(names.get_indexer(as_text(obs[key])))
+        codes.append(codes_among(obs[key], known))
         found.append([float(v) for v in known] if is_number(obs[key]) else known)
     frame = pd.DataFrame(np.stack(codes, 1))
     combinations = frame.drop_duplicates().sort_values(list(frame)).to_numpy()
@@ -65,11 +64,11 @@ def new_parts(
 
 
 def extended_parts(
-    parts: dict[str, Any], obs: pd.DataFrame, state: dict[str, Any]
+    parts: dict[str, Any], obs: pd.DataFrame, known: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return the coding with the levels that another registration added, at the end."""
-    known = {name_of(values) for values in parts["values"]}
-    new = [level for level in state["categorical_mapping"] if level_name(level) not in known]
+    """Return the coding with the conditions that another registration added, at the end."""
+    before = {name_of(values) for values in parts["values"]}
+    new = [level for level in known if level_name(level) not in before]
     names = {level: (level,) for level in new}
     if len(parts["keys"]) > 1 or parts["scaling"]:
         names = joint_column(obs, parts["keys"])[1]

@@ -13,13 +13,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from trvae_sc.condition_features import DESCRIBED, Description, description_of
+from trvae_sc.condition_features import (
+    DESCRIBED,
+    Description,
+    check_described,
+    described_key,
+    description_of,
+    table_of,
+)
 from trvae_sc.condition_kernels import JOINT
-from trvae_sc.condition_parts import UNKNOWN
+from trvae_sc.condition_parts import UNKNOWN, new_parts
 from trvae_sc.conditions import ConditionSpace, unwrapped
 from trvae_sc.errors import InputError
-from trvae_sc.levels import CONTROLS, level_name, levels, listing
+from trvae_sc.levels import CONTROLS, as_list, level_name, levels, listing
 
 SETS = "separator"  #: entry of the coding of sets
 
@@ -42,8 +50,10 @@ def new_sets(
     return coding
 
 
-def parts_of(column: pd.Series, separator: str) -> list[str]:
-    """Return the parts that there are."""
+def parts_of(column: pd.Series, separator: str | None) -> list[Any]:
+    """Return the parts that there are; without a separator the levels."""
+    if separator is None:
+        return levels(column)
     return sorted({part for level in levels(column) for part in split(level, separator)})
 
 
@@ -221,6 +231,42 @@ class ConditionSets(ConditionSpace):
         kernel = change @ parts @ change.T + joint * (1.0 + same)
         kernel[nothing], kernel[:, nothing] = 0.0, 0.0
         return kernel
+
+
+def checked_table(
+    adata: AnnData, key: str | Sequence[str] | None, separator: str | None, given: Any
+) -> pd.DataFrame | None:
+    """Return the table of features of conditions, if there is one; see :meth:`TRVAE.setup_anndata`.
+
+    Raises
+    ------
+    InputError
+        There are no conditions to describe; it is no table of numbers, or lacks what was measured.
+    """
+    if given is None:
+        return None
+    if key is None:
+        raise InputError(
+            "condition_features describes conditions: name their column, condition_key=."
+        )
+    table = table_of(adata, given)
+    described = described_key(table, adata.obs, as_list(key))
+    check_described(table, described, parts_of(adata.obs[described], separator))
+    return table
+
+
+def coding_of(
+    obs: pd.DataFrame,
+    key: str | Sequence[str] | None,
+    separator: str | None,
+    table: pd.DataFrame | None,
+) -> dict[str, Any] | None:
+    """Return how conditions are coded by their parts or features; None of levels of one column."""
+    if separator is not None:
+        return new_sets(obs[key], separator, table)
+    if table is None and (key is None or isinstance(key, str)):
+        return None
+    return new_parts(obs, as_list(key), table)
 
 
 def space_of(key: Any, names: Sequence[Any], parts: dict[str, Any] | None) -> ConditionSpace:

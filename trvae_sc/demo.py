@@ -134,21 +134,7 @@ def page(
     *,
     n_genes: int = 12,
 ) -> str:
-    """Return a page with what was asked, what came out in words, genes, and what to do next.
-
-    Parameters
-    ----------
-    table
-        Scores, as :func:`run` returns them.
-    task
-        What was hidden.
-    adata
-        All simulated cells.
-    predicted
-        What the model predicted.
-    n_genes
-        Number of genes in the table.
-    """
+    """Return a page with what was asked, what came out in words, `n_genes` genes, and what to do next."""
     record = predicted.uns["trvae_sc"]
     found = evaluation.interval_table(task, predicted).assign(
         predicted_change=predicted.var["predicted_change"]
@@ -211,9 +197,7 @@ def _coverage(found: pd.DataFrame, truth: pd.Series) -> str:
 
 def _gene_rows(found: pd.DataFrame) -> pd.DataFrame:
     """Return predicted and measured changes as text."""
-    inside = (found["change_lower"] <= found["real_change"]) & (
-        found["real_change"] <= found["change_upper"]
-    )
+    inside = found["real_change"].between(found["change_lower"], found["change_upper"])
     return pd.DataFrame(
         {
             "predicted": found["predicted_change"].map("{:+.2f}".format),

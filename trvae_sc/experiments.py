@@ -176,9 +176,7 @@ def _posterior(
         )
     label = np.array([label for label, _ in missing])
     at = np.array([every.index(condition) for _, condition in missing])
-    place = np.full(len(space.levels), -1)
-    place[codes] = np.arange(len(codes))
-    measured = alike[np.ix_(at, place[ridge.groups[:, 1]])]
+    measured = alike[np.ix_(at, ridge.condition)]
     across = measured * ridge.labels_alike(label, ridge.groups[:, 0])
     prior = alike[np.ix_(at, at)] * ridge.labels_alike(label, label)
     covariance = prior - across @ ridge.solve(across.T)

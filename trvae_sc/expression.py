@@ -11,10 +11,9 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from trvae_sc.checks import check_condition_parts
-from trvae_sc.condition_features import check_described, described_key, table_of
-from trvae_sc.condition_parts import joint_column, new_parts
-from trvae_sc.condition_sets import check_sets, new_sets, parts_of, space_of
+from trvae_sc.checks import check_condition_parts, matrix
+from trvae_sc.condition_parts import joint_column
+from trvae_sc.condition_sets import check_sets, checked_table, coding_of, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
@@ -79,8 +78,9 @@ class Keys(NamedTuple):
         values = level_name(condition).split(SEPARATOR)
         return dict(zip(self.condition_key, values, strict=True))
 
-    def _plain_key(self) -> str | list[str]:
-        """Return the columns of the condition as files can hold them."""
+    @property
+    def plain_key(self) -> str | list[str]:
+        """The column of the condition, or several in a list, as files can hold them."""
         key = self.condition_key
         return key if isinstance(key, str) else list(key)
 
@@ -88,11 +88,11 @@ class Keys(NamedTuple):
         """Return the names that there are, of columns and layer."""
         fields = ("labels_key", "layer", "total_counts_key")
         found = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
-        return {"condition_key": self._plain_key(), **found}
+        return {"condition_key": self.plain_key, **found}
 
     def plain(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it: of a table of features its digest."""
-        found = {**self._asdict(), "condition_key": self._plain_key()}
+        found = {**self._asdict(), "condition_key": self.plain_key}
         if isinstance(self.condition_features, pd.DataFrame):
             values = pd.util.hash_pandas_object(self.condition_features).to_numpy()
             found["condition_features"] = digest(values[None].astype(np.float64), 1)
@@ -127,26 +127,16 @@ class KeyNames(TypedDict, total=False):
 
 def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
     """Return the conditions of cells, with their parts and what describes them."""
-    key, separator = keys.condition_key, keys.condition_separator
-    table, parts = None, None
+    key, separator = keys.plain_key, keys.condition_separator
     if separator is not None:
         check_sets(adata.obs, key, separator)
-    if keys.condition_features is not None:
-        table = table_of(adata, keys.condition_features)
-        described = described_key(table, adata.obs, keys.condition_columns)
-        column = adata.obs[described]
-        check_described(
-            table, described, levels(column) if separator is None else parts_of(column, separator)
-        )
-    if not isinstance(key, str):
+    table = checked_table(adata, key, separator, keys.condition_features)
+    if isinstance(key, str):
+        names = levels(adata.obs[key])
+    else:
         check_condition_parts(adata.obs, key)
-        names = tuple(joint_column(adata.obs, key)[1])
-        return ConditionSpace(list(key), names, new_parts(adata.obs, key, table))
-    if separator is not None:
-        parts = new_sets(adata.obs[key], separator, table)
-    elif table is not None:
-        parts = new_parts(adata.obs, [key], table)
-    return space_of(key, tuple(levels(adata.obs[key])), parts)
+        names = list(joint_column(adata.obs, key)[1])
+    return space_of(key, names, coding_of(adata.obs, key, separator, table))
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:
@@ -212,7 +202,7 @@ def evenly_spaced(rows: np.ndarray, n_max: int) -> np.ndarray:
 
 def values(adata: AnnData, keys: Keys) -> Any:
     """Return the values of an AnnData, sparse or dense."""
-    return adata.X if keys.layer is None else adata.layers[keys.layer]
+    return matrix(adata, keys.layer)
 
 
 def totals(adata: AnnData, keys: Keys) -> np.ndarray:

@@ -19,23 +19,13 @@ _SAME = 1e-13  # eigenvalues of conditions nearer to the smallest, in units of t
 
 @dataclass(frozen=True)
 class Tables:
-    """The covariance of groups as tables.
+    """The covariance of groups as tables."""
 
-    Parameters
-    ----------
-    conditions, labels
-        A, shape (n_conditions, n_conditions), and L, shape (n_labels, n_labels).
-    condition, label
-        Rows of these that the groups are of, shape (n_groups,).
-    noise
-        Variance of each group that is its own, shape (n_groups,).
-    """
-
-    conditions: np.ndarray
-    labels: np.ndarray
-    condition: np.ndarray
-    label: np.ndarray
-    noise: np.ndarray
+    conditions: np.ndarray  #: A, shape (n_conditions, n_conditions)
+    labels: np.ndarray  #: L, shape (n_labels, n_labels)
+    condition: np.ndarray  #: row of A that each group is of, shape (n_groups,)
+    label: np.ndarray  #: the same of L
+    noise: np.ndarray  #: variance of each group that is its own, shape (n_groups,)
 
     def kernel(self) -> np.ndarray:
         """Return K, shape (n_groups, n_groups)."""

@@ -133,24 +133,19 @@ def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
     return codes, [level_name(v) for v in _objects(found)]
 
 
+def codes_among(column: pd.Series, known: Sequence[Any]) -> np.ndarray:
+    """Return the code of each cell's level among those known, -1 if it is none; by how they read."""
+    names = pd.Index([level_name(level) for level in known], dtype=object)
+    return names.get_indexer(as_text(column))
+
+
 def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:
     """Return which of the known levels is meant: the one that reads the same, or is the number of a text.
-
-    Parameters
-    ----------
-    level
-        What was asked for.
-    known
-        Levels there are.
-    of
-        What they are levels of, for messages.
-    hint
-        What to do, at the end of the error.
 
     Raises
     ------
     InputError
-        None of them reads like it.
+        None of them reads like it: no such level `of` what it names, and the `hint` what to do.
     """
     name = level_name(level)
     number = _number(level) if isinstance(level, str) else None

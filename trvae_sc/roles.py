@@ -31,19 +31,7 @@ def check_roles(
 ) -> None:
     """Raise on a column that is the condition or the label, and something else besides.
 
-    Parameters
-    ----------
-    condition_key
-        Columns with the condition.
-    labels_key
-        Column with the label.
-    **others
-        ``batch_key``, ``replicate_key`` and the keys of covariates, each a column or several.
-
-    Raises
-    ------
-    InputError
-        With both arguments that name the column.
+    `others` are ``batch_key``, ``replicate_key`` and the keys of covariates, each a column or several.
     """
     if labels_key is not None and not isinstance(labels_key, str):
         raise InputError(f"labels_key is {labels_key!r}; name one column of adata.obs, as text.")

@@ -12,13 +12,21 @@ from scipy import sparse
 
 from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_number
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, check_names, check_obs, check_type
+from trvae_sc.checks import (
+    TOTAL_COLUMN,
+    check_matrix,
+    check_names,
+    check_obs,
+    check_type,
+    matrix,
+)
 from trvae_sc.errors import InputError
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import listing
 from trvae_sc.model._decode import mean_of
 from trvae_sc.model._registration import AnnDataModel
 from trvae_sc.model._trained import in_own_units
+from trvae_sc.module import TRVAEModule
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +60,14 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     check_number("max_missing", max_missing, 0.0, 1.0)
     check_type(adata)
     check_names(adata)
-    args = model.registry_["setup_args"]
-    layer = args["layer"]
+    args, module = model.registry_["setup_args"], model.module
+    layer, total_key = args["layer"], args["total_counts_key"]
     check_matrix(adata, layer)
+    x = matrix(adata, layer)
     names = pd.Index(model.get_var_names())
     at = adata.var_names.get_indexer(names)
-    missing = names[at < 0]
+    is_missing = at < 0
+    missing = names[is_missing]
     share = len(missing) / len(names)
     if share > max_missing:
         raise InputError(
@@ -65,61 +75,54 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
             f"{listing(missing)}. At most {max_missing:.0%} are filled in (max_missing=); a model trained on "
             "the genes that both have predicts better."
         )
-    x = adata.X if layer is None else adata.layers[layer]
-    present = x[:, at[at >= 0]]
-    obs = adata.obs.copy()
-    values = _filled(present, at, adata, model, obs, args["total_counts_key"])
-    total_key = args["total_counts_key"]
-    if share and total_key is not None and model.module.is_count:
-        held = row_sums(values, adata.n_obs)
-        obs[total_key] = np.maximum(obs[total_key].to_numpy(np.float64), held)
-    var = adata.var.reindex(names) if len(missing) == 0 else pd.DataFrame(index=names)
+    obs, values = adata.obs.copy(), x[:, at[~is_missing]]
+    if not module.is_count:
+        total_key = None
+    if total_key == TOTAL_COLUMN and total_key not in obs:
+        obs[total_key] = row_sums(x, adata.n_obs)
+    elif len(missing):
+        check_obs(adata, [], [total_key])
+    if len(missing):
+        lacking = _training_means(model)[is_missing]
+        values = _filled(values, lacking, is_missing, module, obs.get(total_key))
+        if total_key is not None:
+            held = row_sums(values, adata.n_obs)
+            obs[total_key] = np.maximum(obs[total_key].to_numpy(np.float64), held)
+    var = pd.DataFrame(index=names) if len(missing) else adata.var.reindex(names)
     found = AnnData(values, obs=obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns))
     if layer is not None:
         found.layers[layer] = found.X
-    report = {
+    n_left_out = int(adata.n_vars - (~is_missing).sum())
+    found.uns[ALIGNMENT] = {
         "missing": np.array(missing, dtype=object),
         "share_missing": share,
-        "n_left_out": int(adata.n_vars - (at >= 0).sum()),
+        "n_left_out": n_left_out,
     }
-    found.uns[ALIGNMENT] = report
     logger.info(
         "%d genes of the model were found, %d (%.1f %%) filled with their mean in training, and %d others "
         "left out.",
-        *(len(names) - len(missing), len(missing), 100 * share, report["n_left_out"]),
+        *(len(names) - len(missing), len(missing), 100 * share, n_left_out),
     )
     return found
 
 
 def _filled(
     present: Any,
-    at: np.ndarray,
-    adata: AnnData,
-    model: AnnDataModel,
-    obs: pd.DataFrame,
-    total_key: str | None,
+    lacking: np.ndarray,
+    is_missing: np.ndarray,
+    module: TRVAEModule,
+    totals: pd.Series | None,
 ) -> Any:
-    """Return values with all genes of the model; writes totals that follow from all genes to `obs`."""
-    mean, is_count = _training_means(model), model.module.is_count
-    if is_count and total_key == TOTAL_COLUMN and total_key not in obs:
-        layer = model.registry_["setup_args"]["layer"]
-        x = adata.X if layer is None else adata.layers[layer]
-        obs[total_key] = row_sums(x, adata.n_obs)
-    if (at >= 0).all():
-        return present
-    lacking = mean[at < 0]
-    if is_count:
-        if total_key is not None:
-            check_obs(adata if total_key in adata.obs else AnnData(obs=obs), [], [total_key])
-            total = obs[total_key].to_numpy(np.float64)
-        else:  # a cell's total is that over the model's genes
-            total = row_sums(present, adata.n_obs) / (1.0 - lacking.sum())
+    """Return values of all genes of the model, from those present and the means of those that lack."""
+    n_obs = present.shape[0]
+    if not module.is_count:
+        filled = np.broadcast_to(lacking, (n_obs, len(lacking)))
+    elif totals is None:  # a cell's total is that over the model's genes
+        total = row_sums(present, n_obs) / (1.0 - lacking.sum())
         filled = np.rint(np.outer(total, lacking))
     else:
-        filled = np.broadcast_to(lacking, (adata.n_obs, len(lacking)))
-    order = np.empty(len(at), dtype=int)
-    order[np.flatnonzero(at >= 0)] = np.arange((at >= 0).sum())
-    order[np.flatnonzero(at < 0)] = (at >= 0).sum() + np.arange((at < 0).sum())
+        filled = np.rint(np.outer(totals.to_numpy(np.float64), lacking))
+    order = is_missing.argsort(kind="stable").argsort()  # from present and lacking to the model's
     if sparse.issparse(present):
         filled = sparse.csr_matrix(filled.astype(present.dtype))
         return sparse.hstack([present, filled], format="csr")[:, order]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 
-from trvae_sc.arguments import check_number
+from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.levels import listing
 from trvae_sc.module import TRVAEModule
@@ -35,23 +34,12 @@ _NUMBERS = {
 }
 _SWITCHES = ("mmd_within_labels", "calibrate", "variational", "relu_output", "linear_path")
 
-#: Arguments of the model that are those of its network.
-MODULE_ARGUMENTS = (
-    "gene_likelihood",
-    "n_latent",
-    "n_hidden",
-    "dropout_rate",
-    "dispersion",
-    "condition_in",
-    "kl_weight",
-    "mmd_weight",
-    "mmd_on",
-    "mmd_within_labels",
-    "mmd_kernel",
-    "transfer_weight",
-    "calibrate",
-    "context_weight",
-)
+#: Arguments of the network that do not follow from the data.
+MODULE_ARGUMENTS = [
+    name
+    for name, parameter in inspect.signature(TRVAEModule).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "has_total"
+]
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
@@ -62,14 +50,11 @@ def check_arguments(settings: Mapping[str, Any]) -> None:
     InputError
         With the name, what was given and what is allowed.
     """
-    known = [
-        name
-        for name, parameter in inspect.signature(TRVAEModule).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name != "has_total"
-    ]
-    unknown = [name for name in settings if name not in known]
+    unknown = [name for name in settings if name not in MODULE_ARGUMENTS]
     if unknown:
-        raise InputError(f"Unknown arguments {listing(unknown)} of TRVAE; there are {known}.")
+        raise InputError(
+            f"Unknown arguments {listing(unknown)} of TRVAE; there are {MODULE_ARGUMENTS}."
+        )
     for name, value in settings.items():
         if name in _WORDS and value not in _WORDS[name]:
             raise InputError(f"{name} is {value!r}; choose one of {list(_WORDS[name])}.")
@@ -78,23 +63,17 @@ def check_arguments(settings: Mapping[str, Any]) -> None:
             check_number(name, value, low, high, closed=closed)
         if name in _SWITCHES and not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}; give True or False.")
-    check_widths("n_latent", [settings["n_latent"]] if "n_latent" in settings else [1])
+    check_whole("n_latent", settings.get("n_latent", 1))
     check_widths("n_hidden", settings.get("n_hidden", (1,)))
 
 
 def check_widths(name: str, widths: Any) -> None:
     """Raise on widths of layers that are no positive whole numbers, or none at all."""
     is_list = isinstance(widths, Sequence) and not isinstance(widths, str)
-    if not is_list or not widths or not all(_is_width(width) for width in widths):
-        shown = widths[0] if name == "n_latent" else widths
-        raise InputError(
-            f"{name} is {shown!r}; give {'a' if name == 'n_latent' else 'one or more'} positive whole "
-            f"number{'' if name == 'n_latent' else 's'}."
-        )
-
-
-def _is_width(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    if not is_list or not widths:
+        raise InputError(f"{name} is {widths!r}; give one or more positive whole numbers.")
+    for width in widths:
+        check_whole(f"A width in {name}", width)
 
 
 def check_default_type() -> None:

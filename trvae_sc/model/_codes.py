@@ -13,6 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
+from trvae_sc.expression import evenly_spaced
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
@@ -184,9 +185,8 @@ def kl_by_dimension(trained: Trained, adata: AnnData, rows: np.ndarray) -> np.nd
     """
     if not trained.module.variational or not len(rows):
         return np.zeros(0)
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_CELLS)).astype(int)]
     parts = []
-    for tensors in trained.batches(adata, some):
+    for tensors in trained.batches(adata, evenly_spaced(rows, _MAX_CELLS)):
         qz = trained.module.encode(tensors)
         variance = qz.scale.double().square()
         kl = 0.5 * (qz.loc.double().square() + variance - 1.0 - variance.log())

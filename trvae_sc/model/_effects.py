@@ -1,7 +1,8 @@
-"""Predicted changes of labels, as a table."""
+"""Predicted changes of labels, and of their replicates, as a table."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from scipy import stats
 
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
+from trvae_sc.intervals import LEVEL
 from trvae_sc.levels import level_name
-from trvae_sc.model._by_replicate import check_by, of_replicates
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
-from trvae_sc.model._interaction import interaction
 from trvae_sc.model._trained import Trained, chosen_labels
+from trvae_sc.noise import sampling_variance
+from trvae_sc.shift import changed, log_fold_change
 
 
 def effects(
@@ -45,7 +47,12 @@ def effects(
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = chosen_labels(trained, labels)
     check_labels(exemplars or (), chosen)
-    check_by(trained, by)
+    key = None if trained.replicates is None else trained.replicates.key
+    if by not in (None, key):
+        raise InputError(
+            f"by is {by!r}, but the model was set up with replicate_key={key!r}. Changes can be given by that "
+            "column only: name it in setup_anndata."
+        )
     tables = []
     for start in sources:
         code, of_source = space.code(start), None
@@ -70,13 +77,12 @@ def _tables(
     is_count = trained.module.is_count
     if not by:
         table = effect_table(factors, target, genes, n_cells=n_cells, is_count=is_count)
-        return [table.assign(**interaction(trained, factors, target))]
+        return [table.assign(**_interaction(trained, factors, target))]
     found = []
-    for own in of_replicates(trained, factors, target):
-        n = own.n_cells
-        table = effect_table(own.factors, target, genes, n_cells=n, is_count=is_count)
-        table.insert(1, "replicate", own.name)
-        found.append(table.assign(measured_change=own.measured))
+    for name, own, n, measured in _of_replicates(trained, factors, target):
+        table = effect_table(own, target, genes, n_cells=n, is_count=is_count)
+        table.insert(1, "replicate", name)
+        found.append(table.assign(measured_change=measured))
     return found
 
 
@@ -110,3 +116,69 @@ def effect_table(
             "novelty": factors.novelty,
         }
     )
+
+
+def _of_replicates(
+    trained: Trained, factors: Factors, target: Any
+) -> Iterator[tuple[str, Factors, int, np.ndarray | float]]:
+    """Yield name, factors, source cells and measured change (NaN without) of each replicate.
+
+    It starts from the replicate's own mean; the log fold change (difference, of values) is that of the label.
+    The interval is that of a replicate that was not measured under the target.
+    """
+    module, space, change = trained.module, trained.conditions, factors.change
+    label, end = trained.labels.index(factors.label), space.code(target)
+    fold = log_fold_change(change.source_mean, change.predicted_mean, is_count=module.is_count)
+    after = {} if end is None else {r: m for r, m, _ in trained.replicates.of(label, end)}
+    for code, mean, n_cells in trained.replicates.of(label, space.code(factors.source)):
+        predicted = changed(mean, fold, is_count=module.is_count)
+        own = change._replace(source_mean=mean, predicted_mean=predicted)
+        measured = after[code] - mean if code in after else np.nan
+        yield trained.replicates.names[code], factors._replace(change=own), n_cells, measured
+
+
+def _interaction(trained: Trained, factors: Factors, target: Any) -> dict[str, Any]:
+    r"""Return the interaction of the parts of a target in a label, with its interval, by column.
+
+    .. math:: I = d_{AB} - d_A - d_B
+
+    with the measured change :math:`d_{AB}` where training has it (its interval holds the sampling error of all
+    four means), else the predicted one (the interval is that of the prediction, and the sampling error of the
+    sum). Nothing where the target is no set, where the source has parts itself, or where a part was not measured
+    alone in the label.
+    """
+    space = trained.conditions
+    names = space.singles(target)
+    if names is None or space.values(factors.source) or not trained.spread.size:
+        return {}
+    label, source = trained.labels.index(factors.label), space.code(factors.source)
+    codes = [space.code(name) for name in names]
+    if (trained.n_cells[label, codes] == 0).any():
+        return {}
+    mean, n_parts = trained.profiles().mean[label].astype(np.float64), len(codes)
+
+    def noise(code: int) -> np.ndarray:
+        n = trained.n_cells[label, code]
+        spread = trained.spread_of(code)
+        return sampling_variance(mean[code], spread, n, is_count=trained.module.is_count)
+
+    sums = (mean[codes] - mean[source]).sum(0)
+    variance = sum(noise(code) for code in codes)
+    own = space.code(target)
+    if own is not None and trained.n_cells[label, own] > 0:
+        change = mean[own] - mean[source]
+        variance = variance + noise(own) + (n_parts - 1) ** 2 * noise(source)
+        half: Any = 0.0
+    else:
+        change = factors.change.predicted_mean - factors.change.source_mean
+        variance = variance + n_parts**2 * noise(source)
+        half = np.nan if factors.change.half_width is None else factors.change.half_width
+    sampling = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance)
+    half = np.sqrt(np.square(half) + np.square(sampling))
+    found = change - sums
+    return {
+        "sum_of_parts": sums,
+        "interaction": found,
+        "interaction_lower": found - half,
+        "interaction_upper": found + half,
+    }

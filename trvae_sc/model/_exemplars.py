@@ -27,27 +27,15 @@ _SCALE_OF_FEW = 0.5
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Measured cells of one label under the target.
+    """Measured cells of one label under the target."""
 
-    Parameters
-    ----------
-    mean
-        f of their mean share, or their mean values on the scale of profiles; shape (n_genes,).
-    n
-        Number of cells.
-    relative_total
-        Harmonic mean of their totals in units of the median of training; 1 of values.
-    spread
-        Of genes under the target (:attr:`Trained.spread`), shape (n_genes,).
-    variance
-        Mean squared deviation of cells from their mean: of kappa share, or of values; shape (n_genes,).
-    """
-
+    #: f of their mean share, or their mean values on the scale of profiles; shape (n_genes,).
     mean: np.ndarray
-    n: int
+    n: int  #: number of cells
+    #: Harmonic mean of their totals in units of the median of training; 1 of values.
     relative_total: float
-    spread: np.ndarray
-    variance: np.ndarray
+    spread: np.ndarray  #: of genes under the target (:attr:`Trained.spread`), shape (n_genes,)
+    variance: np.ndarray  #: of cells about their mean: of kappa share, or values; (n_genes,)
 
     def combined(
         self, f: np.ndarray, error: np.ndarray, *, is_count: bool
@@ -120,18 +108,7 @@ def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
-    """Return the exemplars of each label.
-
-    Parameters
-    ----------
-    trained
-        Trained model.
-    cells
-        Measured cells of labels under the target, with the genes of the model in any order.
-    names
-        The genes.
-    target
-        Condition of all of them, as the model has it.
+    """Return the exemplars of each label from cells with the genes `names` of the model in any order.
 
     Raises
     ------

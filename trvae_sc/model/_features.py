@@ -1,4 +1,4 @@
-"""Tables of features of conditions: checked at registration, added to that of a reference, and what they say."""
+"""Tables of features of conditions: added to that of a reference, and what they say."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.condition_features import (
     DESCRIBED,
     Description,
-    check_described,
-    described_key,
     lacking,
     table_of,
 )
@@ -22,39 +19,10 @@ from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, listing
+from trvae_sc.levels import SEPARATOR, as_text, level_name, listing
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.training import row_numbers
-
-
-def checked_table(
-    adata: AnnData, condition_key: str | Sequence[str] | None, separator: str | None, given: Any
-) -> pd.DataFrame | None:
-    """Return the table of features of a registration, if there is one; see :meth:`TRVAE.setup_anndata`.
-
-    Raises
-    ------
-    InputError
-        There are no conditions to describe; it is no table of numbers, or lacks what was measured.
-    """
-    if given is None:
-        return None
-    if condition_key is None:
-        raise InputError(
-            "condition_features describes conditions: name their column, condition_key=."
-        )
-    table = table_of(adata, given)
-    keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
-    key = described_key(table, adata.obs, keys)
-    check_described(table, key, _levels_of(adata, key, separator))
-    return table
-
-
-def _levels_of(adata: AnnData, key: str, separator: str | None) -> list[Any]:
-    """Return the levels of a column, or the parts of its sets."""
-    column = adata.obs[key]
-    return levels(column) if separator is None else parts_of(column, separator)
 
 
 def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str, Any]:
@@ -79,7 +47,7 @@ def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str,
         for name in new:
             description = description.extended(name, table.loc[name])
     separator = registry["setup_args"].get("condition_separator")
-    absent = lacking(description.frame, _levels_of(adata, description.key, separator))
+    absent = lacking(description.frame, parts_of(adata.obs[description.key], separator))
     if absent:
         raise InputError(
             f"Conditions {listing(absent)} of adata.obs['{description.key}'] have no features. Pass their "

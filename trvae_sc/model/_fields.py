@@ -21,19 +21,13 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
-from trvae_sc.condition_parts import PARTS, extended_parts, joint_column, new_parts
-from trvae_sc.condition_sets import extended_sets, new_sets
+from trvae_sc.condition_parts import PARTS, extended_parts, joint_column
+from trvae_sc.condition_sets import SETS, coding_of, extended_sets
 from trvae_sc.errors import InputError
-from trvae_sc.levels import SEPARATOR, as_text, level_name, levels, listing
+from trvae_sc.levels import SEPARATOR, codes_among, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 _OWN = "_trvae_sc_"
-
-
-def _codes(column: pd.Series, known: Sequence[Any]) -> np.ndarray:
-    """Return the code of each cell's level among those known, -1 if it is none; by how they read."""
-    names = pd.Index([level_name(level) for level in known], dtype=object)
-    return names.get_indexer(as_text(column))
 
 
 def _unknown(column: pd.Series, known: Sequence[Any]) -> list[Any]:
@@ -101,7 +95,7 @@ class CategoryField(CategoricalObsField):
 
     def _encode(self, adata: AnnData, known: list[Any], unknown: Sequence[Any] = ()) -> dict:
         """Write the codes and return the state registry."""
-        adata.obs[self.attr_key] = np.maximum(_codes(self._column(adata.obs), known), 0)
+        adata.obs[self.attr_key] = np.maximum(codes_among(self._column(adata.obs), known), 0)
         return {
             self.CATEGORICAL_MAPPING_KEY: _as_objects(known),
             self.ORIGINAL_ATTR_KEY: self._original_attr_key,
@@ -146,26 +140,21 @@ class ConditionField(CategoryField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column or columns."""
         state = super().register_field(adata)
-        if self.separator is not None:
-            column = adata.obs[self._original_attr_key]
-            return {**state, PARTS: new_sets(column, self.separator, self.features)}
-        if self.keys is None and self.features is None:
-            return state
-        keys = [self._original_attr_key] if self.keys is None else self.keys
-        return {**state, PARTS: new_parts(adata.obs, keys, self.features)}
+        key = self._original_attr_key if self.keys is None else self.keys
+        parts = coding_of(adata.obs, key, self.separator, self.features)
+        return state if parts is None else {**state, PARTS: parts}
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Register the column or columns with the levels of another registration."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
-        if self.separator is not None:
-            known = state[self.CATEGORICAL_MAPPING_KEY]
-            return {**state, PARTS: extended_sets(state_registry[PARTS], known)}
         if PARTS not in state_registry:
             return state
-        parts = state_registry[PARTS]
-        return {**state, PARTS: extended_parts(parts, adata_target.obs, state)}
+        parts, known = state_registry[PARTS], state[self.CATEGORICAL_MAPPING_KEY]
+        if SETS in parts:
+            return {**state, PARTS: extended_sets(parts, known)}
+        return {**state, PARTS: extended_parts(parts, adata_target.obs, known)}
 
 
 class CovariatesField(CategoricalJointObsField):
@@ -200,7 +189,7 @@ class CovariatesField(CategoricalJointObsField):
 
     def _encode(self, adata: AnnData, known: dict[str, list[Any]]) -> dict[str, Any]:
         """Write the codes and return the state registry."""
-        codes = {key: _codes(adata.obs[key], found) for key, found in known.items()}
+        codes = {key: codes_among(adata.obs[key], found) for key, found in known.items()}
         adata.obsm[self.attr_key] = pd.DataFrame(codes, index=adata.obs_names)
         return {
             self.MAPPINGS_KEY: {key: _as_objects(found) for key, found in known.items()},

@@ -16,17 +16,17 @@ from anndata import AnnData
 
 from trvae_sc import checks, hints
 from trvae_sc.arguments import check_known
-from trvae_sc.condition_sets import check_sets
+from trvae_sc.condition_sets import check_sets, checked_table
 from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
-from trvae_sc.model._features import checked_table, with_rows
+from trvae_sc.model._features import with_rows
 from trvae_sc.model._fields import fields
 from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
-from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION
+from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, with_genes
 from trvae_sc.module import Likelihood, TRVAEModule
 from trvae_sc.replicates import check_replicates
 from trvae_sc.roles import as_keys
@@ -169,7 +169,7 @@ class TRVAE(PredictingModel):
         super().__init__(adata, registry)
         module_kwargs.pop("extra_payload_autotune", None)  # of scvi-tools' autotune; always there
         arguments = locals()
-        given = {k: arguments[k] for k in MODULE_ARGUMENTS if arguments[k] is not None}
+        given = {k: v for k in MODULE_ARGUMENTS if (v := arguments.get(k)) is not None}
         settings = {"gene_likelihood": "nb", **PRESETS[preset]["model"], **given, **module_kwargs}
         check_arguments(settings)
         self._check_condition(preset, settings.get("condition_in"))
@@ -192,9 +192,8 @@ class TRVAE(PredictingModel):
             self.module = self._module_cls(**self._data_sizes(), **settings)
         self._model_summary_string = self._summary()
         # what the preset chose is saved, too: it may choose otherwise in a later version
-        named = {k: v for k, v in settings.items() if k in MODULE_ARGUMENTS}
-        module_kwargs = {k: v for k, v in settings.items() if k not in named}
-        self.init_params_ = self._get_init_params({**locals(), **named})
+        arguments["module_kwargs"] = {k: v for k, v in settings.items() if k not in arguments}
+        self.init_params_ = self._get_init_params({**arguments, **settings})
         if adata is not None and self.module.is_count and not self.module.has_total:
             hints.say_totals(adata.n_vars)
         if adata is not None and not self.module.is_count:
@@ -373,8 +372,7 @@ class TRVAE(PredictingModel):
         reference._check_if_trained(warn=False, message=NOT_TRAINED)
         args = reference.registry_["setup_args"]
         checks.check_obs(adata, [args["labels_key"]])
-        if adata.is_view or not adata.var_names.equals(pd.Index(reference.get_var_names())):
-            adata = reference._aligned(adata)
+        adata = with_genes(adata, reference.registry_)
         registry = with_rows(reference.registry_, adata, condition_features)
         cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **args)
         given = reference.init_params_

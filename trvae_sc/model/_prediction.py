@@ -15,7 +15,7 @@ from scvi import REGISTRY_KEYS
 from trvae_sc.errors import InputError
 from trvae_sc.model._codes import decode_codes
 from trvae_sc.model._effects import effects
-from trvae_sc.model._exemplars import exemplars_of
+from trvae_sc.model._exemplars import Exemplars, exemplars_of
 from trvae_sc.model._features import of_known_conditions, with_features
 from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
@@ -160,9 +160,8 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         original = self.adata if adata is None else adata
-        request = self._with_exemplars(
-            trained, check_request(trained, request, original), exemplars
-        )
+        request = check_request(trained, request, original)
+        request = request._replace(exemplars=self._exemplars(trained, exemplars, request.target))
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             predicted = predict_cells(trained, original, registered, request)
@@ -172,15 +171,12 @@ class PredictingModel(TrainableModel):
         """Return what prediction needs, with a target that features describe, if they are given."""
         return self.trained if features is None else with_features(self.trained, target, features)
 
-    def _with_exemplars(
-        self, trained: Trained, request: Request, exemplars: AnnData | None
-    ) -> Request:
-        """Return a request with what exemplars show; raise on those of something else."""
-        if exemplars is None:
-            return request
+    def _exemplars(
+        self, trained: Trained, exemplars: AnnData | None, target: Any
+    ) -> dict[str, Exemplars] | None:
+        """Return what exemplars show, if there are any; raise on those of something else."""
         names = pd.Index(self.get_var_names())
-        found = exemplars_of(trained, exemplars, names, request.target)
-        return request._replace(exemplars=found)
+        return None if exemplars is None else exemplars_of(trained, exemplars, names, target)
 
     def predict_missing(
         self, *, target: Any = None, source: Any = None, labels: Any = None, **kwargs: Any
@@ -266,12 +262,17 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
-        request = Request(trained.conditions.level(target))
-        shown = self._with_exemplars(trained, request, exemplars).exemplars
-        chosen = {"target": target, "source": source, "labels": labels}
-        chosen |= {"exemplars": shown, "by": by}
+        shown = self._exemplars(trained, exemplars, trained.conditions.level(target))
         with torch.inference_mode(), suitable_threads(self.module.widest):
-            return effects(trained, genes, **chosen)
+            return effects(
+                trained,
+                genes,
+                target=target,
+                source=source,
+                labels=labels,
+                exemplars=shown,
+                by=by,
+            )
 
     def generate(
         self,

@@ -122,8 +122,7 @@ class AnnDataModel(BaseModelClass):
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Return the genes of the model, whatever became of those of the AnnData it was made from."""
-        fields = self.registry_["field_registries"]
-        return np.asarray(fields[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"])
+        return _genes(self.registry_)
 
     @property
     def summary_string(self) -> str:
@@ -191,25 +190,18 @@ class AnnDataModel(BaseModelClass):
             except InputError:
                 if adata is self._adata:
                     raise
-        aligned = self._aligned(adata)
-        self._register(aligned)
-        return aligned
+        found = aligned(adata, self.registry_)
+        self._register(found)
+        return found
 
     @BaseModelClass.adata.setter
     def adata(self, adata: AnnData) -> None:
         """Attach data to train on and to use by default; registers it, if it has the model's genes."""
         checks.check_type(adata)
         if self._registered_manager(adata) is None:
-            if adata.is_view or not adata.var_names.equals(pd.Index(self.get_var_names())):
-                adata = self._aligned(adata)
+            adata = with_genes(adata, self.registry_)
             self._register(adata)
         BaseModelClass.adata.fset(self, adata)
-
-    def _aligned(self, adata: AnnData) -> AnnData:
-        """Return an AnnData with the model's genes and what its registration needs."""
-        args = self.registry_["setup_args"]
-        names = pd.Index(self.get_var_names())
-        return align(adata, names, args["layer"], args["total_counts_key"])
 
     def _register(self, adata: AnnData) -> None:
         """Register an AnnData that has the model's genes in order, and check its values."""
@@ -316,6 +308,26 @@ class AnnDataModel(BaseModelClass):
         """Number of training cells by label (row) and condition (column)."""
         table = self.module.n_cells.cpu().numpy().astype(int)
         return pd.DataFrame(table, index=self.labels or ["all"], columns=self.conditions or ["all"])
+
+
+def _genes(registry: dict[str, Any]) -> np.ndarray:
+    """Return the genes of a registration."""
+    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    return np.asarray(state["column_names"])
+
+
+def aligned(adata: AnnData, registry: dict[str, Any]) -> AnnData:
+    """Return a new AnnData with the genes of a registration and what it needs."""
+    args = registry["setup_args"]
+    return align(adata, pd.Index(_genes(registry)), args["layer"], args["total_counts_key"])
+
+
+def with_genes(adata: AnnData, registry: dict[str, Any]) -> AnnData:
+    """Return an AnnData with the genes of a registration, in order: itself where it has them."""
+    if adata.is_view or not adata.var_names.equals(pd.Index(_genes(registry))):
+        return aligned(adata, registry)
+    checks.check_matrix(adata, registry["setup_args"]["layer"])
+    return adata
 
 
 def _hold(manager: DataManager) -> None:

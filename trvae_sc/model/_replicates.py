@@ -20,19 +20,7 @@ from trvae_sc.replicates import Replicates, group_sums
 def replicate_means(
     trained: Trained, manager: AnnDataManager, rows: np.ndarray, key: str
 ) -> dict[str, Any]:
-    """Return what a model keeps of its replicates (:func:`replicates_of`), from one pass over training cells.
-
-    Parameters
-    ----------
-    trained
-        The trained network.
-    manager
-        Registered training data.
-    rows
-        Training cells.
-    key
-        Column of ``obs`` with the replicate.
-    """
+    """Return what a model keeps of its replicates (:func:`replicates_of`), from one pass over training cells."""
     module, adata = trained.module, manager.adata
     names = as_text(adata.obs[key])
     codes = [

@@ -6,19 +6,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import pandas as pd
 import torch
 from anndata import AnnData
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
 from scvi.model.base._constants import SAVE_KEYS
 
 from trvae_sc import checks
-from trvae_sc.alignment import align
 from trvae_sc.errors import InputError
 from trvae_sc.files import as_path, check_target, read, write_anndata, write_folder
-from trvae_sc.model._registration import AnnDataModel
+from trvae_sc.model._registration import AnnDataModel, with_genes
 from trvae_sc.model_file import Stored, model_file, read_model, write_model
 from trvae_sc.training import DataManager
 
@@ -115,7 +112,7 @@ class SavedModel(AnnDataModel):
         if adata is None and saved.is_file():
             adata = read(saved)
         if isinstance(adata, AnnData):
-            adata = _with_genes(adata, registry)
+            adata = with_genes(adata, registry)
             cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
             model = cls(adata, **arguments)
         else:
@@ -214,14 +211,3 @@ def _device(accelerator: str, device: int | str) -> torch.device:
         raise InputError(
             f"No device for accelerator={accelerator!r}, device={device!r}: {error}"
         ) from error
-
-
-def _with_genes(adata: AnnData, registry: dict[str, Any]) -> AnnData:
-    """Return an AnnData with the genes of a saved model, in order."""
-    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-    names = pd.Index(state["column_names"])
-    if adata.var_names.equals(names) and not adata.is_view:
-        checks.check_matrix(adata, registry["setup_args"]["layer"])
-        return adata
-    args = registry["setup_args"]
-    return align(adata, names, args["layer"], args["total_counts_key"])

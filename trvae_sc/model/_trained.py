@@ -33,24 +33,12 @@ _KEPT = (
 
 @dataclass(frozen=True)
 class Known:
-    """What a model knows: conditions, labels and how many cells of them it was trained on.
-
-    Parameters
-    ----------
-    conditions
-        Conditions.
-    labels
-        Labels as text; ``("all",)`` without labels.
-    labels_key
-        Column with the labels, or None.
-    n_cells
-        Training cells, shape (n_labels, n_conditions).
-    """
+    """What a model knows: conditions, labels and how many cells of them it was trained on."""
 
     conditions: ConditionSpace
-    labels: tuple[str, ...]
-    labels_key: str | None
-    n_cells: np.ndarray
+    labels: tuple[str, ...]  #: as text; ``("all",)`` without labels
+    labels_key: str | None  #: column with the labels
+    n_cells: np.ndarray  #: training cells, shape (n_labels, n_conditions)
 
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; without labels ``"all"``, or another that no label has."""
@@ -96,49 +84,23 @@ def chosen_labels(known: Known, labels: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Trained(Known):
-    """A trained network, and what it keeps of its training cells.
-
-    Parameters
-    ----------
-    module
-        The network.
-    layer
-        Layer with the values; X if None.
-    total_counts_key
-        Column with the totals, or None.
-    codes
-        Latent codes of at most 256 training cells of each label and condition, and what they are decoded
-        with (:func:`kept_codes`).
-    loader
-        Gives minibatches of rows of a registered AnnData.
-    preset, seed, training, n_frozen, marks
-        Where it comes from: preset, seed, how far training went, number of conditions of the reference of
-        a query (0: no query), and marks of the training cells.
-    spread
-        Of counts the dispersion, else the variance within labels, of each condition and gene; shape
-        (n_conditions, n_genes), (0, 0) where a model was saved without.
-    replicates
-        Means of the training cells of each donor; None without ``replicate_key``.
-    """
+    """A trained network, and what it keeps of its training cells."""
 
     module: TRVAEModule
-    layer: str | None
-    total_counts_key: str | None
-    codes: dict[str, np.ndarray]
-    loader: Callable[..., Iterable[Tensors]]
+    layer: str | None  #: with the values; X if None
+    total_counts_key: str | None  #: column with the totals
+    codes: dict[str, np.ndarray]  #: what :func:`kept_codes` returns
+    #: Gives minibatches of rows of a registered AnnData, of a batch size if one is given.
+    batches: Callable[..., Iterable[Tensors]]
     preset: str
     seed: int
-    training: dict[str, Any]
-    n_frozen: int
-    marks: np.ndarray
+    training: dict[str, Any]  #: how far training went
+    n_frozen: int  #: conditions of the reference of a query; 0: no query
+    marks: np.ndarray  #: of the training cells (:func:`trvae_sc.identity.cell_marks`)
+    #: Of counts the dispersion, else the variance within labels, of each condition and gene; shape
+    #: (n_conditions, n_genes), (0, 0) where a model was saved without.
     spread: np.ndarray
-    replicates: Replicates | None = None
-
-    def batches(
-        self, adata: AnnData, rows: np.ndarray, batch_size: int | None = None
-    ) -> Iterable[Tensors]:
-        """Return minibatches of rows of a registered AnnData."""
-        return self.loader(adata, rows, batch_size)
+    replicates: Replicates | None = None  #: means of the training cells of each donor
 
     @property
     def names(self) -> dict[str, Any]:
@@ -205,24 +167,11 @@ def in_kept_units(module: TRVAEModule, means: np.ndarray) -> np.ndarray:
 def kept_codes(
     trained: Trained, adata: AnnData, rows: np.ndarray, group: np.ndarray, *, since: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return codes of the training cells: a random sample of each label and condition.
+    """Return codes of the training cells: a random sample of at most 256 of each label and condition.
 
-    They stay with the model, so that what it predicts depends on the cell alone.
-
-    Parameters
-    ----------
-    trained
-        The network, with the codes that it had before.
-    adata
-        Registered training data.
-    rows
-        Training cells.
-    group
-        Their codes of label and condition, shape (n_cells, 2).
-    since
-        Code of the first condition whose codes may change: 0, or that of the first new condition of a query.
-    seed
-        Seed of the sample.
+    They stay with the model, so that what it predicts depends on the cell alone. Each has what it is decoded
+    with, and its `group`: codes of label and condition, shape (n_cells, 2). Of conditions with codes below
+    `since` (that of the first new condition of a query) they are those that the network had before.
     """
     most = int(np.clip(_ALL_CODES // trained.n_cells.size, *_MOST_CODES))
     order = np.random.default_rng(seed).permutation(len(rows))

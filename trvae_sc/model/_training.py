@@ -234,7 +234,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             layer=given["layer"],
             total_counts_key=given["total_counts_key"],
             codes=self.codes_,
-            loader=self._make_data_loader,
+            batches=self._make_data_loader,
             preset=self.preset_,
             seed=self.seed_,
             training=self.training_,
