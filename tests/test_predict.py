@@ -213,6 +213,8 @@ def test_cells_without_labels_are_not_taken_for_a_label_named_all(fit, make_adat
     predicted = model.predict(cells, target="stimulated")
     table = predicted.uns["trvae_sc"]["combinations"]
     assert table["own_level"].tolist() == [True]
+    notes = predicted.uns["trvae_sc"]["notes"]
+    assert any(note.startswith("The cells given have no labels: their level") for note in notes)
     assert table["n_training_cells"].tolist() == [0]
     totals = cells.obs["n_counts"].to_numpy()[:, None]
     level = np.log1p(model.module.kappa.item() * (cells.X.toarray() / totals).mean(0))
