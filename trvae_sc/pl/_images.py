@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc.arguments import check_whole
+from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import level_name
@@ -78,7 +79,8 @@ def grid(
     InputError
         No cells, no such column or gene, or `n_columns` is no number of columns.
     """
-    if not isinstance(cells, AnnData) or not cells.n_obs:
+    check_type(cells)
+    if not cells.n_obs:
         raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
     missing = [key for key in (rows, columns) if key is not None and key not in cells.obs]
     if missing:
@@ -132,6 +134,7 @@ def traversal(
     InputError
         `walk` is no traversal.
     """
+    check_type(walk)
     if "value" not in walk.obs or "range" not in walk.var:
         raise InputError(
             "cells have no obs['value'] and var['range']; give the output of family.traverse."
@@ -184,6 +187,7 @@ def manifold(
     InputError
         Codes have not two dimensions or are no lattice, or there is no such gene.
     """
+    check_type(cells)
     z = np.asarray(cells.obsm.get("X_trvae", np.zeros((0, 0))), dtype=float)
     ends = [np.unique(z[:, d].round(6)) for d in range(z.shape[1])]
     if len(ends) != 2 or len(ends[0]) * len(ends[1]) != cells.n_obs or cells.n_obs < 4:
