@@ -26,6 +26,7 @@ FROZEN_WITHOUT_LABELS = (
     "that of all cells together, whatever their type. Set the reference up with labels, or pass freeze=False "
     "to load_query_data with cells of a known condition in the query."
 )
+_FEW = 10  # cells, below which a note says so
 _NOVEL = 1.5  # distance from the training labels above which a note says so
 
 
@@ -167,6 +168,22 @@ def combination_table(
     )
 
 
+def _few_cells(combinations: pd.DataFrame, known: Known) -> list[str]:
+    """Return a note on labels whose level, which the prediction starts from, rests on next to no cells."""
+    levels = [level_name(level) for level in known.conditions.levels]
+    cells = pd.DataFrame(known.n_cells, index=list(known.labels), columns=levels).stack()
+    asked = pd.MultiIndex.from_frame(combinations[["label", "source"]])
+    own = cells.reindex(asked)
+    own = own[own.between(1, _FEW - 1)]
+    if own.empty:
+        return []
+    named = ", ".join(f"{n:.0f} of {label} under {source}" for (label, source), n in own.items())
+    return [
+        f"Training has few cells to start from, {named}: what these have by chance is in the level and the "
+        "change that are predicted."
+    ]
+
+
 def combination_notes(
     combinations: pd.DataFrame, known: Known, *, measured: bool = True
 ) -> list[str]:
@@ -203,6 +220,7 @@ def combination_notes(
             f"{why}: their level and change are those of the cells given, as a group, so that they depend on "
             "which cells are passed together."
         )
+    notes += _few_cells(combinations, known)
     few = combinations[combinations["n_labels_with_both"].between(1, 2)]
     if labelled and len(few):
         notes.append(
