@@ -244,6 +244,13 @@ def test_one_gene_is_no_top(adata, predicted):
         trvae_sc.compare(predicted, adata, n_top=1)
 
 
+@pytest.mark.parametrize("column", ["condition", "cell_type", "source_condition"])
+def test_a_prediction_without_its_columns_is_refused(adata, predicted, column):
+    del predicted.obs[column]
+    with pytest.raises(InputError, match=rf"No column '{column}' in predicted\.obs"):
+        trvae_sc.compare(predicted, adata)
+
+
 def test_errors_name_the_cells_that_are_meant(adata, predicted):
     other, nameless, text = adata.copy(), adata.copy(), adata.copy()
     del other.obs["condition"], nameless.obs["cell_type"]

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, check_type, looks_like_counts
+from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
@@ -153,7 +153,10 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         k: list(v) if isinstance(v, np.ndarray | list | tuple) else str(v)
         for k, v in record["keys"].items()
     }
-    return record, Keys(**named, is_count=record["scale"] != "values")
+    keys = Keys(**named, is_count=record["scale"] != "values")
+    with naming("predicted"):
+        check_obs(predicted, [*keys.condition_columns, keys.labels_key, "source_condition"])
+    return record, keys
 
 
 def _groups(
