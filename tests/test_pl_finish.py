@@ -201,6 +201,18 @@ def test_a_score_far_from_the_others_does_not_squeeze_the_axis():
     assert [text.get_text() for text in ax.texts] == ["-5.0"]
 
 
+def test_a_score_a_little_beyond_the_others_is_drawn_where_it_is():
+    columns = {"label": list("abcd"), "value": [0.1, 0.2, 0.2, 0.1]}
+    same = {"output": "delta", "source": "c", "target": "s", "seed": 0}
+    table = pd.DataFrame({**columns, **same, "metric": "energy_distance", "genes": "pcs"})
+    far = table.assign(method="no_change", value=[4.6, 4.6, 4.6, 5.2])
+    ax = pl.benchmark(
+        pd.concat([table.assign(method="trvae"), far]), metric="energy_distance", genes="pcs"
+    )
+    assert ax.get_xlim()[1] > 5.2
+    assert not ax.texts
+
+
 @pytest.mark.parametrize(
     ("save", "message"),
     [

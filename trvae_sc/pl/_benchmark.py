@@ -300,6 +300,9 @@ def _clip(ax: Axes, wide: pd.DataFrame) -> None:
     references = wide[known].median().dropna().tolist()
     low, high = within(scores.ravel())
     low, high = min(low, *references, high), max(high, *references, low)
+    room = 0.25 * (high - low)  # an arrow takes half of it
+    near = scores[(scores >= low - room) & (scores <= high + room)]
+    low, high = near.min(), near.max()
     span = (high - low) or 1.0
     left, right = (0.12 if far.any() else 0.05 for far in (scores < low, scores > high))
     ax.set_xlim(low - left * span, high + right * span)

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
+from trvae_sc.levels import as_list
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
@@ -268,7 +269,7 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
 
 
 def interpolation_table(
-    means: pd.DataFrame | AnnData, *, var_names: Sequence[str] | None = None, n_genes: int = 7
+    means: pd.DataFrame | AnnData, *, var_names: str | Sequence[str] | None = None, n_genes: int = 7
 ) -> pd.DataFrame:
     """Return the genes to draw along an interpolation, highest at its end first.
 
@@ -304,6 +305,7 @@ def interpolation_table(
         change = (table.iloc[-1] - table.iloc[0]).abs().to_numpy()
         table = table.iloc[:, np.argsort(-change, kind="stable")[:n_genes]]
     else:
+        var_names = as_list(var_names)
         missing = [name for name in var_names if name not in table]
         if missing:
             raise InputError(f"No genes {missing} in the table of {table.shape[1]} genes.")
@@ -316,7 +318,7 @@ def interpolation_table(
 def interpolation(
     means: pd.DataFrame | AnnData,
     *,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     n_genes: int = 7,
     source: str = "source",
     target: str = "target",

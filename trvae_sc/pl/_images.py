@@ -15,7 +15,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
-from trvae_sc.levels import level_name
+from trvae_sc.levels import as_list, level_name
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     axes_of,
@@ -38,7 +38,7 @@ def grid(
     columns: str | None = None,
     n_columns: int = 10,
     n_genes: int = 30,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -293,7 +293,7 @@ def _heat_map(
     cells: AnnData,
     rows: str | None,
     n_genes: int,
-    var_names: Sequence[str] | None,
+    var_names: str | Sequence[str] | None,
     unit: str,
     ax: Axes | None,
 ) -> Axes:
@@ -301,6 +301,7 @@ def _heat_map(
     table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
     if rows is not None:
         table = table.groupby(cells.obs[rows].map(_name).astype(str).to_numpy(), sort=False).mean()
+    var_names = var_names if var_names is None else as_list(var_names)
     missing = [name for name in var_names or () if name not in table]
     if missing:
         raise InputError(f"No genes {missing} among the {cells.n_vars} of the cells.")
