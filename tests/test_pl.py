@@ -42,7 +42,7 @@ def test_effect_draws_the_changes_and_prints_their_agreement():
     np.testing.assert_allclose(top.get_offsets(), table.iloc[:10].to_numpy())
     np.testing.assert_allclose(rest.get_offsets(), table.iloc[10:].to_numpy())
     assert rgb(top.get_facecolor()[0]) == rgb(COLORS["blue"])
-    assert top.get_label() == "10 genes that change most clearly"
+    assert top.get_label() == "top 10 genes"
     real, predicted = table.iloc[:10].to_numpy().T
     r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum()
     r = stats.pearsonr(real, predicted).statistic
@@ -135,12 +135,20 @@ def test_design_writes_the_number_of_cells_and_marks_what_is_hidden():
     assert rgb(texts[0, 0].get_color()) == "#000000"
     framed = {(round(p.get_x() + 0.46), round(p.get_y() + 0.44)) for p in ax.patches}
     assert framed == {(1, 0), (1, 1)}  # hidden, and never measured
+    assert [p.get_linestyle() for p in ax.patches] == ["-", ":"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "stimulated"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["B", "NK"]
     np.testing.assert_allclose(ax.images[0].get_array(), np.log10(CELLS.to_numpy() + 1))
     assert ax.get_title() == "cells; framed: hidden"
     both = pl.design(CELLS, hidden=[("B", "stimulated"), ("NK", "stimulated")])
     assert both.get_title() == "cells; framed: hidden,\none at a time"
+
+
+def test_a_design_claims_no_frames_where_a_part_of_the_cells_is_hidden():
+    of_donor = Holdout("B", "stimulated", "control", "cell_type", within=(("donor", "d1"),))
+    ax = pl.design(CELLS, hidden=of_donor)
+    assert ax.get_title() == "cells; hidden: parts of these"
+    assert [p.get_linestyle() for p in ax.patches] == [":"]
 
 
 def test_numbers_of_a_design_can_be_read():

@@ -144,6 +144,9 @@ def test_volcano_draws_one_label_and_source():
     assert pl.volcano(two, label="NK").get_title() == "NK: 0 of 6 genes have q \u2264 0.1"
     with pytest.raises(InputError, match=r"several of \{'label': \['B', 'NK'\]\}.*label="):
         pl.volcano(two)
+    donors = pd.concat([EFFECTS.assign(replicate=name) for name in ("d1", "d2")])
+    with pytest.raises(InputError, match=r"several of \{'replicate': \['d1', 'd2'\]\}"):
+        pl.volcano(donors, label="B")
     with pytest.raises(InputError, match="No label 'T' in the table"):
         pl.volcano(two, label="T")
     with pytest.raises(InputError, match="6 genes have no p-value"):

@@ -55,7 +55,8 @@ def effect(
         Predicted and measured cells as for :func:`trvae_sc.compare`, of one label. Or, alone, what that
         returned, or a table of genes (:func:`trvae_sc.evaluation.gene_table`).
     n_top
-        Number of genes that change most, drawn in the colour of the method; statistics are over these.
+        Number of top genes, those that change most clearly (first in the table), drawn in the colour of the
+        method; statistics are over these.
     n_labels
         Number of genes named, largest change first, rising and falling ones.
     unit
@@ -90,7 +91,7 @@ def effect(
     color = color_of(predicted)
     _lines_of_equal(ax, genes)
     _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
-    _dots(ax, top[_CHANGES], f"{len(top)} genes that change most clearly", s=14, c=color)
+    _dots(ax, top[_CHANGES], f"top {len(top)} genes", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
     ax.set_title(_effect_title(x, y, name), fontsize=9)
     label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
