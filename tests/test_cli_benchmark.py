@@ -272,7 +272,7 @@ def test_report_lists_predictions(run, results, adata):
     code, _, _ = run("report", results, "--predictions", "predicted.h5ad", "-o", "report.html")
     assert code == 0
     page = Path("report.html").read_text("utf-8")
-    assert "<p>7 cells: mean_shift, stimulated.</p>" in page
+    assert "<p>Prediction 1: 7 cells: mean_shift, stimulated.</p>" in page
     assert '<p class="bad">Training saw the target condition of type_0</p>' in page
 
 

@@ -242,3 +242,31 @@ def test_cells_without_label_have_no_part(adata, predicted):
 def test_one_gene_is_no_top(adata, predicted):
     with pytest.raises(InputError, match="n_top is 1; at least 2"):
         trvae_sc.compare(predicted, adata, n_top=1)
+
+
+@pytest.mark.parametrize("column", ["condition", "cell_type", "source_condition"])
+def test_a_prediction_without_its_columns_is_refused(adata, predicted, column):
+    del predicted.obs[column]
+    with pytest.raises(InputError, match=rf"No column '{column}' in predicted\.obs"):
+        trvae_sc.compare(predicted, adata)
+
+
+def test_errors_name_the_cells_that_are_meant(adata, predicted):
+    other, nameless, text = adata.copy(), adata.copy(), adata.copy()
+    del other.obs["condition"], nameless.obs["cell_type"]
+    text.obs["n_counts"] = text.obs["n_counts"].astype(str)
+    of_layer = predicted.copy()
+    of_layer.uns["trvae_sc"] = dict(
+        predicted.uns["trvae_sc"], keys={**predicted.uns["trvae_sc"]["keys"], "layer": "counts"}
+    )
+    for given, bad, message in (
+        (predicted, other, r"No column 'condition' in {}\.obs; there"),
+        (predicted, nameless, r"No column 'cell_type' in {}\.obs; there"),
+        (predicted, text, r"{0}\.obs\['n_counts'\] = {0}\.obs\['n_counts'\]\.astype"),
+        (of_layer, adata, r"No layer 'counts' in {}\.layers"),
+    ):
+        with pytest.raises(InputError, match=message.format("truth")):
+            trvae_sc.compare(given, bad)
+        if given is predicted:
+            with pytest.raises(InputError, match=message.format("control")):
+                trvae_sc.compare(given, adata, bad)

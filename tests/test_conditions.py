@@ -719,6 +719,29 @@ def test_hold_outs_of_several_columns_hide_what_others_tell_of(doses, caplog):
         evaluation.holdouts(doses[doses.obs["drug"] != "none"].copy(), keys=COLUMNS)
 
 
+def test_hold_outs_may_name_the_parts_of_conditions(doses):
+    parts, source = {"dose": 3, "drug": "A"}, ("none", 0.0)
+    options = {"keys": COLUMNS, "progress": False, "n_top_genes": None}
+    label = doses.obs["cell_type"].iloc[0]
+    given = [
+        (label, "A + 3"),
+        (label, parts),
+        (label, ("A", 3.0)),
+        evaluation.Holdout(label, parts, source),
+    ]
+    tables = [evaluation.benchmark(doses, ["mean_shift"], [one], **options).table for one in given]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+    with pytest.raises(InputError, match="has the parts"):
+        evaluation.benchmark(doses, ["mean_shift"], [(label, {"drug": "A"})], **options)
+
+
+@pytest.mark.parametrize("by", [None, "condition", "cell_type"])
+def test_hold_outs_of_several_columns_are_no_sets(doses, by):
+    with pytest.raises(InputError, match="those of one column"):
+        evaluation.holdouts(doses, by=by, keys=COLUMNS._replace(condition_separator="+"))
+
+
 def test_methods_are_compared_on_doses_that_are_hidden(doses, tmp_path):
     hidden = evaluation.holdouts(doses, by="condition", keys=COLUMNS)
     hidden = [h for h in hidden if h.target == "A + 3"]

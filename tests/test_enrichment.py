@@ -174,3 +174,9 @@ def test_effects_of_a_model(trained, decoupler):
     found = trvae_sc.pathways(effects, net)
     assert found["label"].tolist() == ["B", "NK", "T"]
     assert found["source"].unique().tolist() == ["control"]
+
+
+def test_sets_that_are_too_small_are_named(caplog):
+    caplog.set_level("INFO", logger="trvae_sc")
+    trvae_sc.pathways(table(), NET, min_genes=6)
+    assert "Left out, with fewer than 6 of the 60 genes of effects: 'tiny'." in caplog.text

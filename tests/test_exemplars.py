@@ -205,11 +205,11 @@ def test_exemplars_of_something_else_are_refused(hidden):
     for bad, message in (
         (control, "has cells of 'control'; all must be of the target, 'stimulated'"),
         (few[:0].copy(), "has no cells"),
-        (few[:, :50].copy(), "exemplars: adata lacks 150 of the 200 genes"),
+        (few[:, :50].copy(), "exemplars lacks 150 of the 200 genes"),
         (unknown, "has cells of 'type_1', but predicted are 'type_0'"),
         (half, "fractional values"),
-        (nameless, "exemplars: No column 'cell_type'"),
-        ("few.h5ad", "Expected an AnnData, got str"),
+        (nameless, "No column 'cell_type' in exemplars.obs"),
+        ("few.h5ad", "Expected an AnnData, got str. Read the file"),
         (twice, "exemplars has several cells named"),
     ):
         for method in (model.predict, model.effects):

@@ -42,7 +42,7 @@ def test_effect_draws_the_changes_and_prints_their_agreement():
     np.testing.assert_allclose(top.get_offsets(), table.iloc[:10].to_numpy())
     np.testing.assert_allclose(rest.get_offsets(), table.iloc[10:].to_numpy())
     assert rgb(top.get_facecolor()[0]) == rgb(COLORS["blue"])
-    assert top.get_label() == "10 genes that change most"
+    assert top.get_label() == "top 10 genes"
     real, predicted = table.iloc[:10].to_numpy().T
     r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum()
     r = stats.pearsonr(real, predicted).statistic
@@ -88,6 +88,15 @@ def test_effect_names_the_largest_changes_without_overlap(seed, spread):
             assert np.linalg.norm(centre - point) < reach  # beside its own point
 
 
+@pytest.mark.filterwarnings("error")
+def test_genes_that_do_not_change_have_no_scores():
+    table = genes().assign(real_change=0.0)
+    assert pl.effect(table).get_title() == "effect R2 = nan (no change: 0), r = nan"
+    ax = pl.effect(table.assign(predicted_change=0.0))
+    low, high = ax.get_ylim()
+    assert low < 0 < high
+
+
 def test_effect_of_no_change_has_no_correlation():
     """A prediction of no change divided by zero in the correlation."""
     table = genes().assign(predicted_change=0.0)
@@ -126,12 +135,20 @@ def test_design_writes_the_number_of_cells_and_marks_what_is_hidden():
     assert rgb(texts[0, 0].get_color()) == "#000000"
     framed = {(round(p.get_x() + 0.46), round(p.get_y() + 0.44)) for p in ax.patches}
     assert framed == {(1, 0), (1, 1)}  # hidden, and never measured
+    assert [p.get_linestyle() for p in ax.patches] == ["-", ":"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "stimulated"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["B", "NK"]
     np.testing.assert_allclose(ax.images[0].get_array(), np.log10(CELLS.to_numpy() + 1))
     assert ax.get_title() == "cells; framed: hidden"
     both = pl.design(CELLS, hidden=[("B", "stimulated"), ("NK", "stimulated")])
     assert both.get_title() == "cells; framed: hidden,\none at a time"
+
+
+def test_a_design_claims_no_frames_where_a_part_of_the_cells_is_hidden():
+    of_donor = Holdout("B", "stimulated", "control", "cell_type", within=(("donor", "d1"),))
+    ax = pl.design(CELLS, hidden=of_donor)
+    assert ax.get_title() == "cells; hidden: parts of these"
+    assert [p.get_linestyle() for p in ax.patches] == [":"]
 
 
 def test_numbers_of_a_design_can_be_read():
@@ -438,3 +455,18 @@ def test_epochs_are_whole_numbers():
     for n in (1, 2, 3, 60):
         ax = pl.training({"kl_weighted_train": np.linspace(9, 1, n)})
         assert all(tick == int(tick) for tick in ax.get_xticks())
+
+
+@pytest.mark.parametrize("given", [None, "cells.h5ad", [1], {"a": 1}, np.zeros((2, 2))])
+def test_plots_of_something_else_say_what_they_take(given):
+    for draw in (pl.grid, pl.traversal, pl.manifold, pl.interpolation, pl.interpolation_means):
+        with pytest.raises(InputError, match="Expected an AnnData"):
+            draw(given)
+    for draw in (pl.embedding, lambda cells, key: pl.expression_table({"control": cells}, key)):
+        with pytest.raises(InputError, match="Expected an AnnData"):
+            draw(given, "cell_type")
+    with pytest.raises(InputError, match="Expected an AnnData"):
+        pl.dose_table(given, "gene_0", dose_key="dose")
+    for draw in (pl.calibration, pl.volcano, pl.benchmark, pl.dose_response, pl.effect):
+        with pytest.raises(InputError, match=r"Expected a table .* Give "):
+            draw(given)

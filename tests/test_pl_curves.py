@@ -205,6 +205,7 @@ def test_interpolation_table_takes_what_changes_from_end_to_end():
     pd.testing.assert_frame_equal(found, expected)
     assert pl.interpolation_table(MEANS, n_genes=1).columns.tolist() == ["down"]
     assert pl.interpolation_table(MEANS).columns.tolist() == ["flat", "up", "down"]
+    assert pl.interpolation_table(MEANS, var_names="down").columns.tolist() == ["down"]
     chosen = pl.interpolation_table(MEANS, var_names=["down", "flat"])
     assert chosen.columns.tolist() == ["flat", "down"]
 

@@ -1,5 +1,6 @@
 """The matrix of what was measured and what to measure next."""
 
+import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -31,6 +32,17 @@ def test_ranks_are_where_they_belong():
     assert np.ma.count(np.ma.masked_invalid(shade)) == 3
     assert [t.get_text() for t in ax.get_xticklabels()] == ["control", "a", "b", "new"]
     assert "share" in ax.figure.axes[-1].get_ylabel()
+
+
+def test_ranks_can_be_read_on_what_is_behind_them():
+    ax = pl.next_experiments(CELLS, TABLE.assign(lowers=[0.9, 0.06, 0.02]))
+    image = ax.images[0]
+    for text in ax.texts:
+        if text.get_weight() == "bold":
+            column, row = text.get_position()
+            behind = image.to_rgba(image.get_array())[row, column, :3]
+            gap = abs(np.mean(behind) - np.mean(mcolors.to_rgb(text.get_color())))
+            assert gap > 0.4
 
 
 def test_it_draws_on_the_axes_given():

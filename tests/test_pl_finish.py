@@ -144,6 +144,9 @@ def test_volcano_draws_one_label_and_source():
     assert pl.volcano(two, label="NK").get_title() == "NK: 0 of 6 genes have q \u2264 0.1"
     with pytest.raises(InputError, match=r"several of \{'label': \['B', 'NK'\]\}.*label="):
         pl.volcano(two)
+    donors = pd.concat([EFFECTS.assign(replicate=name) for name in ("d1", "d2")])
+    with pytest.raises(InputError, match=r"several of \{'replicate': \['d1', 'd2'\]\}"):
+        pl.volcano(donors, label="B")
     with pytest.raises(InputError, match="No label 'T' in the table"):
         pl.volcano(two, label="T")
     with pytest.raises(InputError, match="6 genes have no p-value"):
@@ -199,6 +202,18 @@ def test_a_score_far_from_the_others_does_not_squeeze_the_axis():
     ax = pl.benchmark(pd.concat([table, no_change]))  # what scores are compared with stays in sight
     assert -0.2 < ax.get_xlim()[0] < 0
     assert [text.get_text() for text in ax.texts] == ["-5.0"]
+
+
+def test_a_score_a_little_beyond_the_others_is_drawn_where_it_is():
+    columns = {"label": list("abcd"), "value": [0.1, 0.2, 0.2, 0.1]}
+    same = {"output": "delta", "source": "c", "target": "s", "seed": 0}
+    table = pd.DataFrame({**columns, **same, "metric": "energy_distance", "genes": "pcs"})
+    far = table.assign(method="no_change", value=[4.6, 4.6, 4.6, 5.2])
+    ax = pl.benchmark(
+        pd.concat([table.assign(method="trvae"), far]), metric="energy_distance", genes="pcs"
+    )
+    assert ax.get_xlim()[1] > 5.2
+    assert not ax.texts
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,31 @@ def test_cells_of_a_label_that_training_lacks_have_their_own_level(trained):
     assert shuffled.X[::-1] == pytest.approx(predicted.X, abs=1e-5)
 
 
+def test_a_label_of_few_cells_says_so(fit, make_adata):
+    adata = make_adata()
+    of_nk = (adata.obs["cell_type"] == "NK").to_numpy()
+    stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
+    start = np.flatnonzero(of_nk & ~stimulated)
+    keep = ~of_nk
+    keep[start[:3]] = True
+    cells = adata[keep].copy()
+    for predicted in (
+        fit(cells).predict(target="stimulated", labels="NK"),
+        baselines.predict(
+            cells,
+            "stimulated",
+            method="mean_shift",
+            labels="NK",
+            condition_key="condition",
+            labels_key="cell_type",
+        ),
+    ):
+        notes = predicted.uns["trvae_sc"]["notes"]
+        assert any("few cells to start from, 3 of NK under control:" in note for note in notes)
+    notes = fit(adata).predict(target="stimulated", labels="NK").uns["trvae_sc"]["notes"]
+    assert not any("few cells" in note for note in notes)
+
+
 def test_cells_without_labels_are_not_taken_for_a_label_named_all(fit, make_adata):
     adata = make_adata()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "all"})
@@ -213,6 +238,8 @@ def test_cells_without_labels_are_not_taken_for_a_label_named_all(fit, make_adat
     predicted = model.predict(cells, target="stimulated")
     table = predicted.uns["trvae_sc"]["combinations"]
     assert table["own_level"].tolist() == [True]
+    notes = predicted.uns["trvae_sc"]["notes"]
+    assert any(note.startswith("The cells given have no labels: their level") for note in notes)
     assert table["n_training_cells"].tolist() == [0]
     totals = cells.obs["n_counts"].to_numpy()[:, None]
     level = np.log1p(model.module.kappa.item() * (cells.X.toarray() / totals).mean(0))

@@ -171,6 +171,12 @@ def between(answer, ours, theirs, error=0.02, simple="context_shift"):
             "effect R2: the model 0.71, context_shift 0.70 (difference +0.01, standard error 0.02)",
         ),
         (
+            between("close", 0.7038, 0.7, error=0.004),
+            0.9,
+            "too close to call",
+            "effect R2: the model 0.70, context_shift 0.70 (difference +0.0038, standard error 0.0040)",
+        ),
+        (
             between("simple", 0.5, 0.7, simple="mean_shift"),
             0.9,
             "use mean_shift",
@@ -566,3 +572,18 @@ def test_page_is_written_completely_or_not_at_all(monkeypatch):
         write_report(path, "third")
     assert path.read_text() == "second"
     assert os.listdir() == ["report.html"]  # noqa: PTH208
+
+
+def test_a_report_takes_one_prediction_and_nothing_else(trained):
+    results, predicted = make_results(), trained.predict(target="stimulated", labels="NK")
+    assert report(results, predicted) == report(results, [predicted])
+    for other in ("page.html", Path("page.html"), [5], 5, {"a": predicted}):
+        with pytest.raises(InputError, match=r"write_report\(path, report\(results\)\)"):
+            report(results, other)
+
+
+def test_a_page_is_text_and_its_file_has_a_name(tmp_path):
+    with pytest.raises(InputError, match="text is Results"):
+        write_report(tmp_path / "page.html", make_results())
+    with pytest.raises(InputError, match="too long for the name of a file"):
+        write_report(report(make_results()), "page.html")

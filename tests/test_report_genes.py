@@ -141,7 +141,7 @@ def test_predictions_of_one_label_can_be_searched(trained):
     one = trained.predict(target="stimulated", labels=["NK"])
     both = trained.predict(target="stimulated", labels=["NK", "B"], source="control")
     found = predicted_changes([one, both])
-    assert found.columns.tolist() == COLUMNS
+    assert found.columns.tolist() == [*COLUMNS, "origin"]
     assert len(found) == 30
     assert set(zip(found["label"], found["source"], found["target"], strict=True)) == {
         ("NK", "control", "stimulated")
@@ -153,6 +153,7 @@ def test_predictions_of_one_label_can_be_searched(trained):
     assert found["change"].abs().is_monotonic_decreasing
     table = packed(report(two_seeds(), [one]))
     assert len(table) == 5 + 30
+    assert table["origin"].tolist() == ["hidden"] * 5 + ["prediction 1"] * 30
 
 
 def test_a_page_of_2000_genes_and_20_combinations_is_below_2_mb():

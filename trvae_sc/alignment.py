@@ -59,7 +59,7 @@ def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
             f"The model was trained with totals over more genes than its own {n_genes}, which is all that "
             f"adata has. Pass cells with all genes, or with their totals in adata.obs['{TOTAL_COLUMN}']."
         )
-    say_totals(adata.n_vars)
+    say_totals(adata.n_vars, TOTAL_COLUMN)
     check_matrix(adata, layer)
     return row_sums(matrix(adata, layer), adata.n_obs)
 

@@ -10,7 +10,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import check_matrix, check_obs, check_type, check_values, matrix, matrix_name
+from trvae_sc.checks import check_matrix, check_obs, check_type, looks_like_counts, matrix, matrix_name
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, codes_of, levels
 from trvae_sc.replicates import group_sums
@@ -68,8 +68,11 @@ def pseudobulk(
     check_matrix(adata, layer)
     check_whole("min_cells", min_cells)
     x = matrix(adata, layer)
-    totals = np.full(adata.n_obs, np.inf)
-    check_values(x, is_count=True, totals=totals, name=matrix_name(layer))
+    if not looks_like_counts(x, adata.n_obs):
+        raise InputError(
+            f"{matrix_name(layer)} holds no counts (negative, fractional or missing values), which alone can be summed. Name the layer "
+            "that has them with layer=; of a prediction take output='counts'."
+        )
     keys = pd.DataFrame({key: _in_order(adata.obs[key]) for key in by})
     groups = keys.groupby(by, sort=True, observed=True)
     sums, n_cells = group_sums(x, None, groups.ngroup().to_numpy(), groups.ngroups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,10 @@ def check_type(adata: Any) -> None:
         names = list(modalities)
         of = names[0] if len(names) == 1 or "rna" not in names else "rna"
         raise InputError(f"{found} Pass one modality, as in mdata['{of}']; there are {names}.")
+    if hasattr(adata, "to_adata"):  # adata.raw
+        raise InputError(f"{found} Make one: adata.raw.to_adata().")
+    if isinstance(adata, str | PathLike):
+        raise InputError(f"{found} Read the file: anndata.read_h5ad({str(adata)!r}).")
     raise InputError(f"{found} Of a table make one with anndata.AnnData(table).")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from trvae_sc.files import as_path
 from trvae_sc.levels import listing
 
 Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
+logger = logging.getLogger(__name__)
 _METHODS = get_args(Method)
 #: Columns of effects that say whose change it is.
 _GROUP = ("label", "replicate", "source", "target")
@@ -182,6 +184,13 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         raise InputError(
             f"No set of net has {min_genes} genes among the {len(genes)} of effects; the largest share is "
             f"{shared.max()} ({shared.idxmax()}). Train on more genes, or lower min_genes."
+        )
+    few = sets["source"].drop_duplicates()
+    few = few[~few.map(shared).ge(min_genes)].astype(str)
+    if len(few):
+        logger.info(
+            "Left out, with fewer than %d of the %d genes of effects: %s.",
+            *(min_genes, len(genes), listing(sorted(few))),
         )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Input that cannot be used: the message says what was found, what is allowed and what to do.
@@ -21,3 +25,12 @@ class NotTrainedError(InputError, RuntimeError):
 
 class MissingExtraError(InputError, ImportError):
     """An optional package that is not installed; also an ImportError."""
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Say of what is wrong with ``adata`` that it is with another argument of the caller."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(re.sub(r"\badata\b", argument, str(error))) from error

@@ -94,6 +94,10 @@ def as_path(given: Any, name: str) -> Path:
     """Return an argument as a path, ``~`` as the home folder; raise where it is none."""
     if not isinstance(given, str | os.PathLike) or not str(given):
         raise InputError(f"{name} is {given!r}; it is the path of a file or folder.")
+    if any(len(os.fsencode(part)) > 255 for part in Path(given).parts):
+        raise InputError(
+            f"{name} is {str(given)[:60]!r} and so on, too long for the name of a file."
+        )
     return Path(given).expanduser()
 
 

@@ -48,16 +48,22 @@ def was_said(what: Any) -> bool:
     return known
 
 
-def say_totals(n_vars: int) -> None:
-    """Log that the totals of cells are sums over the genes at hand; a warning where these are few."""
+def say_totals(n_vars: int, column: str | None = None) -> None:
+    """Log that the totals of cells are sums over the genes at hand; a warning where these are few.
+
+    `column` is that of totals, where the model had to name it.
+    """
     if was_said(("totals", n_vars)):
         return
+    lacks, name = "total_counts_key", "name the obs column with"
+    end = " (scanpy calls it 'total_counts'): total_counts_key="
+    if column is not None:
+        lacks, name, end = f"column {column!r} in obs", "add it, with", ""
     logger.log(
         logging.WARNING if n_vars < _FEW_GENES else logging.INFO,
-        "No total_counts_key: a cell's total is its sum over the %d genes of adata. If adata holds only "
-        "variable genes, name the obs column with the whole cell's totals (scanpy calls it 'total_counts'): "
-        "total_counts_key=.",
-        n_vars,
+        "No %s: a cell's total is its sum over the %d genes of adata. If adata holds only variable genes, %s "
+        "the whole cell's totals%s.",
+        *(lacks, n_vars, name, end),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ def listing(names: Sequence[Any]) -> str:
     """Return the first names, and how many more there are."""
     shown = ", ".join(repr(n) for n in list(names)[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def of_labels(labels: Iterable[str], *, labelled: bool = True) -> str:
+    """Return labels as they stand behind "cells" in a sentence; nothing where cells have none."""
+    return f" of {', '.join(labels)}" if labelled else ""
 
 
 def as_list(given: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
-from trvae_sc.levels import level_name
+from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._trained import chosen_labels
 
@@ -170,5 +170,7 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
             factors = factors._replace(change=change)
             found.append(Moved(rows[label, level_name(start)], factors))
     if not found:
-        raise InputError(f"No cell of {chosen} under {starts} to predict {target!r} from.")
+        of = of_labels(chosen, labelled=keys.labels_key is not None)
+        under = ", ".join(map(level_name, starts))
+        raise InputError(f"No cell{of} under {under} to predict {target!r} from.")
     return found

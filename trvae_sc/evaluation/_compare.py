@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, check_type, looks_like_counts
-from trvae_sc.errors import InputError
+from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
+from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._comparison import Comparison
 from trvae_sc.evaluation._holdouts import TASK, Holdout
@@ -26,7 +26,7 @@ from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
 from trvae_sc.evaluation._tasks import Shared, Task
 from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
-from trvae_sc.levels import as_list, as_text, level_name
+from trvae_sc.levels import as_list, as_text, level_name, of_labels
 
 _LEAST = 4  # measured cells, which the ceiling halves
 _OF_EXEMPLARS = (
@@ -123,7 +123,7 @@ def compare(
         scores.append(tables.assign(**names))
         table = gene_table(task, group.predicted).rename_axis("gene").reset_index()
         genes.append(table.assign(**names))
-        if not (task.train.obs[CONDITION] == group.target).any():
+        if keys.labels_key is not None and not (task.train.obs[CONDITION] == group.target).any():
             notes.append(
                 f"Nothing but {group.label} was given under {group.target}: scores that compare with "
                 "other labels are left out, and distances are in components of the cells that were given. "
@@ -141,7 +141,8 @@ def compare(
 
 def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
     """Return the record of a prediction, and where it and the measured cells have what."""
-    check_type(predicted)
+    with naming("predicted"):
+        check_type(predicted)
     record = predicted.uns.get(RECORD, {})
     if not {"scale", "keys"} <= set(record):
         raise InputError(
@@ -152,7 +153,10 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         k: list(v) if isinstance(v, np.ndarray | list | tuple) else str(v)
         for k, v in record["keys"].items()
     }
-    return record, Keys(**named, is_count=record["scale"] != "values")
+    keys = Keys(**named, is_count=record["scale"] != "values")
+    with naming("predicted"):
+        check_obs(predicted, [*keys.condition_columns, keys.labels_key, "source_condition"])
+    return record, keys
 
 
 def _groups(
@@ -176,15 +180,16 @@ def _groups(
     for (name, start, to), at in rows.items():
         if name not in wanted:
             continue
+        of = of_labels([name], labelled=keys.labels_key is not None)
         if len(at) == 1:
             raise InputError(
-                f"predicted has 1 cell of {name} under {to}; how cells vary is scored from 2 on."
+                f"predicted has 1 cell{of} under {to}; how cells vary is scored from 2 on."
             )
         n_cells = int(n_measured.get((name, to), 0))
         if n_cells >= _LEAST:
             found.append(_Group(name, start, to, _with_totals(predicted[at], record)))
         else:
-            lacking.append(f"{name} under {to}: {n_cells} cells")
+            lacking.append(f"{n_cells} cells{of} under {to}")
     if not found or (label is not None and lacking):
         raise InputError(
             f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
@@ -251,8 +256,9 @@ def _task(
         of_label = (label_column(control, keys) == group.label).to_numpy()
         start = control[of_label & (control.obs[CONDITION] == group.source).to_numpy()]
     if start.n_obs < 2:
+        of = of_labels([group.label], labelled=keys.labels_key is not None)
         raise InputError(
-            f"There are {start.n_obs} cells of {group.label} under {group.source}, which the change is "
+            f"There are {start.n_obs} cells{of} under {group.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
     shared = shared or cast("Shared", _shared(start, keys, kappa))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -168,18 +168,18 @@ def holdouts(
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [*keys.condition_columns, *columns])
-    column = keys.conditions(adata.obs)
+    column, space = keys.conditions(adata.obs), conditions_of(adata, keys)
     table = pd.crosstab([as_text(adata.obs[k]) for k in columns], as_text(column))
     if source is None:
         source = default_source(column)
     elif not isinstance(source, str):
-        source = conditions_of(adata, keys).level(source)
+        source = space.level(source)
     source = level_name(match_level(source, levels(column), of="source"))
     rows = [row if isinstance(row, tuple) else (row,) for row in table.index]
     key = None if by is None else columns[-1]
     found, small, targets = [], [], [c for c in table if c != source]
     if unseen:
-        told = set(map(level_name, conditions_of(adata, keys).told_by_others()))
+        told = set(map(level_name, space.told_by_others()))
         if alone := [c for c in targets if c not in told]:
             logger.info("Skipped, with a part that no other condition has: %s.", ", ".join(alone))
             targets = [c for c in targets if c in told]
@@ -230,17 +230,31 @@ def _unseen(
 def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     """Return hold-outs that may be given as texts ``label:target`` or pairs (label, target), one or several.
 
-    The source of these is the other one of two conditions, else the one that is called like a control.
+    Conditions of several columns may be given by their parts, as a dictionary or tuple. The source of these is the other one of two conditions, else the one that is called like a control.
     """
     given = [given] if isinstance(given, Holdout | str) else given
     if not isinstance(given, Iterable):
         raise InputError(f"holdouts is {given!r}; {_ALLOWED}")
-    every = list(given)
+    every = [_by_name(one, adata, keys) for one in given]
     texts = [one for one in every if not isinstance(one, Holdout)]
     if not texts:
         return every
     parsed = iter(parse_holdouts(texts, adata, keys, source=_clear_source(adata, keys)))
     return [one if isinstance(one, Holdout) else next(parsed) for one in every]
+
+
+def _by_name(given: Any, adata: AnnData, keys: Keys) -> Any:
+    """Return a hold-out, text or pair with the names of conditions that are given by their parts."""
+
+    def named(condition: Any) -> Any:
+        in_parts = isinstance(condition, Mapping | list | tuple)
+        return conditions_of(adata, keys).level(condition) if in_parts else condition
+
+    if isinstance(given, Holdout):
+        also = tuple(_by_name(one, adata, keys) for one in given.also)
+        return replace(given, target=named(given.target), source=named(given.source), also=also)
+    is_pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    return (given[0], named(given[1])) if is_pair else given
 
 
 _ALLOWED = (

@@ -17,7 +17,7 @@ from trvae_sc.checks import (
     looks_like_counts,
 )
 from trvae_sc.condition_parts import joint_column
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import Keys, totals, values
 from trvae_sc.levels import as_text
 
@@ -47,14 +47,16 @@ def measured_cells(
 
     Cells without label or condition are left out.
     """
-    check_type(adata)
+    with naming(name):
+        check_type(adata)
     condition_key = record["keys"]["condition_key"]
     parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
     columns = [key for key in (*parts, keys.labels_key) if key in adata.obs]
     known = adata.obs[columns].notna().all(axis=1).to_numpy()
     adata = adata if known.all() else adata[known]
-    check_obs(adata, [*parts, keys.labels_key])
-    check_matrix(adata, keys.layer)
+    with naming(name):
+        check_obs(adata, [*parts, keys.labels_key])
+        check_matrix(adata, keys.layer)
     missing = predicted.var_names.difference(adata.var_names)
     if len(missing):
         raise InputError(
@@ -96,7 +98,8 @@ def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray
     if key is None:
         return totals(found, keys)
     if key in adata.obs:
-        check_obs(adata, [], [key])
+        with naming(name):
+            check_obs(adata, [], [key])
         return totals(adata, keys)
     if key == TOTAL_COLUMN and adata.n_vars > found.n_vars:
         return totals(adata, keys._replace(total_counts_key=None))

@@ -299,7 +299,7 @@ class Translator(TranslatorRegistration):
         combinations = combination_table(
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
-        notes = combination_notes(combinations, labelled=bool(self.labels))
+        notes = combination_notes(combinations, self.known)
         notes += interruption_notes(self.training_)
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),

@@ -12,7 +12,7 @@ from scipy import stats
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.intervals import LEVEL
-from trvae_sc.levels import level_name
+from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
 from trvae_sc.model._trained import Trained, chosen_labels
@@ -65,7 +65,10 @@ def effects(
                 factors = of_source.of_training(label)
                 tables += _tables(of_source, factors, genes, n_cells, by=by is not None)
     if not tables:
-        raise InputError(f"Training has no cells of {chosen} under {sources}.")
+        named = of_labels(chosen, labelled=trained.labels_key is not None)
+        raise InputError(
+            f"Training has no cells{named} under {', '.join(map(level_name, sources))}."
+        )
     return pd.concat(tables, ignore_index=True)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from anndata import AnnData
 
 from trvae_sc import checks
 from trvae_sc.alignment import align
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
 from trvae_sc.levels import level_name, listing
 from trvae_sc.model._trained import Trained
@@ -117,11 +116,12 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
         model that does not calibrate, or one saved before there were exemplars.
     """
     _check_model(trained)
-    checks.check_type(cells)
+    with naming("exemplars"):
+        checks.check_type(cells)
     _check_cells(cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
-    with _named():
+    with naming("exemplars"):
         checks.check_obs(cells, [*key, trained.labels_key])
         aligned = align(cells, names, trained.layer, trained.total_counts_key)
     other = [c for c in space.column(cells.obs).unique() if _level(trained, c) != target]
@@ -132,7 +132,8 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
         )
     total_key = trained.total_counts_key if module.is_count else None
     keys = Keys("", None, trained.layer, total_key, module.is_count)
-    checks.check_obs(aligned, [], [total_key])
+    with naming("exemplars"):
+        checks.check_obs(aligned, [], [total_key])
     seen = totals(aligned, keys) if module.is_count else None
     given = seen if total_key else None
     checks.check_values(
@@ -177,15 +178,6 @@ def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
             f"exemplars has cells of {listing(other)}, but predicted are {listing(sorted(predicted))}. Take "
             "those of the labels to predict only."
         )
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """Say of what is wrong with adata that it is with exemplars."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"exemplars: {error}") from error
 
 
 def _check_cells(cells: AnnData) -> None:

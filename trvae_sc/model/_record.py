@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.checks import without_codes
-from trvae_sc.levels import level_name
+from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._factors import Factors
 from trvae_sc.model._features import remarks as feature_remarks
 from trvae_sc.model._trained import Known, Trained
@@ -26,6 +26,7 @@ FROZEN_WITHOUT_LABELS = (
     "that of all cells together, whatever their type. Set the reference up with labels, or pass freeze=False "
     "to load_query_data with cells of a known condition in the query."
 )
+_FEW = 10  # cells, below which a note says so
 _NOVEL = 1.5  # distance from the training labels above which a note says so
 
 
@@ -42,7 +43,7 @@ def provenance(
     module, done = trained.module, trained.training
     remarks = trained.conditions.remarks(target)
     has_labels = trained.labels_key is not None
-    notes = combination_notes(combinations, measured=not remarks, labelled=has_labels)
+    notes = combination_notes(combinations, trained, measured=not remarks)
     notes += remarks + feature_remarks(trained, combinations["source"].unique(), target)
     if is_confounded(trained.codes):
         notes.append(
@@ -167,22 +168,38 @@ def combination_table(
     )
 
 
+def _few_cells(combinations: pd.DataFrame, known: Known) -> list[str]:
+    """Return a note on labels whose level, which the prediction starts from, rests on next to no cells."""
+    levels = [level_name(level) for level in known.conditions.levels]
+    cells = pd.DataFrame(known.n_cells, index=list(known.labels), columns=levels).stack()
+    asked = pd.MultiIndex.from_frame(combinations[["label", "source"]])
+    own = cells.reindex(asked)
+    own = own[own.between(1, _FEW - 1)]
+    if own.empty:
+        return []
+    named = ", ".join(f"{n:.0f} of {label} under {source}" for (label, source), n in own.items())
+    return [
+        f"Training has few cells to start from, {named}: what these have by chance is in the level and the "
+        "change that are predicted."
+    ]
+
+
 def combination_notes(
-    combinations: pd.DataFrame, *, measured: bool = True, labelled: bool = True
+    combinations: pd.DataFrame, known: Known, *, measured: bool = True
 ) -> list[str]:
     """Return what a reader of the prediction should know; `measured`: the target itself was."""
-    notes = []
-    known = combinations[combinations["seen_in_training"]]
-    old = known.loc[known["n_new_cells"] < known["n_source_cells"], "label"].unique()
+    notes, labelled = [], known.labels_key is not None
+    seen = combinations[combinations["seen_in_training"]]
+    old = seen.loc[seen["n_new_cells"] < seen["n_source_cells"], "label"].unique()
     if len(old):
         notes.append(
-            f"Training saw the target condition of {', '.join(old)}: these are not predictions of "
+            f"Training saw the target condition{of_labels(old, labelled=labelled)}: these are not predictions of "
             "something unseen, and scoring them says nothing about unseen cells."
         )
-    other = known.loc[known["n_new_cells"] > 0, "label"].unique()
+    other = seen.loc[seen["n_new_cells"] > 0, "label"].unique()
     if len(other):
         notes.append(
-            f"Training saw the target condition of {', '.join(other)} in other cells than these: the "
+            f"Training saw the target condition{of_labels(other, labelled=labelled)} in other cells than these: the "
             "cells are new, the combination of label and condition is not."
         )
     new = combinations[(combinations["novelty"] > _NOVEL) & ~combinations["seen_in_training"]]
@@ -195,11 +212,15 @@ def combination_notes(
         )
     own = combinations[combinations["own_level"]]
     if len(own):
-        named = ", ".join(dict.fromkeys(f"{r.label} under {r.source}" for r in own.itertuples()))
+        each = [(of_labels([r.label], labelled=labelled), r.source) for r in own.itertuples()]
+        named = ",".join(dict.fromkeys(f"{label} under {source}" for label, source in each))
+        nameless = labelled and set(own["label"]) == {known.no_label}
+        why = "The cells given have no labels" if nameless else f"Training has no cells{named}"
         notes.append(
-            f"Training has no cells of {named}: their level and change are those of the cells given, as a "
-            "group, so that they depend on which cells are passed together."
+            f"{why}: their level and change are those of the cells given, as a group, so that they depend on "
+            "which cells are passed together."
         )
+    notes += _few_cells(combinations, known)
     few = combinations[combinations["n_labels_with_both"].between(1, 2)]
     if labelled and len(few):
         notes.append(

@@ -44,10 +44,15 @@ class Known:
         """Return the label of each cell as text; without labels ``"all"``, or another that no label has."""
         if self.labels_key in obs:
             return as_text(obs[self.labels_key])
+        return pd.Series(self.no_label, index=obs.index)
+
+    @property
+    def no_label(self) -> str:
+        """What cells without labels are called."""
         name = "all"
         while self.labels_key is not None and name in self.labels:
             name += " cells"
-        return pd.Series(name, index=obs.index)
+        return name
 
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""

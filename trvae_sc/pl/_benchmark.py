@@ -65,6 +65,7 @@ def design(
     hidden
         Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
         (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is framed as a whole.
+        Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
     ax
         Axes to draw on.
     show, save
@@ -89,13 +90,14 @@ def design(
     shade = np.log10(counts + 1)
     # pale enough for black numbers
     ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
+    hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
         name = (str(cells.index[i]), str(cells.columns[j]))
         text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
         ax.text(j, i, text, ha="center", va="center", fontsize=8, c=color)
         if not n or name in marked:
-            _frame(ax, (j - 0.46, i - 0.44), 0.88)
+            _frame(ax, (j - 0.46, i - 0.44), 0.88, "-" if name in marked else ":")
     for column in whole:
         _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
     name_columns(ax, conditions)
@@ -103,26 +105,24 @@ def design(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
-    title = f"cells; framed: {turns}" if marked or whole else "cells"
-    ax.set_title(title, fontsize=9)
+    framed = f"cells; framed: {turns}" if marked or whole else "cells; hidden: parts of these"
+    ax.set_title(framed if hidden else "cells", fontsize=9)
     return finish(ax, "design", show=show, save=save)
 
 
-def _frame(ax: Axes, corner: tuple[float, float], height: float) -> None:
+def _frame(ax: Axes, corner: tuple[float, float], height: float, style: str = "-") -> None:
     """Draw a frame around a combination, or around a condition."""
-    box = plt.Rectangle(corner, 0.92, height, fill=False, ec=COLORS["red"], lw=1.4)
+    box = plt.Rectangle(corner, 0.92, height, fill=False, ec=COLORS["red"], lw=1.4, ls=style)
     ax.add_patch(box)
 
 
-def _hidden(
-    hidden: Holdout | str | Iterable[Any], cells: pd.DataFrame
-) -> tuple[set[tuple[str, str]], set[str]]:
+def _hidden(hidden: Iterable[Any], cells: pd.DataFrame) -> tuple[set[tuple[str, str]], set[str]]:
     """Return the combinations that are hidden, and the conditions that are as a whole."""
     marked, whole = set(), set()
     present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
     labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
     known = set(itertools.product(labels, conditions)), labels, conditions
-    for one in [hidden] if isinstance(hidden, Holdout | str) else hidden:
+    for one in hidden:
         holdout = one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known))
         parts = {(h.name, str(h.target)) for h in (holdout, *holdout.also)}
         marked |= parts
@@ -130,7 +130,7 @@ def _hidden(
         together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
-    return {(label, c) for label, c in marked if c not in whole}, whole
+    return {(label, c) for label, c in marked & known[0] if c not in whole}, whole
 
 
 def checked_cells(
@@ -300,6 +300,9 @@ def _clip(ax: Axes, wide: pd.DataFrame) -> None:
     references = wide[known].median().dropna().tolist()
     low, high = within(scores.ravel())
     low, high = min(low, *references, high), max(high, *references, low)
+    room = 0.25 * (high - low)  # an arrow takes half of it
+    near = scores[(scores >= low - room) & (scores <= high + room)]
+    low, high = near.min(), near.max()
     span = (high - low) or 1.0
     left, right = (0.12 if far.any() else 0.05 for far in (scores < low, scores > high))
     ax.set_xlim(low - left * span, high + right * span)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trvae_sc.checks import RECORD, looks_like_counts
+from trvae_sc.checks import RECORD, check_type, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
@@ -70,6 +70,8 @@ def expression_table(
         raise InputError(
             f"groups is a {type(groups).__name__}; name each: {{'control': ..., 'predicted': ..., 'real': ...}}."
         )
+    for cells in groups.values():
+        check_type(cells)
     names = [var_names] if isinstance(var_names, str) else list(dict.fromkeys(var_names))
     empty = [group for group, cells in groups.items() if not cells.n_obs]
     if empty:

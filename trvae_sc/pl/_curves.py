@@ -11,8 +11,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
+from trvae_sc.levels import as_list
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
@@ -72,6 +74,7 @@ def dose_table(
     InputError
         A gene, layer or column is missing, or a dose is not a number.
     """
+    check_type(adata)
     names = [var_names] if isinstance(var_names, str) else list(var_names)
     missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
     if missing:
@@ -256,6 +259,7 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
     InputError
         There is no such column.
     """
+    check_type(adata)
     if fraction_key not in adata.obs:
         raise InputError(f"No column {fraction_key!r} in obs; there are {list(adata.obs)}.")
     values = pd.DataFrame(dense(adata.X), columns=adata.var_names)
@@ -265,7 +269,7 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
 
 
 def interpolation_table(
-    means: pd.DataFrame | AnnData, *, var_names: Sequence[str] | None = None, n_genes: int = 7
+    means: pd.DataFrame | AnnData, *, var_names: str | Sequence[str] | None = None, n_genes: int = 7
 ) -> pd.DataFrame:
     """Return the genes to draw along an interpolation, highest at its end first.
 
@@ -288,7 +292,7 @@ def interpolation_table(
     InputError
         A gene is missing; fewer than two steps, or steps that are not numbers or not unique.
     """
-    if isinstance(means, AnnData):
+    if not isinstance(means, pd.DataFrame):
         means = interpolation_means(means)
     numeric = pd.api.types.is_numeric_dtype(means.index)
     if len(means) < 2 or not numeric or means.index.has_duplicates or means.index.hasnans:
@@ -301,6 +305,7 @@ def interpolation_table(
         change = (table.iloc[-1] - table.iloc[0]).abs().to_numpy()
         table = table.iloc[:, np.argsort(-change, kind="stable")[:n_genes]]
     else:
+        var_names = as_list(var_names)
         missing = [name for name in var_names if name not in table]
         if missing:
             raise InputError(f"No genes {missing} in the table of {table.shape[1]} genes.")
@@ -313,7 +318,7 @@ def interpolation_table(
 def interpolation(
     means: pd.DataFrame | AnnData,
     *,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     n_genes: int = 7,
     source: str = "source",
     target: str = "target",
@@ -347,7 +352,7 @@ def interpolation(
     InputError
         As in :func:`interpolation_table`.
     """
-    means = interpolation_means(means) if isinstance(means, AnnData) else means
+    means = means if isinstance(means, pd.DataFrame) else interpolation_means(means)
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
     unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
     ax = axes_of(ax, 4.9, max(3.3, legend_height(table.shape[1])))

@@ -55,7 +55,8 @@ def effect(
         Predicted and measured cells as for :func:`trvae_sc.compare`, of one label. Or, alone, what that
         returned, or a table of genes (:func:`trvae_sc.evaluation.gene_table`).
     n_top
-        Number of genes that change most, drawn in the colour of the method; statistics are over these.
+        Number of top genes, those that change most clearly (first in the table), drawn in the colour of the
+        method; statistics are over these.
     n_labels
         Number of genes named, largest change first, rising and falling ones.
     unit
@@ -90,7 +91,7 @@ def effect(
     color = color_of(predicted)
     _lines_of_equal(ax, genes)
     _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
-    _dots(ax, top[_CHANGES], f"{len(top)} genes that change most", s=14, c=color)
+    _dots(ax, top[_CHANGES], f"top {len(top)} genes", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
     ax.set_title(_effect_title(x, y, name), fontsize=9)
     label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
@@ -113,7 +114,7 @@ def _lines_of_equal(ax: Axes, genes: pd.DataFrame) -> None:
     room = 0.5 * (high - low) or 1.0
     ends = np.clip([predicted.min(), predicted.max()], low - room, high + room)
     low, high = min(low, ends[0]), max(high, ends[1])
-    edge = 0.05 * (high - low)
+    edge = 0.05 * (high - low or room)
     ax.set_ylim(low - edge, high + edge)
     ax.plot([low, high], [low, high], c="k", lw=0.8, ls=":", zorder=0, label="equal")
     ax.axhline(0, c="k", lw=0.5, zorder=0)
@@ -122,7 +123,7 @@ def _lines_of_equal(ax: Axes, genes: pd.DataFrame) -> None:
 
 def _effect_title(real: np.ndarray, predicted: np.ndarray, label: str) -> str:
     """Return R2 and r of changes, after the label if it is known."""
-    r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum()
+    r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum() if real.any() else np.nan
     r = np.corrcoef(real, predicted)[0, 1] if np.ptp(real) and np.ptp(predicted) else np.nan
     scores = f"effect R2 = {number(r2)} (no change: 0), r = {number(r)}"
     return f"{plain(label)}: {scores}" if label else scores

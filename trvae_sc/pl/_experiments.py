@@ -82,6 +82,8 @@ def next_experiments(
         style: Any = {"weight": "bold", "size": 10}
         if np.isnan(shade[i, j]):
             style = {"size": 8, "color": COLORS["grey"]}
+        elif shade[i, j] > 0.6 * most:
+            style["color"] = "w"
         ax.text(j, i, text, ha="center", va="center", **style)
     name_columns(ax, columns)
     ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)

@@ -12,9 +12,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc.arguments import check_whole
+from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
-from trvae_sc.levels import level_name
+from trvae_sc.levels import as_list, level_name
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     axes_of,
@@ -37,7 +38,7 @@ def grid(
     columns: str | None = None,
     n_columns: int = 10,
     n_genes: int = 30,
-    var_names: Sequence[str] | None = None,
+    var_names: str | Sequence[str] | None = None,
     unit: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -78,7 +79,8 @@ def grid(
     InputError
         No cells, no such column or gene, or `n_columns` is no number of columns.
     """
-    if not isinstance(cells, AnnData) or not cells.n_obs:
+    check_type(cells)
+    if not cells.n_obs:
         raise InputError("There are no cells to draw. Give an AnnData with one row at least.")
     missing = [key for key in (rows, columns) if key is not None and key not in cells.obs]
     if missing:
@@ -132,6 +134,7 @@ def traversal(
     InputError
         `walk` is no traversal.
     """
+    check_type(walk)
     if "value" not in walk.obs or "range" not in walk.var:
         raise InputError(
             "cells have no obs['value'] and var['range']; give the output of family.traverse."
@@ -184,6 +187,7 @@ def manifold(
     InputError
         Codes have not two dimensions or are no lattice, or there is no such gene.
     """
+    check_type(cells)
     z = np.asarray(cells.obsm.get("X_trvae", np.zeros((0, 0))), dtype=float)
     ends = [np.unique(z[:, d].round(6)) for d in range(z.shape[1])]
     if len(ends) != 2 or len(ends[0]) * len(ends[1]) != cells.n_obs or cells.n_obs < 4:
@@ -289,7 +293,7 @@ def _heat_map(
     cells: AnnData,
     rows: str | None,
     n_genes: int,
-    var_names: Sequence[str] | None,
+    var_names: str | Sequence[str] | None,
     unit: str,
     ax: Axes | None,
 ) -> Axes:
@@ -297,6 +301,7 @@ def _heat_map(
     table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
     if rows is not None:
         table = table.groupby(cells.obs[rows].map(_name).astype(str).to_numpy(), sort=False).mean()
+    var_names = var_names if var_names is None else as_list(var_names)
     missing = [name for name in var_names or () if name not in table]
     if missing:
         raise InputError(f"No genes {missing} among the {cells.n_vars} of the cells.")

@@ -70,7 +70,7 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
         names = as_text(predicted.obs[key]).to_numpy()
     found = [name for name in sorted(set(names)) if np.isfinite(value[names == name]).any()]
     found.sort(key=lambda name: -np.ptp(np.nanpercentile(value[names == name], [10, 90])))
-    ax = axes_of(ax, 5.0 + names_width(found), 1.2 + 0.32 * len(found))
+    ax = axes_of(ax, 5.0 + names_width(found), 1.35 + 0.32 * len(found))
     rng = np.random.default_rng(0)
     for y, name in enumerate(found):
         own = value[(names == name) & np.isfinite(value)]
@@ -83,7 +83,10 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
     ax.axvline(1.0, c="k", lw=0.7, ls=":", zorder=0)
     ax.set_yticks(range(len(found)), [plain(name) for name in found], fontsize=8)
     ax.set_ylim(len(found) - 0.4, -0.6)
-    ax.set_xlabel("response of a cell (1: like the mean of its label)", fontsize=9)
+    ax.set_xlabel(
+        "response of a cell (1: like the mean of its label)\nbar: middle half of the cells, white: median",
+        fontsize=9,
+    )
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

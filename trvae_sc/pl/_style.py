@@ -101,7 +101,9 @@ def _are_turned(names: Sequence[str]) -> bool:
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
     """Raise where a table is none or lacks columns; `of` says what makes such a table."""
     if not isinstance(table, pd.DataFrame):
-        raise InputError(f"Expected a table (pandas DataFrame), got {type(table).__name__}.")
+        raise InputError(
+            f"Expected a table (pandas DataFrame), got {type(table).__name__}. Give {of}."
+        )
     missing = [name for name in names if name not in table]
     if missing:
         raise InputError(

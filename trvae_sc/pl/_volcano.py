@@ -159,10 +159,13 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
     if label is not None and level_name(label) not in set(labels):
         raise InputError(f"No label {label!r} in the table; there are {[*labels.unique()]}.")
     part = effects if label is None else effects[labels == level_name(label)]
-    several = [k for k in ("label", "source", "target") if k in part and part[k].nunique() > 1]
+    keys = ("label", "replicate", "source", "target")
+    several = [k for k in keys if k in part and part[k].nunique() > 1]
     if several:
         found = {key: [*map(str, part[key].unique())] for key in several}
-        raise InputError(f"The table has several of {found}: give one, as with label=.")
+        raise InputError(
+            f"The table has several of {found}: give one, a label as label=, of the others their rows."
+        )
     if part["pval"].isna().any():
         raise InputError(
             f"{part['pval'].isna().sum()} genes have no p-value. These need three labels or more that "

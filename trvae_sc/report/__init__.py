@@ -49,7 +49,7 @@ _KINDS = {"use the model": "good", "do not trust": "bad"}
 
 def report(
     results: Results,
-    predictions: Sequence[AnnData] = (),
+    predictions: AnnData | Sequence[AnnData] = (),
     *,
     method: str | None = None,
     pathways: pd.DataFrame | None = None,
@@ -66,7 +66,7 @@ def report(
     results
         Results of a benchmark.
     predictions
-        Predicted cells to list, with the notes that came with them. Genes of predictions of one label can be
+        Predicted cells to list, one or several, with the notes that came with them. Genes of predictions of one label can be
         searched, too.
     method
         The method that is judged; ``"trvae"`` if it was run, else the first that is not simple, else the least
@@ -94,13 +94,16 @@ def report(
         )
     if results.table.empty:
         raise InputError("There are no results to report yet.")
+    predictions = _several(predictions)
     method = main_method(results, method)
     table, listed = verdicts(results, method=method), [_prediction(p) for p in predictions]
     changes, rows = gene_changes(results, method=method), score_rows(results)
     forecast = predicted_changes(predictions)
     notes = {note for record in results.records for note in record["notes"]}
     n_seeds = int(results.table.groupby("method")["seed"].nunique().max())
-    every = changes if forecast.empty else pd.concat([changes, forecast], ignore_index=True)
+    every = changes
+    if not forecast.empty:
+        every = pd.concat([changes.assign(origin="hidden"), forecast], ignore_index=True)
     # everything that is put into the page is escaped, but for what is marked as markup here
     page = Environment(autoescape=True, loader=PackageLoader("trvae_sc.report", "."))
     return page.get_template("page.html").render(
@@ -114,6 +117,7 @@ def report(
         judged=method if method in SIMPLEST_FIRST else "model",
         method=method,
         top=_top(results),
+        n_drawn=N_TOP,
         design=design(results, next_experiments),
         figures=list(images(results)),
         over=f"{counted(n_tasks(results), 'task')} and {counted(n_seeds, 'seed')}",
@@ -131,7 +135,17 @@ def report(
 
 
 def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a page, completely or not at all."""
+    """Write a page, completely or not at all.
+
+    Raises
+    ------
+    InputError
+        `text` is no page, as :func:`report` returns it, or the file cannot be written.
+    """
+    if not isinstance(text, str):
+        raise InputError(
+            f"text is {type(text).__name__}; give the page: write_report(path, report(results))."
+        )
     write_text(as_path(path, "path"), text, overwrite=overwrite)
 
 
@@ -169,7 +183,9 @@ def _told(table: pd.DataFrame, method: str) -> str:
 def _top(results: Results) -> str:
     """Return the genes that scores are over, in words."""
     n_genes = min(record["n_genes"] for record in results.records)
-    return f"the {N_TOP} genes that change most" if n_genes > N_TOP else f"all {n_genes} genes"
+    if n_genes <= N_TOP:
+        return f"all {n_genes} genes"
+    return f"the {N_TOP} genes that change most clearly (largest t value between hidden and source cells)"
 
 
 def _training(results: Results, method: str) -> dict[str, Any] | None:
@@ -180,6 +196,19 @@ def _training(results: Results, method: str) -> dict[str, Any] | None:
             where = f"{record['holdout']['label']} hidden, seed {record['seed']}"
             return {"where": where, "image": image(ax.figure, "Terms of the loss by epoch")}
     return None
+
+
+def _several(predictions: AnnData | Sequence[AnnData]) -> Sequence[AnnData]:
+    """Return one or several predictions as a sequence, checked."""
+    given = [predictions] if isinstance(predictions, AnnData | str | Path) else predictions
+    listed = given if isinstance(given, Sequence) else [given]
+    other = [one for one in listed if not isinstance(one, AnnData)]
+    if other:
+        raise InputError(
+            f"predictions has {type(other[0]).__name__}; give what TRVAE.predict returned, one or several in a "
+            "list. To write the page: write_report(path, report(results))."
+        )
+    return listed
 
 
 def _prediction(predicted: AnnData) -> dict[str, Any]:

@@ -66,9 +66,14 @@ def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
 def predicted_changes(predictions: Sequence[AnnData]) -> pd.DataFrame:
     """Return the changes of predictions of one label and source each, the largest predicted one first.
 
-    Columns as of :func:`trvae_sc.report.gene_changes`; ``real_change`` is not known, NaN.
+    Columns as of :func:`trvae_sc.report.gene_changes`, and ``origin``, which of the predictions it is;
+    ``real_change`` is not known, NaN.
     """
-    tables = [table for predicted in predictions for table in _of_prediction(predicted)]
+    tables = [
+        table.assign(origin=f"prediction {i}")
+        for i, predicted in enumerate(predictions, 1)
+        for table in _of_prediction(predicted)
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 

@@ -127,7 +127,7 @@ def _scatter(genes: pd.DataFrame) -> Any:
 
 def packed_genes(changes: pd.DataFrame) -> dict[str, Any]:
     """Return the changes of all genes as compressed CSV in the page: of each combination the first ones."""
-    groups = changes.groupby(TASK, sort=False)
+    groups = changes.groupby([*TASK, *({"origin"} & set(changes))], sort=False)
     most = max(1, _MOST_ROWS // max(groups.ngroups, 1))
     kept = groups.head(most)
     return {

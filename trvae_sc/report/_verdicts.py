@@ -59,9 +59,12 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
         return Verdict("do not trust", f"effect R2 {named}{of}")
     if decision.simple is None:
         return Verdict(f"use {judged}", f"effect R2 {ours:.2f}; no simple method was run beside it")
-    difference = f"difference {ours - theirs:+.2f}"
-    if np.isfinite(decision.error):
-        difference += f", standard error {decision.error:.2f}"
+    gap, error = ours - theirs, decision.error
+    tells = (n for n in (2, 3) if f"{abs(gap):.{n}f}" != f"{error:.{n}f}")
+    digits = next(tells, 4)  # decimals that tell the difference from its standard error
+    difference = f"difference {gap:+.{digits}f}"
+    if np.isfinite(error):
+        difference += f", standard error {error:.{digits}f}"
     if decision.answer == "close":
         return Verdict("too close to call", f"effect R2: {named} ({difference})")
     word = f"use {judged if decision.answer == 'model' else decision.simple}"

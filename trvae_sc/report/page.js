@@ -153,11 +153,11 @@ function geneTable(rows) {
   const body = table.createTBody();
   for (const r of rows) {
     const row = body.insertRow(), first = make("td", r.label);
-    first.append(make("br"), make("small", `${r.source} \u2192 ${r.target}`));
+    first.append(make("br"), make("small", `${r.source} \u2192 ${r.target}${r.origin ? `, ${r.origin}` : ""}`));
     const interval = Number.isNaN(r.lower) ? "" : `${shown(r.lower)} to ${shown(r.upper)}`;
     row.append(first, make("td", shown(r.change), { class: "number", "data-value": r.change }),
       make("td", interval, { class: "number", "data-value": r.upper - r.lower }),
-      make("td", shown(r.real) || "not measured", { class: "number", "data-value": r.real }));
+      make("td", shown(r.real) || "not compared", { class: "number", "data-value": r.real }));
   }
   makeSortable(table);
   return table;
@@ -204,15 +204,16 @@ async function readGenes() {
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
   link.download = "genes.csv";
   const genes = new Map(), [, ...rows] = parseCsv(text);
-  for (const [label, source, target, gene, change, lower, upper, real] of rows) {
+  for (const [label, source, target, gene, change, lower, upper, real, origin] of rows) {
     if (!genes.has(gene)) genes.set(gene, []);
     genes.get(gene).push({
-      label, source, target, name: label, change: parseFloat(change), lower: parseFloat(lower),
+      label, source, target, origin, name: label, change: parseFloat(change), lower: parseFloat(lower),
       upper: parseFloat(upper), real: parseFloat(real),
     });
   }
   const targets = new Set(rows.map(row => row[2]));
   if (targets.size > 1) for (const found of genes.values()) for (const r of found) r.name = `${r.label} \u2192 ${r.target}`;
+  for (const found of genes.values()) for (const r of found) if (r.origin) r.name += `, ${r.origin}`;
   makeSearch(genes);
 }
 
