@@ -582,7 +582,7 @@ def test_c20_normalized_expression(fit, make_adata):
     assert abs(first - second).to_numpy().max() > 1e-5
     both = model.get_normalized_expression(transform_batch=["b0", "b1"])
     assert both.to_numpy() == close((first + second) / 2)
-    with pytest.raises(ValueError, match='"b7" not a valid batch category'):
+    with pytest.raises(InputError, match="Unknown batch 'b7'; there are"):
         model.get_normalized_expression(transform_batch="b7")
     genes = ["gene_7", "gene_3"]
     some = model.get_normalized_expression(gene_list=genes)

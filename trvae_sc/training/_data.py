@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter as ScviDataSplitter
 from torch import Tensor, distributed
 
-from trvae_sc.arguments import check_number, check_seed
+from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.rows import give_back_memory
@@ -151,6 +151,7 @@ class DataLoader(torch.utils.data.DataLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_whole("batch_size", batch_size)
         indices = row_numbers(indices, adata_manager.adata.n_obs)
         self.target_condition = target_condition
         if dataset is None:
