@@ -405,7 +405,44 @@ def test_a_model_knows_how_far_it_was_trained(fit, make_adata):
     model.train(max_epochs=1, **CPU)
     assert model.training_["interrupted"] is False
     assert "interrupted" not in repr(model)
-    assert "1 of 1 epochs" in repr(model)
+    assert "3 of 3 epochs" in repr(model)
+
+
+def test_epochs_are_those_of_all_calls_of_train(fit):
+    """Five epochs and then one were said to be one of one; losses of validation were left out."""
+    model = fit(train={"max_epochs": 3})
+    model.train(max_epochs=2, train_size=0.8, check_val_every_n_epoch=1, **CPU)
+    assert model.training_["epochs"] == model.training_["planned"] == 5
+    assert model.history["elbo_train"].index.tolist() == list(range(5))
+    assert model.history["elbo_validation"].index.tolist() == [3, 4]
+    assert model.predict(target="stimulated").uns["trvae_sc"]["training"]["epochs"] == 5
+
+
+def test_a_trained_model_that_is_trained_on_for_no_step_stays_trained(fit):
+    """It was one that was not trained."""
+    model = fit()
+    model.train(max_epochs=2, max_time="00:00:00:00", **CPU)
+    assert model.is_trained
+    with pytest.raises(KeyboardInterrupt, match="and can be used"):
+        model.train(**STEPS, callbacks=[At(0, by_exception, "on_train_epoch_start")], **CPU)
+    assert model.training_["epochs"] == 2
+    assert len(model.history["elbo_train"]) == 2
+    assert model.predict(target="stimulated").n_obs == 60
+
+
+def test_a_run_resumed_by_the_same_model_is_recorded_once(fit):
+    """Epochs before the interruption were in the history twice."""
+    model = fit(train={"max_epochs": 1})
+    run = {**STEPS, "checkpoint_dir": "run", "plan_kwargs": {"on_step": True}}
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**run, callbacks=[At(2, by_exception)], **CPU)
+    assert model.training_["epochs"] == 3
+    for _ in range(2):  # the second finds the run finished
+        model.train(**run, **CPU)
+        assert model.training_["epochs"] == model.training_["planned"] == 6
+        assert model.history["elbo_train"].index.tolist() == list(range(6))
+        steps = model.history["train_loss_step"].index
+        assert steps.tolist() == list(range(len(steps)))
 
 
 def test_ctrl_c_without_validation_leaves_the_latest_weights(fit):

@@ -59,6 +59,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
         ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
         loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+        A model that was trained goes on from its weights, and its history and number of epochs with it.
         Beside the progress bar a line says after the first epoch how long the others will take, and one at
         the end how long all took and whether these terms have levelled off.
 

@@ -78,6 +78,7 @@ class EpochCheckpoint(Checkpoint):
         self.run = hashlib.sha256(run.encode()).hexdigest()
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
         self.history: dict[str, tuple[str, list[int], list[float]]] = {}
+        self.before: dict[str, int] = {}  #: epochs and steps that the model had before the run
         self.stopped = False
 
     def resume_from(self) -> str | None:
@@ -155,11 +156,13 @@ class EpochCheckpoint(Checkpoint):
         """Return what a checkpoint stores."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        return {"run": self.run, "history": self.history, "stopped": self.stopped, "rng": rng}
+        done = {"history": self.history, "before": self.before, "stopped": self.stopped}
+        return {"run": self.run, **done, "rng": rng}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint stores."""
         self.history, self.stopped = state_dict["history"], state_dict["stopped"]
+        self.before = state_dict.get("before", {})
         torch.set_rng_state(state_dict["rng"]["cpu"].cpu())
         if state_dict["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["rng"]["cuda"]])
@@ -170,6 +173,30 @@ def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
     if not trainer.is_global_zero:  # where Lightning's logger is a dummy
         return {}
     return getattr(getattr(trainer.logger, "experiment", None), "data", {})
+
+
+def _trained_before(model: Any) -> dict[str, int]:
+    """Return the epochs, and the steps in its history, that a model was trained for."""
+    frames = (model.history_ or {}).values()
+    steps = [len(frame) for frame in frames if frame.index.name == "step"]
+    return {"epoch": model.training_["epochs"], "step": max(steps, default=0)}
+
+
+def _joined(
+    known: dict[str, pd.DataFrame], found: dict[str, pd.DataFrame], before: dict[str, int]
+) -> dict[str, pd.DataFrame]:
+    """Return a history with that of a run, numbered on from what was `before`.
+
+    What is known of the same epochs is of the part of the run that an interruption left, and replaced.
+    """
+    joined = dict(known)
+    for name, frame in found.items():
+        frame.index = frame.index + before.get(frame.index.name, 0)
+        old = known.get(name)
+        if old is not None and len(frame):
+            old = old[old.index < frame.index[0]]
+        joined[name] = frame if old is None or not len(old) else pd.concat([old, frame])
+    return joined
 
 
 #: How far a model that was not trained has been trained.
@@ -220,8 +247,10 @@ class TrainRunner(ScviTrainRunner):
             for callback in self.trainer.callbacks
         ]
         self.checkpoint = checkpoint
+        self._before = {} if self.ckpt_path else _trained_before(self.model)
         if checkpoint is not None:  # after the trainer has sorted its own callbacks
             self.trainer.callbacks.append(checkpoint)
+            checkpoint.before = self._before
             if checkpoint.content is not None:
                 self.trainer.strategy.checkpoint_io = OneRead(checkpoint.content)
 
@@ -279,20 +308,23 @@ class TrainRunner(ScviTrainRunner):
                 n_known = self.model.frozen_conditions_
                 spread[:n_known] = known[:n_known]
             self.model.spread_ = spread
+        before = self.checkpoint.before if self.checkpoint is not None else self._before
+        n_epochs = before.get("epoch", 0)
         self.model.training_ = {
             **self.model.training_,
-            "epochs": int(self.trainer.current_epoch),
-            "planned": int(self.trainer.max_epochs),
+            "epochs": n_epochs + int(self.trainer.current_epoch),
+            "planned": n_epochs + int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
         self.model.training_date_ = datetime.datetime.now(datetime.UTC).date().isoformat()
-        if not self.model.history:  # stopped in its first epoch: scvi-tools would add nothing
-            self.model.is_trained_ = False
+        known, was_trained = self.model.history_ or {}, self.model.is_trained_
+        self.model.is_trained_ = False  # scvi-tools then gives the history of this run alone
         self._update_history()
+        self.model.history_ = _joined(known, self.model.history_ or {}, before)
         self.model.train_indices = getattr(self.data_splitter, "train_idx", None)
         self.model.test_indices = getattr(self.data_splitter, "test_idx", None)
         self.model.validation_indices = getattr(self.data_splitter, "val_idx", None)
         self.model.module.eval()
-        self.model.is_trained_ = self.trainer.global_step > 0
+        self.model.is_trained_ = was_trained or self.trainer.global_step > 0
         self.model.to_device(self.device)
         self.model.trainer = self.trainer
