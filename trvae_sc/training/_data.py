@@ -235,6 +235,19 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
     return np.where(rows < 0, rows + n_obs, rows)
 
 
+def _parts(given: Any, n_obs: int) -> list[np.ndarray]:
+    """Return the rows to train on, to validate on and to test on, as of ``external_indexing``; a new list."""
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= 3:
+        raise InputError(
+            "external_indexing is a list of the rows to train on, to validate on and to test on; the last two "
+            "may be left out."
+        )
+    parts = [row_numbers([] if rows is None else rows, n_obs) for rows in given]
+    if not len(parts[0]):
+        raise InputError("external_indexing has no rows to train on, which come first in it.")
+    return parts
+
+
 class DataSplitter(ScviDataSplitter):
     """scvi-tools' splitter with our loaders, its own seed and condition-balanced batches.
 
@@ -274,6 +287,9 @@ class DataSplitter(ScviDataSplitter):
     ) -> None:
         if memory_budget is not None:
             check_number("memory_budget", memory_budget, 0.0)
+        if kwargs.get("external_indexing") is not None:
+            n_obs = adata_manager.adata.n_obs
+            kwargs["external_indexing"] = _parts(kwargs["external_indexing"], n_obs)
         # batches of one: scvi-tools warns of, and moves, small last batches that we do not have
         kwargs["batch_size"] = 1
         try:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
 from scvi.train import Trainer as ScviTrainer
 from scvi.train import TrainRunner as ScviTrainRunner
@@ -35,6 +36,9 @@ from trvae_sc.files import as_path
 from trvae_sc.module import Peers
 from trvae_sc.training._best import BestWeights, SaveCheckpoint
 
+#: What Lightning and scvi-tools raise on arguments of the trainer.
+_REFUSED = (ValueError, MisconfigurationException)
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 #: What reading a damaged file raises.
 _DAMAGE = (
     *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
@@ -49,6 +53,19 @@ def check_trainer(
     takers = (*further, ScviTrainer, lightning.Trainer)
     names = [name for taker in takers for name in named(taker)]
     check_known(given, train, [*names, "ckpt_path"], also=", and those of scvi.train.Trainer")
+
+
+def as_callbacks(given: Any) -> list[lightning.Callback]:
+    """Return the callbacks that a caller gave, one, several or None, as a list of them."""
+    if given is None:
+        return []
+    found = [given] if isinstance(given, lightning.Callback) else list(given)
+    odd = [callback for callback in found if not isinstance(callback, lightning.Callback)]
+    if odd:
+        raise InputError(
+            f"callbacks has {odd[0]!r}; give instances of lightning.pytorch.callbacks.Callback."
+        )
+    return found
 
 
 class OneRead(TorchCheckpointIO):
@@ -238,10 +255,17 @@ class TrainRunner(ScviTrainRunner):
                 kwargs["ckpt_path"] = checkpoint.resume_from()
             with _quiet_lightning():
                 super().__init__(*args, **kwargs)
-        except BaseException:
+            precision = str(self.trainer.precision)
+            if precision not in _PRECISIONS:
+                raise InputError(
+                    f"precision is '{precision}'; networks here compute with {list(_PRECISIONS)}."
+                )
+        except BaseException as error:
             if checkpoint is not None:
                 checkpoint.release()
-            raise
+            if isinstance(error, InputError) or not isinstance(error, _REFUSED):
+                raise
+            raise InputError(f"No trainer can be made with these arguments: {error}") from error
         self.trainer.callbacks = [
             SaveCheckpoint.like(callback) if isinstance(callback, ScviSaveCheckpoint) else callback
             for callback in self.trainer.callbacks
@@ -256,6 +280,7 @@ class TrainRunner(ScviTrainRunner):
 
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
+        before = copy.deepcopy(self.model.module.state_dict())
         self.training_plan.train()  # a model trained or loaded before is in evaluation mode
         try:
             with _quiet_lightning():
@@ -275,7 +300,9 @@ class TrainRunner(ScviTrainRunner):
                 f"the model has the weights of {self._weights_epoch()} and can be used."
             ) from stop
 
-        except (OSError, MemoryError, RuntimeError) as error:  # of a file, a worker, memory
+        except FloatingPointError:  # the weights are no numbers
+            raise
+        except Exception as error:  # of a file, a worker, memory, a callback
             if self.trainer.global_step:
                 self._finish(interrupted=True)
             told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -287,6 +314,9 @@ class TrainRunner(ScviTrainRunner):
             raise
         finally:  # what follows may be for one process alone
             self.model.module.peers = Peers()
+            self.model.module.eval()
+            if not self.trainer.global_step:  # statistics that were taken go with no weights
+                self.model.module.load_state_dict(before)
             if self.checkpoint is not None:
                 self.checkpoint.release()
         self._finish()
