@@ -165,3 +165,15 @@ def test_differential_expression_neither_leaves_columns_nor_takes_any(fit, make_
     with pytest.raises(IndexError):
         model.differential_expression(idx1=[500], silent=True)
     assert adata.obs.equals(before)
+
+
+def test_a_registry_is_only_looked_at(fit, make_adata, capsys):
+    """An unknown field was added to it: a model that was saved then could not be loaded."""
+    model = fit(make_adata())
+    with pytest.raises(InputError, match="No field 'celltype' was registered; there are"):
+        model.get_state_registry("celltype")
+    assert model.get_state_registry("labels").categorical_mapping.tolist() == ["B", "NK", "T"]
+    model.view_registry()
+    assert "cell_type" in capsys.readouterr().out
+    model.save("saved")
+    assert TRVAE.load("saved", make_adata()).is_trained

@@ -111,11 +111,10 @@ class TRVAE(PredictingModel):
     as there  ``get_latent_representation``, ``get_reconstruction_error``, ``history``, ``registry``,
               ``device``, ``to_device``, ``is_trained``, ``train_indices``, ``validation_indices``,
               ``test_indices``, ``adata_manager``, ``get_anndata_manager``, ``deregister_manager``,
-              ``data_registry``, ``get_setup_arg``, ``get_from_registry``, ``get_state_registry``,
-              ``get_normalized_function_name``, ``view_anndata_setup``, ``view_registry``,
-              ``view_setup_method_args``, ``run_id``, ``run_name``
-    adapted   ``get_normalized_expression`` (``transform_condition``);
-              ``posterior_predictive_sample``; ``get_elbo``, ``get_marginal_ll``,
+              ``data_registry``, ``get_setup_arg``, ``get_from_registry``, ``run_id``, ``run_name``,
+              ``get_normalized_function_name``, ``view_anndata_setup``, ``view_setup_method_args``
+    adapted   ``get_normalized_expression`` (``transform_condition``); ``get_state_registry``,
+              ``view_registry``, ``posterior_predictive_sample``; ``get_elbo``, ``get_marginal_ll``,
               ``get_aggregated_posterior``, ``differential_abundance`` (not of autoencoders);
               ``differential_expression``, ``get_likelihood_parameters``,
               ``get_feature_correlation_matrix``, ``get_importance_weights``,
