@@ -1194,6 +1194,8 @@ def test_c31_datamodules_train_models_with_and_without_data(fit, make_adata, own
     assert model.is_trained
     assert model.n_cells.to_numpy().sum() == 100
     assert len(model.history["elbo_validation"]) == 2
+    with pytest.raises(InputError, match="no codes of its training cells"):
+        model.effects(target="stimulated")
     for name, value in module.calls:  # scvi-tools 1.5 asks; nobody gave a batch size here
         assert (value if name == "batch_size" else value["batch_size"]) is None
     if not owns_data:

@@ -10,6 +10,7 @@ import torch
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
 from trvae_sc import TRVAE, InputError
+from trvae_sc.errors import NotTrainedError
 
 #: Methods that are explained where TRVAE has its own.
 EXPLAINED = {"train", "setup_anndata", "adata", "summary_string", "get_var_names"}
@@ -177,3 +178,21 @@ def test_a_registry_is_only_looked_at(fit, make_adata, capsys):
     assert "cell_type" in capsys.readouterr().out
     model.save("saved")
     assert TRVAE.load("saved", make_adata()).is_trained
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("get_normalized_expression", "posterior_predictive_sample", "get_likelihood_parameters"),
+        *("get_feature_correlation_matrix", "get_latent_representation", "get_marginal_ll"),
+    ],
+)
+def test_an_untrained_model_says_so(fit, name):
+    """What it has not decoded yet was asked for its attributes."""
+    with pytest.raises(NotTrainedError, match="call train"):
+        getattr(fit(train=False), name)()
+
+
+def test_data_without_cells_are_told(trained):
+    with pytest.raises(InputError, match="adata has no cells"):
+        trained.get_latent_representation(trained.adata[:0].copy())

@@ -452,6 +452,15 @@ def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(fit, argume
     assert model.n_cells.equals(n_cells)
 
 
+def test_a_trained_model_whose_loss_is_no_number_has_no_effects(fit):
+    """They were a table of NaN."""
+    model = fit()
+    with pytest.raises(FloatingPointError):
+        model.train(max_epochs=3, lr=1e30, **CPU)
+    with pytest.raises(InputError, match="Weights of the model are NaN"):
+        model.effects(target="stimulated")
+
+
 def test_a_callback_that_fails_leaves_a_model_that_can_be_used(fit):
     def fail(trainer, plan):
         raise ValueError("of a callback")

@@ -15,6 +15,7 @@ from trvae_sc.model._by_replicate import check_by, of_replicates
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
 from trvae_sc.model._interaction import interaction
+from trvae_sc.model._predict import check_weights
 from trvae_sc.model._trained import Trained, chosen_labels
 
 
@@ -33,6 +34,12 @@ def effects(
         raise InputError(
             f"Models with calibrate=False (preset '{trained.preset}') have no change of a label apart from "
             "its cells. Use predict, or the default preset."
+        )
+    check_weights(trained.module)
+    if not trained.codes:
+        raise InputError(
+            "The model has no codes of its training cells, as it was trained by a data module of its own. "
+            "Use predict with cells of the label: its var has their change."
         )
     target, space = trained.conditions.level(target), trained.conditions
     for remark in space.remarks(target)[1:]:

@@ -262,7 +262,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         return super().get_latent_library_size(*args, **kwargs)
 
     def _checked(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a method of scvi-tools, with what it does not check checked: genes, batches and numbers."""
+        """Call a method of scvi-tools, once genes, batches and numbers are checked."""
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
         bound = inspect.signature(method).bind(*args, **kwargs)
         given = bound.arguments
         for name in _WHOLE:

@@ -192,8 +192,12 @@ class AnnDataModel(BaseModelClass):
         if adata is None:
             adata = self._adata
             if adata is None:
-                raise InputError("The model was loaded without data: pass adata.")
+                raise InputError(
+                    "The model was loaded without data: pass adata, or attach some (model.adata = adata)."
+                )
         checks.check_type(adata)
+        if not adata.n_obs:
+            raise InputError("adata has no cells.")
         manager = self._registered_manager(adata)
         if manager is not None:
             try:

@@ -208,7 +208,6 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         except BaseException:
             now = zip(before, self.module.parameters(), strict=True)
             if not self.codes_ or not all(torch.equal(old.to(w.device), w) for old, w in now):
-                self.codes_ = self.codes_ if self.frozen_conditions_ else {}
                 with contextlib.suppress(OSError, RuntimeError, ValueError):  # as what stopped it
                     self._keep_codes()
             raise
@@ -216,6 +215,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     def _keep_codes(self) -> None:
         """Keep latent codes of training cells, that predictions are put on their level with."""
+        self.codes_ = self.codes_ if self.frozen_conditions_ else {}  # of weights that were
         rows, manager = getattr(self, "train_indices", None), self.adata_manager
         if manager is None or rows is None or not self.is_trained_:
             return
