@@ -582,7 +582,7 @@ def test_c20_normalized_expression(fit, make_adata):
     assert abs(first - second).to_numpy().max() > 1e-5
     both = model.get_normalized_expression(transform_batch=["b0", "b1"])
     assert both.to_numpy() == close((first + second) / 2)
-    with pytest.raises(ValueError, match='"b7" not a valid batch category'):
+    with pytest.raises(InputError, match="Unknown batch 'b7'; there are"):
         model.get_normalized_expression(transform_batch="b7")
     genes = ["gene_7", "gene_3"]
     some = model.get_normalized_expression(gene_list=genes)
@@ -1194,6 +1194,8 @@ def test_c31_datamodules_train_models_with_and_without_data(fit, make_adata, own
     assert model.is_trained
     assert model.n_cells.to_numpy().sum() == 100
     assert len(model.history["elbo_validation"]) == 2
+    with pytest.raises(InputError, match="no codes of its training cells"):
+        model.effects(target="stimulated")
     for name, value in module.calls:  # scvi-tools 1.5 asks; nobody gave a batch size here
         assert (value if name == "batch_size" else value["batch_size"]) is None
     if not owns_data:

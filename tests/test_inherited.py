@@ -4,11 +4,13 @@ import inspect
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
 from trvae_sc import TRVAE, InputError
+from trvae_sc.errors import NotTrainedError
 
 #: Methods that are explained where TRVAE has its own.
 EXPLAINED = {"train", "setup_anndata", "adata", "summary_string", "get_var_names"}
@@ -97,3 +99,100 @@ def test_genes_of_normalized_expression_are_known(fit):
         assert found.equals(whole[names])
     with pytest.raises(InputError, match="gene_list has 'other', which the model does not know"):
         model.get_normalized_expression(gene_list=["gene_1", "other"])
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("get_normalized_expression", {"transform_conditon": "control"}, "Did you mean"),
+        ("get_normalized_expression", {"library_size": "observed"}, "library_size is 'observed'"),
+        ("get_normalized_expression", {"n_samples": 0}, "n_samples is 0"),
+        ("get_normalized_expression", {"n_samples": 2, "n_samples_overall": 5}, "one of them"),
+        ("get_normalized_expression", {"weights": "unifrm"}, "weights is 'unifrm'"),
+        ("get_normalized_expression", {"batch_size": 0}, "batch_size is 0"),
+        ("get_latent_representation", {"batch_size": 1.5}, "batch_size is 1.5"),
+        ("posterior_predictive_sample", {"transform_batch": "b7"}, "Unknown batch 'b7'"),
+        ("posterior_predictive_sample", {"gene_list": ["gene_1", "other"]}, "has 'other'"),
+        ("get_likelihood_parameters", {"n_samples": 0}, "n_samples is 0"),
+        ("get_feature_correlation_matrix", {"transform_batch": "b7"}, "Unknown batch 'b7'"),
+        ("get_marginal_ll", {"n_mc_samples": 0}, "n_mc_samples is 0"),
+        ("differential_abundance", {}, "sample_key="),
+        ("differential_abundance", {"sample_key": "donor"}, "No column 'donor'"),
+        ("differential_expression", {}, "groupby=, or choose cells"),
+        ("differential_expression", {"groupby": "celltype"}, "No column 'celltype'"),
+        ("differential_expression", {"groupby": "cell_type", "group1": "X"}, "Unknown group 'X'"),
+        ("differential_expression", {"groupby": "cell_type", "group2": "X"}, "Unknown group 'X'"),
+    ],
+)
+def test_wrong_arguments_are_told_apart(trained, method, arguments, message):
+    """They were left out without a word, or ended in errors of pandas, torch and others."""
+    with pytest.raises(InputError, match=message):
+        getattr(trained, method)(**arguments)
+
+
+def test_a_library_size_is_of_counts(fit):
+    """Means of values were multiplied by it."""
+    model = fit(gene_likelihood="normal")
+    with pytest.raises(InputError, match="in the units of the data"):
+        model.get_normalized_expression(library_size=1e4)
+    with pytest.raises(NotImplementedError, match="not 'normal'"):
+        model.get_normalized_expression(n_samples_overall=5, weights="importance")
+    assert model.get_normalized_expression(n_samples_overall=5).shape == (5, 30)
+
+
+def test_genes_of_samples_are_named_whole(trained):
+    """A gene that is named by text was every gene whose name is part of it."""
+    torch.manual_seed(0)
+    whole = trained.posterior_predictive_sample().todense()
+    torch.manual_seed(0)
+    found = trained.posterior_predictive_sample(gene_list="gene_12").todense()
+    assert np.array_equal(found, whole[:, [12]])
+
+
+def test_differential_expression_neither_leaves_columns_nor_takes_any(fit, make_adata):
+    """scvi-tools writes scaling factors to obs, and takes those that another model left."""
+    adata = make_adata()
+    model = fit(adata)
+    adata.obs["_scvi_raw_norm_scaling"] = 7.0
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["unused"])
+    before = adata.obs.copy()
+    found = model.differential_expression(groupby="cell_type", silent=True)
+    assert adata.obs.equals(before)
+    assert found["group1"].unique().tolist() == ["B", "NK", "T"]
+    counts = adata[adata.obs["cell_type"] == "B"].X.toarray()
+    share = pd.Series((1e4 * counts / counts.sum(1, keepdims=True)).mean(0), adata.var_names)
+    of_b = found[found["group1"] == "B"]
+    assert of_b["raw_normalized_mean1"].to_numpy() == pytest.approx(share[of_b.index], rel=1e-4)
+    with pytest.raises(IndexError):
+        model.differential_expression(idx1=[500], silent=True)
+    assert adata.obs.equals(before)
+
+
+def test_a_registry_is_only_looked_at(fit, make_adata, capsys):
+    """An unknown field was added to it: a model that was saved then could not be loaded."""
+    model = fit(make_adata())
+    with pytest.raises(InputError, match="No field 'celltype' was registered; there are"):
+        model.get_state_registry("celltype")
+    assert model.get_state_registry("labels").categorical_mapping.tolist() == ["B", "NK", "T"]
+    model.view_registry()
+    assert "cell_type" in capsys.readouterr().out
+    model.save("saved")
+    assert TRVAE.load("saved", make_adata()).is_trained
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("get_normalized_expression", "posterior_predictive_sample", "get_likelihood_parameters"),
+        *("get_feature_correlation_matrix", "get_latent_representation", "get_marginal_ll"),
+    ],
+)
+def test_an_untrained_model_says_so(fit, name):
+    """What it has not decoded yet was asked for its attributes."""
+    with pytest.raises(NotTrainedError, match="call train"):
+        getattr(fit(train=False), name)()
+
+
+def test_data_without_cells_are_told(trained):
+    with pytest.raises(InputError, match="adata has no cells"):
+        trained.get_latent_representation(trained.adata[:0].copy())

@@ -1,5 +1,9 @@
 """trvae_sc.threads: how many threads torch and numpy use."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -25,3 +29,19 @@ def test_wide_networks_never_use_more_than_were_set():
     torch.set_num_threads(1)
     with suitable_threads(4096):
         assert torch.get_num_threads() == 1
+
+
+def test_threads_that_predict_from_the_same_cells_do_not_disturb_each_other(fit):
+    """Each registered anew what the others read, and the model was damaged for good."""
+    model = fit(setup={"batch_key": "batch", "categorical_covariate_keys": ["sex"]})
+    alone = model.predict(target="stimulated", output="mean").X
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            calls = [
+                pool.submit(model.predict, target="stimulated", output="mean") for _ in range(18)
+            ]
+        assert all(np.array_equal(call.result().X, alone) for call in calls)
+    finally:
+        sys.setswitchinterval(interval)

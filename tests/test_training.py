@@ -405,7 +405,87 @@ def test_a_model_knows_how_far_it_was_trained(fit, make_adata):
     model.train(max_epochs=1, **CPU)
     assert model.training_["interrupted"] is False
     assert "interrupted" not in repr(model)
-    assert "1 of 1 epochs" in repr(model)
+    assert "3 of 3 epochs" in repr(model)
+
+
+def test_epochs_are_those_of_all_calls_of_train(fit):
+    """Five epochs and then one were said to be one of one; losses of validation were left out."""
+    model = fit(train={"max_epochs": 3})
+    model.train(max_epochs=2, train_size=0.8, check_val_every_n_epoch=1, **CPU)
+    assert model.training_["epochs"] == model.training_["planned"] == 5
+    assert model.history["elbo_train"].index.tolist() == list(range(5))
+    assert model.history["elbo_validation"].index.tolist() == [3, 4]
+    assert model.predict(target="stimulated").uns["trvae_sc"]["training"]["epochs"] == 5
+
+
+def test_a_trained_model_that_is_trained_on_for_no_step_stays_trained(fit):
+    """It was one that was not trained."""
+    model = fit()
+    model.train(max_epochs=2, max_time="00:00:00:00", **CPU)
+    assert model.is_trained
+    with pytest.raises(KeyboardInterrupt, match="and can be used"):
+        model.train(**STEPS, callbacks=[At(0, by_exception, "on_train_epoch_start")], **CPU)
+    assert model.training_["epochs"] == 2
+    assert len(model.history["elbo_train"]) == 2
+    assert model.predict(target="stimulated").n_obs == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"accelerator": "cuda0"}, InputError),
+        ({"precision": "64-true"}, InputError),
+        ({"train_size": 0.5, "plan_kwargs": {"optimizer": "sgd"}}, InputError),
+        ({"train_size": 0.5, "limit_train_batches": 0}, ValueError),  # found after statistics
+    ],
+)
+def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(fit, arguments, error):
+    """It predicted otherwise: codes of its training cells were gone, and effects raised an AssertionError."""
+    model = fit()
+    before, n_cells = model.predict(target="stimulated", output="mean").X, model.n_cells
+    table = model.effects(target="stimulated")
+    with pytest.raises(error):
+        model.train(**{**CPU, "max_epochs": 1, **arguments})
+    assert not model.module.training
+    assert np.array_equal(model.predict(target="stimulated", output="mean").X, before)
+    assert model.effects(target="stimulated").equals(table)
+    assert model.n_cells.equals(n_cells)
+
+
+def test_a_trained_model_whose_loss_is_no_number_has_no_effects(fit):
+    """They were a table of NaN."""
+    model = fit()
+    with pytest.raises(FloatingPointError):
+        model.train(max_epochs=3, lr=1e30, **CPU)
+    with pytest.raises(InputError, match="Weights of the model are NaN"):
+        model.effects(target="stimulated")
+
+
+def test_a_callback_that_fails_leaves_a_model_that_can_be_used(fit):
+    def fail(trainer, plan):
+        raise ValueError("of a callback")
+
+    model = fit(train=False)
+    with pytest.raises(ValueError, match="of a callback"):
+        model.train(**STEPS, callbacks=At(2, fail), **CPU)
+    assert model.training_["epochs"] == 2
+    assert model.training_["interrupted"]
+    assert np.isfinite(model.effects(target="stimulated")["change"]).all()
+
+
+def test_a_run_resumed_by_the_same_model_is_recorded_once(fit):
+    """Epochs before the interruption were in the history twice."""
+    model = fit(train={"max_epochs": 1})
+    run = {**STEPS, "checkpoint_dir": "run", "plan_kwargs": {"on_step": True}}
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**run, callbacks=[At(2, by_exception)], **CPU)
+    assert model.training_["epochs"] == 3
+    for _ in range(2):  # the second finds the run finished
+        model.train(**run, **CPU)
+        assert model.training_["epochs"] == model.training_["planned"] == 6
+        assert model.history["elbo_train"].index.tolist() == list(range(6))
+        steps = model.history["train_loss_step"].index
+        assert steps.tolist() == list(range(len(steps)))
 
 
 def test_ctrl_c_without_validation_leaves_the_latest_weights(fit):
@@ -1043,3 +1123,40 @@ def test_a_wrong_choice_is_told_before_training(fit, options, message):
     with pytest.raises(InputError, match=message):
         model.train(1, **options)
     assert not model.is_trained_
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan_kwargs": {"lr": -1}}, "lr is -1"),
+        ({"plan_kwargs": {"lr": None}}, "lr is None"),
+        ({"plan_kwargs": {"optimizer": "sgd"}}, "optimizer is 'sgd'"),
+        ({"plan_kwargs": {"lr_schedule": "cosine"}}, "lr_schedule is 'cosine'"),
+        ({"plan_config": {"lrr": 1.0}}, "Did you mean 'lr'"),
+        ({"precision": "bf16-true"}, "precision is 'bf16-true'"),
+        ({"precision": "half"}, "No trainer can be made"),
+        ({"strategy": "dpp"}, "No trainer can be made"),
+        ({"early_stopping": True, "validation_size": 0.0}, "no validation set"),
+        ({"callbacks": ["progress"]}, "callbacks has 'progress'"),
+        ({"datasplitter_kwargs": {"external_indexing": [[], range(120)]}}, "no rows to train on"),
+        ({"datasplitter_kwargs": {"external_indexing": np.arange(120)}}, "is a list of the rows"),
+        ({"datasplitter_kwargs": {"external_indexing": [range(100), range(99, 121)]}}, "Row 120"),
+    ],
+)
+def test_what_lightning_and_scvi_tools_refuse_is_an_input_error(fit, options, message):
+    with pytest.raises(InputError, match=message):
+        fit(train={**CPU, "max_epochs": 1, **options})
+
+
+def test_numbers_of_numpy_and_rows_of_any_kind_are_taken(fit):
+    """numpy's integers were refused as of no whole number, and scvi-tools filled up the caller's list."""
+    of_list = [list(range(100)), list(range(100, 120))]
+    first = fit(train={"max_epochs": np.int64(2), "batch_size": np.int64(40), "callbacks": None})
+    assert first.training_["epochs"] == 2
+    masks = [np.arange(120) < 100, np.arange(120) >= 100]
+    models = [
+        fit(train={"datasplitter_kwargs": {"external_indexing": rows}}) for rows in (of_list, masks)
+    ]
+    assert same(*map(weights_of, models))
+    assert models[0].train_indices.tolist() == of_list[0]
+    assert len(of_list) == len(masks) == 2

@@ -10,7 +10,14 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import check_matrix, check_obs, check_type, looks_like_counts, matrix, matrix_name
+from trvae_sc.checks import (
+    check_matrix,
+    check_obs,
+    check_type,
+    looks_like_counts,
+    matrix,
+    matrix_name,
+)
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text, codes_of, levels
 from trvae_sc.replicates import group_sums

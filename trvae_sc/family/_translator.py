@@ -36,7 +36,15 @@ from trvae_sc.model import (
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import NOT_STARTED, Batches, Clock, TrainRunner, check_trainer, seed_of
+from trvae_sc.training import (
+    NOT_STARTED,
+    Batches,
+    Clock,
+    TrainRunner,
+    as_callbacks,
+    check_trainer,
+    seed_of,
+)
 
 
 class Translator(TranslatorRegistration):
@@ -162,7 +170,7 @@ class Translator(TranslatorRegistration):
             sampler = self._sampler(math.ceil(len(cells) / batch_size), batch_size)
             default = math.ceil(self._n_steps / len(sampler))
             self.training_ = {**self.training_, "default": default}
-            epochs = default if max_epochs is None else max_epochs
+            epochs = default if max_epochs is None else int(max_epochs)
             TrainRunner(
                 self,
                 PlayersPlan(self.module, lr=lr, marks=self.adata_manager.registered.marks),
@@ -170,7 +178,7 @@ class Translator(TranslatorRegistration):
                 epochs,
                 accelerator=accelerator,
                 devices=devices,
-                callbacks=[*trainer_kwargs.pop("callbacks", ()), Clock()],
+                callbacks=[*as_callbacks(trainer_kwargs.pop("callbacks", None)), Clock()],
                 **trainer_kwargs,
             )()
 

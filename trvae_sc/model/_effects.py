@@ -15,6 +15,7 @@ from trvae_sc.intervals import LEVEL
 from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
+from trvae_sc.model._predict import check_weights
 from trvae_sc.model._trained import Trained, chosen_labels
 from trvae_sc.noise import sampling_variance
 from trvae_sc.shift import changed, log_fold_change
@@ -35,6 +36,12 @@ def effects(
         raise InputError(
             f"Models with calibrate=False (preset '{trained.preset}') have no change of a label apart from "
             "its cells. Use predict, or the default preset."
+        )
+    check_weights(trained.module)
+    if not trained.codes:
+        raise InputError(
+            "The model has no codes of its training cells, as it was trained by a data module of its own. "
+            "Use predict with cells of the label: its var has their change."
         )
     target, space = trained.conditions.level(target), trained.conditions
     for remark in space.remarks(target)[1:]:

@@ -95,7 +95,9 @@ class CategoryField(CategoricalObsField):
 
     def _encode(self, adata: AnnData, known: list[Any], unknown: Sequence[Any] = ()) -> dict:
         """Write the codes and return the state registry."""
-        adata.obs[self.attr_key] = np.maximum(codes_among(self._column(adata.obs), known), 0)
+        codes = np.maximum(codes_among(self._column(adata.obs), known), 0)
+        if self.attr_key not in adata.obs or not np.array_equal(adata.obs[self.attr_key], codes):
+            adata.obs[self.attr_key] = codes  # else other threads may read it now
         return {
             self.CATEGORICAL_MAPPING_KEY: _as_objects(known),
             self.ORIGINAL_ATTR_KEY: self._original_attr_key,

@@ -109,15 +109,14 @@ class TRVAE(PredictingModel):
 
     ========  =====================================================================================
     as there  ``get_latent_representation``, ``get_reconstruction_error``, ``history``, ``registry``,
-              ``posterior_predictive_sample``, ``device``, ``to_device``, ``is_trained``,
-              ``train_indices``, ``validation_indices``, ``test_indices``, ``adata_manager``,
-              ``get_anndata_manager``, ``deregister_manager``, ``data_registry``, ``get_setup_arg``,
-              ``get_from_registry``, ``get_state_registry``, ``get_normalized_function_name``,
-              ``view_anndata_setup``, ``view_registry``, ``view_setup_method_args``, ``run_id``,
-              ``run_name``
-    adapted   ``get_normalized_expression`` (``transform_condition``); ``get_elbo``,
-              ``get_marginal_ll``, ``get_aggregated_posterior``, ``differential_abundance`` (not of
-              autoencoders); ``differential_expression``, ``get_likelihood_parameters``,
+              ``device``, ``to_device``, ``is_trained``, ``train_indices``, ``validation_indices``,
+              ``test_indices``, ``adata_manager``, ``get_anndata_manager``, ``deregister_manager``,
+              ``data_registry``, ``get_setup_arg``, ``get_from_registry``, ``run_id``, ``run_name``,
+              ``get_normalized_function_name``, ``view_anndata_setup``, ``view_setup_method_args``
+    adapted   ``get_normalized_expression`` (``transform_condition``); ``get_state_registry``,
+              ``view_registry``, ``posterior_predictive_sample``; ``get_elbo``, ``get_marginal_ll``,
+              ``get_aggregated_posterior``, ``differential_abundance`` (not of autoencoders);
+              ``differential_expression``, ``get_likelihood_parameters``,
               ``get_feature_correlation_matrix``, ``get_importance_weights``,
               ``get_latent_library_size`` (of counts); ``save``, ``load``, ``load_query_data``
     refused   ``transfer_fields``, ``update_setup_method_args``, ``convert_legacy_save``,

@@ -106,6 +106,17 @@ class AnnDataModel(BaseModelClass):
             "and train a new model."
         )
 
+    def get_state_registry(self, registry_key: str) -> Any:
+        """Return what was found of a registered field; scvi-tools would make one of an unknown name."""
+        known = list(self.registry_["field_registries"])
+        if registry_key not in known:
+            raise InputError(f"No field {registry_key!r} was registered; there are {known}.")
+        return super().get_state_registry(registry_key)
+
+    def view_registry(self, hide_state_registries: bool = False) -> None:
+        """Print what was registered, as ``view_anndata_setup`` does; that of scvi-tools 1.4 fails."""
+        self.view_anndata_setup(hide_state_registries=hide_state_registries)
+
     def _data_sizes(self) -> dict[str, Any]:
         """Return the module's arguments that follow from the registered data."""
         setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
@@ -180,8 +191,12 @@ class AnnDataModel(BaseModelClass):
         if adata is None:
             adata = self._adata
             if adata is None:
-                raise InputError("The model was loaded without data: pass adata.")
+                raise InputError(
+                    "The model was loaded without data: pass adata, or attach some (model.adata = adata)."
+                )
         checks.check_type(adata)
+        if not adata.n_obs:
+            raise InputError("adata has no cells.")
         manager = self._registered_manager(adata)
         if manager is not None:
             try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from trvae_sc.model._replicates import replicate_means, replicates_of
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import BestWeights, Clock, EpochCheckpoint, check_trainer
+from trvae_sc.training import BestWeights, Clock, EpochCheckpoint, as_callbacks, check_trainer
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
@@ -59,6 +61,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
         ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
         loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
+        A model that was trained goes on from its weights, and its history and number of epochs with it.
         Beside the progress bar a line says after the first epoch how long the others will take, and one at
         the end how long all took and whether these terms have levelled off.
 
@@ -108,13 +111,13 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             The loss became NaN or infinite.
         OSError, MemoryError, RuntimeError
             A file changed or cannot be read, memory did not suffice, a worker process died. The model
-            is usable as after Ctrl-C, once a step was made.
+            is usable as after Ctrl-C, once a step was made, and as it was before the call otherwise.
         InputError
-            `checkpoint_dir` holds another run, or an argument is unknown.
+            `checkpoint_dir` holds another run, or an argument is unknown or cannot be used.
         """
         check_default_type()
         check_trainer(kwargs, self.train, UnsupervisedTrainingMixin.train)
-        check_known(plan_kwargs or {}, self._training_plan_cls, named(ScviTrainingPlan))
+        kwargs["callbacks"] = as_callbacks(kwargs.get("callbacks"))
         for name, choice in (
             ("early_stopping", early_stopping),
             ("balance_conditions", balance_conditions),
@@ -127,6 +130,10 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         for name, number in (("lr", lr), ("memory_budget", memory_budget)):
             if number is not None:
                 check_number(name, number, 0.0)
+        max_epochs = (
+            None if max_epochs is None else int(max_epochs)
+        )  # of numpy: Lightning wants int
+        batch_size = None if batch_size is None else int(batch_size)
         if kwargs.get("datamodule") is None:
             if self.adata_manager is None:
                 raise InputError(
@@ -138,7 +145,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         preset = dict(PRESETS[self.preset_]["train"])
         preset_batch_size = preset.pop("batch_size")
         warmup, clip = preset.pop("kl_warmup"), preset.pop("gradient_clip_val", None)
-        plan = {**preset, **merge_kwargs(kwargs.pop("plan_config", None), plan_kwargs, name="plan")}
+        given = merge_kwargs(kwargs.pop("plan_config", None), plan_kwargs, name="plan")
+        check_known(given, self._training_plan_cls, named(ScviTrainingPlan))
+        plan = {**preset, **given}
         plan |= {} if lr is None else {"lr": lr}
         trainer = merge_kwargs(kwargs.get("trainer_config"), kwargs, name="trainer")
         if "gradient_clip_val" not in trainer:
@@ -167,7 +176,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
         mode = kwargs.get("early_stopping_mode", "min")
-        callbacks = [*kwargs.pop("callbacks", []), Clock()]
+        callbacks = [*kwargs.pop("callbacks"), Clock()]
         callbacks += [BestWeights(monitor, mode)] if early_stopping else []
         if checkpoint_dir is not None:
             run = {
@@ -177,27 +186,36 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
                 "trainer": {k: v for k, v in trainer.items() if k not in _NOT_OF_THE_RUN},
             }
             kwargs["checkpoint"] = EpochCheckpoint(checkpoint_dir, _describe(run))
-        with torch.random.fork_rng(), suitable_threads(self.module.widest):
+        with torch.random.fork_rng(), suitable_threads(self.module.widest), self._codes_of_it():
             torch.manual_seed(self.seed_)
-            self.codes_ = self.codes_ if self.frozen_conditions_ else {}
-            try:
-                super().train(
-                    max_epochs=max_epochs,
-                    batch_size=batch_size,
-                    train_size=train_size,
-                    early_stopping=early_stopping,
-                    plan_kwargs=plan,
-                    datasplitter_kwargs=datasplitter_kwargs,
-                    callbacks=callbacks,
-                    **kwargs,
-                )
-            except KeyboardInterrupt:
-                self._keep_codes()
-                raise
-            self._keep_codes()
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                train_size=train_size,
+                early_stopping=early_stopping,
+                plan_kwargs=plan,
+                datasplitter_kwargs=datasplitter_kwargs,
+                callbacks=callbacks,
+                **kwargs,
+            )
+
+    @contextlib.contextmanager
+    def _codes_of_it(self) -> Iterator[None]:
+        """Keep codes of the training cells, also where training stops; those there are, if nothing moved."""
+        before = [weight.detach().clone() for weight in self.module.parameters()]
+        try:
+            yield
+        except BaseException:
+            now = zip(before, self.module.parameters(), strict=True)
+            if not self.codes_ or not all(torch.equal(old.to(w.device), w) for old, w in now):
+                with contextlib.suppress(OSError, RuntimeError, ValueError):  # as what stopped it
+                    self._keep_codes()
+            raise
+        self._keep_codes()
 
     def _keep_codes(self) -> None:
         """Keep latent codes of training cells, that predictions are put on their level with."""
+        self.codes_ = self.codes_ if self.frozen_conditions_ else {}  # of weights that were
         rows, manager = getattr(self, "train_indices", None), self.adata_manager
         if manager is None or rows is None or not self.is_trained_:
             return

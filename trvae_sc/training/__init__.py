@@ -5,7 +5,13 @@ from trvae_sc.training._clock import Clock, levelled_off
 from trvae_sc.training._data import Batches, DataLoader, DataSplitter, row_numbers, seed_of
 from trvae_sc.training._manager import DataManager
 from trvae_sc.training._plan import TrainingPlan
-from trvae_sc.training._run import NOT_STARTED, EpochCheckpoint, TrainRunner, check_trainer
+from trvae_sc.training._run import (
+    NOT_STARTED,
+    EpochCheckpoint,
+    TrainRunner,
+    as_callbacks,
+    check_trainer,
+)
 
 __all__ = [
     "NOT_STARTED",
@@ -18,6 +24,7 @@ __all__ = [
     "EpochCheckpoint",
     "TrainRunner",
     "TrainingPlan",
+    "as_callbacks",
     "check_trainer",
     "levelled_off",
     "row_numbers",

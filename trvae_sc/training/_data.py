@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter as ScviDataSplitter
 from torch import Tensor, distributed
 
-from trvae_sc.arguments import check_number, check_seed
+from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.rows import give_back_memory
@@ -151,6 +151,7 @@ class DataLoader(torch.utils.data.DataLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_whole("batch_size", batch_size)
         indices = row_numbers(indices, adata_manager.adata.n_obs)
         self.target_condition = target_condition
         if dataset is None:
@@ -234,6 +235,19 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
     return np.where(rows < 0, rows + n_obs, rows)
 
 
+def _parts(given: Any, n_obs: int) -> list[np.ndarray]:
+    """Return the rows to train on, to validate on and to test on, as of ``external_indexing``; a new list."""
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= 3:
+        raise InputError(
+            "external_indexing is a list of the rows to train on, to validate on and to test on; the last two "
+            "may be left out."
+        )
+    parts = [row_numbers([] if rows is None else rows, n_obs) for rows in given]
+    if not len(parts[0]):
+        raise InputError("external_indexing has no rows to train on, which come first in it.")
+    return parts
+
+
 class DataSplitter(ScviDataSplitter):
     """scvi-tools' splitter with our loaders, its own seed and condition-balanced batches.
 
@@ -273,6 +287,9 @@ class DataSplitter(ScviDataSplitter):
     ) -> None:
         if memory_budget is not None:
             check_number("memory_budget", memory_budget, 0.0)
+        if kwargs.get("external_indexing") is not None:
+            n_obs = adata_manager.adata.n_obs
+            kwargs["external_indexing"] = _parts(kwargs["external_indexing"], n_obs)
         # batches of one: scvi-tools warns of, and moves, small last batches that we do not have
         kwargs["batch_size"] = 1
         try:

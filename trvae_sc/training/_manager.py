@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,15 +104,12 @@ class DataManager(AnnDataManager):
                 f"{_WHAT_TO_DO}"
             )
         check_other(adata, self.registry["setup_args"])
-        source, self.adata = deepcopy(self.registry), None
-        try:
-            super().register_fields(adata, source, **self._transfer_kwargs)
-            self._check_columns()
-        except InputError:  # what was registered stays, for when the change is undone
-            self.registry["field_registries"].update(source["field_registries"])
-            raise
-        finally:
-            self.adata = adata
+        again = copy(self)  # in a copy, for other threads may read what is registered meanwhile
+        again._registry, again._places, again.adata = deepcopy(self._registry), None, None
+        super(DataManager, again).register_fields(
+            adata, deepcopy(self.registry), **self._transfer_kwargs
+        )
+        again._check_columns()
         self._check_values()
 
     def _check_columns(self) -> None:

@@ -13,6 +13,7 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan as ScviTrainingPlan
 from torch import Tensor, distributed
 
+from trvae_sc.arguments import check_number
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
@@ -23,6 +24,8 @@ from trvae_sc.training._data import Batches, seed_of
 #: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
 #: over few cells of each label anyway, and costs a seventh of a step.
 TRANSFER_STEPS = 2
+OPTIMIZERS = ("Adam", "AdamW", "Custom")
+SCHEDULES = ("onecycle", None)
 _SOME_CELLS = 5000  # that components are taken of
 _ENOUGH_COUNTS = 10  # sum of squared means above which a gene's dispersion is known
 
@@ -166,6 +169,11 @@ class TrainingPlan(ScviTrainingPlan):
         max_kl_weight: float | None = None,
         **kwargs: Any,
     ) -> None:
+        check_number("lr", lr, 0.0)
+        choices = (("optimizer", optimizer, OPTIMIZERS), ("lr_schedule", lr_schedule, SCHEDULES))
+        for name, choice, known in choices:
+            if choice not in known:
+                raise InputError(f"{name} is {choice!r}; choose one of {list(known)}.")
         super().__init__(
             module,
             optimizer=optimizer,

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
 from scvi.train import Trainer as ScviTrainer
 from scvi.train import TrainRunner as ScviTrainRunner
@@ -35,6 +36,9 @@ from trvae_sc.files import as_path
 from trvae_sc.module import Peers
 from trvae_sc.training._best import BestWeights, SaveCheckpoint
 
+#: What Lightning and scvi-tools raise on arguments of the trainer.
+_REFUSED = (ValueError, MisconfigurationException)
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 #: What reading a damaged file raises.
 _DAMAGE = (
     *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
@@ -49,6 +53,19 @@ def check_trainer(
     takers = (*further, ScviTrainer, lightning.Trainer)
     names = [name for taker in takers for name in named(taker)]
     check_known(given, train, [*names, "ckpt_path"], also=", and those of scvi.train.Trainer")
+
+
+def as_callbacks(given: Any) -> list[lightning.Callback]:
+    """Return the callbacks that a caller gave, one, several or None, as a list of them."""
+    if given is None:
+        return []
+    found = [given] if isinstance(given, lightning.Callback) else list(given)
+    odd = [callback for callback in found if not isinstance(callback, lightning.Callback)]
+    if odd:
+        raise InputError(
+            f"callbacks has {odd[0]!r}; give instances of lightning.pytorch.callbacks.Callback."
+        )
+    return found
 
 
 class OneRead(TorchCheckpointIO):
@@ -78,6 +95,7 @@ class EpochCheckpoint(Checkpoint):
         self.run = hashlib.sha256(run.encode()).hexdigest()
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
         self.history: dict[str, tuple[str, list[int], list[float]]] = {}
+        self.before: dict[str, int] = {}  #: epochs and steps that the model had before the run
         self.stopped = False
 
     def resume_from(self) -> str | None:
@@ -155,11 +173,13 @@ class EpochCheckpoint(Checkpoint):
         """Return what a checkpoint stores."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        return {"run": self.run, "history": self.history, "stopped": self.stopped, "rng": rng}
+        done = {"history": self.history, "before": self.before, "stopped": self.stopped}
+        return {"run": self.run, **done, "rng": rng}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint stores."""
         self.history, self.stopped = state_dict["history"], state_dict["stopped"]
+        self.before = state_dict.get("before", {})
         torch.set_rng_state(state_dict["rng"]["cpu"].cpu())
         if state_dict["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["rng"]["cuda"]])
@@ -170,6 +190,30 @@ def _logged(trainer: lightning.Trainer) -> dict[str, pd.DataFrame]:
     if not trainer.is_global_zero:  # where Lightning's logger is a dummy
         return {}
     return getattr(getattr(trainer.logger, "experiment", None), "data", {})
+
+
+def _trained_before(model: Any) -> dict[str, int]:
+    """Return the epochs, and the steps in its history, that a model was trained for."""
+    frames = (model.history_ or {}).values()
+    steps = [len(frame) for frame in frames if frame.index.name == "step"]
+    return {"epoch": model.training_["epochs"], "step": max(steps, default=0)}
+
+
+def _joined(
+    known: dict[str, pd.DataFrame], found: dict[str, pd.DataFrame], before: dict[str, int]
+) -> dict[str, pd.DataFrame]:
+    """Return a history with that of a run, numbered on from what was `before`.
+
+    What is known of the same epochs is of the part of the run that an interruption left, and replaced.
+    """
+    joined = dict(known)
+    for name, frame in found.items():
+        frame.index = frame.index + before.get(frame.index.name, 0)
+        old = known.get(name)
+        if old is not None and len(frame):
+            old = old[old.index < frame.index[0]]
+        joined[name] = frame if old is None or not len(old) else pd.concat([old, frame])
+    return joined
 
 
 #: How far a model that was not trained has been trained.
@@ -211,22 +255,32 @@ class TrainRunner(ScviTrainRunner):
                 kwargs["ckpt_path"] = checkpoint.resume_from()
             with _quiet_lightning():
                 super().__init__(*args, **kwargs)
-        except BaseException:
+            precision = str(self.trainer.precision)
+            if precision not in _PRECISIONS:
+                raise InputError(
+                    f"precision is '{precision}'; networks here compute with {list(_PRECISIONS)}."
+                )
+        except BaseException as error:
             if checkpoint is not None:
                 checkpoint.release()
-            raise
+            if isinstance(error, InputError) or not isinstance(error, _REFUSED):
+                raise
+            raise InputError(f"No trainer can be made with these arguments: {error}") from error
         self.trainer.callbacks = [
             SaveCheckpoint.like(callback) if isinstance(callback, ScviSaveCheckpoint) else callback
             for callback in self.trainer.callbacks
         ]
         self.checkpoint = checkpoint
+        self._before = {} if self.ckpt_path else _trained_before(self.model)
         if checkpoint is not None:  # after the trainer has sorted its own callbacks
             self.trainer.callbacks.append(checkpoint)
+            checkpoint.before = self._before
             if checkpoint.content is not None:
                 self.trainer.strategy.checkpoint_io = OneRead(checkpoint.content)
 
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
+        before = copy.deepcopy(self.model.module.state_dict())
         self.training_plan.train()  # a model trained or loaded before is in evaluation mode
         try:
             with _quiet_lightning():
@@ -246,7 +300,9 @@ class TrainRunner(ScviTrainRunner):
                 f"the model has the weights of {self._weights_epoch()} and can be used."
             ) from stop
 
-        except (OSError, MemoryError, RuntimeError) as error:  # of a file, a worker, memory
+        except FloatingPointError:  # the weights are no numbers
+            raise
+        except Exception as error:  # of a file, a worker, memory, a callback
             if self.trainer.global_step:
                 self._finish(interrupted=True)
             told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -258,6 +314,9 @@ class TrainRunner(ScviTrainRunner):
             raise
         finally:  # what follows may be for one process alone
             self.model.module.peers = Peers()
+            self.model.module.eval()
+            if not self.trainer.global_step:  # statistics that were taken go with no weights
+                self.model.module.load_state_dict(before)
             if self.checkpoint is not None:
                 self.checkpoint.release()
         self._finish()
@@ -279,20 +338,23 @@ class TrainRunner(ScviTrainRunner):
                 n_known = self.model.frozen_conditions_
                 spread[:n_known] = known[:n_known]
             self.model.spread_ = spread
+        before = self.checkpoint.before if self.checkpoint is not None else self._before
+        n_epochs = before.get("epoch", 0)
         self.model.training_ = {
             **self.model.training_,
-            "epochs": int(self.trainer.current_epoch),
-            "planned": int(self.trainer.max_epochs),
+            "epochs": n_epochs + int(self.trainer.current_epoch),
+            "planned": n_epochs + int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
         self.model.training_date_ = datetime.datetime.now(datetime.UTC).date().isoformat()
-        if not self.model.history:  # stopped in its first epoch: scvi-tools would add nothing
-            self.model.is_trained_ = False
+        known, was_trained = self.model.history_ or {}, self.model.is_trained_
+        self.model.is_trained_ = False  # scvi-tools then gives the history of this run alone
         self._update_history()
+        self.model.history_ = _joined(known, self.model.history_ or {}, before)
         self.model.train_indices = getattr(self.data_splitter, "train_idx", None)
         self.model.test_indices = getattr(self.data_splitter, "test_idx", None)
         self.model.validation_indices = getattr(self.data_splitter, "val_idx", None)
         self.model.module.eval()
-        self.model.is_trained_ = self.trainer.global_step > 0
+        self.model.is_trained_ = was_trained or self.trainer.global_step > 0
         self.model.to_device(self.device)
         self.model.trainer = self.trainer
