@@ -1636,7 +1636,7 @@ def hand_made(rows, design=((20, 20), (20, 20))):
         genes = "pcs" if metric == "energy_distance" else "top100"
         record["scores"].append([output, metric, genes, value])
     run = {
-        "format": 2,
+        "format": 3,
         "data": "0" * 64,
         "n_obs": 80,
         "n_vars": 30,

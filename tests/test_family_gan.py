@@ -358,7 +358,7 @@ def test_bad_requests_say_what_is_known(quick, make_adata):
     [
         ({"n_hidden": 64}, "n_hidden is 64; give one or more"),
         ({"n_hidden": ()}, r"n_hidden is \(\)"),
-        ({"n_hidden": (0,)}, r"n_hidden is \(0,\)"),
+        ({"n_hidden": (0,)}, "A width in n_hidden is 0; at least 1"),
         ({"n_pcs": 2.5}, "n_pcs is 2.5; a whole number"),
         ({"n_pcs": None}, "n_pcs is None"),
         ({"n_pcs": 0}, "n_pcs is 0; at least 1"),

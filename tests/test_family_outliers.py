@@ -291,7 +291,7 @@ def test_outlier_score_refuses(fit):
     for given, match in (
         ({"n_samples": 1.5}, "n_samples is 1.5; a whole number"),
         ({"seed": -1}, "seed is -1; at least 0"),
-        ({"adata": made.adata[:0]}, "no cells to score"),
+        ({"adata": made.adata[:0]}, "adata has no cells"),
     ):
         with pytest.raises(InputError, match=match):
             outlier_score(made, **given)
