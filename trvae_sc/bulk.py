@@ -77,8 +77,8 @@ def pseudobulk(
     x = matrix(adata, layer)
     if not looks_like_counts(x, adata.n_obs):
         raise InputError(
-            f"{matrix_name(layer)} holds no counts (negative, fractional or missing values), which alone can be summed. Name the layer "
-            "that has them with layer=; of a prediction take output='counts'."
+            f"{matrix_name(layer)} holds no counts (negative, fractional or missing values), which alone can be "
+            "summed. Name the layer that has them with layer=; of a prediction take output='counts'."
         )
     keys = pd.DataFrame({key: _in_order(adata.obs[key]) for key in by})
     groups = keys.groupby(by, sort=True, observed=True)

@@ -157,7 +157,7 @@ class ConditionSpace:
 
     def told_by_others(self) -> list[Any]:
         """Return the conditions that can be predicted from the others: all whose levels others have."""
-        if self.parts is None or isinstance(self.key, str):
+        if self.parts is None or self.is_of_one_part:
             return list(self.levels)
         keys, own = self.parts["keys"], None if self.description is None else self.description.key
         named = [key for key in keys if key not in self.parts["scaling"] and key != own]

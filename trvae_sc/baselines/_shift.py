@@ -94,8 +94,8 @@ def shift_of(
         )
     if method == "context_shift":
         measured = np.asarray(profiles.measured(source).any(0))
-        space = space.informed(profiles, source)
-        ridge = Ridge(profiles, source, space.likeness(space.levels[source], target, measured))
+        told = space if space.is_of_one_part else space.informed(profiles, source)
+        ridge = Ridge(profiles, source, told.likeness(space.levels[source], target, measured))
         expected = Expected.of(ridge, is_measured=True)
         return Shift(ridge.predict, profiles.mean[at, source], expected.missed, expected.relative)
     rule = RULES[method]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Unpack
 
 import numpy as np
@@ -14,6 +15,7 @@ from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_obs
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, conditions_of, keys_from
 from trvae_sc.levels import SEPARATOR, as_text, default_source, level_name, levels, match_level
@@ -230,12 +232,14 @@ def _unseen(
 def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     """Return hold-outs that may be given as texts ``label:target`` or pairs (label, target), one or several.
 
-    Conditions of several columns may be given by their parts, as a dictionary or tuple. The source of these is the other one of two conditions, else the one that is called like a control.
+    Conditions of several columns may be given by their parts, as a dictionary or tuple. The source of texts and
+    pairs is the other one of two conditions, else the one that is called like a control.
     """
     given = [given] if isinstance(given, Holdout | str) else given
     if not isinstance(given, Iterable):
         raise InputError(f"holdouts is {given!r}; {_ALLOWED}")
-    every = [_by_name(one, adata, keys) for one in given]
+    space = cache(lambda: conditions_of(adata, keys))
+    every = [_by_name(one, space) for one in given]
     texts = [one for one in every if not isinstance(one, Holdout)]
     if not texts:
         return every
@@ -243,15 +247,15 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     return [one if isinstance(one, Holdout) else next(parsed) for one in every]
 
 
-def _by_name(given: Any, adata: AnnData, keys: Keys) -> Any:
+def _by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
     """Return a hold-out, text or pair with the names of conditions that are given by their parts."""
 
     def named(condition: Any) -> Any:
         in_parts = isinstance(condition, Mapping | list | tuple)
-        return conditions_of(adata, keys).level(condition) if in_parts else condition
+        return space().level(condition) if in_parts else condition
 
     if isinstance(given, Holdout):
-        also = tuple(_by_name(one, adata, keys) for one in given.also)
+        also = tuple(_by_name(one, space) for one in given.also)
         return replace(given, target=named(given.target), source=named(given.source), also=also)
     is_pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
     return (given[0], named(given[1])) if is_pair else given

@@ -78,7 +78,7 @@ def measured_cells(
         )
     genes = adata[:, predicted.var_names]
     found = AnnData(
-        genes.X if keys.layer is None else genes.layers[keys.layer],
+        values(genes, keys),
         obs=pd.DataFrame(index=adata.obs_names.copy()),
         var=pd.DataFrame(index=predicted.var_names.copy()),
     )

@@ -92,8 +92,6 @@ def outlier_score(
     known = model._validate_anndata(reference)
     train = known if model.adata is None else model._validate_anndata(None)
     scored = known if adata is None and reference is None else model._validate_anndata(adata)
-    if not scored.n_obs:
-        raise InputError("adata has no cells to score. Give one at least.")
     trained_on, held_back, is_apart = _split(model, train)
     rows = held_back if known is train else np.arange(known.n_obs)
     n_cells = min(len(rows), len(trained_on))

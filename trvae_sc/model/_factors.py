@@ -125,8 +125,9 @@ class Calibration:
         ends = zip(changes, self.responding, strict=True)
         sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
-        of_ends = [[f.of_source for f in self.factors], [f.of_target for f in self.factors]]
-        self.of_source, self.of_target = (np.stack(of).astype(np.float32) for of in of_ends)
+        ends = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
+        tables = (np.stack(of).astype(np.float32) for of in ends)
+        self.of_source, self.of_target, self.gain = tables
 
     def __call__(self, raw: Batch, positions: slice, output: str) -> Batch:
         """Return what an output needs of a batch on the level of its labels; `positions` are its rows' places."""
@@ -141,8 +142,7 @@ class Calibration:
             return batch
         mean = None
         if self.module.n_labels:
-            present, codes = np.unique(group, return_inverse=True)
-            mean = np.stack([self.factors[code].gain for code in present]).astype(np.float32)[codes]
+            mean = self.gain[group]
         return batch._replace(gain=shared_gain(batch.target - batch.source, mean))
 
     def _on_level(self, of: np.ndarray, decoded: np.ndarray) -> np.ndarray:

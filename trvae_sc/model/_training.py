@@ -130,9 +130,8 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         for name, number in (("lr", lr), ("memory_budget", memory_budget)):
             if number is not None:
                 check_number(name, number, 0.0)
-        max_epochs = (
-            None if max_epochs is None else int(max_epochs)
-        )  # of numpy: Lightning wants int
+        # numbers may be numpy's, which Lightning refuses
+        max_epochs = None if max_epochs is None else int(max_epochs)
         batch_size = None if batch_size is None else int(batch_size)
         if kwargs.get("datamodule") is None:
             if self.adata_manager is None:
@@ -201,13 +200,12 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 
     @contextlib.contextmanager
     def _codes_of_it(self) -> Iterator[None]:
-        """Keep codes of the training cells, also where training stops; those there are, if nothing moved."""
-        before = [weight.detach().clone() for weight in self.module.parameters()]
+        """Keep codes of the training cells, also where training stops; those there are, if no step was made."""
+        before = self.training_
         try:
             yield
         except BaseException:
-            now = zip(before, self.module.parameters(), strict=True)
-            if not self.codes_ or not all(torch.equal(old.to(w.device), w) for old, w in now):
+            if self.training_ is not before and self.trainer.global_step:
                 with contextlib.suppress(OSError, RuntimeError, ValueError):  # as what stopped it
                     self._keep_codes()
             raise

@@ -64,8 +64,8 @@ def design(
         Columns of ``obs``, for cells; of the condition one or several.
     hidden
         Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
-        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is framed as a whole.
-        Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
+        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is
+        framed as a whole. Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
     ax
         Axes to draw on.
     show, save

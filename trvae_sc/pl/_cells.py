@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trvae_sc.checks import RECORD, check_type, looks_like_counts
+from trvae_sc.checks import RECORD, check_type, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
@@ -120,7 +120,7 @@ def _check_same_scale(
     """Raise where values of several scales would be drawn beside each other."""
     known = {g: cells for g, cells in groups.items() if layer is None or layer in cells.layers}
     is_count = {
-        group: looks_like_counts(cells.X if layer is None else cells.layers[layer], cells.n_obs)
+        group: looks_like_counts(matrix(cells, layer), cells.n_obs)
         for group, cells in known.items()
     }
     counts, others = ([g for g in is_count if is_count[g] == kind] for kind in (True, False))
