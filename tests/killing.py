@@ -25,6 +25,7 @@ import zarr  # noqa: F401, not to be imported by every child
 from anndata import AnnData
 from joblib.externals.loky.backend import fork_exec
 from scipy import sparse
+from warm import own_lock
 
 import trvae_sc.evaluation
 import trvae_sc.report  # noqa: F401, nor these
@@ -51,6 +52,7 @@ def fork(act, *, kill_after=None, by=signal.SIGKILL):
         try:
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            own_lock()
             code = act()
             code = code if isinstance(code, int) else 0
         finally:

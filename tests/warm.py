@@ -93,6 +93,17 @@ def accept(caller):
     os._exit(0)
 
 
+def own_lock():
+    """Give progress bars a semaphore of this process: a fork that is killed with a shared one stops all."""
+    from tqdm import auto, std
+
+    with contextlib.suppress(AttributeError):
+        del std.TqdmDefaultWriteLock.mp_lock
+    lock = std.TqdmDefaultWriteLock()
+    for bars in (std.tqdm, auto.tqdm):  # each has its own
+        bars.set_lock(lock)
+
+
 def run(call):
     """Do what Python does with such arguments."""
     import runpy
@@ -100,7 +111,6 @@ def run(call):
     import numpy as np
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
-    from tqdm.std import TqdmDefaultWriteLock, tqdm
 
     np.random.seed(None)  # noqa: NPY002  # what an import finds anew
     torch.seed()
@@ -109,10 +119,7 @@ def run(call):
     os.environ.clear()
     os.environ.update(call["environment"])
     rank_zero_only.rank = int(os.environ.get("LOCAL_RANK", "0"))
-    # a semaphore that all forks share: one that is killed while it holds it would stop the others
-    with contextlib.suppress(AttributeError):
-        del TqdmDefaultWriteLock.mp_lock
-    tqdm.set_lock(TqdmDefaultWriteLock())
+    own_lock()
     sys.executable = call["executable"]
     first, *rest = call["arguments"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
