@@ -4,48 +4,54 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 KILLING = Path(__file__).with_name("killing.py")
+#: Kills expected of each call; they run side by side, for they wait most of the time.
+KILLS = {
+    ("random", "benchmark on Ray"): 1,
+    ("random", "benchmark of two"): 3,
+    ("random", "train", "predict", "select", "benchmark", "report"): 27,
+}
 
 
-def kill(python, *arguments):
-    """Return how many kills there were and what they did wrong, and no temporary folder is left."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(Path.cwd())}
+def start(python, folder, kind, *commands):
+    """Start a process that kills others, with a temporary folder of its own."""
+    (folder / "tmp").mkdir(parents=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
     environment["TRVAE_SC_PYTHON"] = sys.executable
     environment["RAY_TMPDIR"] = "/tmp"  # its sockets need short paths
-    done = subprocess.run(
-        [python, KILLING, *arguments],
-        capture_output=True,
+    return subprocess.Popen(
+        [python, KILLING, kind, folder, *commands],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
         env=environment,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert [p.name for p in Path.cwd().iterdir() if p.name.startswith(".trvae_sc-")] == []
-    return json.loads(done.stdout.splitlines()[-1])
+
+
+def result(process, folder):
+    """Return how many kills there were and what they did wrong, and no temporary folder is left."""
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert [p.name for p in (folder / "tmp").iterdir() if p.name.startswith(".trvae_sc-")] == []
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_killed_at_every_step_what_is_there_is_old_or_new(tmp_path, python):
-    found = kill(python, "steps", tmp_path)
-    assert found["wrong"] == []
-    assert found["kills"] >= 40
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_kills", "commands"),
-    [
-        (27, ["train", "predict", "select", "benchmark", "report"]),
-        (3, ["benchmark of two"]),
-        (1, ["benchmark on Ray"]),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) else str(value),
-)
-def test_killed_at_random_commands_end_as_if_they_were_not(tmp_path, python, n_kills, commands):
-    found = kill(python, "random", tmp_path, *commands)
-    assert found == {"kills": n_kills, "wrong": []}
+def test_kills_at_every_step_and_at_random_leave_nothing_half_done(tmp_path, python):
+    calls = [("steps",), *KILLS]
+    folders = [tmp_path / str(i) for i in range(len(calls))]
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(start(python, folder, *call))
+            for folder, call in zip(folders, calls, strict=True)
+        ]
+        stack.callback(lambda: [process.kill() for process in running])
+        steps, *found = [result(p, folder) for p, folder in zip(running, folders, strict=True)]
+    assert steps["wrong"] == []
+    assert steps["kills"] >= 40
+    assert found == [{"kills": n, "wrong": []} for n in KILLS.values()]
