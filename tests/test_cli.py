@@ -130,6 +130,32 @@ def test_train_and_predict_equal_python(run, make_adata, suffix):
     assert sorted(p.name for p in Path("new").iterdir()) == ["folder", "model"]
 
 
+def test_a_table_by_replicates_is_that_of_python(run, make_adata):
+    adata = make_adata()
+    file = write(adata, "cells.h5ad")
+    train = ["train", file, *SETUP, *TOTALS, *QUICK, "-o", "model"]
+    assert "No column 'donor'" in run(*train, "--replicate-key", "donor")[2]
+    code, _, err = run(*train, "--replicate-key", "sex", "--model", "cgan")
+    assert (code, "--replicate-key: only with --model trvae" in err) == (2, True)
+    code, _, err = run(*train, "--replicate-key", "sex")
+    assert code == 0, err
+    predict = ["predict", "model", file, "--target", "stimulated", "-o", "predicted.h5ad"]
+    code, _, err = run(*predict, "--by", "sex")
+    assert (code, "--by is for the table" in err) == (2, True)
+    predict += ["--table", "genes.csv"]
+    code, _, err = run(*predict, "--by", "site")
+    assert (code, "replicate_key='sex'" in err) == (2, True)
+    assert not Path("predicted.h5ad").exists()
+    assert run(*predict, "--by", "sex")[0] == 0
+    columns = {"labels_key": "cell_type", "total_counts_key": "n_counts", "replicate_key": "sex"}
+    TRVAE.setup_anndata(adata, "condition", **columns)
+    model = TRVAE(adata, seed=0)
+    model.train(2, accelerator="cpu")
+    expected = model.effects(target="stimulated", by="sex")
+    assert expected["replicate"].nunique() == 2
+    pd.testing.assert_frame_equal(pd.read_csv("genes.csv"), expected, check_dtype=False, rtol=1e-4)
+
+
 def test_the_table_of_changes_is_that_of_python(run, make_adata):
     file = write(make_adata(), "cells.h5ad")
     assert run("train", file, *SETUP, *TOTALS, *QUICK, *HOLDOUT, "-o", "model")[0] == 0

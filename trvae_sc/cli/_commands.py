@@ -82,8 +82,15 @@ def run_train(args: argparse.Namespace) -> None:
     check_accelerator(args.accelerator)
     check_data(adata, args, keys)
     holdouts = parse_holdouts(args.holdout, adata, keys)
-    train, keys = training_data(adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None)
-    TRVAE.setup_anndata(train, keys.condition_key, **keys.further(), **keys.of_conditions())
+    train, keys = training_data(
+        adata,
+        holdouts,
+        keys=keys,
+        n_top_genes=args.n_top_genes or None,
+        columns=[args.replicate_key] if args.replicate_key else [],
+    )
+    further = {**keys.further(), **keys.of_conditions(), "replicate_key": args.replicate_key}
+    TRVAE.setup_anndata(train, keys.condition_key, **further)
     model = TRVAE(
         train,
         preset=args.preset,
@@ -128,6 +135,8 @@ def run_predict(args: argparse.Namespace) -> None:
         if args.table.suffix != ".csv":
             raise InputError(f"{args.table} is no .csv file.")
         check_output(args.table, overwrite=args.force, inputs=[args.file, args.out])
+    elif args.by is not None:
+        raise InputError("--by is for the table of changes; name one: --table genes.csv.")
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
 
@@ -148,6 +157,7 @@ def run_predict(args: argparse.Namespace) -> None:
             labels=args.labels,
             exemplars=exemplars,
             features=features,
+            by=args.by,
         )
     predicted = model.predict(
         adata,

@@ -34,7 +34,10 @@ MODELS = {
     "flow_transfer": "FlowTransfer",
     "paired": "PairedTranslator",
 }
-_OF_TRVAE = ("n_latent", "kl_weight", "mmd_weight", "batch_key", "memory_budget", "checkpoint_dir")
+_OF_TRVAE = (
+    *("n_latent", "kl_weight", "mmd_weight", "batch_key", "replicate_key", "memory_budget"),
+    "checkpoint_dir",
+)
 _BETWEEN = ("cyclegan", "flow_matching", "paired")
 
 
@@ -161,8 +164,8 @@ def run_predict(args: argparse.Namespace) -> None:
         _commands.run_predict(args)
         return
     check_prediction_file(args)
-    if args.output is not None or args.table is not None or args.n_samples != 1:
-        raise InputError(f"--output, --n-samples and --table are of TRVAE; this is a {name}.")
+    if {args.output, args.table, args.by} != {None} or args.n_samples != 1:
+        raise InputError(f"--output, --n-samples, --table and --by are of TRVAE; this is a {name}.")
     adata = read(args.file)
     further = {} if args.exemplars is None else {"exemplars": read(args.exemplars)}
     # what the prior of a flow is worth follows from its training cells, which the file may hold

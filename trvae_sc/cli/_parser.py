@@ -57,6 +57,7 @@ def _add_demo(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="fit a model to an h5ad or zarr file")
     _add_data(parser)
+    parser.add_argument("--replicate-key", help="column of obs with the donor, animal or culture")
     _add_holdout(parser, help="combinations to hide from training (none)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
     _add_names(parser, "--preset", PRESETS, of="preset", default="default")
@@ -105,6 +106,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help=".h5ad or .zarr to write")
     parser.add_argument(
         "--table", type=Path, help=".csv to write, too: the change of every gene in every label"
+    )
+    parser.add_argument(
+        "--by", help="the replicate key of the model: the table in each replicate (trvae)"
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(run=_family.run_predict)
