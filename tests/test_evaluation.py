@@ -1928,6 +1928,27 @@ def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
         assert table.set_index("metric")["value"]["energy_distance"] < np.inf
 
 
+@pytest.mark.parametrize("same", ["whole", "halves"])
+def test_hidden_cells_without_any_change_are_scored_by_what_they_define(same):
+    """Also where it is halves of the hidden cells that do not change."""
+    rows = [(f"t{k}", c) for k in range(3) for c in ("ctrl", "stim") for _ in range(4)]
+    obs = pd.DataFrame(rows, columns=["cell_type", "condition"]).set_axis(map(str, range(24)))
+    x = np.random.default_rng(0).poisson(3.0, (24, 6)).astype(np.float32)
+    if same == "whole":
+        x[4:8] = x[:4]
+    else:
+        x[:8] = [5, 1, 0, 0, 0, 0]
+        x[7] = [5, 0, 1, 0, 0, 0]
+    holdout = Holdout("t0", "stim", "ctrl")
+    found = benchmark(AnnData(x, obs=obs), ["no_change", "mean_shift"], holdout, **QUIET)
+    values = found.by_method("direction_accuracy") if same == "halves" else {}
+    assert all(0 <= table.to_numpy().item() <= 1 for table in values.values())
+    scores = found.table.set_index(["method", "output", "metric", "genes"])["value"].dropna()
+    assert ("mean_shift", "delta", "energy_distance", "pcs") in scores.index
+    undefined = ("mean_shift", "delta", "de_overlap", "top100") not in scores.index
+    assert undefined == (same == "whole")
+
+
 # -- one training for hold-outs that hide the same ------------------------------------------------------
 
 
