@@ -1383,7 +1383,7 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     run(adata, keys=COUNTS, n_top_genes=20)
     with pytest.raises(InputError, match=r"differs in \['n_top_genes'\]. Choose another folder"):
         run(adata, keys=COUNTS, n_top_genes=10)
-    with pytest.raises(InputError, match=r"differs in \['keys'\]"):
+    with pytest.raises(InputError, match=r"differs in \['keys', 'columns'\]"):
         run(adata, keys=COUNTS._replace(total_counts_key="n_counts"), n_top_genes=20)
     renamed = adata.copy()
     renamed.obs_names = [f"other_{name}" for name in adata.obs_names]
@@ -1394,6 +1394,27 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     with pytest.raises(InputError, match=r"differs in \['data', 'names', 'n_obs', 'design'\]"):
         run(adata[:-1].copy(), keys=COUNTS, n_top_genes=20)
     assert len(Results.load(tmp_path).records) == 2
+
+
+@pytest.mark.parametrize("changed", ["n_counts", "batch", "doses"])
+def test_a_folder_is_of_the_columns_that_keys_name(changed, make_adata, tmp_path):
+    """Scores of other totals were taken for those of these."""
+    adata = make_adata()
+    adata.uns["doses"] = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
+    keys = COUNTS._replace(
+        total_counts_key="n_counts", batch_key="batch", condition_features="doses"
+    )
+    run = partial(benchmark, folder=tmp_path, progress=False, keys=keys)
+    expected = run(adata, ["no_change"], [NK]).table
+    pd.testing.assert_frame_equal(run(adata, ["no_change"], [NK]).table, expected)
+    if changed == "n_counts":
+        adata.obs["n_counts"] *= 2.0
+    elif changed == "batch":
+        adata.obs["batch"] = adata.obs["site"].to_numpy()
+    else:
+        adata.uns["doses"] = adata.uns["doses"] * 3.0
+    with pytest.raises(InputError, match=r"differs in \['columns'\]. Choose another folder"):
+        run(adata, ["no_change"], [NK])
 
 
 def test_a_run_goes_on_after_an_update(make_adata, tmp_path):
