@@ -1450,6 +1450,28 @@ def test_another_method_of_the_same_name_is_refused(make_adata, tmp_path):
     assert run({"other": shifted}).methods == ["ceiling", "m", "other"]
 
 
+@pytest.mark.parametrize("found", [None, np.zeros((20, 20)), {}, {"delta": 1}])
+def test_what_a_method_returns_must_be_cells(found, make_adata):
+    def method(train, source, *, target, keys):
+        return found
+
+    with pytest.raises(InputError, match=r"Method 'mine' returned .*; an AnnData"):
+        benchmark(make_adata(), {"mine": method}, [NK], **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("mean_shift", "not a callable"),
+        (lambda train, source: source, "unexpected keyword argument 'target'"),
+        (lambda train, source, *, target, keys, alpha: source, "'alpha'"),
+    ],
+)
+def test_what_cannot_be_called_as_a_method_is_refused_before_any_work(method, message, make_adata):
+    with pytest.raises(InputError, match=f"Method 'mine' cannot be called as .*{message}"):
+        benchmark(make_adata(), {"mine": method}, [NK], **QUIET)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"method": "no_change"}', '{"method', "\xff\xfe"])
 def test_damaged_records_are_set_aside_and_run_again(text, make_adata, tmp_path, caplog):
     run = partial(benchmark, make_adata(), ["no_change"], [NK], folder=tmp_path, **QUIET)
