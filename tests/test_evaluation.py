@@ -1779,6 +1779,16 @@ def test_paired_comparison_is_wilcoxons_over_tasks(metric):
     assert (found["method"], found["output"]) == ("net", "delta")
 
 
+def test_tasks_that_a_score_is_not_defined_for_are_not_compared():
+    rows = paired_rows("effect_r2")
+    undefined = [
+        (m, "delta", "t7", 0, "effect_r2", v) for m, v in (("net", None), ("mean_shift", 1.0))
+    ]
+    expected = hand_made(rows).paired()
+    pd.testing.assert_frame_equal(hand_made([*rows, *undefined]).paired(), expected)
+    assert expected["n_tasks"].item() == 7
+
+
 def test_paired_comparison_of_few_tasks_has_no_p():
     rows = [r for r in paired_rows("effect_r2") if r[2] < "t4"]
     found = hand_made(rows).paired().iloc[0]
