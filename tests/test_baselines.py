@@ -333,6 +333,14 @@ def test_groups_and_profiles_name_what_is_there(make_adata):
     np.testing.assert_allclose(gene_means(x), x.toarray().mean(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_means_of_many_large_values_are_summed_in_double_precision(convert):
+    """Such as intensities of images or of flow cytometry; in float32 these are off by 7."""
+    x = np.random.default_rng(0).normal(1e4, 1.0, (100_000, 2)).astype(np.float32)
+    expected = x.astype(np.float64).mean(0)
+    np.testing.assert_allclose(gene_means(convert(x)), expected, rtol=1e-12)
+
+
 def test_mean_shift_nears_the_ceiling_where_the_effect_is_additive():
     """With no specific response, the simulated truth is a mean shift, but for the log of shares."""
     adata = datasets.simulate(2400, 120, n_labels=4, specificity=0.0, seed=3)

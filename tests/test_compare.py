@@ -239,6 +239,25 @@ def test_cells_without_label_have_no_part(adata, predicted):
     assert not expected.notes
 
 
+def test_what_was_learned_from_the_truth_is_told(adata, fit):
+    """Its scores look better than what a perfect prediction would have."""
+    model = fit(adata)
+    predicted = model.predict(target="stimulated", labels=["B", "NK"])
+    (note,) = trvae_sc.compare(predicted, adata, label="NK").notes[:1]
+    assert "learned from cells under the target condition of NK, too" in note
+    (note,) = trvae_sc.compare(predicted, adata).notes[:1]
+    assert "of B, NK, too" in note
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_that_have_no_name_of_their_own_are_refused(adata, predicted):
+    twice = anndata.concat([adata, adata[:, :1]], axis=1, merge="first")
+    with pytest.raises(InputError, match=r"truth\.var_names are not unique: 'gene_0'"):
+        trvae_sc.compare(predicted, twice)
+    with pytest.raises(InputError, match=r"control\.var_names are not unique"):
+        trvae_sc.compare(predicted, adata, twice)
+
+
 def test_one_gene_is_no_top(adata, predicted):
     with pytest.raises(InputError, match="n_top is 1; at least 2"):
         trvae_sc.compare(predicted, adata, n_top=1)

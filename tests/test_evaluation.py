@@ -1383,7 +1383,7 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     run(adata, keys=COUNTS, n_top_genes=20)
     with pytest.raises(InputError, match=r"differs in \['n_top_genes'\]. Choose another folder"):
         run(adata, keys=COUNTS, n_top_genes=10)
-    with pytest.raises(InputError, match=r"differs in \['keys'\]"):
+    with pytest.raises(InputError, match=r"differs in \['keys', 'columns'\]"):
         run(adata, keys=COUNTS._replace(total_counts_key="n_counts"), n_top_genes=20)
     renamed = adata.copy()
     renamed.obs_names = [f"other_{name}" for name in adata.obs_names]
@@ -1394,6 +1394,27 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     with pytest.raises(InputError, match=r"differs in \['data', 'names', 'n_obs', 'design'\]"):
         run(adata[:-1].copy(), keys=COUNTS, n_top_genes=20)
     assert len(Results.load(tmp_path).records) == 2
+
+
+@pytest.mark.parametrize("changed", ["n_counts", "batch", "doses"])
+def test_a_folder_is_of_the_columns_that_keys_name(changed, make_adata, tmp_path):
+    """Scores of other totals were taken for those of these."""
+    adata = make_adata()
+    adata.uns["doses"] = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
+    keys = COUNTS._replace(
+        total_counts_key="n_counts", batch_key="batch", condition_features="doses"
+    )
+    run = partial(benchmark, folder=tmp_path, progress=False, keys=keys)
+    expected = run(adata, ["no_change"], [NK]).table
+    pd.testing.assert_frame_equal(run(adata, ["no_change"], [NK]).table, expected)
+    if changed == "n_counts":
+        adata.obs["n_counts"] *= 2.0
+    elif changed == "batch":
+        adata.obs["batch"] = adata.obs["site"].to_numpy()
+    else:
+        adata.uns["doses"] = adata.uns["doses"] * 3.0
+    with pytest.raises(InputError, match=r"differs in \['columns'\]. Choose another folder"):
+        run(adata, ["no_change"], [NK])
 
 
 def test_a_run_goes_on_after_an_update(make_adata, tmp_path):
@@ -1427,6 +1448,28 @@ def test_another_method_of_the_same_name_is_refused(make_adata, tmp_path):
         with pytest.raises(InputError, match="results of another 'm': its code, arguments or ver"):
             run({"m": other})
     assert run({"other": shifted}).methods == ["ceiling", "m", "other"]
+
+
+@pytest.mark.parametrize("found", [None, np.zeros((20, 20)), {}, {"delta": 1}])
+def test_what_a_method_returns_must_be_cells(found, make_adata):
+    def method(train, source, *, target, keys):
+        return found
+
+    with pytest.raises(InputError, match=r"Method 'mine' returned .*; an AnnData"):
+        benchmark(make_adata(), {"mine": method}, [NK], **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("mean_shift", "not a callable"),
+        (lambda train, source: source, "unexpected keyword argument 'target'"),
+        (lambda train, source, *, target, keys, alpha: source, "'alpha'"),
+    ],
+)
+def test_what_cannot_be_called_as_a_method_is_refused_before_any_work(method, message, make_adata):
+    with pytest.raises(InputError, match=f"Method 'mine' cannot be called as .*{message}"):
+        benchmark(make_adata(), {"mine": method}, [NK], **QUIET)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"method": "no_change"}', '{"method', "\xff\xfe"])
@@ -1736,6 +1779,16 @@ def test_paired_comparison_is_wilcoxons_over_tasks(metric):
     assert (found["method"], found["output"]) == ("net", "delta")
 
 
+def test_tasks_that_a_score_is_not_defined_for_are_not_compared():
+    rows = paired_rows("effect_r2")
+    undefined = [
+        (m, "delta", "t7", 0, "effect_r2", v) for m, v in (("net", None), ("mean_shift", 1.0))
+    ]
+    expected = hand_made(rows).paired()
+    pd.testing.assert_frame_equal(hand_made([*rows, *undefined]).paired(), expected)
+    assert expected["n_tasks"].item() == 7
+
+
 def test_paired_comparison_of_few_tasks_has_no_p():
     rows = [r for r in paired_rows("effect_r2") if r[2] < "t4"]
     found = hand_made(rows).paired().iloc[0]
@@ -1926,6 +1979,27 @@ def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
         table = ceiling(task, n_top=20)["ceiling"]
         assert {"effect_r2", "r2_var", "energy_distance"} <= set(table["metric"])
         assert table.set_index("metric")["value"]["energy_distance"] < np.inf
+
+
+@pytest.mark.parametrize("same", ["whole", "halves"])
+def test_hidden_cells_without_any_change_are_scored_by_what_they_define(same):
+    """Also where it is halves of the hidden cells that do not change."""
+    rows = [(f"t{k}", c) for k in range(3) for c in ("ctrl", "stim") for _ in range(4)]
+    obs = pd.DataFrame(rows, columns=["cell_type", "condition"]).set_axis(map(str, range(24)))
+    x = np.random.default_rng(0).poisson(3.0, (24, 6)).astype(np.float32)
+    if same == "whole":
+        x[4:8] = x[:4]
+    else:
+        x[:8] = [5, 1, 0, 0, 0, 0]
+        x[7] = [5, 0, 1, 0, 0, 0]
+    holdout = Holdout("t0", "stim", "ctrl")
+    found = benchmark(AnnData(x, obs=obs), ["no_change", "mean_shift"], holdout, **QUIET)
+    values = found.by_method("direction_accuracy") if same == "halves" else {}
+    assert all(0 <= table.to_numpy().item() <= 1 for table in values.values())
+    scores = found.table.set_index(["method", "output", "metric", "genes"])["value"].dropna()
+    assert ("mean_shift", "delta", "energy_distance", "pcs") in scores.index
+    undefined = ("mean_shift", "delta", "de_overlap", "top100") not in scores.index
+    assert undefined == (same == "whole")
 
 
 # -- one training for hold-outs that hide the same ------------------------------------------------------

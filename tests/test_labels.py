@@ -70,6 +70,7 @@ def test_a_model_is_trained_on_them(adata, fit):
         ({"labels_key": "one"}, "at least 2 are needed"),
         ({"condition_key": None}, "condition_key="),
         ({"seed": -1}, "seed"),
+        ({"n_top_genes": 1}, "at least 2"),
     ],
 )
 def test_what_cannot_be_labelled_is_refused(adata, change, words):

@@ -310,6 +310,15 @@ def test_benchmark_names_targets_where_there_are_several():
     assert drawn(ax)["flat, delta"]["NK \u2192 other"] == pytest.approx(0.3)
 
 
+def test_benchmark_does_not_take_hold_outs_from_several_sources_for_one():
+    """Their scores were averaged."""
+    other = results().assign(source="other")
+    other["value"] += 1.0
+    found = drawn(pl.benchmark(pd.concat([results(), other])))["flat, delta"]
+    wanted = {"B from ctrl": 0.1, "B from other": 1.1, "NK from ctrl": 0.3, "NK from other": 1.3}
+    assert found == pytest.approx(wanted)
+
+
 def test_benchmark_of_other_scores_and_outputs():
     """The name of an output is the method's own; those we do not have raised KeyError."""
     found = drawn(pl.benchmark(results(), genes="all"))

@@ -366,6 +366,17 @@ def test_a_method_that_is_worse_than_nothing_is_told(adata):
     assert score < 0
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_change_is_not_said_to_be_worse_than_no_change(seed):
+    """Its score was -4e-09, as predictions are rounded to float32."""
+    cells = datasets.simulate(500, 60, n_labels=4, seed=seed)
+    lacks = (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "stimulated")
+    predicted = select(cells[~lacks].copy(), "stimulated", methods=["no_change"], **QUIET)
+    (note,) = predicted.uns["trvae_sc"]["notes"]
+    assert "Mean effect_r2: no_change (delta) 0. " in note
+    assert "worse than" not in note
+
+
 def test_a_model_that_is_better_is_chosen_and_fitted_on_all_cells(full, adata):
     """An oracle that returns the hidden cells: its prediction is its own, with the first seed."""
     seen = []

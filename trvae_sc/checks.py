@@ -106,9 +106,10 @@ def check_columns(
         )
 
 
-def check_names(adata: AnnData) -> None:
-    """Raise on names of cells or genes that are not unique."""
-    for name, index in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
+def check_names(adata: AnnData, *which: str) -> None:
+    """Raise on names of cells or genes that are not unique; `which`: of ``obs_names``, ``var_names``."""
+    for name in which or ("obs_names", "var_names"):
+        index = getattr(adata, name)
         if not index.is_unique:
             repeated = index[index.duplicated()].unique()
             raise InputError(

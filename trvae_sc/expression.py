@@ -303,8 +303,9 @@ def mean_level(x: Any, *, is_count: bool) -> np.ndarray:
 
 
 def gene_means(x: Any) -> np.ndarray:
-    """Return the mean of each gene, shape (n_genes,)."""
-    return np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+    """Return the mean of each gene, summed in float64, shape (n_genes,)."""
+    x = x.astype(np.float64, copy=False) if sparse.issparse(x) else x  # scipy sums in its type
+    return np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()
 
 
 def gene_units(adata: AnnData, keys: Keys) -> np.ndarray | float:

@@ -15,6 +15,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from trvae_sc.arguments import check_whole
+from trvae_sc.condition_features import table_of
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._checks import LEAST_GENES, check_data, check_holdout, check_unseen
@@ -26,7 +27,7 @@ from trvae_sc.evaluation._results import Results
 from trvae_sc.evaluation._store import FORMAT, Store
 from trvae_sc.evaluation._tasks import Task, prepare_tasks
 from trvae_sc.evaluation._workers import run_local, run_on_ray
-from trvae_sc.expression import KeyNames, Keys, keys_from, values
+from trvae_sc.expression import KeyNames, Keys, keys_from, totals, values
 from trvae_sc.files import scratch
 from trvae_sc.hints import said_once
 from trvae_sc.identity import digest
@@ -217,14 +218,19 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
             "saw the hidden ones, and scores are too good."
         )
-    names = "\n".join([*adata.obs_names, *adata.var_names, *label, *condition])
+    further = [] if keys.batch_key is None else [*as_text(adata.obs[keys.batch_key])]
+    if keys.is_count and keys.total_counts_key is not None:
+        further += map(str, totals(adata, keys).tolist())
+    if isinstance(keys.condition_features, str):
+        further.append(table_of(adata, keys.condition_features).to_csv())
     return {
         "format": FORMAT,
         "data": digest(values(adata, keys), adata.n_obs),
-        "names": digest(np.frombuffer(names.encode(), np.uint8)[None]),
+        "names": _digest_of([*adata.obs_names, *adata.var_names, *label, *condition]),
         "n_obs": adata.n_obs,
         "n_vars": adata.n_vars,
         "keys": keys.plain(),
+        **({"columns": _digest_of(further)} if further else {}),
         "n_top_genes": n_top_genes,
         "design": {
             "labels": list(design.index),
@@ -235,6 +241,11 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _digest_of(texts: Sequence[str]) -> str:
+    """Return what tells texts from others."""
+    return digest(np.frombuffer("\n".join(texts).encode(), np.uint8)[None])
 
 
 def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:

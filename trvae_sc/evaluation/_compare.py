@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -32,6 +32,11 @@ _LEAST = 4  # measured cells, which the ceiling halves
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
     "against what it was given."
+)
+
+_OF_TRAINING = (
+    "The prediction was learned from cells under the target condition{}, too: if these are the ones in truth, scores "
+    "say nothing about unseen cells."
 )
 
 
@@ -113,6 +118,7 @@ def compare(
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
+    notes += _seen(record, chosen, keys)
     if cells.n_obs < truth.n_obs:
         notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
     scores, genes = [], []
@@ -195,6 +201,18 @@ def _groups(
             f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
         )
     return found
+
+
+def _seen(record: Mapping[str, Any], chosen: Sequence[_Group], keys: Keys) -> list[str]:
+    """Return a note on combinations that were learned from, in a list."""
+    table = record.get("combinations")
+    if table is None:
+        return []
+    learned = table[table["seen_in_training"].astype(bool)]
+    known = set(zip(learned["label"], learned["target"], strict=True))
+    seen = [g.label for g in chosen if (g.label, g.target) in known]
+    of = of_labels(list(dict.fromkeys(seen)), labelled=keys.labels_key is not None)
+    return [_OF_TRAINING.format(of)] if seen else []
 
 
 def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:

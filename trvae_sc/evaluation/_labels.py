@@ -10,10 +10,10 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from trvae_sc.arguments import check_seed
+from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.checks import check_matrix, check_names, check_obs, check_type
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation._checks import check_counts
+from trvae_sc.evaluation._checks import LEAST_GENES, check_counts
 from trvae_sc.evaluation._genes import choose_genes
 from trvae_sc.evaluation._tasks import N_PCS
 from trvae_sc.expression import KeyNames, Keys, dense, keys_from, log_values, median_total
@@ -76,8 +76,12 @@ def predict_labels(
     True
     """
     check_seed(seed)
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     keys = keys_from(keys, names)
     check_type(adata)
+    if adata.n_vars < LEAST_GENES:
+        raise InputError(f"adata has {adata.n_vars} genes; at least {LEAST_GENES} are needed.")
     check_names(adata)
     check_matrix(adata, keys.layer)
     if keys.labels_key is None:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from trvae_sc.checks import (
     TOTAL_COLUMN,
     check_matrix,
+    check_names,
     check_obs,
     check_type,
     looks_like_counts,
@@ -49,6 +50,7 @@ def measured_cells(
     """
     with naming(name):
         check_type(adata)
+        check_names(adata, "var_names")
     condition_key = record["keys"]["condition_key"]
     parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
     columns = [key for key in (*parts, keys.labels_key) if key in adata.obs]

@@ -82,7 +82,13 @@ class Method:
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
             found = self.predict(train.copy(), source.copy(), target=target, keys=keys, **kwargs)
-            return found if isinstance(found, dict) else {OUTPUT: found}
+            outputs = found if isinstance(found, dict) else {OUTPUT: found}
+            if not outputs or not all(isinstance(one, AnnData) for one in outputs.values()):
+                raise InputError(
+                    f"Method {self.name!r} returned {type(found).__name__}; an AnnData of predicted cells is needed "
+                    "(trvae_sc.baselines.as_prediction makes one), or a dictionary of them by output."
+                )
+            return outputs
 
         return predict
 
@@ -127,6 +133,8 @@ def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> 
             raise InputError(
                 f"A method cannot be called {CEILING!r}, which real cells are scored as."
             )
+        for name, predict in methods.items():
+            _check_call(name, predict)
         found = {name: Method(name, predict) for name, predict in methods.items()}
     else:
         names = [methods] if isinstance(methods, str) else list(methods)
@@ -140,6 +148,18 @@ def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> 
     if not found:
         raise InputError("No methods: name at least one.")
     return found
+
+
+def _check_call(name: str, predict: Any) -> None:
+    """Raise on what cannot be called as a method is."""
+    try:
+        needs = inspect.signature(predict)
+        seed = {"seed": 0} if "seed" in needs.parameters else {}
+        needs.bind(None, None, target=None, keys=None, **seed)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Method {name!r} cannot be called as method(train, source, target=..., keys=...): {error}."
+        ) from error
 
 
 def check_seeds(seeds: int | Sequence[int]) -> list[int]:

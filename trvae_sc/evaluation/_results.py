@@ -198,7 +198,7 @@ class Results:
         """
         if baseline not in set(self.table["method"]):
             raise InputError(f"No method {baseline!r}; there are {self.methods}.")
-        means = self.task_means()
+        means = self.task_means().dropna(subset="value")
         reference = means[means["method"] == baseline].drop(columns="method")
         both = means[means["method"] != baseline].merge(
             reference, on=["metric", "genes", *TASK], suffixes=("", "_baseline")

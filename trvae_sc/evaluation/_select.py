@@ -300,13 +300,18 @@ _ANSWERS = {
 }
 
 
+def _shown(score: float) -> str:
+    """Return a score in words; predictions are rounded to float32, so that what is next to 0 is 0."""
+    return f"{round(score, 7) + 0.0:.3g}"
+
+
 def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
     """Return how the method was chosen, in words."""
-    scores = ", ".join(f"{r.method} ({r.output}) {r.mean:.3g}" for r in best.table.itertuples())
+    scores = ", ".join(f"{r.method} ({r.output}) {_shown(r.mean)}" for r in best.table.itertuples())
     answer = _ANSWERS[best.decision.answer]
     if best.decision.model is None:
         answer = "no model was run"
-    mean = best.table.set_index("method")["mean"][best.method]
+    mean = float(_shown(best.table.set_index("method")["mean"][best.method]))
     return (
         f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
         f"{units} in turn: {answer}. Mean {metric}: {scores}."
@@ -321,11 +326,11 @@ def _stack_note(
     """Return how methods were combined, in words."""
     shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     own = stacked_scores(results, evidence)
-    scores = ", ".join(f"{r.method} {r.mean:.3g}" for r in best.table.itertuples())
+    scores = ", ".join(f"{r.method} {_shown(r.mean)}" for r in best.table.itertuples())
     return (
         f"The prediction is the mean of methods with the weights {shares}, which predict {len(own)} known "
         f"labels best that were left out in turn. Its mean effect_r2 on each of them, with weights from the "
-        f"others: {own['value'].mean():.3g}. Mean {metric} of the methods: {scores}."
+        f"others: {_shown(own['value'].mean())}. Mean {metric} of the methods: {scores}."
     )
 
 

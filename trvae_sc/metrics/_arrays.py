@@ -104,7 +104,7 @@ def changed(real: Cells, control: Cells, n: int) -> NDArray[np.intp]:
     t, difference = welch_t(real, control)
     genes = ranked(t, difference, n)
     if not t.any():
-        raise InputError("`real` and `control` have equal means; no gene changes")
+        raise UndefinedScoreError("`real` and `control` have equal means; no gene changes")
     return genes[t[genes] != 0]
 
 

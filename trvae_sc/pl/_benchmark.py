@@ -265,6 +265,8 @@ def benchmark(
         raise InputError(f"No score {metric!r} over genes {genes!r}; there are {known}.")
     several = part["target"].nunique() > 1
     task = part["label"] + (" \u2192 " + part["target"] if several else "")
+    if "source" in part and part.groupby(["label", "target"])["source"].nunique().max() > 1:
+        task += " from " + part["source"]
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
     width = 7.2 + names_width(map(str, wide.index))
