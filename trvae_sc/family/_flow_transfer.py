@@ -81,15 +81,15 @@ class FlowTransfer(FlowSpace):
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
+        before = self.history_
         try:
             super().train(max_epochs, **kwargs)
         finally:
-            self._keep_means()
+            if self.history_ is not before and self.trainer.global_step:
+                self._keep_means()
 
     def _keep_means(self) -> None:
         """Keep the mean places of training cells, which the prior rests on."""
-        if not self.is_trained_:
-            return
         places = self._places(self.adata)
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
