@@ -673,3 +673,15 @@ def _saved(model):
     """Return a model as it is loaded without its cells."""
     model.save("model", overwrite=True)
     return type(model).load("model", False)
+
+
+def test_attached_cells_of_new_labels_are_not_trained_on(make_adata):
+    """They were taken for cells of the first label."""
+    adata = make_adata()
+    CycleGAN.setup_anndata(adata, "condition", **KEYS)
+    model = CycleGAN(adata, **SMALL)
+    other = make_adata()
+    other.obs["cell_type"] = other.obs["cell_type"].astype(str).replace("B", "new")
+    model.adata = other
+    with pytest.raises(InputError, match=r"labels the model does not know: \['new'\]"):
+        model.train(**QUICK)

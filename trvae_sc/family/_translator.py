@@ -165,6 +165,7 @@ class Translator(TranslatorRegistration):
                 "The model was loaded without data: attach some to train on (model.adata = adata)."
             )
         self.adata_manager.validate()
+        self._check_labels_known()
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
             kappa = median_total(self.adata, self.keys)

@@ -280,15 +280,6 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch))
         return max(min(epochs, _MAX_STEPS // steps_per_epoch), 1)
 
-    def _check_labels_known(self) -> None:
-        """Raise where the data attached for training holds labels the model does not know."""
-        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        if state.get("unknown"):
-            raise InputError(
-                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
-                "a new model, or use TRVAE.load_query_data."
-            )
-
     def _note_one_sided_labels(self) -> None:
         """Log the labels with cells under one condition only."""
         if self.adata is None or not self.labels or not self.conditions:
