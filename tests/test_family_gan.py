@@ -395,6 +395,10 @@ def test_a_rate_below_zero_and_early_stopping_are_refused_before_training(make_a
             model.train(lr=rate, **QUICK)
     with pytest.raises(InputError, match="a CycleGAN trains on all"):
         model.train(early_stopping=True, **QUICK)
+    with pytest.raises(InputError, match="enable_checkpointing needs cells to validate on"):
+        model.train(enable_checkpointing=True, **QUICK)
+    with pytest.raises(InputError, match="gradient clipping is not supported"):
+        model.train(gradient_clip_val=1.0, **QUICK)
     assert not model.is_trained_
 
 

@@ -154,12 +154,16 @@ class Translator(TranslatorRegistration):
             if number is not None:
                 check_whole(name, number)
         check_number("lr", lr, 0.0)
-        monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
-        if trainer_kwargs.get("early_stopping") and "validation" in monitor:
-            raise InputError(
-                f"early_stopping needs cells to validate on, and a {type(self).__name__} trains on all. "
-                "Leave it out, and choose max_epochs."
-            )
+        given = {
+            "early_stopping": trainer_kwargs.get("early_stopping_monitor", "elbo_validation"),
+            "enable_checkpointing": trainer_kwargs.get("checkpointing_monitor", "validation_loss"),
+        }
+        for name, monitor in given.items():
+            if trainer_kwargs.get(name) and "validation" in monitor:
+                raise InputError(
+                    f"{name} needs cells to validate on, and a {type(self).__name__} trains on all. "
+                    "Leave it out, and choose max_epochs."
+                )
         if self.adata is None:
             raise InputError(
                 "The model was loaded without data: attach some to train on (model.adata = adata)."
