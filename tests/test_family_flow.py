@@ -156,6 +156,14 @@ def test_posterior_without_cells_is_the_prior():
         np.testing.assert_array_equal(found.variance, prior.variance)
 
 
+def test_a_dimension_of_infinite_strength_keeps_the_prior():
+    """It was NaN; the other is the mean of the prior's 2 cells and of 3 at 1."""
+    prior = Gaussian(np.array([4.0, 6.0]), np.ones(2))
+    found = posterior(prior, np.ones((3, 2)), np.array([np.inf, 2.0]))
+    np.testing.assert_allclose(found.mean, [4.0, (2 * 6 + 3 * 1) / 5])
+    np.testing.assert_allclose(found.variance, [1.0, (2 * 1 + 2 * 3 / 5 * 25) / 5])
+
+
 def test_a_prior_of_fewer_than_no_cells_is_refused():
     prior = Gaussian(np.zeros(2), np.ones(2))
     for strength in (-1, np.nan, np.array([1.0, -1.0])):
@@ -292,6 +300,8 @@ def test_the_prior_is_worth_the_cells_whose_mean_is_as_near():
     assert worth_of_prior([np.ones(50)] * 400, few) == pytest.approx(4.0, rel=0.1)
     by_hand = worth_of_prior([np.array([3.0])], [np.array([[0.0], [2.0]])])
     assert by_hand == pytest.approx(2.0 / (4.0 - 2.0 / 2))
+    alone = [np.array([[9.0]]), np.array([[0.0], [2.0]])]  # the noise of one cell is not known
+    assert worth_of_prior([np.array([3.0])] * 2, alone) == pytest.approx(by_hand)
 
 
 def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
@@ -317,6 +327,31 @@ def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
     monkeypatch.setattr(model, "_adata", None)
     with pytest.raises(InputError, match="none are attached"):
         model.prior_strength("control", "stimulated")
+
+
+def test_the_only_cell_of_a_label_is_drawn_from_the_posterior(transfer):
+    """All draws were its mean, since the cell itself has no variance."""
+    model, adata = transfer
+    shown = where(adata, "A", "stimulated")
+    start = where(adata, "A", "control")[:1].copy()
+    kwargs = {"target": "stimulated", "exemplars": shown, "strength": 0.0, "output": "sample"}
+    drawn = [model.predict(start, seed=seed, **kwargs) for seed in range(60)]
+    u = np.concatenate([model._places(cells)[:, :4] for cells in drawn])
+    known = model._places(shown)[:, :4]
+    assert (np.abs(u.mean(0) - known.mean(0)) < 4 * known.std(0) / np.sqrt(60)).all()
+    np.testing.assert_allclose(u.std(0), known.std(0), rtol=0.4)
+
+
+def test_cells_without_the_column_of_labels_get_the_prior(transfer):
+    """They raised a KeyError."""
+    model, adata = transfer
+    start, shown = where(adata, "A", "control"), where(adata, "A", "stimulated")
+    known = model.predict(start, target="stimulated").X
+    del start.obs["cell_type"]
+    np.testing.assert_array_equal(model.predict(start, target="stimulated").X, known)
+    del shown.obs["cell_type"]
+    with pytest.raises(InputError, match="No column 'cell_type'"):
+        model.predict(start, target="stimulated", exemplars=shown)
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):

@@ -107,6 +107,10 @@ def test_labels_are_told_by_the_density_of_their_posterior(model):
         model.log_prob(new, exemplars=shown[shown.obs["cell_type"] == name].copy()) for name in "AB"
     ]
     np.testing.assert_allclose(few["A"], 1 / (1 + np.exp(logs[1] - logs[0])), atol=1e-4)
+    shown.obs["cell_type"] = shown.obs["cell_type"].astype(str).replace("A", "new")
+    also_new = model.classify(new, exemplars=shown)  # the flow sees no labels
+    assert list(also_new) == ["B", "new"]
+    np.testing.assert_array_equal(also_new["new"], few["A"])
 
 
 def test_lines_go_from_the_origin_or_between_cells(model):
@@ -137,6 +141,8 @@ def test_a_flow_refuses(model):
         model.generate(3, strength=-1)
     with pytest.raises(InputError, match="steps is 1"):
         model.interpolate(None, 0, steps=1)
+    with pytest.raises(InputError, match="Row 1000000 of an AnnData"):
+        model.encode(indices=[1_000_000])
     with pytest.raises(InputError, match="n_obs is 0"):
         model.generate(0)
     adata = make()

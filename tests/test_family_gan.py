@@ -1,5 +1,6 @@
 """Adversarial models: losses by hand, known shifts, bad input, saving."""
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
+from lightning.pytorch import Callback
 
 from trvae_sc import family
 from trvae_sc.errors import InputError
@@ -393,6 +395,10 @@ def test_a_rate_below_zero_and_early_stopping_are_refused_before_training(make_a
             model.train(lr=rate, **QUICK)
     with pytest.raises(InputError, match="a CycleGAN trains on all"):
         model.train(early_stopping=True, **QUICK)
+    with pytest.raises(InputError, match="enable_checkpointing needs cells to validate on"):
+        model.train(enable_checkpointing=True, **QUICK)
+    with pytest.raises(InputError, match="gradient clipping is not supported"):
+        model.train(gradient_clip_val=1.0, **QUICK)
     assert not model.is_trained_
 
 
@@ -636,3 +642,50 @@ def test_unknown_arguments_of_pairs_are_named(make_adata):
     adata.obs["pair"] = [f"p{i // 2}" for i in range(adata.n_obs)]
     with pytest.raises(InputError, match=r"'label_key'.* Did you mean 'labels_key'\?"):
         PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", label_key="cell_type")
+
+
+@pytest.mark.parametrize("model_cls", [ConditionalGAN, CycleGAN, FlowMatching, FlowTransfer])
+def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(model_cls, make_adata):
+    """Its weights then met the components and the kappa of cells that it was not trained on."""
+    if model_cls is FlowTransfer:
+        pytest.importorskip("zuko")
+    adata = make_adata()
+    model_cls.setup_anndata(adata, "condition", **KEYS)
+    model = model_cls(adata, **SMALL)
+    model.train(**QUICK)
+    before = model.predict(target="stimulated", source="control").X
+    model.adata = make_adata(60, seed=3)
+    for wrong in ({"accelerator": "cuda0"}, {"callbacks": FailsAtStart()}, {"max_steps": 0}):
+        with contextlib.suppress(InputError, OSError):
+            model.train(**{**QUICK, **wrong})
+        after = model.predict(adata, target="stimulated", source="control").X
+        np.testing.assert_array_equal(after, before)
+    loaded = _saved(model)
+    with pytest.raises(InputError, match="loaded without data"):
+        loaded.train(**QUICK)
+
+
+class FailsAtStart(Callback):
+    """Fails before the first step."""
+
+    def on_train_start(self, *_):
+        """Fail."""
+        raise OSError("no space left")
+
+
+def _saved(model):
+    """Return a model as it is loaded without its cells."""
+    model.save("model", overwrite=True)
+    return type(model).load("model", False)
+
+
+def test_attached_cells_of_new_labels_are_not_trained_on(make_adata):
+    """They were taken for cells of the first label."""
+    adata = make_adata()
+    CycleGAN.setup_anndata(adata, "condition", **KEYS)
+    model = CycleGAN(adata, **SMALL)
+    other = make_adata()
+    other.obs["cell_type"] = other.obs["cell_type"].astype(str).replace("B", "new")
+    model.adata = other
+    with pytest.raises(InputError, match=r"labels the model does not know: \['new'\]"):
+        model.train(**QUICK)

@@ -330,6 +330,16 @@ def test_data_of_the_model_replaced_go_with_it(fit, make_adata):
     assert TRVAE.load("saved", prefix="a_").adata.n_obs == 60
 
 
+def test_data_that_changed_since_are_not_saved_as_those_of_the_model(fit, make_adata):
+    """Conditions that were exchanged were loaded as those that the model was trained on."""
+    model = fit(make_adata(60))
+    names = {"control": "stimulated", "stimulated": "control"}
+    model.adata.obs["condition"] = model.adata.obs["condition"].astype(str).map(names)
+    with pytest.raises(InputError, match="changed since adata was registered"):
+        model.save("saved", save_anndata=True)
+    model.save("saved")
+
+
 def fail_to_write(patch, error):
     """Let half of a model's file be written."""
 

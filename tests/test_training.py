@@ -50,6 +50,10 @@ class At(lightning.Callback):
         setattr(self, hook, call)
 
 
+def no_space(trainer, plan):
+    raise OSError("no space left")
+
+
 class Spoil(lightning.Callback):
     """Multiplies the output weights when an epoch starts."""
 
@@ -436,7 +440,7 @@ def test_a_trained_model_that_is_trained_on_for_no_step_stays_trained(fit):
         ({"accelerator": "cuda0"}, InputError),
         ({"precision": "64-true"}, InputError),
         ({"train_size": 0.5, "plan_kwargs": {"optimizer": "sgd"}}, InputError),
-        ({"train_size": 0.5, "limit_train_batches": 0}, ValueError),  # found after statistics
+        ({"callbacks": At(0, no_space, "on_train_start")}, OSError),  # after statistics
     ],
 )
 def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(fit, arguments, error):
@@ -1137,6 +1141,18 @@ def test_a_wrong_choice_is_told_before_training(fit, options, message):
         ({"precision": "half"}, "No trainer can be made"),
         ({"strategy": "dpp"}, "No trainer can be made"),
         ({"early_stopping": True, "validation_size": 0.0}, "no validation set"),
+        ({"plan_kwargs": {"weight_decay": -1}}, "weight_decay is -1"),
+        ({"plan_kwargs": {"eps": -1}}, "eps is -1"),
+        ({"plan_kwargs": {"min_kl_weight": 2}}, "No training plan can be made"),
+        ({"plan_kwargs": {"reduce_lr_on_plateau": True, "lr_factor": 2}}, "lr_factor is 2"),
+        ({"plan_kwargs": {"lr_scheduler_metric": "elbo"}}, "lr_scheduler_metric is 'elbo'"),
+        ({"early_stopping": True, "early_stopping_monitor": "elbo_val"}, "'elbo_val'; choose one"),
+        ({"limit_train_batches": 0}, "limit_train_batches is 0"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"devices": -1}, "No trainer can be made"),
+        ({"early_stopping": True, "limit_val_batches": 0}, "Training cannot go on"),
+        ({"datasplitter_kwargs": {"batch_size": 9}}, "batch_size is an argument of train"),
+        ({"datasplitter_kwargs": {"shuffel": True}}, "Unknown argument 'shuffel' of DataSplitter"),
         ({"callbacks": ["progress"]}, "callbacks has 'progress'"),
         ({"datasplitter_kwargs": {"external_indexing": [[], range(120)]}}, "no rows to train on"),
         ({"datasplitter_kwargs": {"external_indexing": np.arange(120)}}, "is a list of the rows"),
@@ -1146,6 +1162,25 @@ def test_a_wrong_choice_is_told_before_training(fit, options, message):
 def test_what_lightning_and_scvi_tools_refuse_is_an_input_error(fit, options, message):
     with pytest.raises(InputError, match=message):
         fit(train={**CPU, "max_epochs": 1, **options})
+
+
+def test_training_can_be_watched_without_cells_held_back(fit):
+    """Lightning raised a TypeError."""
+    model = fit(train={**CPU, "max_epochs": 1, "learning_rate_monitor": True})
+    assert model.is_trained
+
+
+def test_a_configuration_of_the_trainer_stops_early_by_its_own_metric(fit):
+    """It was not taken, and best weights were of the ELBO."""
+    how = {"early_stopping_monitor": "mmd_validation", "early_stopping_mode": "max"}
+    how["early_stopping_patience"] = 2
+    by_arguments = fit(train={**CPU, "max_epochs": 8, "early_stopping": True, **how})
+    for given in (
+        {"trainer_config": how, "early_stopping": True},
+        {"trainer_config": {**how, "early_stopping": True}},
+    ):
+        found = fit(train={**CPU, "max_epochs": 8, **given})
+        assert same(weights_of(found), weights_of(by_arguments))
 
 
 def test_numbers_of_numpy_and_rows_of_any_kind_are_taken(fit):

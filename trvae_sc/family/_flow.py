@@ -56,15 +56,13 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
     if not np.all(np.asarray(strength) >= 0):
         raise InputError(f"strength is {strength}; it is a number of cells, 0 or more.")
     n = len(cells)
-    if n == 0 or np.isinf(strength).all():
+    if n == 0:
         return prior
     mean, spread = Gaussian.of(cells)
-    total = strength + n
-    between = strength * n / total * np.square(mean - prior.mean)
-    return Gaussian(
-        (strength * prior.mean + n * mean) / total,
-        (strength * prior.variance + n * spread + between) / total,
-    )
+    new = n / (strength + n)  # share of the cells
+    old = 1.0 - new
+    between = old * new * np.square(mean - prior.mean)
+    return Gaussian(old * prior.mean + new * mean, old * prior.variance + new * spread + between)
 
 
 def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> float:
@@ -75,7 +73,8 @@ def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) 
 
     for the means :math:`e_l` that are expected of several labels, and their :math:`n_l` cells of mean
     :math:`\bar x_l` and variance :math:`s_l^2` (summed over dimensions): n cells miss the truth by
-    :math:`s^2 / n` in the mean, and what is subtracted is the noise of the means compared with.
+    :math:`s^2 / n` in the mean, and what is subtracted is the noise of the means compared with. Labels of one
+    cell, whose variance is not known, do not count.
 
     Parameters
     ----------
@@ -84,10 +83,13 @@ def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) 
     cells
         Cells of each label, shape (n_cells, n_dimensions).
     """
-    spread = np.array([x.var(0, ddof=1).sum() if len(x) > 1 else 0.0 for x in cells])
-    error = np.array([np.square(e - x.mean(0)).sum() for e, x in zip(expected, cells, strict=True)])
-    missed = (error - spread / [len(x) for x in cells]).sum()
-    return float(spread.sum() / missed) if missed > 0 else np.inf
+    spread = missed = 0.0
+    for mean, x in zip(expected, cells, strict=True):
+        if len(x) > 1:
+            variance = float(x.var(0, ddof=1).sum())
+            spread += variance
+            missed += float(np.square(mean - x.mean(0)).sum()) - variance / len(x)
+    return float(spread / missed) if missed > 0 else np.inf
 
 
 class FlowModule(ExpressionModule):

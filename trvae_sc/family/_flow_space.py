@@ -18,6 +18,7 @@ from trvae_sc.family._flow import FlowModule, Gaussian, posterior
 from trvae_sc.family._translator import Translator
 from trvae_sc.levels import as_text, level_name
 from trvae_sc.model import checked_codes, per_code
+from trvae_sc.training import row_numbers
 
 _LEAST_VARIANCE = 1e-4
 
@@ -45,10 +46,13 @@ class FlowSpace(Translator):
         ------
         NotTrainedError
             The model is not trained.
+        InputError
+            No such rows, or genes are missing.
         """
         self._check_if_trained(warn=False)
         cells = self._validate_anndata(adata)
-        cells = cells if indices is None else cells[indices]
+        if indices is not None:
+            cells = cells[row_numbers(np.atleast_1d(indices), cells.n_obs)]
         return self._places(cells)[:, : len(self.module.spread)]
 
     def decode(self, u: np.ndarray, *, condition: Any = None, labels: Any = None) -> AnnData:
@@ -176,7 +180,7 @@ class FlowSpace(Translator):
         adata
             Cells to classify; the model's own if None.
         exemplars
-            Cells of the labels to tell apart, with the labels' column; the model's own if None.
+            Cells of the labels to tell apart, also of new ones, with the labels' column; the model's own if None.
         strength
             As in :meth:`generate`.
 
@@ -207,7 +211,9 @@ class FlowSpace(Translator):
         start = _standard(codes.shape[1])
         cells = self._validate_anndata(adata)
         u = self.encode(cells)
-        levels = [name for name in map(level_name, self.labels) if (names == name).any()]
+        present = dict.fromkeys(names)
+        levels = [name for name in map(level_name, self.labels) if name in present]
+        levels += [name for name in present if name not in levels]
         logs = [_log_normal(u, posterior(start, codes[names == name], strength)) for name in levels]
         share = softmax(np.stack(logs, 1), axis=1)
         return pd.DataFrame(share, index=cells.obs_names, columns=levels)

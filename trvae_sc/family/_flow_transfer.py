@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from trvae_sc.arguments import check_seed
+from trvae_sc.checks import check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
@@ -18,6 +19,7 @@ from trvae_sc.family._flow_space import FlowSpace
 from trvae_sc.levels import as_text, level_name
 
 _ALL = 1e12  # cells that leave exemplars no weight
+_PRIORS = ("shift", "source")
 _MAX_CELLS = 500  # of a label and condition, to tell what the prior is worth
 
 
@@ -81,15 +83,15 @@ class FlowTransfer(FlowSpace):
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
         """Fit the flow; see :meth:`Translator.train` for the parameters."""
+        before = self.history_
         try:
             super().train(max_epochs, **kwargs)
         finally:
-            self._keep_means()
+            if self.history_ is not before and self.trainer.global_step:
+                self._keep_means()
 
     def _keep_means(self) -> None:
         """Keep the mean places of training cells, which the prior rests on."""
-        if not self.is_trained_:
-            return
         places = self._places(self.adata)
         self.latent_means_ = {}
         for (label, condition), rows in groups(self.adata.obs, self.keys):
@@ -119,8 +121,10 @@ class FlowTransfer(FlowSpace):
         Raises
         ------
         InputError
-            No training cells are attached, or fewer than two labels were measured under both.
+            No training cells are attached, fewer than two labels were measured under both, or no
+            label has two target cells.
         """
+        _check_choice("prior", prior, _PRIORS)
         if self.adata is None:
             raise InputError(
                 "What the prior is worth follows from training cells, and none are attached. Attach "
@@ -133,6 +137,11 @@ class FlowTransfer(FlowSpace):
                 "needed to tell what the prior is worth. Give strength."
             )
         rows = dict(groups(self.adata.obs, self.keys))
+        if all(len(rows[label, level_name(target)]) < 2 for label in shifts):
+            raise InputError(
+                f"No label has two cells or more under {target!r}, without which their variance is not known. "
+                "Give strength."
+            )
         expected, cells = [], []
         for label in shifts:
             start, end = (
@@ -197,7 +206,7 @@ class FlowTransfer(FlowSpace):
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
-        _check_choice("prior", prior, ("shift", "source"))
+        _check_choice("prior", prior, _PRIORS)
         _check_choice("output", output, ("moved", "sample"))
         if strength is not None and not (isinstance(strength, Real) and strength >= 0):
             raise InputError(f"strength is {strength!r}; it is a number of cells, 0 or more.")
@@ -210,7 +219,8 @@ class FlowTransfer(FlowSpace):
         noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))
         strengths = cache(partial(self.prior_strength, target=target, prior=prior))
         used: dict[tuple[str, str], tuple[int, float, float]] = {}
-        for (label, condition), rows in groups(cells.obs, self.keys):
+        by_group = self.known.groups(cells.obs).groupby(["label", "source"])
+        for (label, condition), rows in by_group.indices.items():
             known, own = shown.get(label, places[:0]), places[rows]
             start = Gaussian.of(own)
             before = self._prior(start, condition, target, prior)
@@ -219,10 +229,11 @@ class FlowTransfer(FlowSpace):
                 worth = strengths(condition)
             weight = np.repeat(np.minimum(worth, _ALL), [n_pcs, cells.n_vars])
             after = posterior(before, known, weight)
-            at = own - start.mean
+            at, width = own - start.mean, np.sqrt(after.variance[:n_pcs])
             if output == "sample":
-                at[:, :n_pcs] = noise[rows] * np.sqrt(start.variance[:n_pcs])
-            at[:, :n_pcs] *= np.sqrt(after.variance / np.maximum(start.variance, 1e-12))[:n_pcs]
+                at[:, :n_pcs] = noise[rows] * width
+            else:
+                at[:, :n_pcs] *= width / np.sqrt(np.maximum(start.variance[:n_pcs], 1e-12))
             places[rows] = after.mean + at
             used[label, condition] = (len(known), *map(float, worth))
         result = self._as_prediction(self._values_at(places), cells, target, seed)
@@ -245,7 +256,10 @@ class FlowTransfer(FlowSpace):
 
     def _exemplar_places(self, exemplars: AnnData | None, target: Any) -> dict[str, np.ndarray]:
         """Return the places of the exemplars by label, as text."""
-        if exemplars is None or not exemplars.n_obs:
+        if exemplars is None:
+            return {}
+        check_obs(exemplars, [self.keys.condition_key, self.keys.labels_key])
+        if not exemplars.n_obs:
             return {}
         cells = self._validate_anndata(exemplars)
         other = set(as_text(cells.obs[self.keys.condition_key])) - {level_name(target)}

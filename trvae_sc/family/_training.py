@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -81,6 +81,8 @@ class PlayersPlan(lightning.LightningModule):
         Decay rates of Adam's averages.
     marks
         Digest of each training cell, which goes into the checkpoint.
+    prepare
+        Gives the module the statistics of the training cells; called before the first step.
     """
 
     def __init__(
@@ -90,14 +92,20 @@ class PlayersPlan(lightning.LightningModule):
         lr: float,
         betas: tuple[float, float] = (0.5, 0.9),
         marks: np.ndarray = (),
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.module, self.lr, self.betas = module, lr, betas
         self.players = module.players()
-        self.marks = marks
+        self.marks, self.prepare = marks, prepare
         self._sums: dict[str, Tensor] = {}
         self._n_batches = 0
+
+    def setup(self, stage: str) -> None:
+        """Take the statistics of the training cells."""
+        if self.prepare is not None:
+            self.prepare()
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list]:
         """Return an optimizer and a schedule for each player."""

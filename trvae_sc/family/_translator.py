@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -153,27 +154,38 @@ class Translator(TranslatorRegistration):
             if number is not None:
                 check_whole(name, number)
         check_number("lr", lr, 0.0)
-        monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
-        if trainer_kwargs.get("early_stopping") and "validation" in monitor:
-            raise InputError(
-                f"early_stopping needs cells to validate on, and a {type(self).__name__} trains on all. "
-                "Leave it out, and choose max_epochs."
-            )
+        given = {
+            "early_stopping": trainer_kwargs.get("early_stopping_monitor", "elbo_validation"),
+            "enable_checkpointing": trainer_kwargs.get("checkpointing_monitor", "validation_loss"),
+        }
+        for name, monitor in given.items():
+            if trainer_kwargs.get(name) and "validation" in monitor:
+                raise InputError(
+                    f"{name} needs cells to validate on, and a {type(self).__name__} trains on all. "
+                    "Leave it out, and choose max_epochs."
+                )
         if self.adata is None:
             raise InputError(
                 "The model was loaded without data: attach some to train on (model.adata = adata)."
             )
         self.adata_manager.validate()
+        self._check_labels_known()
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
-            cells = self._training_cells()
+            kappa = median_total(self.adata, self.keys)
+            cells = self._training_cells(kappa)
             sampler = self._sampler(math.ceil(len(cells) / batch_size), batch_size)
             default = math.ceil(self._n_steps / len(sampler))
             self.training_ = {**self.training_, "default": default}
             epochs = default if max_epochs is None else int(max_epochs)
             TrainRunner(
                 self,
-                PlayersPlan(self.module, lr=lr, marks=self.adata_manager.registered.marks),
+                PlayersPlan(
+                    self.module,
+                    lr=lr,
+                    marks=self.adata_manager.registered.marks,
+                    prepare=partial(self._take_statistics, cells, kappa),
+                ),
                 Minibatches(cells, sampler),
                 epochs,
                 accelerator=accelerator,
@@ -182,18 +194,20 @@ class Translator(TranslatorRegistration):
                 **trainer_kwargs,
             )()
 
-    def _training_cells(self) -> StackDataset:
-        """Return the training cells, and let the module take their statistics."""
-        kappa = median_total(self.adata, self.keys)
+    def _training_cells(self, kappa: float) -> StackDataset:
+        """Return the training cells."""
         x = torch.as_tensor(self._values(self.adata, kappa))
         condition, label = (
             torch.as_tensor(self.adata_manager.get_from_registry(key).ravel().astype(np.int64))
             for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
         )
-        self.module.to("cpu")
-        self.module.set_statistics(x, condition, label, seed=self.seed_)
-        self.module.kappa = torch.tensor(kappa)
         return StackDataset(x=x, condition=condition, label=label)
+
+    def _take_statistics(self, cells: StackDataset, kappa: float) -> None:
+        """Let the module take the statistics of the training cells."""
+        self.module.to("cpu")
+        self.module.set_statistics(**cells.datasets, seed=self.seed_)
+        self.module.kappa = torch.tensor(kappa)
 
     def _sampler(self, n_batches: int, batch_size: int) -> Sampler:
         """Return the order in which training cells are drawn: all of them, shuffled."""

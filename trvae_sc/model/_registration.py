@@ -240,6 +240,15 @@ class AnnDataModel(BaseModelClass):
                 "'vae', 'beta_vae', 'autoencoder'."
             )
 
+    def _check_labels_known(self) -> None:
+        """Raise where the data attached for training holds labels the model does not know."""
+        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        if state.get("unknown"):
+            raise InputError(
+                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
+                "a new model, or use TRVAE.load_query_data."
+            )
+
     def _check_values(self, likelihood: str, manager: DataManager | None = None) -> None:
         """Raise on values that the likelihood cannot take."""
         manager = self.adata_manager if manager is None else manager

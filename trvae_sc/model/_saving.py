@@ -48,12 +48,14 @@ class SavedModel(AnnDataModel):
         ------
         InputError
             `dir_path` exists and `overwrite` is False; it, or a folder it would be in, is a file; there
-            are no data to save.
+            are no data to save, or they are not what was registered any more.
         """
         path = as_path(dir_path, "dir_path")
         check_target(path, overwrite=overwrite, replaces=lambda _: True, kind="model")
         if save_anndata and self.adata is None:
             raise InputError("The model has no data to save: pass save_anndata=False.")
+        if save_anndata:  # else it is found when they are loaded, or never
+            self.adata_manager.validate()
         attributes = {k: v for k, v in vars(self).items() if k.endswith("_")}
         data_file = f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
 

@@ -32,7 +32,15 @@ from trvae_sc.model._replicates import replicate_means, replicates_of
 from trvae_sc.model._trained import Trained, kept_codes
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
-from trvae_sc.training import BestWeights, Clock, EpochCheckpoint, as_callbacks, check_trainer
+from trvae_sc.training import (
+    MONITORS,
+    BestWeights,
+    Clock,
+    EpochCheckpoint,
+    as_callbacks,
+    check_splitting,
+    check_trainer,
+)
 
 _EPOCHS = 60
 _MIN_STEPS, _MAX_STEPS = 300, 30_000
@@ -149,6 +157,12 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         plan = {**preset, **given}
         plan |= {} if lr is None else {"lr": lr}
         trainer = merge_kwargs(kwargs.get("trainer_config"), kwargs, name="trainer")
+        early_stopping = early_stopping or bool(trainer.get("early_stopping"))
+        monitor = trainer.get("early_stopping_monitor", "elbo_validation")
+        metric = plan.get("lr_scheduler_metric", "elbo_validation")
+        for name, chosen in (("early_stopping_monitor", monitor), ("lr_scheduler_metric", metric)):
+            if chosen not in MONITORS and not kwargs["callbacks"]:  # which may log others
+                raise InputError(f"{name} is {chosen!r}; choose one of {MONITORS}.")
         if "gradient_clip_val" not in trainer:
             kwargs["gradient_clip_val"] = clip
         if kwargs.get("datamodule") is not None:
@@ -158,6 +172,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             default = self._epochs(batch_size)
             self.training_ = {**self.training_, "default": default}
             max_epochs = default if max_epochs is None else max_epochs
+            check_splitting(datasplitter_kwargs or {}, UnsupervisedTrainingMixin.train)
             kwargs["use_distributed_sampler"] = False  # our loaders share the cells themselves
             datasplitter_kwargs = {
                 "seed": self.seed_,
@@ -173,8 +188,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             self._check_split(train_size, early_stopping=early_stopping)
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
-        monitor = kwargs.get("early_stopping_monitor", "elbo_validation")
-        mode = kwargs.get("early_stopping_mode", "min")
+        mode = trainer.get("early_stopping_mode", "min")
         callbacks = [*kwargs.pop("callbacks"), Clock()]
         callbacks += [BestWeights(monitor, mode)] if early_stopping else []
         if checkpoint_dir is not None:
@@ -279,15 +293,6 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         steps_per_epoch = math.ceil(self.adata.n_obs / batch_size)
         epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch))
         return max(min(epochs, _MAX_STEPS // steps_per_epoch), 1)
-
-    def _check_labels_known(self) -> None:
-        """Raise where the data attached for training holds labels the model does not know."""
-        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        if state.get("unknown"):
-            raise InputError(
-                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
-                "a new model, or use TRVAE.load_query_data."
-            )
 
     def _note_one_sided_labels(self) -> None:
         """Log the labels with cells under one condition only."""

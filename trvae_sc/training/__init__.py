@@ -2,9 +2,16 @@
 
 from trvae_sc.training._best import BestWeights
 from trvae_sc.training._clock import Clock, levelled_off
-from trvae_sc.training._data import Batches, DataLoader, DataSplitter, row_numbers, seed_of
+from trvae_sc.training._data import (
+    Batches,
+    DataLoader,
+    DataSplitter,
+    check_splitting,
+    row_numbers,
+    seed_of,
+)
 from trvae_sc.training._manager import DataManager
-from trvae_sc.training._plan import TrainingPlan
+from trvae_sc.training._plan import MONITORS, TrainingPlan
 from trvae_sc.training._run import (
     NOT_STARTED,
     EpochCheckpoint,
@@ -14,6 +21,7 @@ from trvae_sc.training._run import (
 )
 
 __all__ = [
+    "MONITORS",
     "NOT_STARTED",
     "Batches",
     "BestWeights",
@@ -25,6 +33,7 @@ __all__ = [
     "TrainRunner",
     "TrainingPlan",
     "as_callbacks",
+    "check_splitting",
     "check_trainer",
     "levelled_off",
     "row_numbers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter as ScviDataSplitter
 from torch import Tensor, distributed
 
-from trvae_sc.arguments import check_number, check_seed, check_whole
+from trvae_sc.arguments import check_known, check_number, check_seed, check_whole, named
 from trvae_sc.errors import InputError
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.rows import give_back_memory
@@ -346,6 +346,17 @@ class DataSplitter(ScviDataSplitter):
             _STATISTICS_BATCH,
             dataset=self.data_loader_kwargs.get("dataset"),
         )
+
+
+def check_splitting(given: Mapping[str, Any], train: Callable[..., Any]) -> None:
+    """Raise on arguments of the splitter that it does not take, or that ``train`` gives it."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"datasplitter_kwargs is {given!r}; give a dictionary.")
+    for name in given:
+        if name in named(train):
+            raise InputError(f"{name} is an argument of train, not one of datasplitter_kwargs.")
+    takers = (ScviDataSplitter, DataLoader, torch.utils.data.DataLoader)
+    check_known(given, DataSplitter, [name for taker in takers for name in named(taker)])
 
 
 def seed_of(given: int | None) -> int:

@@ -26,6 +26,15 @@ from trvae_sc.training._data import Batches, seed_of
 TRANSFER_STEPS = 2
 OPTIMIZERS = ("Adam", "AdamW", "Custom")
 SCHEDULES = ("onecycle", None)
+_TERMS = ("reconstruction", "kl", "mmd", "transfer")
+#: What training of cells held back is watched by.
+MONITORS = [
+    f"{name}_validation"
+    for name in (
+        *("elbo", "reconstruction_loss", "kl_local", "kl_global", "mmd", "transfer"),
+        *(f"{term}_weighted" for term in _TERMS),
+    )
+] + ["validation_loss"]
 _SOME_CELLS = 5000  # that components are taken of
 _ENOUGH_COUNTS = 10  # sum of squared means above which a gene's dispersion is known
 
@@ -169,21 +178,29 @@ class TrainingPlan(ScviTrainingPlan):
         max_kl_weight: float | None = None,
         **kwargs: Any,
     ) -> None:
-        check_number("lr", lr, 0.0)
+        numbers = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        for name, number in numbers.items():
+            check_number(name, number, 0.0)
+        check_number("lr_factor", kwargs.get("lr_factor", 0.6), 0.0, 1.0, closed=False)
+        if n_epochs_kl_warmup is not None:
+            check_number("n_epochs_kl_warmup", n_epochs_kl_warmup, 0.0)
         choices = (("optimizer", optimizer, OPTIMIZERS), ("lr_schedule", lr_schedule, SCHEDULES))
         for name, choice, known in choices:
             if choice not in known:
                 raise InputError(f"{name} is {choice!r}; choose one of {list(known)}.")
-        super().__init__(
-            module,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=eps,
-            n_epochs_kl_warmup=n_epochs_kl_warmup,
-            max_kl_weight=module.kl_weight if max_kl_weight is None else max_kl_weight,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                module,
+                optimizer=optimizer,
+                n_epochs_kl_warmup=n_epochs_kl_warmup,
+                max_kl_weight=module.kl_weight if max_kl_weight is None else max_kl_weight,
+                **numbers,
+                **kwargs,
+            )
+        except ValueError as error:
+            raise InputError(
+                f"No training plan can be made with these arguments: {error}"
+            ) from error
         self.lr_schedule = lr_schedule
         self._sums: dict[str, dict[str, Tensor]] = {}
         self.marks = np.zeros(0)  #: of the training cells, see trvae_sc.identity.cell_marks

@@ -37,7 +37,8 @@ from trvae_sc.module import Peers
 from trvae_sc.training._best import BestWeights, SaveCheckpoint
 
 #: What Lightning and scvi-tools raise on arguments of the trainer.
-_REFUSED = (ValueError, MisconfigurationException)
+_REFUSED = (TypeError, ValueError, MisconfigurationException)
+_STEPS = ("accumulate_grad_batches", "limit_train_batches", "max_steps")
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 #: What reading a damaged file raises.
 _DAMAGE = (
@@ -251,6 +252,11 @@ class TrainRunner(ScviTrainRunner):
         self, *args: Any, checkpoint: EpochCheckpoint | None = None, **kwargs: Any
     ) -> None:
         try:
+            for name in _STEPS:
+                if kwargs.get(name) == 0:
+                    raise InputError(f"{name} is 0, with which no step is made. Leave it out.")
+            if getattr(kwargs.get("data_splitter"), "n_val", 1) == 0:
+                kwargs["limit_val_batches"] = 0  # else Lightning asks for their loader
             if checkpoint is not None:
                 kwargs["ckpt_path"] = checkpoint.resume_from()
             with _quiet_lightning():
@@ -311,6 +317,8 @@ class TrainRunner(ScviTrainRunner):
                     f"Out of memory in epoch {self.trainer.current_epoch} of training. Pass a smaller "
                     f"memory_budget (in GB) or batch_size. {error}"
                 ) from error
+            if isinstance(error, MisconfigurationException) or "conditioned on" in str(error):
+                raise InputError(f"Training cannot go on with these arguments: {error}") from error
             raise
         finally:  # what follows may be for one process alone
             self.model.module.peers = Peers()
