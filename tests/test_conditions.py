@@ -289,6 +289,13 @@ def test_a_number_is_the_measured_one_with_its_name(value):
     assert parse(parts, ("b", 1.001 * float(value)))[1] != measured
 
 
+def test_of_numbers_that_are_nearly_the_same_the_nearest_is_meant():
+    days = [20230101, 20230102, 20230103]
+    parts = new_parts(pd.DataFrame({"drug": ["a", "b", "b"], "day": days}), ["drug", "day"])
+    assert [parse(parts, ("a", day))[1] for day in days] == days
+    assert [parse(parts, f"a + {day}")[1] for day in days] == days
+
+
 def test_remarks_name_what_was_not_measured():
     parts = new_parts(table(), ["drug", "dose"])
     assert remarks(parts, ["a", 1.0]) == []
