@@ -243,6 +243,41 @@ def test_a_number_without_a_dose_of_none_does_not_scale_what_levels_change():
     assert not is_dose(parts, "dose", np.array(["no", 24.0], dtype=object))
 
 
+def of_doses_and_times():
+    """Three drugs at two doses and times, and one control at 0 and 0."""
+    levels = [(drug, dose, time) for drug in "abc" for dose in (1.0, 10.0) for time in (6.0, 24.0)]
+    return [("none", 0.0, 0.0), *levels]
+
+
+def test_what_drugs_change_grows_with_dose_and_time():
+    rows = of_doses_and_times()
+    known = space(rows, drug=0, dose=0, time=0)
+    kernel = known.alike("none + 0 + 0", known.levels, joint=0.0)
+    at = [known.level(row) for row in rows[1:]]
+    order = [known.levels.index(name) for name in at]
+    drug, dose, time = (np.array(column) for column in zip(*rows[1:], strict=True))
+    roots = np.sqrt(np.minimum.outer(dose, dose) / 10.0 * np.minimum.outer(time, time) / 24.0)
+    expected = roots * np.equal.outer(drug, drug)
+    assert kernel[np.ix_(order, order)] == pytest.approx(expected)
+    assert np.linalg.eigvalsh(kernel)[0] > -1e-9
+
+
+def test_doses_and_times_that_were_never_measured_are_predicted():
+    rng = np.random.default_rng(0)
+    of_drug = {drug: rng.normal(0.0, 1.0, 40) * (drug != "none") for drug in ("none", *"abc")}
+    rows = [(label, *row) for label in "uvw" for row in of_doses_and_times() for _ in range(20)]
+    obs = pd.DataFrame(rows, columns=["cell_type", "drug", "dose", "time"])
+    obs.index = obs.index.astype(str)
+    at = obs["dose"] / (obs["dose"] + 3.0) * (1.0 - np.exp(-obs["time"] / 12.0))
+    x = at.to_numpy()[:, None] * np.stack([of_drug[drug] for drug in obs["drug"]])
+    cells = AnnData((x + rng.normal(0.0, 0.2, x.shape)).astype(np.float32), obs=obs)
+    cells = cells[(obs["drug"] != "a") | (obs["dose"] != 10) | (obs["time"] != 24)].copy()
+    keys = {"condition_key": ["drug", "dose", "time"], "labels_key": "cell_type", "is_count": False}
+    found = baselines.effects(cells, ("a", 10, 24), source=("none", 0, 0), labels="u", **keys)
+    true = 10.0 / 13.0 * (1.0 - np.exp(-2.0)) * of_drug["a"]
+    assert np.square(found["change"] - true).sum() < 0.2 * np.square(true).sum()
+
+
 @pytest.mark.parametrize("value", [1 / 3, np.log10(300), np.float32(0.1)])
 def test_a_number_is_the_measured_one_with_its_name(value):
     obs = pd.DataFrame({"drug": ["a", "b"], "dose": np.array([value, 2.0])})
@@ -252,6 +287,13 @@ def test_a_number_is_the_measured_one_with_its_name(value):
     for given in (f"{float(value):.12g}", float(f"{value:.7g}"), value):
         assert parse(parts, ("b", given))[1] == measured
     assert parse(parts, ("b", 1.001 * float(value)))[1] != measured
+
+
+def test_of_numbers_that_are_nearly_the_same_the_nearest_is_meant():
+    days = [20230101, 20230102, 20230103]
+    parts = new_parts(pd.DataFrame({"drug": ["a", "b", "b"], "day": days}), ["drug", "day"])
+    assert [parse(parts, ("a", day))[1] for day in days] == days
+    assert [parse(parts, f"a + {day}")[1] for day in days] == days
 
 
 def test_remarks_name_what_was_not_measured():

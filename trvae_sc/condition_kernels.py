@@ -22,8 +22,8 @@ def kernel_of(
     levels = [key for key in alone if key not in parts["scaling"]]
     doses = [key for key in alone if is_dose(parts, key, source)] if levels else []
     kernel = np.zeros((len(rows), len(rows))) + sum(alone[key] for key in levels)
-    if doses:  # what levels change grows with the root of the dose
-        kernel *= np.sqrt(sum(alone[key] for key in doses))
+    for key in doses:  # what levels change grows with the root of each dose
+        kernel *= np.sqrt(alone[key])
     kernel += sum(alone[key] for key in alone if key not in (*levels, *doses))
     if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
         return kernel

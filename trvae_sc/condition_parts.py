@@ -150,7 +150,8 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
             raise InputError(f"'{key}' is {number}; it must be finite.")
         known = [row[parts["keys"].index(key)] for row in parts["values"]]
         same = [v for v in known if np.isclose(v, number, rtol=1e-6, atol=0.0)]
-        return same[0] if same else number  # names, and float32, have fewer digits
+        # names, and float32, have fewer digits
+        return min(same, key=lambda v: abs(v - number), default=number)
     known = [level for name, level in parts["features"] if name == key]
     description = Description.of(parts)
     if description is not None and key == description.key:

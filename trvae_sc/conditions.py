@@ -278,7 +278,8 @@ class ConditionSpace:
         directions 0), levels that differ from that of the source, and the change of what is 1 for equal levels
         and falls linearly with the distance of numbers, k. Where no level but those of the source was measured at
         its number, this is a dose: what levels change then grows with its root, from nothing, and a dose alone
-        changes nothing, :math:`k_x \sqrt{k_{\text{dose}}}`. Conditions of one column tell of themselves only.
+        changes nothing, :math:`k_x \sqrt{k_{\text{dose}}}`; of several with the root of their product. Conditions
+        of one column tell of themselves only.
         """
         if self.parts is None:
             return np.equal.outer(*[np.array([self.code(c) for c in conditions])] * 2).astype(float)
