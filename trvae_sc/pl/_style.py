@@ -190,6 +190,7 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
