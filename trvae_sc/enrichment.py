@@ -171,7 +171,7 @@ def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_
     if same.any():
         raise InputError(
             f"Of net {listing(sorted(same.index[same].astype(str)))} have the same weight for all "
-            f"{len(genes)} genes of effects, so that there is nothing to compare them with. Drop them."
+            f"{len(genes):,} genes of effects, so that there is nothing to compare them with. Drop them."
         )
 
 
@@ -183,7 +183,7 @@ def _check_rank(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_gene
     design = np.column_stack([np.ones(len(genes)), weight.to_numpy()])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise InputError(
-            f"method='mlm' scores all {weight.shape[1]} sets in one regression over {len(genes)} genes, and some "
+            f"method='mlm' scores all {weight.shape[1]} sets in one regression over {len(genes):,} genes, and some "
             "are sums of others or the same. Drop these, or take method='ulm'."
         )
 
@@ -197,7 +197,7 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         )
     if shared.max() < min_genes:
         raise InputError(
-            f"No set of net has {min_genes} genes among the {len(genes)} of effects; the largest share is "
+            f"No set of net has {min_genes} genes among the {len(genes):,} of effects; the largest share is "
             f"{shared.max()} ({shared.idxmax()}). Train on more genes, or lower min_genes."
         )
     few = sets["source"].drop_duplicates()

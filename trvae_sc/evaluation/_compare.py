@@ -114,7 +114,9 @@ def compare(
     shared = _shared(cells[~hidden], keys, kappa)
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
     if cells.n_obs < truth.n_obs:
-        notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
+        notes.append(
+            f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
+        )
     scores, genes = [], []
     for group in chosen:
         task = _task(group, cells, shared, control, measured, keys, kappa)

@@ -307,7 +307,7 @@ def interpolation_table(
         var_names = as_list(var_names)
         missing = [name for name in var_names if name not in table]
         if missing:
-            raise InputError(f"No genes {missing} in the table of {table.shape[1]} genes.")
+            raise InputError(f"No genes {missing} in the table of {table.shape[1]:,} genes.")
         table = table[list(var_names)]
     if not table.shape[1]:
         raise InputError("There are no genes to draw. Give means of one gene at least.")

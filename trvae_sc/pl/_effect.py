@@ -91,7 +91,7 @@ def effect(
     color = color_of(predicted)
     _lines_of_equal(ax, genes)
     _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
-    _dots(ax, top[_CHANGES], f"top {len(top)} genes", s=14, c=color)
+    _dots(ax, top[_CHANGES], f"top {len(top):,} genes", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
     ax.set_title(_effect_title(x, y, name), fontsize=9)
     label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
@@ -224,8 +224,8 @@ def mean_correlation(
         _dots(ax, rest[columns], "other genes", s=6, c=PALE)
     hollow: Any = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
     x, control_mean = top[before].to_numpy().T
-    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top)} genes, control")
-    _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=color_of(predicted))
+    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top):,} genes, control")
+    _dots(ax, top[columns], f"top {len(top):,} genes, predicted", s=14, c=color_of(predicted))
     ends = [genes[list(_MEANS)].min().min(), genes[list(_MEANS)].max().max()]
     ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
     title = _mean_title(scores)
@@ -241,7 +241,7 @@ def mean_correlation(
 
 def _mean_title(scores: pd.DataFrame) -> str:
     """Return squared correlations, over the genes that change most too if they are not all."""
-    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
+    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:,.0f}"}
     shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
     return "\n".join(
         f"{words[name]}: squared correlation of means {number(row['predicted'])} (no change "

@@ -119,12 +119,14 @@ def check_bounds(table: pd.DataFrame) -> None:
     unknown = table[BOUNDS].isna().any(axis=1)
     if unknown.any():
         raise InputError(
-            f"{unknown.sum()} of {len(table)} genes have no interval. "
+            f"{unknown.sum():,} of {len(table):,} genes have no interval. "
             "Intervals need three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
     if n_wrong:
-        raise InputError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
+        raise InputError(
+            f"change_lower is above change_upper in {n_wrong:,} genes; swap the bounds."
+        )
 
 
 def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:

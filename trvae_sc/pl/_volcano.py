@@ -168,7 +168,7 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
         )
     if part["pval"].isna().any():
         raise InputError(
-            f"{part['pval'].isna().sum()} genes have no p-value. These need three labels or more that "
+            f"{part['pval'].isna().sum():,} genes have no p-value. These need three labels or more that "
             "were seen under source and target."
         )
     shown = (part["qval"] <= max_qval).to_numpy()
