@@ -310,6 +310,25 @@ def test_benchmark_names_targets_where_there_are_several():
     assert drawn(ax)["flat, delta"]["NK \u2192 other"] == pytest.approx(0.3)
 
 
+def test_benchmark_names_sources_where_there_are_several():
+    """Scores of a label from two sources were one point, their mean."""
+    other = results().assign(source="other")
+    other["value"] -= 0.1
+    found = drawn(pl.benchmark(pd.concat([results(), other])))["flat, delta"]
+    assert found["NK \u2192 stim from ctrl"] == pytest.approx(0.3)
+    assert found["NK \u2192 stim from other"] == pytest.approx(0.2)
+
+
+def test_benchmark_of_a_score_whose_lower_values_are_better():
+    """The worst method was first, and the score of half of the cells was called the ceiling."""
+    table = results(outputs=("delta",)).replace({"effect_r2": "energy_distance"})
+    half = table[table["method"] == "ceiling"].assign(output="replicate half", value=0.1)
+    ax = pl.benchmark(pd.concat([table, half]), metric="energy_distance")
+    names = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert names == ["replicate half", "ceiling", "flat, delta", "net, delta"]
+    assert drawn(ax)["replicate half"] == {"B": 0.1, "NK": 0.1}
+
+
 def test_benchmark_of_other_scores_and_outputs():
     """The name of an output is the method's own; those we do not have raised KeyError."""
     found = drawn(pl.benchmark(results(), genes="all"))

@@ -19,8 +19,10 @@ from trvae_sc.checks import check_obs
 from trvae_sc.condition_parts import joint_column, name_of
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
-from trvae_sc.evaluation._holdouts import named_pair
+from trvae_sc.evaluation._holdouts import TASK, named_pair
+from trvae_sc.evaluation._results import loss
 from trvae_sc.levels import as_list, level_name
+from trvae_sc.metrics import METRICS
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
@@ -242,7 +244,7 @@ def training(
     return finish(ax, "training", show=show, save=save)
 
 
-_SCORES = ("method", "output", "metric", "genes", "label", "target", "value")
+_SCORES = ("method", "output", "metric", "genes", *TASK, "value")
 _NO_METHODS = ("ceiling", "replicate half")
 _MARKERS = {"counts": "o", "delta": "D", "mean": "s", "sample": "^"}
 
@@ -284,18 +286,21 @@ def benchmark(
     if part.empty:
         known = sorted(set(zip(table["metric"], table["genes"], strict=True)))
         raise InputError(f"No score {metric!r} over genes {genes!r}; there are {known}.")
-    several = part["target"].nunique() > 1
-    task = part["label"] + (" \u2192 " + part["target"] if several else "")
+    several = [part[key].nunique() > 1 for key in ("source", "target")]
+    task = part["label"] + (" \u2192 " + part["target"] if any(several) else "")
+    task += " from " + part["source"] if several[0] else ""
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
     wide = wide.unstack(["method", "output"]).sort_index(ascending=False)
     width = 7.2 + names_width(map(str, wide.index))
     ax = axes_of(ax, width, max(1.1 + 0.36 * len(wide), legend_height(wide.shape[1]), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
-    order = sorted(wide, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean()))
+    means = wide.mean()
+    bad = loss(metric, means) if metric in METRICS else -means
+    order = sorted(wide, key=lambda column: (column[0] not in _NO_METHODS, bad[column]))
     for method, output in order:
         if method in _NO_METHODS:
-            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
+            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": plain(output)}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
             style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}

@@ -217,7 +217,7 @@ def mean_correlation(
     check_whole("n_labels", n_labels, 0)
     genes, name = gene_table(predicted, truth, control, label)
     scores = mean_table(genes, n_top=n_top)
-    ax = axes_of(ax, 4.4, 4.9)
+    ax = axes_of(ax, 5.2, 4.9)  # of the title
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
     columns, before = ["real_mean", "predicted_mean"], ["real_mean", "control_mean"]
     if len(rest):
