@@ -19,7 +19,7 @@ from trvae_sc.checks import check_obs
 from trvae_sc.condition_parts import joint_column, name_of
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
-from trvae_sc.evaluation._holdouts import TASK, named_pair
+from trvae_sc.evaluation._holdouts import named_pair
 from trvae_sc.evaluation._results import loss
 from trvae_sc.levels import as_list, level_name
 from trvae_sc.metrics import METRICS
@@ -244,7 +244,7 @@ def training(
     return finish(ax, "training", show=show, save=save)
 
 
-_SCORES = ("method", "output", "metric", "genes", *TASK, "value")
+_SCORES = ("method", "output", "metric", "genes", "label", "target", "value")
 _NO_METHODS = ("ceiling", "replicate half")
 _MARKERS = {"counts": "o", "delta": "D", "mean": "s", "sample": "^"}
 
@@ -286,7 +286,7 @@ def benchmark(
     if part.empty:
         known = sorted(set(zip(table["metric"], table["genes"], strict=True)))
         raise InputError(f"No score {metric!r} over genes {genes!r}; there are {known}.")
-    several = [part[key].nunique() > 1 for key in ("source", "target")]
+    several = [key in part and part[key].nunique() > 1 for key in ("source", "target")]
     task = part["label"] + (" \u2192 " + part["target"] if any(several) else "")
     task += " from " + part["source"] if several[0] else ""
     wide = part.assign(task=task).groupby(["task", "method", "output"])["value"].mean()
