@@ -74,7 +74,28 @@ def test_ulm_is_the_t_value_of_the_slope(decoupler):
             assert own.loc[name, "score"] == pytest.approx(fit.slope / fit.stderr)
             pval.append(fit.pvalue)
         expected = stats.false_discovery_control(pval)
-        assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected)
+        assert own.loc[["none", "up"], "qval"].to_numpy() == pytest.approx(expected, rel=1e-9)
+
+
+def test_mlm_is_one_regression_on_all_sets_with_adjusted_p_values(decoupler):
+    """decoupler 2.2 returned p-values of mlm as they are, which were called q-values."""
+    effects, names = table(), ["none", "third", "up"]
+    third = pd.DataFrame({"source": "third", "target": GENES[5:12] + GENES[40:45]})
+    net = pd.concat([NET, third])
+    found = trvae_sc.pathways(effects, net, method="mlm").set_index(["label", "pathway"])
+    x = [np.isin(GENES, net[net["source"] == name]["target"]).astype(float) for name in names]
+    x = np.column_stack([np.ones(60), *x])
+    for label in ("B", "T"):
+        y = effects[effects["label"] == label]["change"].to_numpy()
+        slope, rest = np.linalg.lstsq(x, y)[:2]
+        t = slope / np.sqrt(rest / 56 * np.diag(np.linalg.inv(x.T @ x)))
+        own = found.loc[label].loc[names]
+        assert own["score"].to_numpy() == pytest.approx(t[1:])
+        q = stats.false_discovery_control(2 * stats.t.sf(np.abs(t[1:]), 56))
+        assert own["qval"].to_numpy() == pytest.approx(q, rel=1e-9)
+    same = pd.concat([net, third.assign(source="fourth")])
+    with pytest.raises(InputError, match=r"all 4 sets in one regression over 60 genes.*'ulm'"):
+        trvae_sc.pathways(effects, same, method="mlm")
 
 
 def test_sets_that_cannot_be_scored_are_named(tmp_path, decoupler):

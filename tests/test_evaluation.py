@@ -1515,7 +1515,7 @@ def test_quick_looks_are_told():
     results.records[1]["epochs"] = [300, 300]
     assert results.quick_look == ""
     results.run["n_vars"] = 20_000
-    for n_genes, told in ((999, "quick look (999 of 20000 genes)"), (1000, "")):
+    for n_genes, told in ((999, "quick look (999 of 20,000 genes)"), (1000, "")):
         for record in results.records:
             record["n_genes"] = n_genes
         assert results.quick_look == told
@@ -1884,6 +1884,18 @@ def test_summary_and_repr_show_the_main_scores_of_each_method():
     nothing = hand_made([])
     assert repr(nothing) == "Results of 0 methods on 0 hold-outs: no fit has finished"
     assert nothing._repr_html_() == f"<p>{nothing!r}</p>"
+
+
+def test_a_summary_is_shown_in_plain_decimals():
+    """A score of 0 that is 2e-10 by rounding put whole columns in e-notation."""
+    rows = [("a", "delta", x, 0, "effect_r2", 0.9) for x in "xy"]
+    rows += [
+        ("b", "delta", x, 0, "effect_r2", v) for x, v in zip("xy", (-2e-10, -3e-10), strict=True)
+    ]
+    found = hand_made(rows).summary()
+    assert "e-" not in found.to_string()
+    assert "-" not in found.to_string()
+    assert found.iloc[:, 0].tolist() == [0.9, 0.0]
 
 
 def test_holdouts_and_tasks_show_what_is_hidden(make_adata):

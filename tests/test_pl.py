@@ -319,6 +319,16 @@ def test_benchmark_does_not_take_hold_outs_from_several_sources_for_one():
     assert found == pytest.approx(wanted)
 
 
+def test_benchmark_of_a_score_whose_lower_values_are_better():
+    """The worst method was first, and the score of half of the cells was called the ceiling."""
+    table = results(outputs=("delta",)).replace({"effect_r2": "energy_distance"})
+    half = table[table["method"] == "ceiling"].assign(output="replicate half", value=0.1)
+    ax = pl.benchmark(pd.concat([table, half]), metric="energy_distance")
+    names = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert names == ["replicate half", "ceiling", "flat, delta", "net, delta"]
+    assert drawn(ax)["replicate half"] == {"B": 0.1, "NK": 0.1}
+
+
 def test_benchmark_of_other_scores_and_outputs():
     """The name of an output is the method's own; those we do not have raised KeyError."""
     found = drawn(pl.benchmark(results(), genes="all"))

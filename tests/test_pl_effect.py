@@ -9,6 +9,7 @@ from scipy import stats
 
 from trvae_sc import pl
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Comparison
 from trvae_sc.pl import COLORS
 
 
@@ -229,3 +230,39 @@ def test_a_volcano_of_several_labels_says_so(trained):
     message = r"several groups, 'B from control', .*pl\.volcano\(model\.effects\("
     with pytest.raises(InputError, match=message):
         pl.volcano(predicted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_changes_that_are_not_finite_are_refused(value):
+    """A missing change was white on the heat map, as if there were none, and scores were nan."""
+    table = means()
+    wrong = table.assign(predicted_change=[*table["predicted_change"][:-1], value])
+    effects = pd.DataFrame({"label": "B", "gene": ["a"], "change": value, "pval": 0.1, "qval": 0.1})
+    for draw in (
+        lambda: pl.effect(wrong),
+        lambda: pl.effect_heatmap({"B": wrong}, var_names=wrong.index[-2:]),
+        lambda: pl.mean_correlation(wrong.assign(control_mean=value)),
+        lambda: pl.volcano(effects),
+    ):
+        with pytest.raises(InputError, match=r"of (40|2|1) genes have no finite \w+\. Leave"):
+            draw()
+    assert pl.effect_heatmap({"B": wrong}, var_names=wrong.index[:2])
+
+
+def test_titles_and_names_of_labels_are_inside_the_figure():
+    """Long ones were cut off at the edge of the picture."""
+    name, genes = "CD16+ monocytes, lupus patient 1015, visit 2", means()
+    rows = genes.rename_axis("gene").reset_index().assign(label=name, source="c", target="s")
+    effects = rows.assign(change=rows["predicted_change"], pval=0.01, qval=0.02)
+    comparison = Comparison(pd.DataFrame(), rows)
+    several = {f"{name} {i}": genes for i in range(6)}
+    for ax in (
+        pl.effect(comparison),
+        pl.mean_correlation(comparison, n_top=20),
+        pl.volcano(effects),
+        pl.effect_heatmap(several, var_names=genes.index[:2])[0],
+    ):
+        ax.figure.canvas.draw()
+        box, size = ax.figure.get_tightbbox(), ax.figure.get_size_inches()
+        assert (box.min >= 0).all()
+        assert (box.max <= size).all()

@@ -8,6 +8,7 @@ import pytest
 
 from trvae_sc import pl
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Results
 from trvae_sc.intervals import half_width
 from trvae_sc.pl import COLORS
 
@@ -31,6 +32,26 @@ def intervals(change, half, real=None):
         index=[f"gene_{i}" for i in range(len(change))],
     )
     return table if real is None else table.assign(real_change=real)
+
+
+@pytest.fixture
+def results_of():
+    """Return results of coverage by method, label and seed."""
+
+    def make(scores, metric="interval_coverage"):
+        records = [
+            {
+                "method": method,
+                "holdout": {"label": label, "source": "control", "target": "stimulated"},
+                "seed": seed,
+                "scores": [[output, metric, "all", value] for output in ("counts", "delta")],
+                "n_genes": 1200,
+            }
+            for (method, label, seed), value in scores.items()
+        ]
+        return Results({}, records)
+
+    return make
 
 
 # -- volcano ------------------------------------------------------------------------------------------
@@ -212,6 +233,41 @@ def test_calibration_draws_a_line_per_label():
     ax.figure.canvas.draw()
     assert ax.figure.get_tightbbox().x0 >= 0
     assert ax.figure.get_tightbbox().x1 <= ax.figure.get_figwidth()
+
+
+def test_calibration_of_results_is_the_coverage_of_every_task(results_of):
+    scores = {("net", "T", 0): 0.5, ("net", "T", 1): 0.7, ("net", "B", 0): 0.95}
+    ax = pl.calibration(results_of(scores))
+    points = {
+        line.get_label(): np.concatenate(
+            [c.get_offsets() for c in ax.collections[2 * i : 2 * i + 2]]
+        )
+        for i, line in enumerate(ax.lines[1:])
+    }
+    assert {k: v.tolist() for k, v in points.items()} == {
+        "B": [[0.9, 0.95]],
+        "T": [[0.9, pytest.approx(0.6)]],
+    }
+    other = pl.calibration(results_of(scores | {("other", "B", 0): 0.2}))
+    assert [line.get_label() for line in other.lines[1:]] == ["B, net", "B, other", "T, net"]
+    one = pl.calibration(results_of({("net", "B", 0): 0.95}))
+    assert one.get_title() == "90% intervals cover 95% of 1,200 genes"
+    with pytest.raises(InputError, match=r"No method of the results has intervals.*'net'"):
+        pl.calibration(results_of({("net", "B", 0): 0.95}, metric="effect_r2"))
+
+
+def test_ten_labels_of_a_calibration_can_be_told_apart():
+    parts = [pl.calibration_table(GENES).assign(label=f"label {i}") for i in range(10)]
+    ax = pl.calibration(pd.concat(parts))
+    looks = {
+        (h.get_color(), h.get_marker(), h.get_linestyle()) for h in ax.get_legend().legend_handles
+    }
+    assert len({look[:2] for look in looks}) == 10
+    drawn = [
+        (mcolors.to_hex(c.get_edgecolor()[0]), len(c.get_paths()[0].vertices))
+        for c in ax.collections[::2]
+    ]
+    assert len(set(drawn)) == 10
 
 
 @pytest.mark.parametrize("name", ["volcano", "calibration"])

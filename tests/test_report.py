@@ -491,9 +491,9 @@ def test_page_of_one_task_with_a_simple_method_judged():
 
 def test_a_quick_look_is_called_one_on_top_of_the_page():
     results = make_results(n_vars=5678)
-    assert set(verdicts(results)["note"]) == {"quick look (12 of 5678 genes)"}
+    assert set(verdicts(results)["note"]) == {"quick look (12 of 5,678 genes)"}
     text = report(results)
-    told = "<b>Quick look (12 of 5678 genes).</b>"
+    told = "<b>Quick look (12 of 5,678 genes).</b>"
     assert text.lower().count("quick look") == 1
     assert text.index(told) < text.index("<h2>Settings</h2>") < text.index("<h2>Verdicts</h2>")
     whole = make_results()  # all of 12 genes

@@ -37,7 +37,7 @@ def align(
         missing = var_names.difference(adata.var_names, sort=False)
         if len(missing):
             raise InputError(
-                f"adata lacks {len(missing)} of the {len(var_names)} genes of the model: "
+                f"adata lacks {len(missing):,} of the {len(var_names):,} genes of the model: "
                 f"{listing(missing)}. trvae_sc.align_genes(adata, model) fills in a few."
             )
         if not adata.var_names.is_unique:

@@ -87,7 +87,7 @@ def check_columns(
     )
     if labels_key in adata.obs and adata.obs[labels_key].isna().any():
         raise InputError(
-            f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum())} cells. "
+            f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum()):,} cells. "
             "Fill it in or drop them; trvae_sc.predict_labels(adata, ...) finds the most likely labels."
         )
     categorical = [*conditions, labels_key, batch_key, replicate_key]

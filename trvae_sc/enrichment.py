@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError, MissingExtraError
@@ -82,10 +83,11 @@ def pathways(
     _check_overlap(sets, shared, wide.columns, min_genes)
     if method in ("ulm", "mlm"):
         _check_contrast(sets, shared, wide.columns, min_genes)
-    run = getattr(_decoupler().mt, method)
-    found, keys = _scores(run, wide, sets, min_genes), list(wide.index.names)
+    if method == "mlm":
+        _check_rank(sets, shared, wide.columns, min_genes)
+    found, keys = _scores(method, wide, sets, min_genes), list(wide.index.names)
     if _REAL in effects:
-        real = _scores(run, _wide(effects, _REAL), sets, min_genes)
+        real = _scores(method, _wide(effects, _REAL), sets, min_genes)
         names = {"score": "real_score", "qval": "real_qval"}  # sets may come in another order
         on = [*keys, "pathway"]
         found = found.merge(real.rename(columns=names), on=on, validate="one_to_one")
@@ -169,7 +171,20 @@ def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_
     if same.any():
         raise InputError(
             f"Of net {listing(sorted(same.index[same].astype(str)))} have the same weight for all "
-            f"{len(genes)} genes of effects, so that there is nothing to compare them with. Drop them."
+            f"{len(genes):,} genes of effects, so that there is nothing to compare them with. Drop them."
+        )
+
+
+def _check_rank(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+    """Raise where sets cannot be told apart in one regression."""
+    kept = sets[sets["source"].isin(shared.index[shared >= min_genes])]
+    kept = kept.assign(weight=kept.get(_WEIGHT, 1.0))
+    weight = kept.pivot(index="target", columns="source", values=_WEIGHT).reindex(genes).fillna(0.0)
+    design = np.column_stack([np.ones(len(genes)), weight.to_numpy()])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise InputError(
+            f"method='mlm' scores all {weight.shape[1]} sets in one regression over {len(genes):,} genes, and some "
+            "are sums of others or the same. Drop these, or take method='ulm'."
         )
 
 
@@ -182,7 +197,7 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         )
     if shared.max() < min_genes:
         raise InputError(
-            f"No set of net has {min_genes} genes among the {len(genes)} of effects; the largest share is "
+            f"No set of net has {min_genes} genes among the {len(genes):,} of effects; the largest share is "
             f"{shared.max()} ({shared.idxmax()}). Train on more genes, or lower min_genes."
         )
     few = sets["source"].drop_duplicates()
@@ -194,11 +209,16 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
         )
 
 
-def _scores(run: Any, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
+def _scores(method: Method, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
     plain = wide.set_axis([str(i) for i in range(len(wide))])
     changes = plain[plain.to_numpy().any(axis=1)]
+    run = getattr(_decoupler().mt, method)
     score, qval = run(changes, sets, tmin=min_genes, empty=False, verbose=False)
+    if method in ("ulm", "mlm"):  # decoupler rounds q-values, and leaves those of mlm unadjusted
+        n_slopes = 1 if method == "ulm" else score.shape[1]
+        pval = 2.0 * stats.t.sf(score.abs(), wide.shape[1] - n_slopes - 1)
+        qval = pd.DataFrame(stats.false_discovery_control(pval, axis=1), *score.axes)
     score = score.reindex(plain.index)
     qval = score * np.nan if qval is None else qval.reindex(plain.index)
     long = pd.concat(

@@ -84,7 +84,7 @@ def check_levels(column: pd.Series) -> None:
     found = levels(column)
     if len(found) > max(_FEW_LEVELS, len(column) // 2):
         raise InputError(
-            f"adata.obs['{column.name}'] has {len(found)} levels ({listing(found)}) in {len(column)} cells, about "
+            f"adata.obs['{column.name}'] has {len(found)} levels ({listing(found)}) in {len(column):,} cells, about "
             "one for each, so that nothing can be learned of them. Name a column of groups of cells."
         )
     odd = [v for v in found if not isinstance(v, _TYPES)]
@@ -108,7 +108,7 @@ def check_complete(column: pd.Series) -> None:
     n_missing = int(column.isna().sum())
     if n_missing:
         raise InputError(
-            f"adata.obs['{column.name}'] is missing (NaN) in {n_missing} cells. Fill it in or drop them."
+            f"adata.obs['{column.name}'] is missing (NaN) in {n_missing:,} cells. Fill it in or drop them."
         )
 
 

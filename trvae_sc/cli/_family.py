@@ -245,7 +245,7 @@ def run_generate(args: argparse.Namespace) -> None:
     model = _load(args, read(args.file) if args.file is not None and name == "TRVAE" else None)
     cells = model.generate(**given)
     write_anndata(cells, args.out, overwrite=args.force)
-    say(f"Wrote {cells.n_obs} cells to {args.out}.")
+    say(f"Wrote {cells.n_obs:,} cells to {args.out}.")
     answer(args, {"out": str(args.out), "n_cells": cells.n_obs})
 
 
@@ -267,7 +267,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
     else:
         raise InputError(f"{args.model} is a {type(model).__name__}, which has no codes of cells.")
     write_anndata(path, args.out, overwrite=args.force)
-    say(f"Wrote {path.n_obs} cells to {args.out}.")
+    say(f"Wrote {path.n_obs:,} cells to {args.out}.")
     answer(args, {"out": str(args.out), "n_cells": path.n_obs})
 
 
@@ -286,5 +286,5 @@ def run_outliers(args: argparse.Namespace) -> None:
     write_text(args.out, table.rename_axis("cell").to_csv(), overwrite=args.force)
     n_low = int((table["p_value"] < 0.05).sum())
     record = {"out": str(args.out), "n_cells": len(table), "n_p_below_0.05": n_low}
-    say(f"Wrote the scores of {len(table)} cells to {args.out}: {n_low} have p < 0.05.")
+    say(f"Wrote the scores of {len(table):,} cells to {args.out}: {n_low:,} have p < 0.05.")
     answer(args, record)

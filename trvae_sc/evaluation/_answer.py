@@ -79,7 +79,7 @@ def _mean(
         predicted = outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
         if predicted.n_obs != source.n_obs:
             raise InputError(
-                f"{method} returned {predicted.n_obs} cells for {source.n_obs} source cells: to combine "
+                f"{method} returned {predicted.n_obs:,} cells for {source.n_obs:,} source cells: to combine "
                 "methods, or to draw counts from what one says, one row per source cell is needed."
             )
         own = dense(on_scale(predicted, keys, learned.kappa)).astype(np.float64)

@@ -215,7 +215,7 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
     notes = []
     if n_top_genes is None or n_top_genes >= adata.n_vars:
         notes.append(
-            f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
+            f"All {adata.n_vars:,} genes of the data were used. If they were chosen on all cells, the choice "
             "saw the hidden ones, and scores are too good."
         )
     further = [] if keys.batch_key is None else [*as_text(adata.obs[keys.batch_key])]

@@ -120,7 +120,9 @@ def compare(
     notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
     notes += _seen(record, chosen, keys)
     if cells.n_obs < truth.n_obs:
-        notes.append(f"{truth.n_obs - cells.n_obs} cells without label or condition were left out.")
+        notes.append(
+            f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
+        )
     scores, genes = [], []
     for group in chosen:
         task = _task(group, cells, shared, control, measured, keys, kappa)

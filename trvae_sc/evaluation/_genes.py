@@ -32,8 +32,8 @@ class GeneChoice:
         """Return what was chosen for what, in one line."""
         n, of = int(self.chosen.sum()), len(self.chosen)
         text = (
-            f"{n} of {of} genes were chosen on the training cells: {self.n_changed} that change most "
-            f"between conditions within labels, and {n - self.n_changed} that vary most within conditions."
+            f"{n:,} of {of:,} genes were chosen on the training cells: {self.n_changed:,} that change most "
+            f"between conditions within labels, and {n - self.n_changed:,} that vary most within conditions."
         )
         if self.left_out:
             text += f" The most changed of those left out: {listing(self.left_out)}."

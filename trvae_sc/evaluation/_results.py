@@ -89,7 +89,7 @@ class Results:
     def summary(self) -> pd.DataFrame:
         """Return the main scores, one row per method and output, best first.
 
-        Means over tasks and seeds; ``sd`` is the standard deviation of the first score over tasks, beside
+        Means over tasks and seeds, below 1e-6 as 0; ``sd`` is the standard deviation of the first score over tasks, beside
         ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
         """
         wide, statistics = self.wide(), self.statistics()
@@ -99,6 +99,7 @@ class Results:
         sizes = statistics.groupby(_METHOD)[["n_tasks", "n_seeds"]].max().loc[wide.index]
         wide.columns = [f"{WORDS.get(metric, metric)} ({genes})" for metric, genes in wide.columns]
         wide.insert(1, "sd", sd)
+        wide = wide.mask(wide.abs() < 1e-6, 0.0)  # for which pandas shows a column as 9.1e-01
         return wide.assign(tasks=sizes["n_tasks"], seeds=sizes["n_seeds"])
 
     def _title(self) -> str:
@@ -305,7 +306,7 @@ class Results:
         reasons = []
         n_genes = min((record["n_genes"] for record in self.records), default=self.run["n_vars"])
         if n_genes < min(_FEW_GENES, self.run["n_vars"]):
-            reasons.append(f"{n_genes} of {self.run['n_vars']} genes")
+            reasons.append(f"{n_genes:,} of {self.run['n_vars']:,} genes")
         epochs = [record["epochs"] for record in self.records if record.get("epochs")]
         fewer = [done for done, default in epochs if done < default]
         if fewer:
@@ -355,7 +356,7 @@ def loss(metric: str, value: Any) -> Any:
 
 def _n(number: int, of: str) -> str:
     """Return a number with what it counts."""
-    return f"{number} {of}{'' if number == 1 else 's'}"
+    return f"{number:,} {of}{'' if number == 1 else 's'}"
 
 
 def _p(differences: np.ndarray) -> float:

@@ -288,7 +288,9 @@ def interval_coverage(real_change: ArrayLike, lower: ArrayLike, upper: ArrayLike
     given = {"real_change": real_change, "lower": lower, "upper": upper}
     change, low, high = (_arrays.vector(v, name, np.size(real_change)) for name, v in given.items())
     if (low > high).any():
-        raise InputError(f"`lower` is above `upper` in {(low > high).sum()} genes; swap the bounds")
+        raise InputError(
+            f"`lower` is above `upper` in {(low > high).sum():,} genes; swap the bounds"
+        )
     return float(((low <= change) & (change <= high)).mean())
 
 

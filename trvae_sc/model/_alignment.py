@@ -71,7 +71,7 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     share = len(missing) / len(names)
     if share > max_missing:
         raise InputError(
-            f"adata lacks {len(missing)} of the {len(names)} genes of the model ({share:.0%}): "
+            f"adata lacks {len(missing):,} of the {len(names):,} genes of the model ({share:.0%}): "
             f"{listing(missing)}. At most {max_missing:.0%} are filled in (max_missing=); a model trained on "
             "the genes that both have predicts better."
         )

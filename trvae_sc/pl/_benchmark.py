@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -15,11 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
-from trvae_sc.condition_parts import joint_column
+from trvae_sc.condition_parts import joint_column, name_of
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import named_pair
-from trvae_sc.levels import as_list
+from trvae_sc.evaluation._results import loss
+from trvae_sc.levels import as_list, level_name
+from trvae_sc.metrics import METRICS
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
@@ -64,7 +67,8 @@ def design(
         Columns of ``obs``, for cells; of the condition one or several.
     hidden
         Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
-        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition that one hides in all labels is
+        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition of several columns may be given in
+        parts, as a dictionary. A condition that one hides in all labels is
         framed as a whole. Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
     ax
         Axes to draw on.
@@ -83,28 +87,30 @@ def design(
     """
     cells = checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
-    labels, conditions = ([str(name) for name in axis] for axis in (cells.index, cells.columns))
+    labels, conditions = cells.index.tolist(), cells.columns.tolist()
     width = 2.2 + 0.9 * n_columns + names_width(labels)
     ax = axes_of(ax, width, 1.0 + 0.32 * n_rows + names_height(conditions))
     counts = cells.to_numpy(dtype=float)
     shade = np.log10(counts + 1)
     # pale enough for black numbers
     ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
-    hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
+    known = set(itertools.product(labels, conditions)), labels, conditions
+    given = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
+    hidden = [_named(one, as_list(condition_key or ()), known) for one in given]
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
-        name = (str(cells.index[i]), str(cells.columns[j]))
+        name = (labels[i], conditions[j])
         text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
         ax.text(j, i, text, ha="center", va="center", fontsize=8, c=color)
         if not n or name in marked:
             _frame(ax, (j - 0.46, i - 0.44), 0.88, "-" if name in marked else ":")
     for column in whole:
-        _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
+        _frame(ax, (conditions.index(column) - 0.46, -0.46), n_rows - 0.08)
     name_columns(ax, conditions)
     ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    turns = "hidden,\none at a time" if len(marked) + len(whole) > 1 else "hidden"
+    turns = "hidden,\none at a time" if len({one.hides for one in hidden}) > 1 else "hidden"
     framed = f"cells; framed: {turns}" if marked or whole else "cells; hidden: parts of these"
     ax.set_title(framed if hidden else "cells", fontsize=9)
     return finish(ax, "design", show=show, save=save)
@@ -116,21 +122,38 @@ def _frame(ax: Axes, corner: tuple[float, float], height: float, style: str = "-
     ax.add_patch(box)
 
 
-def _hidden(hidden: Iterable[Any], cells: pd.DataFrame) -> tuple[set[tuple[str, str]], set[str]]:
+def _named(given: Any, keys: Sequence[str], known: tuple[Any, list[str], list[str]]) -> Holdout:
+    """Return a hold-out with the names of conditions, which may be in parts: a dictionary or a tuple."""
+
+    def name(condition: Any) -> str:
+        if isinstance(condition, Mapping):
+            order = keys if set(keys) == set(condition) else list(condition)
+            condition = [condition[key] for key in order]
+        return name_of(condition if isinstance(condition, list | tuple) else [condition])
+
+    if isinstance(given, Holdout):
+        also = tuple(_named(one, keys, known) for one in given.also)
+        return replace(given, target=name(given.target), also=also)
+    if not isinstance(given, str) and isinstance(given, Sequence) and len(given) == 2:
+        given = (given[0], name(given[1]))
+    return Holdout(*named_pair(given, *known))
+
+
+def _hidden(
+    hidden: Iterable[Holdout], cells: pd.DataFrame
+) -> tuple[set[tuple[str, str]], set[str]]:
     """Return the combinations that are hidden, and the conditions that are as a whole."""
     marked, whole = set(), set()
-    present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
-    labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
-    known = set(itertools.product(labels, conditions)), labels, conditions
-    for one in hidden:
-        holdout = one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known))
-        parts = {(h.name, str(h.target)) for h in (holdout, *holdout.also)}
+    present = {c: set(cells.index[cells[c] > 0]) for c in cells.columns}
+    for holdout in hidden:
+        parts = {(h.name, h.target) for h in (holdout, *holdout.also)}
         marked |= parts
-        condition = str(holdout.target)
+        condition = holdout.target
         together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
-    return {(label, c) for label, c in marked & known[0] if c not in whole}, whole
+    known = itertools.product(cells.index, cells.columns)
+    return {(label, c) for label, c in marked & set(known) if c not in whole}, whole
 
 
 def checked_cells(
@@ -138,7 +161,7 @@ def checked_cells(
     condition_key: str | Sequence[str] | None = None,
     labels_key: str | None = None,
 ) -> pd.DataFrame:
-    """Return the number of cells by label and condition, checked."""
+    """Return the number of cells by label and condition, named as they read, checked."""
     if isinstance(cells, AnnData):
         if not condition_key or labels_key is None:
             raise InputError(
@@ -162,7 +185,7 @@ def checked_cells(
             f"A table of {counts.shape[0]} labels and {counts.shape[1]} conditions cannot be read; up to "
             f"{MOST[0]} and {MOST[1]} are drawn. Give a part of it."
         )
-    return cells
+    return cells.rename(index=level_name, columns=level_name)
 
 
 _TERMS = {"reconstruction": "blue", "kl": "orange", "mmd": "green", "transfer": "red"}
@@ -273,10 +296,12 @@ def benchmark(
     ax = axes_of(ax, width, max(1.1 + 0.36 * len(wide), legend_height(wide.shape[1]), 2.6))
     colors = method_colors(m for m in part["method"].unique() if m not in _NO_METHODS)
     y = np.arange(len(wide))
-    order = sorted(wide, key=lambda c: (c[0] not in _NO_METHODS, -wide[c].mean()))
+    means = wide.mean()
+    bad = loss(metric, means) if metric in METRICS else -means
+    order = sorted(wide, key=lambda column: (column[0] not in _NO_METHODS, bad[column]))
     for method, output in order:
         if method in _NO_METHODS:
-            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": method}
+            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": plain(output)}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
             style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}

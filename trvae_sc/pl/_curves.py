@@ -20,6 +20,7 @@ from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
     LOG_UNIT,
+    MARKERS,
     UNIT,
     axes_of,
     check_columns,
@@ -31,8 +32,6 @@ from trvae_sc.pl._style import (
     plain,
     unit_of_cells,
 )
-
-_MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -159,7 +158,7 @@ def dose_response(
     width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
     ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
-    shapes = {label: _MARKERS[i // len(COLORS) % len(_MARKERS)] for i, label in enumerate(names)}
+    shapes = {label: MARKERS[i // len(COLORS) % len(MARKERS)] for i, label in enumerate(names)}
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
@@ -308,7 +307,7 @@ def interpolation_table(
         var_names = as_list(var_names)
         missing = [name for name in var_names if name not in table]
         if missing:
-            raise InputError(f"No genes {missing} in the table of {table.shape[1]} genes.")
+            raise InputError(f"No genes {missing} in the table of {table.shape[1]:,} genes.")
         table = table[list(var_names)]
     if not table.shape[1]:
         raise InputError("There are no genes to draw. Give means of one gene at least.")

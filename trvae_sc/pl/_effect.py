@@ -24,11 +24,14 @@ from trvae_sc.pl._style import (
     arrows,
     axes_of,
     check_columns,
+    check_finite,
     label_axes,
     legend_below,
     name_points,
+    names_width,
     number,
     plain,
+    titled,
     to_name,
     turn_names,
 )
@@ -86,12 +89,13 @@ def effect(
     check_whole("n_labels", n_labels, 0)
     genes, name = gene_table(predicted, truth, control, label)
     check_columns(genes, _CHANGES, of="predicted and measured cells, or evaluation.gene_table")
+    check_finite(genes, _CHANGES)
     ax = axes_of(ax, 4.4, 4.6)
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
     color = color_of(predicted)
     _lines_of_equal(ax, genes)
     _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
-    _dots(ax, top[_CHANGES], f"top {len(top)} genes", s=14, c=color)
+    _dots(ax, top[_CHANGES], f"top {len(top):,} genes", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
     ax.set_title(_effect_title(x, y, name), fontsize=9)
     label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
@@ -125,8 +129,7 @@ def _effect_title(real: np.ndarray, predicted: np.ndarray, label: str) -> str:
     """Return R2 and r of changes, after the label if it is known."""
     r2 = 1 - np.square(predicted - real).sum() / np.square(real).sum() if real.any() else np.nan
     r = np.corrcoef(real, predicted)[0, 1] if np.ptp(real) and np.ptp(predicted) else np.nan
-    scores = f"effect R2 = {number(r2)} (no change: 0), r = {number(r)}"
-    return f"{plain(label)}: {scores}" if label else scores
+    return titled(label, f"effect R2 = {number(r2)} (no change: 0), r = {number(r)}")
 
 
 def _dots(ax: Axes, points: pd.DataFrame, label: str, *, s: float, c: str) -> None:
@@ -160,6 +163,7 @@ def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
     """
     check_whole("n_top", n_top)
     check_columns(genes, _MEANS, of="the output of evaluation.gene_table")
+    check_finite(genes, _MEANS)
     rows = {}
     for name, part in (("all", genes), ("top", genes.iloc[:n_top])):
         real, scores = part["real_mean"].to_numpy(float), {}
@@ -217,15 +221,15 @@ def mean_correlation(
     check_whole("n_labels", n_labels, 0)
     genes, name = gene_table(predicted, truth, control, label)
     scores = mean_table(genes, n_top=n_top)
-    ax = axes_of(ax, 4.4, 4.9)
+    ax = axes_of(ax, 5.2, 4.9)  # of the title
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
     columns, before = ["real_mean", "predicted_mean"], ["real_mean", "control_mean"]
     if len(rest):
         _dots(ax, rest[columns], "other genes", s=6, c=PALE)
     hollow: Any = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
     x, control_mean = top[before].to_numpy().T
-    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top)} genes, control")
-    _dots(ax, top[columns], f"top {len(top)} genes, predicted", s=14, c=color_of(predicted))
+    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top):,} genes, control")
+    _dots(ax, top[columns], f"top {len(top):,} genes, predicted", s=14, c=color_of(predicted))
     ends = [genes[list(_MEANS)].min().min(), genes[list(_MEANS)].max().max()]
     ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
     title = _mean_title(scores)
@@ -241,7 +245,7 @@ def mean_correlation(
 
 def _mean_title(scores: pd.DataFrame) -> str:
     """Return squared correlations, over the genes that change most too if they are not all."""
-    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:.0f}"}
+    words = {"all": "all genes", "top": f"top {scores.loc['top', 'n_genes']:,.0f}"}
     shown = scores if scores["n_genes"].nunique() > 1 else scores.loc[["all"]]
     return "\n".join(
         f"{words[name]}: squared correlation of means {number(row['predicted'])} (no change "
@@ -304,6 +308,7 @@ def effect_table(
         missing = [gene for gene in chosen if gene not in table.index]
         if missing:
             raise InputError(f"Genes {missing} are not in the table of {label!r}. Leave them out.")
+        check_finite(table.loc[chosen], _CHANGES)
     real, predicted = (
         pd.DataFrame({label: table.loc[chosen, name] for label, table in tables.items()})
         for name in _CHANGES
@@ -370,7 +375,9 @@ def effect_heatmap(
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0
     labels = [plain(label) for label in tables]
-    size = (2.6 + 3 * max(0.26 * len(labels), 0.8), max(1.6 + 0.17 * len(table), 3.4))
+    more = max(max(map(len, labels)) - 14, 0)  # letters, of names that are turned
+    width = 2.6 + 3 * max(0.26 * len(labels), 0.8) + names_width(map(str, table.index)) + 0.1 * more
+    size = (width, max(1.6 + 0.17 * len(table), 3.4) + 0.055 * more)
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     titles = {"real": "real", "predicted": "predicted", "difference": "predicted\n\u2212 real"}
     for ax, (what, title) in zip(axes, titles.items(), strict=True):

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from trvae_sc.errors import InputError
-from trvae_sc.levels import level_name
 from trvae_sc.pl._benchmark import checked_cells
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
@@ -62,13 +61,12 @@ def next_experiments(
         )
     cells = checked_cells(cells)
     check_columns(experiments, ("label", "condition", "lowers"), of="trvae_sc.next_experiments")
-    labels = [level_name(label) for label in cells.index]
+    labels, known = cells.index.tolist(), cells.columns.tolist()
     unknown = sorted(set(experiments["label"]) - set(labels))
     if unknown:
         raise InputError(f"Labels {unknown} are not in the numbers of cells, of {labels}.")
-    known = [level_name(condition) for condition in cells.columns]
     columns = list(dict.fromkeys([*known, *experiments["condition"]]))
-    counts = cells.set_axis(labels).set_axis(known, axis=1).reindex(columns=columns).fillna(0)
+    counts = cells.reindex(columns=columns).fillna(0)
     width = 2.2 + 0.9 * len(columns) + names_width(labels)
     ax = axes_of(ax, width, 1.2 + 0.34 * len(labels) + names_height(columns))
     shade = np.full(counts.shape, np.nan)

@@ -203,7 +203,7 @@ def manifold(
         x = pd.DataFrame(dense(cells.X), columns=cells.var_names)
         gene = x.var().idxmax() if gene is None else gene
         if gene not in x:
-            raise InputError(f"No gene {gene!r}; there are {cells.n_vars} others.")
+            raise InputError(f"No gene {gene!r}; there are {cells.n_vars:,} others.")
         image = np.full((len(ends[1]), len(ends[0])), np.nan)
         image[at[1], at[0]] = x[gene]
         drawn = ax.imshow(image, origin="lower", cmap="viridis", aspect="auto")
@@ -304,7 +304,7 @@ def _heat_map(
     var_names = var_names if var_names is None else as_list(var_names)
     missing = [name for name in var_names or () if name not in table]
     if missing:
-        raise InputError(f"No genes {missing} among the {cells.n_vars} of the cells.")
+        raise InputError(f"No genes {missing} among the {cells.n_vars:,} of the cells.")
     if var_names is None:
         order = np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]
         var_names = table.columns[order]

@@ -14,10 +14,14 @@ from scipy import stats
 
 from trvae_sc import metrics
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Results
+from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
+    COLORS,
+    MARKERS,
     axes_of,
     check_bounds,
     check_columns,
@@ -122,7 +126,7 @@ def calibration_table(
 
 
 def calibration(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Results,
     *,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -134,7 +138,7 @@ def calibration(
     ----------
     table
         Output of :func:`calibration_table`; several, each with a column ``label``, concatenated, give
-        a line per label.
+        a line per label. Or results of a benchmark, for the intervals of every task (means over seeds).
     ax
         Axes to draw on.
     show, save
@@ -148,8 +152,9 @@ def calibration(
     Raises
     ------
     InputError
-        Columns are missing.
+        Columns are missing, or no method of the results has intervals.
     """
+    table = _of_results(table) if isinstance(table, Results) else table
     names = ("level", "coverage", "n_genes", "scaled")
     check_columns(table, names, of="the output of pl.calibration_table")
     table = table if "label" in table else table.assign(label="")
@@ -159,22 +164,46 @@ def calibration(
     ax = axes_of(ax, 4.0 + legend, max(4.0, legend_height(labels.nunique() + 2)))
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
+    shapes = {label: MARKERS[i // len(COLORS) % len(MARKERS)] for i, label in enumerate(styles)}
     for label, style in styles.items():
         part = table[labels == label].sort_values("level")
         ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=plain(label))
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
-            edge = {"facecolors": face, "edgecolors": style["color"]}
-            ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **edge)
+            look = {"facecolors": face, "edgecolors": style["color"], "marker": shapes[label]}
+            ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **look)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_aspect("equal")
     label_axes(ax, "level of the interval", "share of genes covered")
-    _calibration_words(ax, table, styles)
+    _calibration_words(ax, table, styles, shapes)
     return finish(ax, "calibration", show=show, save=save)
 
 
-def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]) -> None:
+def _of_results(results: Results) -> pd.DataFrame:
+    """Return the coverage of the intervals of every task, and method if there are several."""
+    scores = results.table[results.table["metric"] == "interval_coverage"]
+    outputs = scores["method"].map({name: results.output_of(name) for name in results.methods})
+    scores = scores[scores["output"] == outputs]
+    if scores.empty:
+        raise InputError(f"No method of the results has intervals; there are {results.methods}.")
+    several = [key for key in (*TASK, "method") if scores[key].nunique() > 1] or ["label"]
+    covered = scores.groupby([*TASK, "method"], as_index=False)["value"].mean()
+    n_genes = max(record["n_genes"] for record in results.records)
+    return pd.DataFrame(
+        {
+            "label": [", ".join(names) for names in covered[several].to_numpy()],
+            "level": LEVEL,
+            "coverage": covered["value"],
+            "n_genes": n_genes,
+            "scaled": False,
+        }
+    )
+
+
+def _calibration_words(
+    ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict], shapes: Mapping[str, str]
+) -> None:
     """Write legend and title."""
     stored = table[~table["scaled"].astype(bool)]
     if len(stored) == 1:
@@ -183,7 +212,10 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
         ax.set_title(f"{row['level']:.0%} intervals cover {covered}", fontsize=9)
     handles = []
     if len(styles) > 1:
-        handles = [Line2D([], [], **style, label=plain(k)) for k, style in styles.items()]
+        handles = [
+            Line2D([], [], **style, marker=shapes[k], ms=5, label=plain(k))
+            for k, style in styles.items()
+        ]
     if table["scaled"].any():
         for label, face in (("computed", "k"), ("approximated", "white")):
             point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}

@@ -20,7 +20,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, legend_beside, legend_height, plain
+from trvae_sc.pl._style import COLORS, MARKERS, legend_beside, legend_height, plain
 
 
 def embedding(
@@ -104,7 +104,6 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
 
 
 _UMAP_CELLS = 4  # its spectral start has more rows than columns
-_MARKERS = ("o", "^", "s", "D")
 _MISSING = "#DDDDDD"  # colour of cells of which it is not known
 _HUES = list(COLORS.values())
 
@@ -196,7 +195,7 @@ def _groups(column: pd.Series) -> list[str]:
         ordered = codes_of(pd.Series(categories))[1]
     else:
         ordered = list(dict.fromkeys(map(level_name, levels(known))))
-    limit = len(_HUES) * len(_MARKERS)
+    limit = len(_HUES) * len(MARKERS)
     if len(ordered) > limit:
         raise InputError(
             f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
@@ -216,12 +215,12 @@ def _scatter_groups(
     """Draw cells in the colours and markers of their groups, with a legend."""
     rest = [g for g in groups if g != "missing"]
     colors = {g: palette.get(g, _HUES[i % len(_HUES)]) for i, g in enumerate(rest)}
-    markers = {g: _MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
+    markers = {g: MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
     colors["missing"], markers["missing"] = _MISSING, "o"
     codes, found = codes_of(cells[name])
     names = pd.Series(np.array([*found, "missing"], dtype=object)[codes], index=cells.index)
     marker = names.map(markers)
-    for shape in _MARKERS:
+    for shape in MARKERS:
         part = (marker == shape).to_numpy()
         if part.any():
             x, y = cells.iloc[part, 0], cells.iloc[part, 1]

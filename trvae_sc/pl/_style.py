@@ -114,17 +114,29 @@ def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None
         raise InputError(f"The table has no rows, so there is nothing to draw. Give {of}.")
 
 
+def check_finite(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raise where numbers to draw are missing or infinite."""
+    for name in names:
+        n_wrong = (~np.isfinite(table[name].to_numpy(float))).sum()
+        if n_wrong:
+            raise InputError(
+                f"{n_wrong:,} of {len(table):,} genes have no finite {name}. Leave these rows out."
+            )
+
+
 def check_bounds(table: pd.DataFrame) -> None:
     """Raise where intervals are missing or upside down."""
     unknown = table[BOUNDS].isna().any(axis=1)
     if unknown.any():
         raise InputError(
-            f"{unknown.sum()} of {len(table)} genes have no interval. "
+            f"{unknown.sum():,} of {len(table):,} genes have no interval. "
             "Intervals need three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
     if n_wrong:
-        raise InputError(f"change_lower is above change_upper in {n_wrong} genes; swap the bounds.")
+        raise InputError(
+            f"change_lower is above change_upper in {n_wrong:,} genes; swap the bounds."
+        )
 
 
 def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -145,6 +157,11 @@ def unit_of_cells(cells: AnnData) -> str:
     """Return what the values of cells are, as their record says; "value" where it does not."""
     scale = str(cells.uns.get(RECORD, {}).get("scale", ""))
     return LOG_UNIT if scale.startswith("log") else {"counts": "count"}.get(scale, "value")
+
+
+def titled(name: str, text: str) -> str:
+    """Return a title that begins with a name, or has it above where it is long."""
+    return f"{plain(name)}{': ' if len(name) < 15 else chr(10)}{text}" if name else text
 
 
 def plain(text: object) -> str:
@@ -190,6 +207,7 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -22,10 +22,11 @@ from trvae_sc.pl._style import (
     axes_of,
     check_bounds,
     check_columns,
+    check_finite,
     label_axes,
     legend_below,
     name_points,
-    plain,
+    titled,
     to_name,
 )
 
@@ -52,6 +53,7 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     """
     check_columns(var, ("predicted_change", *BOUNDS), of="predicted.var of TRVAE.predict")
     check_bounds(var)
+    check_finite(var, ["predicted_change"])
     change = var["predicted_change"].to_numpy(float)
     lower, upper = (var[name].to_numpy(float) for name in BOUNDS)
     far = np.where(change == 0, 0.0, np.inf)
@@ -155,6 +157,7 @@ def _var_of(predicted: AnnData) -> pd.DataFrame:
 def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.DataFrame, str]:
     """Return change (x), -log10 p (y) and which genes are in colour, of one label; and a title."""
     check_columns(effects, _EFFECTS, of="the table of TRVAE.effects")
+    check_finite(effects, ["change"])
     labels = effects["label"].astype(str)
     if label is not None and level_name(label) not in set(labels):
         raise InputError(f"No label {label!r} in the table; there are {[*labels.unique()]}.")
@@ -168,7 +171,7 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
         )
     if part["pval"].isna().any():
         raise InputError(
-            f"{part['pval'].isna().sum()} genes have no p-value. These need three labels or more that "
+            f"{part['pval'].isna().sum():,} genes have no p-value. These need three labels or more that "
             "were seen under source and target."
         )
     shown = (part["qval"] <= max_qval).to_numpy()
@@ -176,7 +179,7 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
     columns = {"x": part["change"].to_numpy(float), "y": -np.log10(p), "shown": shown}
     title = f"{shown.sum():,} of {len(part):,} genes have q \u2264 {max_qval:g}"
     points = pd.DataFrame(columns, index=part["gene"].astype(str))
-    return points, f"{plain(part['label'].iloc[0])}: {title}"
+    return points, titled(level_name(part["label"].iloc[0]), title)
 
 
 def _of_var(var: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -225,13 +225,13 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
     rows = np.asarray(indices)
     if rows.dtype == bool:
         if rows.shape != (n_obs,):
-            raise InputError(f"The mask has shape {rows.shape}; there are {n_obs} cells.")
+            raise InputError(f"The mask has shape {rows.shape}; there are {n_obs:,} cells.")
         return np.flatnonzero(rows)
     if rows.size and rows.dtype.kind not in "iu":
         raise InputError(f"indices are {rows.dtype}; give row numbers, or a mask of booleans.")
     rows = rows.astype(np.int64).ravel()
     if rows.size and (rows.max() >= n_obs or rows.min() < -n_obs):
-        raise InputError(f"Row {rows[np.abs(rows).argmax()]} of an AnnData with {n_obs} cells.")
+        raise InputError(f"Row {rows[np.abs(rows).argmax()]} of an AnnData with {n_obs:,} cells.")
     return np.where(rows < 0, rows + n_obs, rows)
 
 

@@ -100,7 +100,7 @@ class DataManager(AnnDataManager):
             )
         if adata.n_obs != known.n_obs:
             raise InputError(
-                f"adata has {adata.n_obs} cells, and had {known.n_obs} when it was registered. "
+                f"adata has {adata.n_obs:,} cells, and had {known.n_obs:,} when it was registered. "
                 f"{_WHAT_TO_DO}"
             )
         check_other(adata, self.registry["setup_args"])
@@ -129,7 +129,7 @@ class DataManager(AnnDataManager):
                 f"adata.obs['{labels}'] is gone, and was there when adata was registered. {_WHAT_TO_DO}"
             )
         if changed:
-            named = " and ".join(f"adata.obs['{name}'] in {n} cells" for name, n in changed)
+            named = " and ".join(f"adata.obs['{name}'] in {n:,} cells" for name, n in changed)
             raise InputError(f"{named} changed since adata was registered. {_WHAT_TO_DO}")
 
     def _name_of(self, key: str) -> str:
@@ -154,7 +154,7 @@ class DataManager(AnnDataManager):
         if not same.all():
             cells = self.adata.obs_names[~same]
             raise InputError(
-                f"{name} changed since adata was registered, in {len(cells)} cells ({listing(cells)}). "
+                f"{name} changed since adata was registered, in {len(cells):,} cells ({listing(cells)}). "
                 f"{_WHAT_TO_DO}"
             )
 
