@@ -47,6 +47,13 @@ def test_small_groups_are_left_out_and_bad_input_refused(make_adata):
         trvae_sc.pseudobulk(adata, [])
     with pytest.raises(InputError, match="No layer 'raw'"):
         trvae_sc.pseudobulk(adata, BY, layer="raw")
+    for by, message in (
+        (None, "names no column"),
+        (3, "by text, not by 3"),
+        ([BY], "by text, not"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trvae_sc.pseudobulk(adata, by)
 
 
 def test_levels_keep_their_order():
@@ -71,6 +78,15 @@ def test_levels_keep_their_order():
     stages = trvae_sc.pseudobulk(adata, "stage").obs["stage"]
     assert stages.tolist() == ["early", "late"]
     assert stages.cat.ordered
+
+
+def test_categories_without_cells_may_read_as_others_do():
+    adata = cells()
+    number = adata.obs["donor"].str[-1].astype(float)
+    adata.obs["donor"] = pd.Categorical(number, categories=[0.0, 1.0, 2.0, 3.0, "3"])
+    bulk = trvae_sc.pseudobulk(adata, "donor")
+    assert bulk.obs_names.tolist() == ["0", "1", "2", "3"]
+    assert bulk.obs["n_cells"].tolist() == number.value_counts().sort_index().tolist()
 
 
 def test_names_of_combinations_are_unique():

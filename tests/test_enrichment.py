@@ -94,7 +94,7 @@ def test_mlm_is_one_regression_on_all_sets_with_adjusted_p_values(decoupler):
         q = stats.false_discovery_control(2 * stats.t.sf(np.abs(t[1:]), 56))
         assert own["qval"].to_numpy() == pytest.approx(q, rel=1e-9)
     same = pd.concat([net, third.assign(source="fourth")])
-    with pytest.raises(InputError, match=r"all 4 sets in one regression over 60 genes.*'ulm'"):
+    with pytest.raises(InputError, match=r"all 4 sets at once, on 60 genes.*'third' are alike"):
         trvae_sc.pathways(effects, same, method="mlm")
 
 
@@ -112,6 +112,38 @@ def test_sets_that_cannot_be_scored_are_named(tmp_path, decoupler):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"sets\.gmt cannot be read as text"):
         trvae_sc.pathways(effects, path)
+
+
+def test_sets_that_cannot_be_told_apart_are_refused_by_a_fit_of_all(decoupler):
+    """What decoupler said of them was "Singular matrix"."""
+    effects, up = table(), NET[NET["source"] == "up"]
+    none = NET[NET["source"] == "none"]
+    for more, words in (
+        (up.assign(source="again"), "3 sets.*'again', 'up' are alike"),
+        (pd.concat([up, none]).assign(source="both"), "3 sets at once, on 60 genes.*method='ulm'"),
+        (
+            pd.concat([up.assign(source=f"s{i}", target=np.roll(GENES, i)[:8]) for i in range(58)]),
+            "sets",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            trvae_sc.pathways(effects, pd.concat([NET, more]), method="mlm")
+    found = trvae_sc.pathways(effects, NET, method="mlm").set_index(["label", "pathway"])["score"]
+    x = np.stack([np.ones(60), *(np.isin(GENES, s["target"]) for s in (up, none))], 1).astype(float)
+    y = effects.loc[effects["label"] == "B", "change"].to_numpy()
+    slope, residual = np.linalg.lstsq(x, y)[:2]
+    error = np.sqrt(residual / 57 * np.linalg.inv(x.T @ x).diagonal())
+    assert found.loc[[("B", "up"), ("B", "none")]].to_numpy() == pytest.approx((slope / error)[1:])
+
+
+def test_a_gene_has_one_weight_in_a_set(decoupler):
+    """The first of several was taken, which depended on the order of rows."""
+    net, effects = NET.assign(weight=1.0), table()
+    found = trvae_sc.pathways(effects, net)
+    again = trvae_sc.pathways(effects, pd.concat([net, net]))
+    pd.testing.assert_frame_equal(again, found)
+    with pytest.raises(InputError, match=r"several weights .* 'g0' of 'up'"):
+        trvae_sc.pathways(effects, pd.concat([net, net.iloc[:1].assign(weight=-1.0)]))
 
 
 def test_a_file_may_begin_with_a_mark_and_sets_lack_names(tmp_path, decoupler):

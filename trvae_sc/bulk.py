@@ -19,7 +19,7 @@ from trvae_sc.checks import (
     matrix_name,
 )
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_text, codes_of, levels
+from trvae_sc.levels import as_list, as_text, codes_of, levels
 from trvae_sc.replicates import group_sums
 
 _N_CELLS = "n_cells"  # column of the result
@@ -66,12 +66,13 @@ def pseudobulk(
     >>> dds = pydeseq2.dds.DeseqDataSet(adata=one, design="~condition")  # doctest: +SKIP
     """
     check_type(adata)
-    by = [by] if isinstance(by, str) else list(dict.fromkeys(by))
+    by = [] if by is None else as_list(by)
     if not by:
         raise InputError("by names no column; give those that tell donors and conditions apart.")
     if _N_CELLS in by:
         raise InputError(f"by names {_N_CELLS!r}, a column that the result writes. Rename it.")
     check_obs(adata, by)
+    by = list(dict.fromkeys(by))
     check_matrix(adata, layer)
     check_whole("min_cells", min_cells)
     x = matrix(adata, layer)
@@ -103,5 +104,7 @@ def _in_order(column: pd.Series) -> pd.Series:
         known, ordered = column.cat.categories, column.cat.ordered
     else:
         known, ordered = levels(column), False
-    names = codes_of(pd.Series(known))[1]
+    names = list(
+        dict.fromkeys(codes_of(pd.Series(known))[1])
+    )  # categories without cells may read alike
     return as_text(column).astype(pd.CategoricalDtype(names, ordered=ordered))

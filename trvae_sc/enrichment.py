@@ -142,16 +142,22 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             "net has no sets of genes. Give a table with the columns source (set) and target (gene), or a GMT "
             "file: name, description and genes of a set in a line, separated by tabs."
         )
-    net = net.dropna(subset=["source", "target"]).drop_duplicates(["source", "target"])
+    net, of = net.dropna(subset=["source", "target"]), ["source", "target"]
     if _WEIGHT not in net:
-        return net
+        return net.drop_duplicates(of)
     weight = pd.to_numeric(net[_WEIGHT], errors="coerce").astype(np.float64)
     if not np.isfinite(weight).all():
         raise InputError(
             f"The column {_WEIGHT!r} of net has {(~np.isfinite(weight)).sum()} rows with no finite number. "
             "Fill them in or drop them."
         )
-    return net.assign(**{_WEIGHT: weight})
+    net = net.assign(**{_WEIGHT: weight}).drop_duplicates([*of, _WEIGHT])
+    if (twice := net.duplicated(of)).any():
+        source, target = net.loc[twice, of].iloc[0]
+        raise InputError(
+            f"net has several weights for the same gene of a set, such as {target!r} of {source!r}. Keep one."
+        )
+    return net
 
 
 def _text(path: Path) -> str:
@@ -176,16 +182,19 @@ def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_
 
 
 def _check_rank(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
-    """Raise where sets cannot be told apart in one regression."""
-    kept = sets[sets["source"].isin(shared.index[shared >= min_genes])]
-    kept = kept.assign(weight=kept.get(_WEIGHT, 1.0))
-    weight = kept.pivot(index="target", columns="source", values=_WEIGHT).reindex(genes).fillna(0.0)
-    design = np.column_stack([np.ones(len(genes)), weight.to_numpy()])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise InputError(
-            f"method='mlm' scores all {weight.shape[1]} sets in one regression over {len(genes):,} genes, and some "
-            "are sums of others or the same. Drop these, or take method='ulm'."
-        )
+    """Raise where sets cannot be told apart, so that no fit of all of them at once is defined."""
+    sets = sets[sets["target"].isin(genes) & sets["source"].map(shared).ge(min_genes)]
+    sets = sets.assign(**{_WEIGHT: sets.get(_WEIGHT, 1.0)})
+    table = sets.pivot(index="target", columns="source", values=_WEIGHT).reindex(genes).fillna(0.0)
+    x = np.column_stack([np.ones(len(genes)), table])
+    if x.shape[1] < len(genes) and np.linalg.matrix_rank(x) == x.shape[1]:
+        return
+    alike = table.columns[table.T.duplicated(keep=False)].astype(str)
+    named = f"; {listing(sorted(alike))} are alike" if len(alike) else ""
+    raise InputError(
+        f"mlm fits all {table.shape[1]} sets at once, on {len(genes):,} genes: there must be fewer sets than genes, "
+        f"and none may be a sum of others{named}. Drop some, or score each alone: method='ulm'."
+    )
 
 
 def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
