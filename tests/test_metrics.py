@@ -88,7 +88,6 @@ def test_ties_are_those_of_the_numbers_not_of_their_rounding(make):
         np.testing.assert_array_equal(found, expected)
 
 
-
 def test_effect_r2_by_hand():
     predicted = [[3, 4]], [[0, 0]], [[3, 0]], [[-3, -4]]
     values = [metrics.effect_r2([[3.0, 4.0]], p, [[0.0, 0.0]]) for p in predicted]
