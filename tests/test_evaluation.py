@@ -1396,6 +1396,25 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     assert len(Results.load(tmp_path).records) == 2
 
 
+def test_a_folder_holds_results_of_the_same_columns(make_adata, tmp_path):
+    keys = COUNTS._replace(total_counts_key="n_counts", batch_key="batch")
+
+    def run(adata, by=None):
+        hidden = holdouts(adata, keys=keys, by=by, min_cells=4)[:1]
+        benchmark(adata, ["no_change"], hidden, **QUIET | {"keys": keys}, folder=tmp_path)
+
+    adata, by_site = make_adata(), ["site", "cell_type"]
+    for by in (None, by_site, None):  # of which only one depends on the sites
+        run(adata, by)
+    for column, by in (("n_counts", None), ("batch", None), ("site", by_site)):
+        changed = adata.copy()
+        odd = changed.obs[column].to_numpy()
+        changed.obs[column] = odd + 1 if column == "n_counts" else odd[::-1]
+        with pytest.raises(InputError, match=rf"differs in \[\"obs\['{column}'\]\"\]"):
+            run(changed, by)
+    run(changed)
+
+
 def test_a_run_goes_on_after_an_update(make_adata, tmp_path):
     benchmark(make_adata(), ["no_change"], [NK], folder=tmp_path, **QUIET)
     run = json.loads((tmp_path / "run.json").read_text())

@@ -150,7 +150,10 @@ def benchmark(
     for holdout in hidden:
         check_holdout(adata, holdout, keys)
     check_unseen(adata, hidden, keys, chosen)
+    used = [keys.total_counts_key, keys.batch_key, *columns]
+    used += [column for holdout in hidden for column in holdout.columns]
     run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
+    run["columns"] = {key: _of_text(as_text(adata.obs[key])) for key in used if key is not None}
     with scratch() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
@@ -217,11 +220,10 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             f"All {adata.n_vars} genes of the data were used. If they were chosen on all cells, the choice "
             "saw the hidden ones, and scores are too good."
         )
-    names = "\n".join([*adata.obs_names, *adata.var_names, *label, *condition])
     return {
         "format": FORMAT,
         "data": digest(values(adata, keys), adata.n_obs),
-        "names": digest(np.frombuffer(names.encode(), np.uint8)[None]),
+        "names": _of_text([*adata.obs_names, *adata.var_names, *label, *condition]),
         "n_obs": adata.n_obs,
         "n_vars": adata.n_vars,
         "keys": keys.plain(),
@@ -235,6 +237,11 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _of_text(texts: Iterable[str]) -> str:
+    """Return what identifies texts in their order."""
+    return digest(np.frombuffer("\n".join(texts).encode(), np.uint8)[None])
 
 
 def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:

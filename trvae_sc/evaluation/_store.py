@@ -20,7 +20,7 @@ FORMAT = 3
 _RUN = "run.json"
 _RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
 #: Entries of a run that may differ between its parts.
-_FREE = ("versions", "notes", "started", "command")
+_FREE = ("versions", "notes", "started", "command", "columns")
 _RECORD_ENTRIES = ("method", "identity", "holdout", "seed", "scores", "genes", "n_genes", "notes")
 
 
@@ -45,10 +45,14 @@ class Store:
         found = self.run()
         compared = [k for k in run if k not in _FREE]
         other = [k for k in compared if found.get(k) != json.loads(json.dumps(run[k]))]
+        known, now = found.get("columns", {}), run["columns"]  # of obs, not the same in every part
+        other += [f"obs['{k}']" for k in now if known.get(k, now[k]) != now[k]]
         if other:
             raise InputError(
                 f"{self.folder} holds results of a run that differs in {other}. Choose another folder."
             )
+        if not set(now) <= set(known):
+            write_text(self.run_file, json.dumps({**found, "columns": now | known}, indent=1))
 
     def run(self) -> dict[str, Any]:
         """Return what was run."""
