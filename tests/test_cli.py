@@ -644,6 +644,24 @@ def test_only_results_of_the_same_kind_are_replaced(run, folder, make_adata):
         assert_refused(result, f"{out} is an input, and would be replaced", before)
     result = run("train", "cells.zarr", *SETUP, *QUICK, "-o", "cells.zarr", "--force")
     assert_refused(result, "cells.zarr is an input, and would be replaced", before)
+    result = run(*predict, "cells.zarr", "--target", "x", "-o", "no/../cells.h5ad", "--force")
+    assert_refused(result, "no/../cells.h5ad leads through no, which is not there", before)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_nothing_that_a_prediction_is_made_from_is_replaced(run, folder, make_adata):
+    write(make_adata(12), "few.h5ad")
+    Path("doses.csv").write_text("condition,dose\nstimulated,1\n")
+    Path("link.csv").symlink_to("few.h5ad")
+    before = tree()
+    given = ["--exemplars", "few.h5ad", "--condition-features", "doses.csv", "--force"]
+    for out, name in (
+        (["-o", "few.h5ad"], "few.h5ad"),
+        (["-o", "p.h5ad", "--table", "doses.csv"], "doses.csv"),
+        (["-o", "p.h5ad", "--table", "link.csv"], "link.csv"),
+    ):
+        result = run(*command(folder, "predict", "p.h5ad")[:-2], *given, *out)
+        assert_refused(result, f"{name} is an input, and would be replaced", before)
 
 
 def test_a_folder_without_permission_is_named(run, folder, monkeypatch):

@@ -14,6 +14,7 @@ from trvae_sc.cli._shared import (
     check_data,
     check_output,
     check_prediction_file,
+    inputs_of,
     keys_of,
     keys_to_compare,
     quiet,
@@ -127,7 +128,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.table is not None:
         if args.table.suffix != ".csv":
             raise InputError(f"{args.table} is no .csv file.")
-        check_output(args.table, overwrite=args.force, inputs=[args.file, args.out])
+        check_output(args.table, overwrite=args.force, inputs=[args.out, *inputs_of(args)])
     adata = read(args.file, backed=True)
     from trvae_sc import TRVAE
 
