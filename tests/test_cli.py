@@ -774,6 +774,21 @@ def test_an_unfinished_model_is_replaced_by_the_same_command(run, folder, monkey
     assert_refused(run(*command_), "model exists. Pass --force to replace it.", before)
 
 
+def test_an_unfinished_model_of_other_cells_is_not_replaced(run, folder, monkeypatch):
+    command_ = [*command(folder, "train", "model"), "--max-epochs", "5"]
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, "on_train_epoch_end", 2)
+        assert run(*command_)[0] == 130
+    before = tree()
+    write(read(folder / "cells.h5ad"), "other.h5ad")
+    other = ["train", "other.h5ad", *command_[2:]]
+    for again in ([*command_, *HOLDOUT], other):
+        code, _, err = run(*again)
+        assert (code, "model exists. Pass --force to replace it." in err) == (2, True)
+    Path("other.h5ad").unlink()
+    assert tree() == before
+
+
 def test_ctrl_c_with_early_stopping_keeps_the_best_epoch(run, folder, monkeypatch):
     seen = []
     original = BestWeights.on_validation_end

@@ -38,7 +38,6 @@ class Store:
 
     def open(self, run: dict[str, Any]) -> None:
         """Make the folder for a run, or raise where it holds results of other data or settings."""
-        self.fits.mkdir(parents=True, exist_ok=True)
         if not self.run_file.exists():
             write_text(self.run_file, json.dumps(run, indent=1))
             return
