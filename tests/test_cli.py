@@ -670,6 +670,24 @@ def test_only_results_of_the_same_kind_are_replaced(run, folder, make_adata):
         assert_refused(result, f"{out} is an input, and would be replaced", before)
     result = run("train", "cells.zarr", *SETUP, *QUICK, "-o", "cells.zarr", "--force")
     assert_refused(result, "cells.zarr is an input, and would be replaced", before)
+    result = run(*predict, "cells.zarr", "--target", "x", "-o", "no/../cells.h5ad", "--force")
+    assert_refused(result, "no/../cells.h5ad leads through no, which is not there", before)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_nothing_that_a_prediction_is_made_from_is_replaced(run, folder, make_adata):
+    write(make_adata(12), "few.h5ad")
+    Path("doses.csv").write_text("condition,dose\nstimulated,1\n")
+    Path("link.csv").symlink_to("few.h5ad")
+    before = tree()
+    given = ["--exemplars", "few.h5ad", "--condition-features", "doses.csv", "--force"]
+    for out, name in (
+        (["-o", "few.h5ad"], "few.h5ad"),
+        (["-o", "p.h5ad", "--table", "doses.csv"], "doses.csv"),
+        (["-o", "p.h5ad", "--table", "link.csv"], "link.csv"),
+    ):
+        result = run(*command(folder, "predict", "p.h5ad")[:-2], *given, *out)
+        assert_refused(result, f"{name} is an input, and would be replaced", before)
 
 
 def test_a_folder_without_permission_is_named(run, folder, monkeypatch):
@@ -780,6 +798,21 @@ def test_an_unfinished_model_is_replaced_by_the_same_command(run, folder, monkey
     assert_same_weights(weights("model"), weights("other"))
     before = tree()
     assert_refused(run(*command_), "model exists. Pass --force to replace it.", before)
+
+
+def test_an_unfinished_model_of_other_cells_is_not_replaced(run, folder, monkeypatch):
+    command_ = [*command(folder, "train", "model"), "--max-epochs", "5"]
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, "on_train_epoch_end", 2)
+        assert run(*command_)[0] == 130
+    before = tree()
+    write(read(folder / "cells.h5ad"), "other.h5ad")
+    other = ["train", "other.h5ad", *command_[2:]]
+    for again in ([*command_, *HOLDOUT], other):
+        code, _, err = run(*again)
+        assert (code, "model exists. Pass --force to replace it." in err) == (2, True)
+    Path("other.h5ad").unlink()
+    assert tree() == before
 
 
 def test_ctrl_c_with_early_stopping_keeps_the_best_epoch(run, folder, monkeypatch):

@@ -1,5 +1,6 @@
 """The commands benchmark and report: results equal to Python's, one line and a code on bad input."""
 
+import errno
 import json
 import re
 import shlex
@@ -117,6 +118,24 @@ def test_a_second_call_goes_on(run, file):
     assert code == 2
     assert "differs in ['n_top_genes']" in err
     assert out == ""
+
+
+def test_a_call_that_ended_at_its_start_goes_on(run, file, monkeypatch):
+    """Of which nothing is there but a folder: of a full disk, and of a kill."""
+    arguments = ["benchmark", file, *SETUP, *SMALL, "--methods", "no_change", "-o", "results"]
+
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trvae_sc.evaluation._store.write_text", fail)
+        assert run(*arguments)[0] == 1
+    Path("results/.trvae_sc-host-1-x").mkdir(parents=True)
+    assert run(*arguments)[0] == 0
+    Path("mine").mkdir()
+    Path("mine/mine.txt").write_text("mine")
+    code, _, err = run(*arguments[:-1], "mine")
+    assert (code, "is a folder, but no folder of results" in err) == (2, True)
 
 
 def test_hold_outs_of_several_conditions_start_from_the_control(run, tmp_path, make_adata):

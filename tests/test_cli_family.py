@@ -119,6 +119,10 @@ def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
     assert json.loads(out) == {"out": "new.h5ad", "n_cells": 9}
     expected = model.generate("control", 9, labels="NK", output="mean")
     np.testing.assert_allclose(anndata.read_h5ad("new.h5ad").X, expected.X, rtol=1e-5)
+    model.adata.write_h5ad("shown.h5ad")  # without the cells that were hidden
+    code, _, err = run("generate", "model", "shown.h5ad", *options, *CPU, "-o", "same.h5ad")
+    assert code == 0, err
+    np.testing.assert_allclose(anndata.read_h5ad("same.h5ad").X, expected.X, rtol=1e-5)
     ends = ["--start", "B", "--end", "T", "--condition", "control", "--steps", "4"]
     assert run("interpolate", "model", "cells.h5ad", *ends, *CPU, "-o", "way.h5ad")[0] == 0
     path = family.interpolate(

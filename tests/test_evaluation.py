@@ -1383,7 +1383,7 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     run(adata, keys=COUNTS, n_top_genes=20)
     with pytest.raises(InputError, match=r"differs in \['n_top_genes'\]. Choose another folder"):
         run(adata, keys=COUNTS, n_top_genes=10)
-    with pytest.raises(InputError, match=r"differs in \['keys', 'columns'\]"):
+    with pytest.raises(InputError, match=r"differs in \['keys'\]"):
         run(adata, keys=COUNTS._replace(total_counts_key="n_counts"), n_top_genes=20)
     renamed = adata.copy()
     renamed.obs_names = [f"other_{name}" for name in adata.obs_names]
@@ -1396,24 +1396,35 @@ def test_a_folder_holds_one_run(make_adata, tmp_path):
     assert len(Results.load(tmp_path).records) == 2
 
 
-@pytest.mark.parametrize("changed", ["n_counts", "batch", "doses"])
-def test_a_folder_is_of_the_columns_that_keys_name(changed, make_adata, tmp_path):
-    """Scores of other totals were taken for those of these."""
+def test_a_folder_holds_results_of_the_same_columns(make_adata, tmp_path):
+    keys = COUNTS._replace(total_counts_key="n_counts", batch_key="batch")
+
+    def run(adata, by=None):
+        hidden = holdouts(adata, keys=keys, by=by, min_cells=4)[:1]
+        benchmark(adata, ["no_change"], hidden, **QUIET | {"keys": keys}, folder=tmp_path)
+
+    adata, by_site = make_adata(), ["site", "cell_type"]
+    for by in (None, by_site, None):  # of which only one depends on the sites
+        run(adata, by)
+    for column, by in (("n_counts", None), ("batch", None), ("site", by_site)):
+        changed = adata.copy()
+        odd = changed.obs[column].to_numpy()
+        changed.obs[column] = odd + 1 if column == "n_counts" else odd[::-1]
+        with pytest.raises(InputError, match=rf"differs in \[\"obs\['{column}'\]\"\]"):
+            run(changed, by)
+    run(changed)
+
+
+def test_a_folder_holds_results_of_the_same_features(make_adata, tmp_path):
     adata = make_adata()
     adata.uns["doses"] = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
-    keys = COUNTS._replace(
-        total_counts_key="n_counts", batch_key="batch", condition_features="doses"
+    run = partial(
+        benchmark, folder=tmp_path, **QUIET | {"keys": COUNTS._replace(condition_features="doses")}
     )
-    run = partial(benchmark, folder=tmp_path, progress=False, keys=keys)
     expected = run(adata, ["no_change"], [NK]).table
     pd.testing.assert_frame_equal(run(adata, ["no_change"], [NK]).table, expected)
-    if changed == "n_counts":
-        adata.obs["n_counts"] *= 2.0
-    elif changed == "batch":
-        adata.obs["batch"] = adata.obs["site"].to_numpy()
-    else:
-        adata.uns["doses"] = adata.uns["doses"] * 3.0
-    with pytest.raises(InputError, match=r"differs in \['columns'\]. Choose another folder"):
+    adata.uns["doses"] *= 3.0
+    with pytest.raises(InputError, match=r"differs in \[\"uns\['doses'\]\"\]"):
         run(adata, ["no_change"], [NK])
 
 

@@ -91,6 +91,20 @@ def test_the_store_that_is_read_is_not_replaced_by_what_is_predicted(fit, make_a
     model.predict(backed, target="stimulated", out="other.zarr", overwrite=True)
 
 
+def test_no_file_that_is_read_is_replaced_by_what_is_predicted(fit, make_adata):
+    """Of other cells than those that are passed."""
+    adata = make_adata()
+    adata.write_h5ad("cells.h5ad")
+    backed = anndata.read_h5ad("cells.h5ad", backed="r")
+    model = fit(backed)
+    write = {"target": "stimulated", "out": "cells.h5ad", "overwrite": True}
+    for given in ({"adata": adata}, {"adata": adata, "exemplars": backed}, {}):
+        with pytest.raises(InputError, match="is an input, and would be replaced"):
+            model.predict(**given, **write)
+    with pytest.raises(InputError, match="Expected an AnnData, got str"):
+        model.predict("cells.h5ad", target="stimulated", out="p.h5ad")
+
+
 @pytest.mark.parametrize("is_dense", [False, True])
 def test_a_store_that_is_gone_is_not_read_as_zeros(fit, make_adata, is_dense):
     adata = make_adata()

@@ -76,6 +76,18 @@ def test_top_genes_breaks_ties_by_difference_then_by_index():
     assert metrics.top_genes(real, control).tolist() == [2, 1, 3, 4, 0]
 
 
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix], ids=["dense", "sparse"])
+def test_ties_are_those_of_the_numbers_not_of_their_rounding(make):
+    rng = np.random.default_rng(0)
+    value = np.log1p(rng.permutation(40) // 2 + 1.0)  # each is that of two genes
+    real = np.zeros((31, 40))
+    real[rng.integers(0, 31, 40), np.arange(40)] = value  # in one cell: t is 1 for every gene
+    expected = np.lexsort((np.arange(40), -value))
+    for cells in (np.arange(31), rng.permutation(31)):
+        found = metrics.top_genes(make(real[cells]), make(np.zeros((17, 40))), 40)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_effect_r2_by_hand():
     predicted = [[3, 4]], [[0, 0]], [[3, 0]], [[-3, -4]]
     values = [metrics.effect_r2([[3.0, 4.0]], p, [[0.0, 0.0]]) for p in predicted]

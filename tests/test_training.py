@@ -692,6 +692,20 @@ def test_another_run_is_not_resumed(fit, make_adata):
     fit(make_adata(), train={**base, "log_every_n_steps": 1, "logger": False})  # may differ
 
 
+def test_a_run_with_other_features_of_its_conditions_is_not_resumed(fit, make_adata):
+    def run(doses):
+        adata = make_adata()
+        adata.obs["condition"] = np.array(["a", "b", "c"])[np.arange(adata.n_obs) % 3]
+        table = pd.DataFrame({"dose": doses}, index=["a", "b", "c"])
+        train = {**STEPS, "max_epochs": 1, "checkpoint_dir": "run"}
+        fit(adata, setup={"condition_features": table}, train=train)
+
+    for _ in range(2):
+        run([0.0, 1.0, 10.0])
+    with pytest.raises(InputError, match="other data or arguments"):
+        run([0.0, 2.0, 3.0])
+
+
 def test_long_lists_of_rows_tell_runs_apart(fit, make_adata):
     """numpy prints the ends of long arrays only, so that their text says little."""
     adata = make_adata(1200, 5)

@@ -133,6 +133,9 @@ def check_target(
         Something of another kind is there, one of the inputs, or anything without `overwrite`; or
         nothing can be written there.
     """
+    for i, part in enumerate(path.parts):
+        if part == ".." and not (through := Path(*path.parts[:i])).exists():
+            raise InputError(f"{path} leads through {through}, which is not there.")
     for given in inputs:
         inside = path.is_dir() and given.resolve().is_relative_to(path.resolve())
         if inside or (path.exists() and given.exists() and path.samefile(given)):

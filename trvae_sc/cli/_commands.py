@@ -14,6 +14,7 @@ from trvae_sc.cli._shared import (
     check_data,
     check_output,
     check_prediction_file,
+    inputs_of,
     keys_of,
     keys_to_compare,
     quiet,
@@ -66,7 +67,7 @@ def _is_demo(folder: Path) -> bool:
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
-    force = args.force or _is_unfinished(args.out)
+    force = args.force or _is_unfinished(args.out, args)
     check_output(
         args.out, overwrite=force, kind="model", replaces=lambda _: True, inputs=[args.file]
     )
@@ -116,14 +117,17 @@ def run_train(args: argparse.Namespace) -> None:
             save_model(model, args, force=force)
 
 
-def _is_unfinished(folder: Path) -> bool:
-    """Return whether a folder holds a model whose training was interrupted: the same command goes on."""
+def _is_unfinished(folder: Path, args: argparse.Namespace) -> bool:
+    """Return whether a folder holds a model of the same cells whose training was interrupted."""
     if not (folder / "model.pt").is_file():
         return False
     from trvae_sc.model_file import read_model
 
     try:
-        return bool(read_model(folder, None).attributes["training_"]["interrupted"])
+        found = read_model(folder, None).attributes
+        known = found["trained_on_"]
+        is_same = known["file"] == str(args.file) and known["holdouts"] == args.holdout
+        return bool(is_same and found["training_"]["interrupted"])
     except (InputError, LookupError, TypeError):  # no model of ours
         return False
 
@@ -134,7 +138,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.table is not None:
         if args.table.suffix != ".csv":
             raise InputError(f"{args.table} is no .csv file.")
-        check_output(args.table, overwrite=args.force, inputs=[args.file, args.out])
+        check_output(args.table, overwrite=args.force, inputs=[args.out, *inputs_of(args)])
     elif args.by is not None:
         raise InputError("--by is for the table of changes; name one: --table genes.csv.")
     adata = read(args.file, backed=True)
@@ -218,8 +222,9 @@ def run_select(args: argparse.Namespace) -> None:
 
 
 def _is_results(folder: Path) -> bool:
-    """Return whether a folder is empty, or holds results of a benchmark."""
-    return (folder / "run.json").is_file() or not any(folder.iterdir())
+    """Return whether a folder holds results of a benchmark, or nothing but what a kill left of its start."""
+    others = [entry for entry in folder.iterdir() if not entry.name.startswith(".trvae_sc-")]
+    return (folder / "run.json").is_file() or not others
 
 
 def run_benchmark(args: argparse.Namespace) -> None:

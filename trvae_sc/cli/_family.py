@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +209,10 @@ def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     given = model.registry_["setup_args"]
     keys = Keys(given["condition_key"], given["labels_key"])
     names = getattr(model, "trained_on_", {"holdouts": []})["holdouts"]
-    hidden = [holdout.hidden(adata, keys) for holdout in parse_holdouts(names, adata, keys)]
+    hidden = []
+    for name in names:
+        with contextlib.suppress(InputError):  # of cells that the file does not have
+            hidden += [one.hidden(adata, keys) for one in parse_holdouts([name], adata, keys)]
     return adata[~np.any(hidden, axis=0)].copy() if hidden else adata
 
 

@@ -135,6 +135,12 @@ def check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     )
 
 
+def inputs_of(args: argparse.Namespace) -> list[Path]:
+    """Return the files that options name and that are read."""
+    given = [getattr(args, name, None) for name in ("file", "exemplars", "condition_features")]
+    return [path for path in given if path is not None]
+
+
 def check_prediction_file(args: argparse.Namespace) -> None:
     """Raise if a prediction could not be written."""
     check_suffix(args.out)
@@ -144,7 +150,7 @@ def check_prediction_file(args: argparse.Namespace) -> None:
         overwrite=args.force,
         kind="zarr store" if zarr else "file",
         replaces=is_zarr if zarr else None,
-        inputs=[args.file],
+        inputs=inputs_of(args),
     )
 
 

@@ -27,7 +27,7 @@ from trvae_sc.evaluation._results import Results
 from trvae_sc.evaluation._store import FORMAT, Store
 from trvae_sc.evaluation._tasks import Task, prepare_tasks
 from trvae_sc.evaluation._workers import run_local, run_on_ray
-from trvae_sc.expression import KeyNames, Keys, keys_from, totals, values
+from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.hints import said_once
 from trvae_sc.identity import digest
@@ -151,7 +151,15 @@ def benchmark(
     for holdout in hidden:
         check_holdout(adata, holdout, keys)
     check_unseen(adata, hidden, keys, chosen)
+    used = [keys.total_counts_key, keys.batch_key, *columns]
+    used += [column for holdout in hidden for column in holdout.columns]
     run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
+    run["columns"] = {
+        f"obs['{key}']": _of_text(as_text(adata.obs[key])) for key in used if key is not None
+    }
+    if isinstance(keys.condition_features, str):
+        table = table_of(adata, keys.condition_features).to_csv()
+        run["columns"][f"uns['{keys.condition_features}']"] = _of_text([table])
     with scratch() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
@@ -218,19 +226,13 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
             f"All {adata.n_vars:,} genes of the data were used. If they were chosen on all cells, the choice "
             "saw the hidden ones, and scores are too good."
         )
-    further = [] if keys.batch_key is None else [*as_text(adata.obs[keys.batch_key])]
-    if keys.is_count and keys.total_counts_key is not None:
-        further += map(str, totals(adata, keys).tolist())
-    if isinstance(keys.condition_features, str):
-        further.append(table_of(adata, keys.condition_features).to_csv())
     return {
         "format": FORMAT,
         "data": digest(values(adata, keys), adata.n_obs),
-        "names": _digest_of([*adata.obs_names, *adata.var_names, *label, *condition]),
+        "names": _of_text([*adata.obs_names, *adata.var_names, *label, *condition]),
         "n_obs": adata.n_obs,
         "n_vars": adata.n_vars,
         "keys": keys.plain(),
-        **({"columns": _digest_of(further)} if further else {}),
         "n_top_genes": n_top_genes,
         "design": {
             "labels": list(design.index),
@@ -243,8 +245,8 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
     }
 
 
-def _digest_of(texts: Sequence[str]) -> str:
-    """Return what tells texts from others."""
+def _of_text(texts: Iterable[str]) -> str:
+    """Return what identifies texts in their order."""
     return digest(np.frombuffer("\n".join(texts).encode(), np.uint8)[None])
 
 

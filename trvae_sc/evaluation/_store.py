@@ -20,7 +20,7 @@ FORMAT = 3
 _RUN = "run.json"
 _RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
 #: Entries of a run that may differ between its parts.
-_FREE = ("versions", "notes", "started", "command")
+_FREE = ("versions", "notes", "started", "command", "columns")
 _RECORD_ENTRIES = ("method", "identity", "holdout", "seed", "scores", "genes", "n_genes", "notes")
 
 
@@ -38,17 +38,20 @@ class Store:
 
     def open(self, run: dict[str, Any]) -> None:
         """Make the folder for a run, or raise where it holds results of other data or settings."""
-        self.fits.mkdir(parents=True, exist_ok=True)
         if not self.run_file.exists():
             write_text(self.run_file, json.dumps(run, indent=1))
             return
         found = self.run()
         compared = [k for k in run if k not in _FREE]
         other = [k for k in compared if found.get(k) != json.loads(json.dumps(run[k]))]
+        known, now = found.get("columns", {}), run["columns"]  # not the same in every part
+        other += [k for k in now if known.get(k, now[k]) != now[k]]
         if other:
             raise InputError(
                 f"{self.folder} holds results of a run that differs in {other}. Choose another folder."
             )
+        if not set(now) <= set(known):
+            write_text(self.run_file, json.dumps({**found, "columns": now | known}, indent=1))
 
     def run(self) -> dict[str, Any]:
         """Return what was run."""

@@ -96,7 +96,9 @@ def ranked(t: Vector, difference: Vector, n: int) -> NDArray[np.intp]:
     """Return the `n` genes of largest absolute t, ties by absolute difference, then by index."""
     if n < 1:
         raise InputError(f"`n` is {n}; ask for at least 1 gene")
-    return np.lexsort((-np.abs(difference), -np.abs(t)))[:n]
+    # genes that one cell alone has all have t = 1, but for rounding
+    keys = [-np.abs(values).astype(np.float32) for values in (difference, t)]
+    return np.lexsort(keys)[:n]
 
 
 def changed(real: Cells, control: Cells, n: int) -> NDArray[np.intp]:

@@ -64,10 +64,10 @@ class Request(NamedTuple):
     exemplars: dict[str, Exemplars] | None = None
 
 
-def check_request(trained: Trained, request: Request, adata: AnnData | None) -> Request:
+def check_request(trained: Trained, request: Request, *read: AnnData | None) -> Request:
     """Return a request with its target and output as the model has them; raise before any work."""
     if request.out is not None:
-        out = check_out(request.out, overwrite=request.overwrite, adata=adata)
+        out = check_out(request.out, *read, overwrite=request.overwrite)
         request = request._replace(out=out)
     check_seed(request.seed)
     for name in ("n_samples", "batch_size"):
@@ -251,14 +251,14 @@ def _write(prediction: _Prediction, layer: str | None) -> None:
     (write_folder if is_folder else write_file)(path, write, overwrite=prediction.request.overwrite)
 
 
-def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None) -> Path:
+def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
     """Return the path of a prediction; raise where it cannot be written, before any work.
 
     Raises
     ------
     InputError
         A path that ends neither in ``.h5ad`` nor in ``.zarr``; something is there, without
-        `overwrite` or of another kind; it is the file that `adata` is read from.
+        `overwrite` or of another kind; it is a file that an AnnData of `read` is in.
     """
     path = as_path(out, "out")
     check_suffix(path)
@@ -268,7 +268,7 @@ def check_out(out: str | Path, *, overwrite: bool, adata: AnnData | None = None)
         overwrite=overwrite,
         replaces=is_zarr if zarr else None,
         kind="zarr store" if zarr else "file",
-        inputs=[] if adata is None else files_of(adata),
+        inputs=[path for adata in read if adata is not None for path in files_of(adata)],
     )
     return path
 

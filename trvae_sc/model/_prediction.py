@@ -160,7 +160,7 @@ class PredictingModel(TrainableModel):
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         original = self.adata if adata is None else adata
-        request = check_request(trained, request, original)
+        request = check_request(trained, request, original, self.adata, exemplars)
         request = request._replace(exemplars=self._exemplars(trained, exemplars, request.target))
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):

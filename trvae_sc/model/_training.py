@@ -317,8 +317,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             )
 
     def _data_summary(self) -> str:
-        """Return what identifies the registered data: genes, columns and all values."""
+        """Return what identifies the registered data: genes, columns, what conditions are made of, all values."""
         found = hashlib.sha256("\n".join(self.get_var_names()).encode())
+        found.update(self.condition_space.design().tobytes())
         manager = self.adata_manager
         for key in [] if manager is None else manager.data_registry:
             values = manager.get_from_registry(key)
