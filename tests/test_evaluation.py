@@ -1994,7 +1994,7 @@ def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
         obs = pd.DataFrame(rows, columns=["cell_type", "condition"])
         rates = rng.gamma(1.0, 1.0, 40)
         x = rng.poisson(5 * rates / rates.sum(), (len(obs), 40)).astype(np.float32)
-        hidden = (obs == ("t0", "stim")).all(axis=1).to_numpy()
+        hidden = (obs == ["t0", "stim"]).all(axis=1).to_numpy()
         keep = (x.sum(1) > 0) & (~hidden | ((hidden & (x.sum(1) > 0)).cumsum() <= 4))
         obs.index = obs.index.astype(str)
         adata = AnnData(x[keep], obs=obs[keep])

@@ -211,7 +211,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         """
         self._needs_posterior("differential_abundance")
         if kwargs.get("dataloader") is not None:
-            return super().differential_abundance(adata, sample_key, **kwargs)
+            return super().differential_abundance(adata, sample_key=sample_key, **kwargs)
         registered = self._validate_anndata(adata)
         if sample_key is None:
             raise InputError("Name the column of adata.obs with the samples: sample_key=.")
@@ -220,7 +220,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         if kwargs.get("adata_sub") is not None:
             given, scored = kwargs["adata_sub"], self._validate_anndata(kwargs["adata_sub"])
             kwargs["adata_sub"] = scored
-        super().differential_abundance(registered, sample_key, **kwargs)
+        super().differential_abundance(registered, sample_key=sample_key, **kwargs)
         if given is not None and given is not scored:
             given.obsm["da_log_probs"] = scored.obsm["da_log_probs"]
         return scored.obsm["da_log_probs"]
