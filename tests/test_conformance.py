@@ -909,6 +909,13 @@ def test_c26_optimizers(fit, plan, optimizer, rate):
     assert model.trainer.gradient_clip_val == 3.0
 
 
+def test_c26_the_schedule_has_the_rate_of_a_custom_optimizer(fit):
+    """It rose to the preset's, 1e-2."""
+    plan = {"optimizer": "Custom", "optimizer_creator": creator}
+    model = fit(train={"plan_kwargs": plan})
+    assert model.trainer.optimizers[0].param_groups[0]["max_lr"] == 1e-5
+
+
 def test_c26_configs_precede_the_preset_and_arguments_the_config(fit):
     config = TrainingPlanConfig(lr=2e-4, eps=0.5, optimizer="Adam", max_kl_weight=0.7)
     train = {
