@@ -123,6 +123,11 @@ def copy_check(
     for name, x in given.items():
         if isinstance(x, AnnData):
             raise InputError(f"`{name}` is an AnnData: give its values on a log scale, a matrix.")
+        is_array = isinstance(x, np.ndarray) or sparse.issparse(x)
+        if x is not None and not (is_array and x.ndim == 2):
+            raise InputError(
+                f"`{name}` is no matrix, cells x genes: give an array or a sparse matrix."
+            )
         if x is not None and not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
     for name, x in given.items():
