@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import check_model, values_of
 from trvae_sc.model import TRVAE
@@ -119,6 +120,7 @@ def copy_check(
     InputError
         Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
     """
+    check_seed(seed)
     given = {"generated": generated, "train": train, "held_back": held_back}
     for name, x in given.items():
         if isinstance(x, AnnData):
