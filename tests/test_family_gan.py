@@ -233,6 +233,18 @@ def test_noise_is_interpolated_at_the_length_it_has(cgan):
     assert path.obs["fraction"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_noise_of_one_dimension_is_interpolated_on_the_line(shifted):
+    """It was NaN, or of the order of 1e16 between draws of other signs."""
+    adata, _ = shifted
+    ConditionalGAN.setup_anndata(adata, "condition", is_count=False)
+    model = ConditionalGAN(adata, n_noise=1, **SMALL)
+    model.train(**QUICK)
+    for seed in range(4):
+        a, b = np.random.default_rng(seed).standard_normal((2, 1))
+        z = model.interpolate("control", steps=3, seed=seed).obsm["X_trvae"]
+        np.testing.assert_allclose(z, [a, (a + b) / 2, b], rtol=1e-5)
+
+
 def test_conditional_gan_refuses_what_it_cannot_generate(cgan):
     with pytest.raises(InputError, match="Unknown condition 'x'"):
         cgan.generate("x")

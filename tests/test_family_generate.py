@@ -2,6 +2,7 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -88,6 +89,8 @@ def test_copies_of_cells_that_training_has_twice_are_caught():
         (np.full((4, 3), np.nan), np.ones((5, 3)), "`generated` holds NaN"),
         (np.ones((4, 3)), sparse.csr_matrix([[np.inf, 0.0, 1.0]] * 5), "`train` holds NaN"),
         (anndata.AnnData(np.ones((4, 3))), np.ones((5, 3)), "`generated` is an AnnData"),
+        (pd.DataFrame(np.ones((4, 3))), np.ones((5, 3)), "`generated` is no matrix"),
+        (np.ones(3), np.ones((5, 3)), "`generated` is no matrix"),
     ],
 )
 def test_copy_check_refuses(generated, train, match):

@@ -187,6 +187,8 @@ def test_latent_tools_refuse(model, fit):
             family.traverse(model, 0, limits, condition="control")
     with pytest.raises(InputError, match="steps is 1"):
         family.traverse(model, 0, steps=1)
+    with pytest.raises(InputError, match="alpha is '1'"):
+        family.shift_attribute(model, None, {"cell_type": "B"}, alpha="1")
     with pytest.raises(InputError, match="alpha is nan"):
         family.shift_attribute(model, None, {"cell_type": "B"}, alpha=float("nan"))
     with pytest.raises(InputError, match="cell_type 'X'"):

@@ -69,6 +69,8 @@ def test_mixing_refuses(fit, make_adata):
     made = fit()
     with pytest.raises(InputError, match="on is 'x'; choose 'z'"):
         family.mixing(made, on="x")
+    with pytest.raises(InputError, match="seed is -1"):
+        family.mixing(made, seed=-1)
     with pytest.raises(InputError, match="No label has two conditions of 5"):
         family.mixing(made, make_adata(12))
     with pytest.raises(RuntimeError, match="not trained"):

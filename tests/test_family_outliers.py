@@ -197,6 +197,16 @@ def test_cells_of_training_are_the_reference_if_none_were_held_back(fit, make_ad
     assert found["p_value"].min() >= 1 / 61  # of half of them
 
 
+def test_cells_held_back_to_validate_on_are_the_reference_beside_others_to_test(fit, caplog):
+    """A random half was, of cells that the network was trained on."""
+    made = fit(train={"train_size": 0.7, "validation_size": 0.2, **TRAIN, "max_epochs": 1})
+    assert len(made.test_indices) == 12
+    found = outlier_score(made, seed=1)
+    assert "trained on" not in caplog.text
+    held = made.adata[np.sort(made.validation_indices)].copy()
+    pd.testing.assert_frame_equal(found, outlier_score(made, made.adata, reference=held, seed=1))
+
+
 def test_too_few_cells_to_compare_with(fit, make_adata):
     with pytest.raises(InputError, match="6 cells to compare with; 10 or more"):
         outlier_score(fit(), reference=make_adata(6))

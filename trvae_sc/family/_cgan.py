@@ -256,7 +256,10 @@ class ConditionalGAN(Translator):
         a, b = np.random.default_rng(seed).standard_normal((2, self.module.n_noise))
         angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1.0, 1.0))
         f = np.linspace(0.0, 1.0, steps)[:, None]
-        z = (np.sin((1.0 - f) * angle) * a + np.sin(f * angle) * b) / np.sin(angle)
+        if np.sin(angle) > 1e-6:
+            z = (np.sin((1.0 - f) * angle) * a + np.sin(f * angle) * b) / np.sin(angle)
+        else:  # on one line through the origin, as in one dimension
+            z = (1.0 - f) * a + f * b
         cells = self.decode(z, condition=condition, labels=labels)
         cells.obs["fraction"] = f.ravel()
         return cells

@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import check_model, values_of
 from trvae_sc.model import TRVAE
@@ -119,10 +120,16 @@ def copy_check(
     InputError
         Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
     """
+    check_seed(seed)
     given = {"generated": generated, "train": train, "held_back": held_back}
     for name, x in given.items():
         if isinstance(x, AnnData):
             raise InputError(f"`{name}` is an AnnData: give its values on a log scale, a matrix.")
+        is_array = isinstance(x, np.ndarray) or sparse.issparse(x)
+        if x is not None and not (is_array and x.ndim == 2):
+            raise InputError(
+                f"`{name}` is no matrix, cells x genes: give an array or a sparse matrix."
+            )
         if x is not None and not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
     for name, x in given.items():

@@ -265,8 +265,8 @@ def shift_attribute(
         or the condition is unknown.
     """
     check_model(model)
-    if not np.isfinite(alpha):
-        raise InputError(f"alpha is {alpha}; give a finite number, 0 (stay) to 1 (arrive).")
+    if not isinstance(alpha, Real) or not np.isfinite(alpha):
+        raise InputError(f"alpha is {alpha!r}; give a finite number, 0 (stay) to 1 (arrive).")
     if by not in ("difference", "mean"):
         raise InputError(f"by is {by!r}; choose 'difference' or 'mean'.")
     known = model._validate_anndata(None)

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import check_model
 from trvae_sc.model import TRVAE
@@ -61,6 +62,7 @@ def mixing(
     check_model(model)
     if on not in ("z", "y"):
         raise InputError(f"on is {on!r}; choose 'z' (codes) or 'y' (first decoder layer).")
+    check_seed(seed)
     if not model.conditions:
         raise InputError("The model was set up without condition_key: there is nothing to mix.")
     cells = model._validate_anndata(adata)

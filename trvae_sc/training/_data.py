@@ -188,6 +188,8 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield minibatches, with the target condition if one was given."""
+        if self.persistent_workers and self._iterator is not None:
+            torch.empty((), dtype=torch.int64).random_()  # as new workers would take for their seed
         for tensors in super().__iter__() if self.file is None else self._streamed():
             if self.target_condition is not None:
                 n_cells = len(tensors[REGISTRY_KEYS.X_KEY])

@@ -157,7 +157,7 @@ class TrainingPlan(ScviTrainingPlan):
     optimizer, lr, weight_decay, eps
         As in :class:`scvi.train.TrainingPlan`, with other defaults. AdamW by default.
     lr_schedule
-        ``"onecycle"``: the rate rises to `lr` over 30 % of the steps and falls to zero (Smith and
+        ``"onecycle"``: the rate rises to that of the optimizer over 30 % of the steps and falls to zero (Smith and
         Topin 2019); None: constant, or scvi-tools' ``reduce_lr_on_plateau``.
     max_kl_weight
         KL weight after the warm-up; the module's if None.
@@ -344,8 +344,9 @@ class TrainingPlan(ScviTrainingPlan):
         """Return the optimizer and its schedule."""
         config = super().configure_optimizers()
         if self.lr_schedule == "onecycle" and not self.reduce_lr_on_plateau:
+            rates = [group["lr"] for group in config["optimizer"].param_groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                config["optimizer"], self.lr, total_steps=self.trainer.estimated_stepping_batches
+                config["optimizer"], rates, total_steps=self.trainer.estimated_stepping_batches
             )
             config["lr_scheduler"] = {"scheduler": scheduler, "interval": "step"}
         return config
