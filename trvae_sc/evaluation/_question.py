@@ -48,15 +48,11 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
     check_free(adata)
     condition, label = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
-    name = level_name(target)
     space = conditions_of(adata, keys)
-    may_be_new = space.tells_of_new
-    if may_be_new:
-        target = space.level(target)
-        name = level_name(target)  # of a set with its parts in another order
-    if source is not None and may_be_new:
-        source = space.level(source)
-    source = _source(keys.conditions(adata.obs), source, name, may_be_new=may_be_new)
+    target = space.level(target)
+    name = level_name(target)
+    source = None if source is None else space.level(source)
+    source = _source(keys.conditions(adata.obs), source, name)
     cells = pd.crosstab(label, condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     chosen = _labels(cells, source, name, labels)
@@ -67,7 +63,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
     is_new = not (condition[~hidden] == name).any()
-    if is_new and not may_be_new:
+    if is_new and not space.tells_of_new:
         raise InputError(
             f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
             "nothing is known about that condition."
@@ -79,12 +75,9 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     return Question(known, keys, source, target, chosen, cells, notes, space, is_new)
 
 
-def _source(column: pd.Series, source: Any, target: str, *, may_be_new: bool) -> str:
+def _source(column: pd.Series, source: Any, target: str) -> str:
     """Return the condition to start from."""
-    conditions = sorted(as_text(column).unique())
-    if target not in conditions and not may_be_new:
-        raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
-    others = [c for c in conditions if c != target]
+    others = [c for c in sorted(as_text(column).unique()) if c != target]
     if source is None:
         source = others[0] if len(others) == 1 else default_source(column)
     if level_name(source) not in others:
