@@ -966,3 +966,12 @@ def test_labels_are_no_part_of_a_condition(doses):
     for ask in (baselines.effects, baselines.predict, select):
         with pytest.raises(InputError, match="labels_key and condition_key are both 'cell_type'"):
             ask(doses, ("A", "type_1"), source=("none", "type_0"), **keys)
+
+
+@pytest.mark.parametrize("combine", ["best", "stack"])
+def test_select_gives_no_intervals_beyond_the_doses_that_were_measured(doses, combine):
+    methods = ["mean_condition", "context_shift"]
+    options = {"source": ("none", 0), "labels": "type_1", "max_tasks": 3, "progress": False}
+    found = select(doses, ("A", 100), methods=methods, combine=combine, keys=COLUMNS, **options)
+    assert found.var[["change_lower", "change_upper"]].isna().all(axis=None)
+    assert found.var["predicted_change"].notna().all()

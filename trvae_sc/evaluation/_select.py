@@ -198,6 +198,8 @@ def select(  # noqa: PLR0913
             question.notes.append(_note(best, metric, results.quick_look, question.units))
     from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need
 
+    if question.space.is_outside(question.target):  # nothing tells how wrong a prediction is there
+        evidence = None
     train, train_keys, start = _all_cells(question, known, weights, n_top_genes)
     found = _answer.answer(
         train,
