@@ -975,3 +975,19 @@ def test_select_gives_no_intervals_beyond_the_doses_that_were_measured(doses, co
     found = select(doses, ("A", 100), methods=methods, combine=combine, keys=COLUMNS, **options)
     assert found.var[["change_lower", "change_upper"]].isna().all(axis=None)
     assert found.var["predicted_change"].notna().all()
+
+
+def test_a_dose_of_labels_without_a_source_is_told_by_other_conditions(doses):
+    of_drug = (doses.obs["drug"] == "A") & (doses.obs["dose"] == 10)
+    without = doses.obs["cell_type"] == "type_2"
+    kept = ~((of_drug & ~without) | (without & (doses.obs["drug"] == "none")))
+    cells = doses[kept].copy()
+    asked = {"target": ("A", 10), "source": ("none", 0), "labels": "type_1", "keys": COLUMNS}
+    methods = ["mean_condition", "context_shift"]
+    found = select(cells, methods=methods, progress=False, **asked)
+    record = found.uns["trvae_sc"]
+    assert record["selection"]["method"] == "context_shift"
+    assert sorted(record["selection"]["tasks"]) == [f"type_0:{c}" for c in ("A + 1", "A + 3", "B + 1", "B + 10")]  # fmt: skip
+    assert "rests on what was seen under other conditions." in record["notes"][0]
+    expected = baselines.effects(cells, **asked)["change"]
+    np.testing.assert_allclose(found.var["predicted_change"], expected, atol=1e-6)

@@ -27,9 +27,7 @@ class Question(NamedTuple):
     cells: pd.DataFrame  #: number of known cells by label and condition
     notes: list[str]
     space: ConditionSpace  #: the conditions of the known cells
-    is_new: (
-        bool  #: whether no cell was measured under the target, so that features or parts tell of it
-    )
+    is_new: bool  #: whether no label has source and target, so that features or parts tell of the target
 
     @property
     def units(self) -> str:
@@ -62,15 +60,16 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
         notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
-    is_new = not (condition[~hidden] == name).any()
-    if is_new and not space.tells_of_new:
+    is_measured = (condition[~hidden] == name).any()
+    if not (is_measured or space.tells_of_new):
         raise InputError(
             f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
             "nothing is known about that condition."
         )
-    if not is_new:
+    if is_measured:
         target = match_level(target, keys.conditions(known.obs).unique(), of="condition")
     cells.loc[chosen, name] = 0  # what is hidden is not known
+    is_new = space.tells_of_new and not (cells[[source, name]] > 0).all(axis=1).any()
     space = conditions_of(known, keys)
     return Question(known, keys, source, target, chosen, cells, notes, space, is_new)
 
@@ -108,7 +107,7 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
 def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
     """Return the known combinations to hide one at a time, those of most cells.
 
-    Of a target that was never measured these are other conditions, each hidden in all labels and scored in the
+    Of a target that no label has besides the source these are other conditions, each hidden in all labels and scored in the
     label with most cells.
     """
     if question.is_new:
