@@ -86,8 +86,8 @@ class Keys(NamedTuple):
         return key if isinstance(key, str) else list(key)
 
     def named(self) -> dict[str, Any]:
-        """Return the names that there are, of columns and layer."""
-        fields = ("labels_key", "layer", "total_counts_key")
+        """Return the names that there are, of columns and layer, and the text between parts of sets."""
+        fields = ("labels_key", "layer", "total_counts_key", "condition_separator")
         found = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return {"condition_key": self.plain_key, **found}
 
