@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from trvae_sc import TRVAE, baselines, evaluation, select
+from trvae_sc import TRVAE, baselines, compare, evaluation, select
 from trvae_sc.cli import main
 from trvae_sc.condition_sets import ConditionSets, extended_sets, new_sets, space_of
 from trvae_sc.conditions import ConditionSpace
+from trvae_sc.datasets import simulate
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
 from trvae_sc.shift import Profiles, Ridge
@@ -364,3 +365,25 @@ def test_the_shell_knows_the_parts_of_sets(tmp_path, monkeypatch):
     assert main([*run, "t", "--holdout", "K:A"]) == 0  # which is no sum
     simple = {"no_change", "mean_condition", "context_shift", "trvae", "ceiling"}
     assert set(evaluation.Results.load("t").table["method"]) == simple
+
+
+@pytest.mark.parametrize("name", ["B+A", "A+B"])
+def test_sets_are_compared_in_any_order_of_their_parts(name, tmp_path):
+    cells = simulate(600, 30, n_labels=3, conditions=("control", "A", "B", name))
+    keys = Keys("condition", "cell_type", condition_separator="+")
+    hidden = cells.obs["condition"] == name
+    train = cells[~hidden].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type", condition_separator="+")
+    model = TRVAE(train, n_hidden=(8, 8), n_latent=4)
+    model.train(1, **QUIET)
+    asked = {"target": name, "source": "control", "labels": "type_0"}
+    for predicted in (model.predict(**asked), baselines.predict(train, **asked, keys=keys)):
+        predicted.write_h5ad(tmp_path / "p.h5ad")
+        scores = compare(anndata.read_h5ad(tmp_path / "p.h5ad"), cells).scores
+        assert set(scores["target"]) == {"A+B"}
+        assert np.isfinite(scores["predicted"]).all()
+    tables = [
+        evaluation.benchmark(cells, ["sum_of_parts"], [one], **{**OPTIONS, "keys": keys}).table
+        for one in (("type_0", "A+B"), evaluation.Holdout("type_0", "B+A", "control"))
+    ]
+    pd.testing.assert_frame_equal(*tables)

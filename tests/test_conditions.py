@@ -929,3 +929,65 @@ def test_methods_that_can_do_without_a_target_are_those_that_can(doses):
     with pytest.raises(InputError, match="which mean_shift learns from") as told:
         baselines.effects(doses, ("A", 5), method="mean_shift", source="none + 0", keys=COLUMNS)
     assert str(told.value).endswith("are ['mean_condition', 'context_shift', 'trvae'].")
+
+
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [(("A", 3), ("none", 0)), ("A + 3.0", "none + 0.0"), ({"dose": "3", "drug": "A"}, "none + 0")],
+)
+def test_conditions_of_holdouts_can_be_given_in_several_ways(doses, target, source):
+    hidden = [evaluation.Holdout("type_1", target, source)]
+    options = {"keys": COLUMNS, "n_top_genes": None, "progress": False}
+    found = evaluation.benchmark(doses, ["mean_shift"], hidden, **options).table
+    expected = evaluation.benchmark(doses, ["mean_shift"], ["type_1:A + 3"], **options).table
+    pd.testing.assert_frame_equal(found, expected)
+    every = evaluation.holdouts(doses, keys=COLUMNS, source=source, min_cells=5)
+    assert every == evaluation.holdouts(doses, keys=COLUMNS, min_cells=5)
+
+
+def test_holdouts_by_the_columns_of_the_condition_in_any_order(doses):
+    options = {"keys": COLUMNS, "min_cells": 5}
+    found = evaluation.holdouts(doses, by=["dose", "drug"], **options)
+    assert found == evaluation.holdouts(doses, by="condition", **options)
+
+
+@pytest.mark.parametrize("target", [3, "3.0", [3], {"dose": 3}])
+def test_select_takes_levels_of_one_column_however_they_are_given(doses, target):
+    cells = doses[doses.obs["drug"] != "B"].copy()
+    keys = {"condition_key": "dose", "labels_key": "cell_type", "progress": False}
+    found = select(cells, target, source=0, labels="type_1", methods=["mean_shift"], **keys)
+    assert found.uns["trvae_sc"]["target"] == "3"
+    with pytest.raises(InputError, match=r"Unknown condition 5; .*condition_key=\['dose'\] it is"):
+        select(cells, 5, source=0, methods=["mean_shift"], **keys)
+
+
+def test_labels_are_no_part_of_a_condition(doses):
+    keys = {"condition_key": ["drug", "cell_type"], "labels_key": "cell_type"}
+    for ask in (baselines.effects, baselines.predict, select):
+        with pytest.raises(InputError, match="labels_key and condition_key are both 'cell_type'"):
+            ask(doses, ("A", "type_1"), source=("none", "type_0"), **keys)
+
+
+@pytest.mark.parametrize("combine", ["best", "stack"])
+def test_select_gives_no_intervals_beyond_the_doses_that_were_measured(doses, combine):
+    methods = ["mean_condition", "context_shift"]
+    options = {"source": ("none", 0), "labels": "type_1", "max_tasks": 3, "progress": False}
+    found = select(doses, ("A", 100), methods=methods, combine=combine, keys=COLUMNS, **options)
+    assert found.var[["change_lower", "change_upper"]].isna().all(axis=None)
+    assert found.var["predicted_change"].notna().all()
+
+
+def test_a_dose_of_labels_without_a_source_is_told_by_other_conditions(doses):
+    of_drug = (doses.obs["drug"] == "A") & (doses.obs["dose"] == 10)
+    without = doses.obs["cell_type"] == "type_2"
+    kept = ~((of_drug & ~without) | (without & (doses.obs["drug"] == "none")))
+    cells = doses[kept].copy()
+    asked = {"target": ("A", 10), "source": ("none", 0), "labels": "type_1", "keys": COLUMNS}
+    methods = ["mean_condition", "context_shift"]
+    found = select(cells, methods=methods, progress=False, **asked)
+    record = found.uns["trvae_sc"]
+    assert record["selection"]["method"] == "context_shift"
+    assert sorted(record["selection"]["tasks"]) == [f"type_0:{c}" for c in ("A + 1", "A + 3", "B + 1", "B + 10")]  # fmt: skip
+    assert "rests on what was seen under other conditions." in record["notes"][0]
+    expected = baselines.effects(cells, **asked)["change"]
+    np.testing.assert_allclose(found.var["predicted_change"], expected, atol=1e-6)

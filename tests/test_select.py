@@ -700,8 +700,8 @@ def test_select_is_where_it_is_looked_for():
 
 
 BAD = {
-    "target": ({"target": "heated"}, InputError, r"Unknown target 'heated'; conditions are \['con"),
-    "source": ({"source": "heated"}, InputError, r"Source 'heated': .*of \['control'\]"),
+    "target": ({"target": "heated"}, InputError, r"Unknown condition 'heated'; there are \['con"),
+    "source": ({"source": "heated"}, InputError, r"Unknown condition 'heated'; there are \['con"),
     "source is target": ({"source": "stimulated"}, InputError, r"of \['control'\]"),
     "label": ({"labels": ["type_9"]}, InputError, r"Unknown labels \['type_9'\]; there are \['ty"),
     "no label": ({"labels": []}, InputError, r"Unknown labels \[\]"),
@@ -825,7 +825,7 @@ def test_a_quick_look_has_fewer_epochs_and_cells(run, file):
 BAD_COMMANDS = {
     "no target": ([*SETUP], "--target"),
     "no labels": (["--condition-key", "condition", "--target", "stimulated"], "needs --labels-key"),
-    "target": ([*SETUP, "--target", "heated"], "Unknown target 'heated'"),
+    "target": ([*SETUP, "--target", "heated"], "Unknown condition 'heated'"),
     "nothing missing": ([*SETUP, "--target", "stimulated"], "nothing is missing"),
     "methods": (
         [*SETUP, "--target", "stimulated", "--methods", "magic"],

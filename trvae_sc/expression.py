@@ -18,6 +18,7 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import SEPARATOR, as_text, level_name, levels
+from trvae_sc.roles import check_roles
 from trvae_sc.shift import Profiles
 from trvae_sc.stored import is_file
 
@@ -85,8 +86,8 @@ class Keys(NamedTuple):
         return key if isinstance(key, str) else list(key)
 
     def named(self) -> dict[str, Any]:
-        """Return the names that there are, of columns and layer."""
-        fields = ("labels_key", "layer", "total_counts_key")
+        """Return the names that there are, of columns and layer, and the text between parts of sets."""
+        fields = ("labels_key", "layer", "total_counts_key", "condition_separator")
         found = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return {"condition_key": self.plain_key, **found}
 
@@ -178,10 +179,11 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
 
 
 def _checked(keys: Keys) -> Keys:
-    """Return keys; raise where the condition has no column, or one twice."""
+    """Return keys; raise where the condition has no column or one twice, or a column has two roles."""
     columns = keys.condition_columns
     if not columns or len(set(map(str, columns))) < len(columns):
         raise InputError(f"condition_key is {columns}; name one column, or several different.")
+    check_roles(columns, keys.labels_key, batch_key=keys.batch_key)
     return keys
 
 

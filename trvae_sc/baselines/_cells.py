@@ -143,7 +143,7 @@ def finished(
     cells, is_training = known.groups(adata.obs.iloc[rows]), np.ones(len(rows), dtype=bool)
     table = combination_table(known, cells, target, factors, is_training)
     remarks = known.conditions.remarks(target)
-    notes = combination_notes(table, known, measured=not remarks)
+    notes = combination_notes(table, known, measured=not remarks and method != "no_change")
     result.uns[RECORD] = {
         "method": method,
         "keys": keys.named(),

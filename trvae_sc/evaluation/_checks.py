@@ -22,7 +22,6 @@ from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of, totals, values
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
-from trvae_sc.roles import check_roles
 
 LEAST_GENES = 2  #: of which there are principal components and correlations
 
@@ -35,7 +34,6 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
         raise InputError(f"adata has {adata.n_vars} genes; at least {LEAST_GENES} are needed.")
     check_names(adata)
     check_matrix(adata, keys.layer)
-    check_roles(keys.condition_columns, keys.labels_key, batch_key=keys.batch_key)
     check_obs(adata, columns, [keys.total_counts_key if keys.is_count else None])
     check_leaks(adata, keys)
     check_counts(adata, keys)

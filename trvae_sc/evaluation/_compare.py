@@ -111,7 +111,8 @@ def compare(
     cells = measured_cells(truth, predicted, record, keys, "truth")
     if control is not None:
         control = measured_cells(control, predicted, record, keys, "control")
-    keys = keys._replace(condition_key=CONDITION, total_counts_key=TOTAL if keys.is_count else None)
+    keys = keys._replace(condition_key=CONDITION, condition_separator=None)
+    keys = keys._replace(total_counts_key=TOTAL if keys.is_count else None)
     measured = pd.DataFrame({"label": label_column(cells, keys), "condition": cells.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])

@@ -157,7 +157,7 @@ def holdouts(
     check_whole("together", together)
     by = by[0] if isinstance(by, Sequence) and not isinstance(by, str) and len(by) == 1 else by
     columns = [keys.labels_key] if by is None else [by] if isinstance(by, str) else list(by)
-    whole = columns == keys.condition_columns
+    whole = sorted(map(str, columns)) == sorted(map(str, keys.condition_columns))
     unseen = by if by in (CONDITION, BOTH) else CONDITION if whole else None
     by, columns = (None, [keys.labels_key]) if unseen else (by, columns)
     if unseen and together > 1:
@@ -174,7 +174,7 @@ def holdouts(
     table = pd.crosstab([as_text(adata.obs[k]) for k in columns], as_text(column))
     if source is None:
         source = default_source(column)
-    elif not isinstance(source, str):
+    elif space.tells_of_new or not isinstance(source, str):
         source = space.level(source)
     source = level_name(match_level(source, levels(column), of="source"))
     rows = [row if isinstance(row, tuple) else (row,) for row in table.index]
@@ -251,8 +251,14 @@ def _by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
     """Return a hold-out, text or pair with the names of conditions that are given by their parts."""
 
     def named(condition: Any) -> Any:
-        in_parts = isinstance(condition, Mapping | list | tuple)
-        return space().level(condition) if in_parts else condition
+        if isinstance(condition, Mapping | list | tuple):
+            return space().level(condition)
+        if (
+            isinstance(condition, str) and space().tells_of_new
+        ):  # parts in another order, or "A + 1.0"
+            with contextlib.suppress(InputError):
+                return space().level(condition)
+        return condition
 
     if isinstance(given, Holdout):
         also = tuple(_by_name(one, space) for one in given.also)

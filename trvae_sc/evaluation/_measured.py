@@ -18,6 +18,7 @@ from trvae_sc.checks import (
     looks_like_counts,
 )
 from trvae_sc.condition_parts import joint_column
+from trvae_sc.condition_sets import split
 from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import Keys, totals, values
 from trvae_sc.levels import as_text
@@ -86,12 +87,25 @@ def measured_cells(
     )
     if keys.layer is not None:
         found.layers[keys.layer] = found.X
-    found.obs[CONDITION] = condition_column(adata.obs, record["keys"]["condition_key"]).to_numpy()
+    conditions = condition_column(adata.obs, condition_key)
+    found.obs[CONDITION] = _as_predicted(conditions, predicted, keys).to_numpy()
     if keys.labels_key is not None:
         found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
     if keys.is_count:
         found.obs[TOTAL] = _totals(adata, found, keys, name)
     return found
+
+
+def _as_predicted(conditions: pd.Series, predicted: AnnData, keys: Keys) -> pd.Series:
+    """Return sets of parts as they are called in a prediction, whatever the order of their parts."""
+    separator, obs = keys.condition_separator, predicted.obs
+    if separator is None:
+        return conditions
+    names = [*as_text(obs["source_condition"]).unique(), *as_text(keys.conditions(obs)).unique()]
+    called = {frozenset(split(name, separator)): name for name in names}
+    return conditions.map(
+        {name: called.get(frozenset(split(name, separator)), name) for name in conditions.unique()}
+    )
 
 
 def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:

@@ -27,9 +27,7 @@ class Question(NamedTuple):
     cells: pd.DataFrame  #: number of known cells by label and condition
     notes: list[str]
     space: ConditionSpace  #: the conditions of the known cells
-    is_new: (
-        bool  #: whether no cell was measured under the target, so that features or parts tell of it
-    )
+    is_new: bool  #: whether no label has source and target, so that features or parts tell of the target
 
     @property
     def units(self) -> str:
@@ -48,15 +46,11 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
     check_free(adata)
     condition, label = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
-    name = level_name(target)
     space = conditions_of(adata, keys)
-    may_be_new = space.tells_of_new
-    if may_be_new:
-        target = space.level(target)
-        name = level_name(target)  # of a set with its parts in another order
-    if source is not None and may_be_new:
-        source = space.level(source)
-    source = _source(keys.conditions(adata.obs), source, name, may_be_new=may_be_new)
+    target = space.level(target)
+    name = level_name(target)
+    source = None if source is None else space.level(source)
+    source = _source(keys.conditions(adata.obs), source, name)
     cells = pd.crosstab(label, condition)
     cells = cells if name in cells else cells.assign(**{name: 0})
     chosen = _labels(cells, source, name, labels)
@@ -66,25 +60,23 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
         known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
         notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
-    is_new = not (condition[~hidden] == name).any()
-    if is_new and not may_be_new:
+    is_measured = (condition[~hidden] == name).any()
+    if not (is_measured or space.tells_of_new):
         raise InputError(
             f"No label but those to predict ({', '.join(chosen)}) has cells under {name!r}: "
             "nothing is known about that condition."
         )
-    if not is_new:
+    if is_measured:
         target = match_level(target, keys.conditions(known.obs).unique(), of="condition")
     cells.loc[chosen, name] = 0  # what is hidden is not known
+    is_new = space.tells_of_new and not (cells[[source, name]] > 0).all(axis=1).any()
     space = conditions_of(known, keys)
     return Question(known, keys, source, target, chosen, cells, notes, space, is_new)
 
 
-def _source(column: pd.Series, source: Any, target: str, *, may_be_new: bool) -> str:
+def _source(column: pd.Series, source: Any, target: str) -> str:
     """Return the condition to start from."""
-    conditions = sorted(as_text(column).unique())
-    if target not in conditions and not may_be_new:
-        raise InputError(f"Unknown target {target!r}; conditions are {conditions}.")
-    others = [c for c in conditions if c != target]
+    others = [c for c in sorted(as_text(column).unique()) if c != target]
     if source is None:
         source = others[0] if len(others) == 1 else default_source(column)
     if level_name(source) not in others:
@@ -115,7 +107,7 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
 def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
     """Return the known combinations to hide one at a time, those of most cells.
 
-    Of a target that was never measured these are other conditions, each hidden in all labels and scored in the
+    Of a target that no label has besides the source these are other conditions, each hidden in all labels and scored in the
     label with most cells.
     """
     if question.is_new:

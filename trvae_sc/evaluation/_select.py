@@ -61,8 +61,8 @@ def select(  # noqa: PLR0913
     """Predict labels under a condition they lack with the method that is best where truth is known.
 
     Labels with cells under both source and target are left out in turn and predicted by every method
-    (:func:`trvae_sc.evaluation.benchmark`); where no cell was measured under the target, which features
-    describe (``condition_features=``) or which is a set of parts (``condition_separator=``), other conditions
+    (:func:`trvae_sc.evaluation.benchmark`); where there is none, of a target that features describe
+    (``condition_features=``) or that is made of parts (several columns, ``condition_separator=``), other conditions
     are. :meth:`trvae_sc.evaluation.Results.best` chooses the best simple method, or a model that is better by
     more than the standard error. That one is fitted anew on all cells, with the same settings.
 
@@ -198,6 +198,8 @@ def select(  # noqa: PLR0913
             question.notes.append(_note(best, metric, results.quick_look, question.units))
     from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need
 
+    if question.space.is_outside(question.target):  # nothing tells how wrong a prediction is there
+        evidence = None
     train, train_keys, start = _all_cells(question, known, weights, n_top_genes)
     found = _answer.answer(
         train,

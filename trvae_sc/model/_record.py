@@ -228,8 +228,10 @@ def combination_notes(
             "too few to tell what is particular to a label, or how wide the intervals are."
         )
     if measured and (combinations["n_labels_with_both"] == 0).any():
+        rests_on = "the alignment of conditions alone"
+        if known.conditions.tells_of_new:
+            rests_on = "what was seen under other conditions"
         notes.append(
-            "No label was seen under both source and target, so the change rests on the alignment of "
-            "conditions alone."
+            f"No label was seen under both source and target, so the change rests on {rests_on}."
         )
     return notes

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from trvae_sc.condition_sets import SETS
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_list, as_text, level_name, match_level
@@ -109,12 +110,13 @@ class Trained(Known):
 
     @property
     def names(self) -> dict[str, Any]:
-        """Columns and layer that the model was set up with, those there are."""
+        """Columns, layer and separator of sets that the model was set up with, those there are."""
         names = {
             "condition_key": self.conditions.key,
             "labels_key": self.labels_key,
             "layer": self.layer,
             "total_counts_key": self.total_counts_key,
+            "condition_separator": (self.conditions.parts or {}).get(SETS),
         }
         return {name: value for name, value in names.items() if value is not None}
 
