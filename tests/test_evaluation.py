@@ -1986,6 +1986,19 @@ def test_columns_may_be_named_in_place_of_keys_and_a_model_may_say_them(make_ada
         holdouts(adata, keys="condition")
 
 
+def test_the_ceiling_of_values_does_not_depend_on_their_unit(make_adata):
+    """Shares of a total, of which variances are below 1e-6, had a ceiling of 1."""
+    adata, found = make_adata(values="log"), {}
+    for unit in (1.0, 1e-6, 1e3):
+        scaled = adata.copy()
+        scaled.X = adata.X.astype(np.float64) * unit
+        task = prepare_task(scaled, NK, keys=VALUES, n_top_genes=None)
+        table = ceiling(task)["ceiling"].set_index(["metric", "genes"])["value"]
+        found[unit] = table[["effect_r2", "effect_pearson", "r2_mean"]].to_numpy()
+    np.testing.assert_allclose(found[1e-6], found[1.0], rtol=1e-6)
+    np.testing.assert_allclose(found[1e3], found[1.0], rtol=1e-6)
+
+
 def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
     """In some halves of four cells all of the genes that change most have the same variance: none."""
     for seed in range(8):

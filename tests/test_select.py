@@ -943,6 +943,23 @@ def test_the_same_columns_come_whoever_wins(adata, output):
         assert (x == np.round(x)).all() == (output == "counts")
 
 
+def test_a_method_of_ones_own_predicts_whatever_it_is_called(adata):
+    """It was scored, and the method of the package with that name predicted."""
+
+    def doubled(train, source, *, target, keys):
+        found = baselines.mean_shift(train, source, target=target, keys=keys)
+        found.X += found.X - baselines.no_change(train, source, target=target, keys=keys).X
+        return found
+
+    run = partial(select, adata, "stimulated", output="delta", **QUIET)
+    expected = run(methods={"mine": doubled})
+    found = run(methods={"mean_shift": doubled})
+    np.testing.assert_allclose(found.X, expected.X, rtol=1e-6)
+    same = run(methods={"mean_shift": baselines.mean_shift})
+    np.testing.assert_array_equal(same.X, run(methods=["mean_shift"]).X)
+    assert np.abs(found.X - same.X).max() > 0.1
+
+
 def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
     methods = ["no_change", "mean_shift"]
     predicted = select(

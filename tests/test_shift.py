@@ -57,6 +57,15 @@ def test_equal_labels_are_ridge_regression(n_labels):
     assert found == pytest.approx(linear.predict(profile[None])[0], abs=1e-4)
 
 
+def test_labels_that_share_their_control_cells_say_nothing_of_one_that_is_unlike_them():
+    """Their profiles differ by rounding alone; the change was any number, up to infinite ones."""
+    rng = np.random.default_rng(0)
+    shifts = rng.normal(0.0, 1.0, (4, 50))
+    profiles = rng.normal(3.0, 1.0, 50) * (1.0 + 1e-15 * rng.normal(0.0, 1.0, (4, 1)))
+    found = predicted(rng.normal(3.0, 1.0, 50), ridge_of(profiles, shifts, cells(4)))
+    assert found == pytest.approx(shifts.mean(0), abs=1e-5)
+
+
 def test_labels_of_few_cells_count_less():
     rng = np.random.default_rng(3)
     others, shifts = rng.normal(3.0, 1.0, (2, 5, 6))
@@ -264,3 +273,5 @@ def test_novelty_is_the_nearest_distance_over_the_typical_one():
     assert novelty(np.array([4.0, 0.0]), others) == pytest.approx(3.0)
     assert novelty(others[1], others) == 0
     assert np.isnan(novelty(others[0], others[:1]))
+    same = np.ones((3, 2)) * (1.0 + 1e-15 * np.arange(3)[:, None])
+    assert (novelty(np.ones(2), same), novelty(others[1], same)) == (0.0, np.inf)

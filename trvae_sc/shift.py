@@ -16,6 +16,8 @@ from trvae_sc.replicates import Pairs, Replicates
 _RIDGE = 0.3  # variance of what is a label's own, in units of what labels differ by
 _HALF_CELLS = 30  # of a group whose noise is as large as what is a label's own
 _COMMON = 1e6  # prior variance of what all labels share
+#: Relative difference of profiles that are the same.
+ROUNDING = 1e-6
 _EPS = 0.3  # counts added before logarithms are taken: fewer are noise
 
 
@@ -193,7 +195,10 @@ class Ridge:
         self.centre = np.average(z[label], axis=0, weights=weight)
         self.z = z - self.centre
         size = np.average(np.square(self.z[label]).sum(1), weights=weight)
-        self.size = size if len(known) > 1 and size > 0 else np.inf
+        rounding = ROUNDING**2 * (
+            self.centre @ self.centre
+        )  # of labels that share their source cells
+        self.size = size if len(known) > 1 and size > rounding else np.inf
         self.condition = place[condition]
         self.of_target = likeness.target[self.condition]
 
@@ -373,14 +378,15 @@ def novelty(profile: np.ndarray, others: np.ndarray) -> float:
     Returns
     -------
     Distance to the nearest of the others, divided by the median of the distances of each of them to
-    its own nearest; NaN for fewer than two others. Above about 1.5 the label is outside of what
+    its own nearest; NaN for fewer than two others, infinite where these are all the same. Above about 1.5 the label is outside of what
     training has seen.
     """
     if len(others) < 2:
         return float("nan")
     distances = np.linalg.norm(others[:, None] - others[None], axis=2)
     np.fill_diagonal(distances, np.inf)
-    typical = np.median(distances.min(1))
-    return float(
-        np.linalg.norm(others - profile, axis=1).min() / max(typical, np.finfo(float).tiny)
-    )
+    typical, own = np.median(distances.min(1)), np.linalg.norm(others - profile, axis=1).min()
+    rounding = ROUNDING * np.linalg.norm(profile)
+    if typical <= rounding:
+        return 0.0 if own <= rounding else float("inf")
+    return float(own / typical)

@@ -13,7 +13,7 @@ from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Expected, Missed
-from trvae_sc.shift import Profiles, Ridge, changed
+from trvae_sc.shift import ROUNDING, Profiles, Ridge, changed
 
 #: f of the target, from f of source and target of the labels measured under both, and f of the source.
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -30,9 +30,10 @@ def plus_mean(start: np.ndarray, end: np.ndarray, profile: np.ndarray) -> np.nda
 
 
 def plus_nearest(start: np.ndarray, end: np.ndarray, profile: np.ndarray) -> np.ndarray:
-    """Add the shift of the label whose source profile is nearest."""
-    nearest = np.square(start - profile).sum(1).argmin()
-    return profile + end[nearest] - start[nearest]
+    """Add the shift of the label whose source profile is nearest; of several as near their mean."""
+    distance = np.linalg.norm(start - profile, axis=1)
+    nearest = distance - distance.min() <= ROUNDING * np.linalg.norm(profile)
+    return profile + (end - start)[nearest].mean(0)
 
 
 #: Rules by method; context_shift is :class:`trvae_sc.shift.Ridge`.

@@ -75,7 +75,7 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values).
 
-    Parameters and returns as of :func:`mean_shift`.
+    Of labels that are as near, as those that share their source cells, the mean. Parameters and returns as of :func:`mean_shift`.
     """
     return _shifted(train, source, target, keys, "nearest_shift")
 

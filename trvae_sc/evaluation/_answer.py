@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from trvae_sc.baselines import SIMPLEST_FIRST, predict
+from trvae_sc.baselines import predict
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
+from trvae_sc.baselines._simple import SIMPLE_METHODS
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method
@@ -44,7 +45,7 @@ def answer(
         half = None if half is None else half * unit
     used = {name: weight for name, weight in weights.items() if weight > 0}
     name = next(iter(used)) if len(used) == 1 else STACK
-    if name in SIMPLEST_FIRST:
+    if name in SIMPLE_METHODS and methods[name].predict is SIMPLE_METHODS[name]:
         (start,) = as_text(keys.conditions(source.obs)).unique()
         labels = as_text(source.obs[keys.labels_key]).unique()
         given = {"method": name, "source": start, "labels": labels, "keys": keys}

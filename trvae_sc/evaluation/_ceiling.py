@@ -20,6 +20,7 @@ HALF = "replicate half"  #: output of the scores of halves that cannot be correc
 
 _ZERO = ("energy_distance", "mmd")  # of halves, in the mean over all splits
 _PRIOR = 4  # cells that the variance of the control cells counts for
+_LEAST = 1e-6  # variance that is added to that of a gene; of values in units of the mean one
 _N_WIDTHS = 20  # of normal distributions in the mixture of true changes
 _N_STEPS = 200  # that fit it
 
@@ -97,12 +98,14 @@ def _drawn(task: Task, rng: np.random.Generator, n_top: int) -> dict[tuple[str, 
     """Return mean scores of the truth against cells drawn around it, by metric and set of genes."""
     n = task.real.shape[0]
     mean, variance = _arrays.mean(task.real), _arrays.variance(task.real)
-    control, usual = _arrays.mean(task.control), _arrays.variance(task.control) + 1e-6
+    control, usual = _arrays.mean(task.control), _arrays.variance(task.control)
+    least = _LEAST * (1.0 if task.keys.is_count else float(usual.mean()) or 1.0)
+    usual += least
     steady = (n * variance + _PRIOR * usual) / (n + _PRIOR)
     changes = _changes(mean - control, np.sqrt(steady / n), rng)
     length = max(float((np.square(mean - control) - variance / n).sum()), 0.0)
     found: dict[tuple[str, str], list[float]] = {}
-    for change, (noise, spread) in zip(changes, _noise(task.control, n, rng), strict=False):
+    for change, (noise, spread) in zip(changes, _noise(task.control, n, least, rng), strict=False):
         size = float(np.square(change).sum())
         truth = control + change * np.sqrt(length / size if size else 0.0)
         real = truth + noise * np.sqrt(steady / usual)
@@ -136,14 +139,16 @@ def _changes(
         yield rng.normal(kept * change, np.sqrt(kept) * error)
 
 
-def _noise(x: Any, n: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the deviation of the mean of n cells from the mean of all, and their variance."""
+def _noise(
+    x: Any, n: int, least: float, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the deviation of the mean of n cells from the mean of all, and their variance and a bit."""
     mean = _arrays.mean(x)
     squares = x.multiply(x) if hasattr(x, "multiply") else x * x
     for _ in range(N_DRAWS):
         weight = np.bincount(rng.integers(0, x.shape[0], n), minlength=x.shape[0]) / n
         drawn = weight @ x
-        yield drawn - mean, np.maximum(weight @ squares - drawn**2, 0.0) * n / (n - 1) + 1e-6
+        yield drawn - mean, np.maximum(weight @ squares - drawn**2, 0.0) * n / (n - 1) + least
 
 
 def _effect_r2(real: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
