@@ -459,3 +459,30 @@ def test_umap_of_three_cells_is_refused():
         pl.embedding(embedded()[:3].copy(), "condition", method="umap")
     with pytest.raises(InputError, match="n_neighbors is 0; at least 2"):
         pl.embedding(embedded(), "condition", method="umap", n_neighbors=0)
+
+
+def drawn_inside(figure):
+    figure.canvas.draw()
+    box, size = figure.get_tightbbox(), figure.get_size_inches()
+    return (box.min >= 0).all() and (box.max <= size).all()
+
+
+@pytest.mark.parametrize("kind", ["violin", "ecdf"])
+def test_long_names_of_groups_are_inside_and_lines_can_be_told_apart(kind):
+    """Of six lines two pairs had the same colour and dashes; names were cut off at the edge."""
+    rng = np.random.default_rng(0)
+    names = [f"CD16+ monocytes, lupus patient {i}, stimulated" for i in range(6)]
+    groups = {name: cells(rng.poisson(3, (20, 3))) for name in names}
+    axes = pl.gene_distribution(pl.expression_table(groups, ["a", "b"]), kind=kind)
+    assert drawn_inside(axes[0].figure)
+    if kind == "ecdf":
+        looks = {(line.get_color(), line.get_linestyle()) for line in axes[0].lines}
+        assert len(looks) == 6
+
+
+def test_coordinates_that_are_missing_are_said():
+    adata = cells(np.ones((5, 2)), genes="ab", k=list("aabbb"))
+    adata.obsm["X_trvae"] = np.ones((5, 3))
+    adata.obsm["X_trvae"][2, 1] = np.nan
+    with pytest.raises(InputError, match=r"obsm\['X_trvae'\] is not finite in 1 cells"):
+        pl.embedding(adata, "k")

@@ -217,7 +217,7 @@ def test_interpolation_table_takes_what_changes_from_end_to_end():
         (MEANS.set_axis(list("abc")), {}, ValueError, r"\['a', 'b', 'c'\]; give two or more"),
         (MEANS.set_axis([0, 0, 1]), {}, ValueError, "different numbers"),
         (MEANS, {"var_names": ["up", "x"]}, InputError, r"No genes \['x'\] in the table of 3"),
-        (MEANS, {"n_genes": 0}, ValueError, "no genes to draw"),
+        (MEANS, {"n_genes": 0}, ValueError, "n_genes is 0; at least 1"),
     ],
 )
 def test_interpolation_refuses(means, options, error, match):
@@ -247,3 +247,16 @@ def test_lines_of_many_genes_can_be_told_apart():
 )
 def test_curves_draw_on_the_axes_given_and_change_nothing(plot, data, only_draws_on_axes):
     only_draws_on_axes(plot, data)
+
+
+def test_long_names_on_an_interpolation_are_inside():
+    genes = [f"ENSG{i:011d}.12 (antibody-derived tag)" for i in range(3)]
+    means = pd.DataFrame(np.arange(6.0).reshape(2, 3), index=[0.0, 1.0], columns=genes)
+    target = "interferon beta, 100 ng/ml, 24 h"
+    ax = pl.interpolation(means, source="medium alone", target=target)
+    ax.figure.canvas.draw()
+    box, size = ax.figure.get_tightbbox(), ax.figure.get_size_inches()
+    assert (box.min >= 0).all()
+    assert (box.max <= size).all()
+    with pytest.raises(InputError, match="n_genes is -1; at least 1"):
+        pl.interpolation(means, n_genes=-1)

@@ -256,10 +256,17 @@ def test_numbers_have_no_sign_where_they_are_zero(value, expected):
 
 
 @pytest.mark.filterwarnings("ignore:The 'warn' method")  # of adjustText 1.4
-def test_a_plot_is_drawn_in_a_part_of_a_figure():
+def test_a_plot_is_drawn_in_a_part_of_a_figure(tmp_path):
     part = plt.figure().subfigures(1, 2)[0]
-    ax = pl.volcano(EFFECTS, ax=part.subplots())
+    ax = pl.volcano(EFFECTS, ax=part.subplots(), save=tmp_path / "whole.png")
     assert {"g0", "g1", "g2"} <= {text.get_text() for text in ax.texts}
+    assert (tmp_path / "whole.png").exists()
+
+
+def test_a_figure_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"a\.png cannot be written"):
+        pl.effect(genes(), save=tmp_path / "file" / "a.png")
 
 
 def test_places_of_many_names_are_found_in_fewer_steps(monkeypatch):

@@ -34,8 +34,10 @@ def test_labels_are_drawn_with_every_cell_and_the_quartiles(predicted):
 
 def test_cells_are_coloured_on_an_embedding(predicted):
     predicted.obsm["X_umap"] = np.random.default_rng(0).normal(size=(predicted.n_obs, 2))
-    _, ax = plt.subplots()
+    figure, ax = plt.subplots()
+    plt.subplots()  # another figure is current
     assert pl.response(predicted, basis="umap", ax=ax) is ax
+    assert len(figure.axes) == 2  # with the scale
     shown = np.asarray(ax.collections[0].get_array())
     np.testing.assert_allclose(np.sort(shown), np.sort(predicted.obs["response"]), rtol=1e-6)
 

@@ -6,6 +6,8 @@ import io
 import re
 from pathlib import Path
 
+import matplotlib.colors as mcolors
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, Results
 from trvae_sc.report import report, task_pathways
 from trvae_sc.report._design import missing_combinations
+from trvae_sc.report._pathways import _heatmap
 from trvae_sc.report._settings import counted, python_call, settings
 from trvae_sc.report._tables import Cell, number, table_of
 
@@ -360,6 +363,29 @@ def test_a_label_without_scores_of_pathways_is_drawn_empty():
     text = report(some(), pathways=table)
     found = csv_of(text, "pathways.csv")
     assert found["score"].isna().sum() == table["score"].isna().sum() > 0
+
+
+def test_scores_of_pathways_from_several_sources_are_drawn_one_by_one():
+    """They were drawn as their mean, sets that begin alike by one name, and repeated rows were listed twice."""
+    long = "GOBP_POSITIVE_REGULATION_OF_THE_RESPONSE_TO_A_CYTOKINE"
+    names = [f"{long}_{end}" for end in ("ONE", "TWO")]
+    one = scores().assign(pathway=np.repeat(names, 2))
+    both = pd.concat([one, one.assign(source="other", score=one["score"] + 10).iloc[1:]])
+    figure, has_gaps = _heatmap(both.reset_index(drop=True))
+    ax = figure.axes[0]
+    below = [t.get_text() for t in ax.get_xticklabels()]
+    assert below == ["B from ctrl", "B from other", "NK from ctrl", "NK from other"]
+    assert len({t.get_text() for t in ax.get_yticklabels()}) == 2
+    shown = np.ma.filled(ax.images[0].get_array(), np.nan)
+    np.testing.assert_array_equal(shown, [[1, 11, 2, 12], [-1, np.nan, 0, 10]])
+    assert has_gaps
+    assert mcolors.to_hex(ax.images[0].cmap(np.nan)) == "#7f7f7f"
+    plt.close(figure)
+    text = report(some(), pathways=both)
+    assert len(csv_of(text, "pathways.csv")) == len(both) == 7
+    assert text.split('id="pathway-table"')[1].split("</table>")[0].count("<tr>") == 8
+    assert "Grey: not scored" in text
+    assert "Grey: not scored" not in report(some(), pathways=one)
 
 
 def test_pathways_of_all_tasks_are_those_of_each(decoupler):

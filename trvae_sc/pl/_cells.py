@@ -225,7 +225,7 @@ def gene_distribution(
     genes, groups = cells["gene"].unique(), cells["group"].unique()
     colors = group_colors(groups, palette)
     n_columns = max(min(ncols, len(genes)), 1)
-    figure, axes = _panels(-(-len(genes) // n_columns), n_columns, kind, len(groups))
+    figure, axes, n_names = _panels(-(-len(genes) // n_columns), n_columns, kind, groups)
     for ax, gene in zip(axes.flat, genes, strict=False):
         part = cells[cells["gene"] == gene]
         by_group = {g: v.to_numpy(float) for g, v in part.groupby("group", sort=False)["value"]}
@@ -242,19 +242,27 @@ def gene_distribution(
     figure.supxlabel(unit, fontsize=9)
     figure.supylabel("share of cells", fontsize=9)
     lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    place: Any = {"loc": "outside upper center", "ncols": min(n_columns, len(lines))}
+    place: Any = {"loc": "outside upper center", "ncols": min(n_names, len(lines))}
     figure.legend(list(lines.values()), [*map(str, lines)], **place, frameon=False, fontsize=8)
     return finish(figure.axes, "gene_distribution", show=show, save=save)
 
 
-def _panels(n_rows: int, n_columns: int, kind: str, n_groups: int) -> tuple[Figure, np.ndarray]:
-    """Return a figure with room for groups side by side (violins), or for their legend."""
+def _panels(
+    n_rows: int, n_columns: int, kind: str, groups: Sequence[str]
+) -> tuple[Figure, np.ndarray, int]:
+    """Return a figure with room for groups side by side (violins), or for their legend, and its columns."""
+    letters, n_names = max(map(len, groups)), n_columns
     if kind == "violin":
-        size = (0.7 + max(max(0.75 * n_groups, 1.6) * n_columns, 2.2), 0.5 + 2.2 * n_rows)
+        names = 0.045 * max(letters - 10, 0)  # below each panel, with numbers of cells
+        width = 0.7 + max(max(0.75 * len(groups), 1.6) * n_columns, 2.2) + names
+        size = (width, 0.5 + (2.2 + names) * n_rows)
     else:
-        legend = 0.18 * -(-n_groups // n_columns)
-        size = (0.7 + max(2.3 * n_columns, 2.6), 0.6 + legend + 2.2 * n_rows)
-    return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+        name = 1.2 + 0.07 * letters
+        width = 0.7 + max(2.3 * n_columns, 2.6, name)
+        n_names = min(n_columns, max(int(width // name), 1))
+        size = (width, 0.6 + 0.18 * -(-len(groups) // n_names) + 2.2 * n_rows)
+    panels = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    return (*panels, n_names)
 
 
 def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
@@ -277,8 +285,10 @@ def _violins(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, 
 def _ecdfs(ax: Axes, by_group: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> None:
     """Draw the cumulative share of each group."""
     order = {"control": ":", "predicted": "-", "real": "--"}
-    for i, (group, v) in enumerate(by_group.items()):
-        style = order.get(group, STYLES[i % len(STYLES)])
+    rest = [group for group in by_group if group not in order]
+    for group, v in by_group.items():
+        i = rest.index(group) if group in rest else 0
+        style = order.get(group, STYLES[(i + i // len(STYLES)) % len(STYLES)])  # colours come again
         label = f"{plain(group)} ({len(v):,} cells)"
         ax.ecdf(v, c=colors[group], ls=style, lw=1.4, label=label)
     ax.set_ylim(0, 1.02)

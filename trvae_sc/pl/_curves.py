@@ -11,6 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
@@ -29,6 +30,7 @@ from trvae_sc.pl._style import (
     legend_beside,
     legend_height,
     line_styles,
+    names_width,
     plain,
     unit_of_cells,
 )
@@ -301,6 +303,7 @@ def interpolation_table(
         )
     table = means.sort_index()
     if var_names is None:
+        check_whole("n_genes", n_genes)
         change = (table.iloc[-1] - table.iloc[0]).abs().to_numpy()
         table = table.iloc[:, np.argsort(-change, kind="stable")[:n_genes]]
     else:
@@ -354,12 +357,14 @@ def interpolation(
     means = means if isinstance(means, pd.DataFrame) else interpolation_means(means)
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
     unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
-    ax = axes_of(ax, 4.9, max(3.3, legend_height(table.shape[1])))
+    width = 4.9 + names_width(map(str, table.columns))
+    ax = axes_of(ax, width, max(3.3, legend_height(table.shape[1])))
     for (gene, values), style in zip(
         table.items(), line_styles(table.columns.astype(str)).values(), strict=True
     ):
         ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
-    way = f"share of the way from {plain(source)} (0) to {plain(target)} (1)"
+    gap = "\n" if len(source + target) > 25 else " "
+    way = f"share of the way from {plain(source)} (0){gap}to {plain(target)} (1)"
     label_axes(ax, way, f"mean {plain(unit)}")
     legend_beside(ax)
     return finish(ax, "interpolation", show=show, save=save)

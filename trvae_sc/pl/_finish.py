@@ -24,7 +24,7 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
     `save` is as in scanpy: True, or a text that is appended to the name of the plot, in
     ``scanpy.settings.figdir``; or the file itself, a Path or a text with a folder in it.
     """
-    figure: Any = (drawn[0] if isinstance(drawn, list) else drawn).figure
+    figure = figure_of(drawn[0] if isinstance(drawn, list) else drawn)
     if save is not None and save is not False:
         is_file = isinstance(save, Path) or (isinstance(save, str) and Path(save).name != save)
         if not isinstance(save, bool | str | Path):
@@ -33,13 +33,24 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
             )
         path = as_path(save, "save") if is_file else _path(name, "" if save is True else str(save))
         _check_file(path, figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
         dpi = plt.rcParams["savefig.dpi"]
-        figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150 if dpi == "figure" else dpi, bbox_inches="tight")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
     if show:
         plt.show()
         return None
     return drawn
+
+
+def figure_of(ax: Axes) -> Any:
+    """Return the whole figure that Axes are in, which may be in a part of it."""
+    figure: Any = ax.figure
+    while figure.figure not in (None, figure):
+        figure = figure.figure
+    return figure
 
 
 def _check_file(path: Path, figure: Any) -> None:

@@ -23,6 +23,7 @@ from trvae_sc.pl._style import (
     legend_beside,
     legend_height,
     line_styles,
+    names_width,
     plain,
     unit_of_cells,
 )
@@ -144,8 +145,9 @@ def traversal(
         ax = cast("Axes", grid(walk, columns="value", ax=ax))
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
+    check_whole("n_genes", n_genes)
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
-    ax = axes_of(ax, 4.9, max(3.3, legend_height(len(genes))))
+    ax = axes_of(ax, 4.9 + names_width(map(str, genes)), max(3.3, legend_height(len(genes))))
     for gene, style in line_styles(map(str, genes)).items():
         x = dense(walk[:, gene].X).ravel()
         ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
@@ -306,6 +308,7 @@ def _heat_map(
     if missing:
         raise InputError(f"No genes {missing} among the {cells.n_vars:,} of the cells.")
     if var_names is None:
+        check_whole("n_genes", n_genes)
         order = np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]
         var_names = table.columns[order]
     table = table[list(var_names)]

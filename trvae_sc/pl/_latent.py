@@ -75,6 +75,9 @@ def embedding(
     z = np.asarray(dense(adata.obsm[key]), dtype=float)
     if z.ndim != 2 or z.shape[1] < 2 or len(z) < 3:
         raise InputError(f"obsm[{key!r}] has shape {z.shape}; give 3 cells and 2 columns, or more.")
+    n_wrong = int((~np.isfinite(z)).any(axis=1).sum())
+    if n_wrong:
+        raise InputError(f"obsm[{key!r}] is not finite in {n_wrong:,} cells. Leave these out.")
     if method is None and z.shape[1] > 2:
         method = "pca"
     if method is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
@@ -107,7 +106,7 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
     low, high = np.nanpercentile(value, [2, 98])
     style: Any = {"s": area, "cmap": "viridis", "lw": 0, "vmin": low, "vmax": high}
     points = ax.scatter(xy[order, 0], xy[order, 1], c=value[order], **style)
-    bar = plt.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
+    bar = ax.figure.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     name = key.removeprefix("X_")

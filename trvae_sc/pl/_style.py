@@ -19,6 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._scores import BOUNDS
+from trvae_sc.pl._finish import figure_of
 
 #: Okabe and Ito's colours, distinguishable with any colour vision.
 COLORS = {
@@ -47,9 +48,7 @@ def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
 
 def drawn(ax: Axes) -> Any:
     """Return the figure of Axes once it is drawn; until then they do not have their size."""
-    figure: Any = ax.figure
-    while figure.figure not in (None, figure):  # of a part of a figure
-        figure = figure.figure
+    figure = figure_of(ax)
     figure.draw_without_rendering()
     return figure
 

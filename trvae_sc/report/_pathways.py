@@ -14,13 +14,14 @@ from trvae_sc.enrichment import pathways
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Results
 from trvae_sc.evaluation._holdouts import TASK
-from trvae_sc.pl._style import plain, turn_names
+from trvae_sc.pl._style import names_width, plain, turn_names
 from trvae_sc.report._genes import gene_changes
 from trvae_sc.report._images import image
 from trvae_sc.report._tables import csv_link, table_of
 
 _SHOWN = 25  # pathways in the picture
-_LETTERS = 36  # of a name in it
+_LETTERS = 45  # of a name in it
+_UNKNOWN = "#7F7F7F"  # of sets that have no score in a label
 _ROWS = 400  # of the table; the file has all
 _WORDS = {"n_genes": "genes", "qval": "q", "real_score": "real score", "real_qval": "real q"}
 
@@ -64,24 +65,27 @@ def panel(table: pd.DataFrame) -> dict[str, Any]:
     if not isinstance(table, pd.DataFrame) or not needed <= set(table) or table.empty:
         what = f"a table with {list(table)}" if isinstance(table, pd.DataFrame) else repr(table)
         raise InputError(f"pathways is {what}; give what trvae_sc.pathways(...) returns.")
+    table = table.reset_index(drop=True)  # may be several, one below the other
+    figure, has_gaps = _heatmap(table)
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     shown = table.loc[order].head(_ROWS)
     return {
-        "image": image(_heatmap(table), "Scores of pathways by label"),
+        "image": image(figure, "Scores of pathways by label"),
         "table": table_of(shown.rename(columns=_WORDS), small=("q", "real q")),
         "csv": csv_link(table),
         "n_rows": len(table),
         "n_shown": len(shown),
         "has_real": "real_score" in table,
+        "has_gaps": has_gaps,
     }
 
 
-def _heatmap(table: pd.DataFrame) -> Figure:
-    """Draw the scores of the pathways with the largest ones, by label, beside the real ones if known."""
-    several = "target" in table and table["target"].nunique() > 1
+def _heatmap(table: pd.DataFrame) -> tuple[Figure, bool]:
+    """Draw the largest scores by label, beside the real ones if known; return whether some lack."""
     column = table["label"].astype(str)
-    if several:
-        column = column + " \u2192 " + table["target"].astype(str)
+    for key, before in (("replicate", ", "), ("target", " \u2192 "), ("source", " from ")):
+        if key in table and table[key].nunique() > 1:
+            column = column + before + table[key].astype(str)
     kinds = [name for name in ("score", "real_score") if name in table]
     wide = [
         table.assign(_at=column).pivot_table(
@@ -92,17 +96,24 @@ def _heatmap(table: pd.DataFrame) -> Figure:
     largest = wide[0].abs().max(axis=1).sort_values(ascending=False, kind="stable")
     names = largest.index[:_SHOWN]
     limit = max(float(np.nanmax(w.loc[names].abs())) for w in wide) or 1.0
-    width = 2.6 + (0.45 * wide[0].shape[1] + 0.3) * len(kinds)
-    below = [plain(str(name)[:_LETTERS]) for name in wide[0].columns]
+    below, beside = ([plain(_short(str(n))) for n in part] for part in (wide[0].columns, names))
+    width = 2.6 + (0.45 * wide[0].shape[1] + 0.3) * len(kinds) + names_width(beside)
+    cmap = plt.get_cmap("RdBu_r").with_extremes(bad=_UNKNOWN)  # not as white as no change is
     size = (max(width, 5.0), 1.2 + 0.24 * len(names) + 0.05 * max(map(len, below)))
     figure, axes = plt.subplots(1, len(kinds), figsize=size, layout="constrained", squeeze=False)
     for ax, values, kind in zip(axes[0], wide, kinds, strict=True):
-        drawn = ax.imshow(values.loc[names], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        drawn = ax.imshow(values.loc[names], cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
         ax.set_title("predicted" if kind == "score" else "real", fontsize=9)
         ax.set_xticks(range(values.shape[1]), below, fontsize=8)
         turn_names(ax)
         ax.set_yticks([])
         ax.tick_params(length=0)
-    axes[0][0].set_yticks(range(len(names)), [plain(str(n)[:_LETTERS]) for n in names], fontsize=8)
+    axes[0][0].set_yticks(range(len(names)), beside, fontsize=8)
     figure.colorbar(drawn, ax=axes[0].tolist(), label="score", shrink=0.7)
-    return figure
+    return figure, any(values.loc[names].isna().any(axis=None) for values in wide)
+
+
+def _short(name: str) -> str:
+    """Return a name without its middle where it is long: many begin alike."""
+    half = _LETTERS // 2
+    return name if len(name) <= _LETTERS else f"{name[:half]}\u2026{name[-half:]}"
