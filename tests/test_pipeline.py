@@ -22,7 +22,8 @@ from trvae_sc.evaluation import Holdout, Keys, Results, benchmark
 
 ROOT = Path(trvae_sc.__file__).resolve().parents[1]
 PIPELINE = Path(__file__).resolve().parents[1] / "tutorials" / "pipeline"
-NAMES = ["type_0-stimulated", "type_1-stimulated"]  # type_2 has too few cells
+LABELS = ["-type_0", "type_1"]  # one looks like an option; type_2 has too few cells
+NAMES = [f"{label}-stimulated" for label in LABELS]
 CONFIG = ["methods=[mean_shift, trvae]", "seeds=1", "n_top_genes=50", "max_epochs=2"]
 SHELL = {
     "METHODS": "mean_shift trvae",
@@ -42,7 +43,9 @@ needs_snakemake = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def adata():
-    return datasets.simulate(240, 60, n_labels=3, seed=2)
+    adata = datasets.simulate(240, 60, n_labels=3, seed=2)
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"type_0": "-type_0"})
+    return adata
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_a_killed_workflow_goes_on_to_the_same_table(out, killed, adata):
     expected = benchmark(
         adata,
         {"mean_shift": baselines.mean_shift, "trvae": trvae},
-        [Holdout(f"type_{k}", "stimulated", "control") for k in (0, 1)],
+        [Holdout(label, "stimulated", "control") for label in LABELS],
         keys=Keys("condition", "cell_type"),
         seeds=1,
         n_top_genes=50,
@@ -157,23 +160,23 @@ def test_predictions_report_and_json(out, adata):
     assert sorted(p.name for p in (out / "predictions").glob("*.h5ad")) == [
         f"{name}.h5ad" for name in NAMES
     ]
-    for name in NAMES:
-        check_prediction(out / "predictions" / f"{name}.h5ad", adata, name.split("-")[0])
-    assert json.loads((out / "holdouts.json").read_text()) == [n.replace("-", ":") for n in NAMES]
+    for name, label in zip(NAMES, LABELS, strict=True):
+        check_prediction(out / "predictions" / f"{name}.h5ad", adata, label)
+    assert json.loads((out / "holdouts.json").read_text()) == [f"{n}:stimulated" for n in LABELS]
     found = json.loads((out / "pipeline.json").read_text())
     results = Results.load(out / "benchmark")
     assert found["scores"] == json.loads(json.dumps(results.to_json()))["summary"]
     assert list(found["predictions"]) == list(found["models"]) == NAMES
-    for name in NAMES:
-        assert found["models"][name]["holdouts"] == [name.replace("-", ":")]
+    for name, label in zip(NAMES, LABELS, strict=True):
+        assert found["models"][name]["holdouts"] == [f"{label}:stimulated"]
         assert found["predictions"][name]["target"] == "stimulated"
     means = results.task_means().query("metric == 'effect_r2' and genes == 'top100'")
     for row in found["verdicts"]:
         ours = means.query("method == 'trvae' and output == 'delta' and label == @row['label']")
         assert row["model"] == pytest.approx(ours["value"].item(), abs=1e-9)
-    assert [row["label"] for row in found["verdicts"]] == ["type_0", "type_1"]
+    assert [row["label"] for row in found["verdicts"]] == LABELS
     page = (out / "report.html").read_text()
-    assert all(text in page for text in ("type_0", "type_1", "mean_shift"))
+    assert all(text in page for text in (*LABELS, "mean_shift"))
     assert not list((out / "checkpoints").glob("*"))
     assert not list(out.rglob("*.part"))
 
@@ -202,16 +205,16 @@ KEYS = ["condition", "cell_type"]
 
 @needs_snakemake
 def test_plain_shell_predicts_and_scores_the_same(folder, out, adata):
-    done = run_sh(folder, "cells.h5ad", "shell", *KEYS, "type_0:stimulated")
+    done = run_sh(folder, "cells.h5ad", "shell", *KEYS, "-type_0:stimulated")
     assert done.returncode == 0, done.stderr
     name = NAMES[0]
     ours, theirs = (
-        check_prediction(parent / "predictions" / f"{name}.h5ad", adata, "type_0")
+        check_prediction(parent / "predictions" / f"{name}.h5ad", adata, "-type_0")
         for parent in (folder / "shell", out)
     )
     assert (ours.X != theirs.X).nnz == 0
     found = json.loads((folder / "shell" / "pipeline.json").read_text())
-    results = Results.load(out / "benchmark").table.query("label == 'type_0'")
+    results = Results.load(out / "benchmark").table.query("label == '-type_0'")
     shell = Results.load(folder / "shell" / "benchmark")
     pd.testing.assert_frame_equal(shell.table, results.reset_index(drop=True), rtol=1e-4, atol=1e-5)
     assert found["scores"] == json.loads(json.dumps(shell.to_json()))["summary"]

@@ -13,7 +13,7 @@ fi
 cells=$1 out=$2 keys=(--condition-key "$3" --labels-key "$4")
 given=("${@:5}")
 here=$(dirname "$0")
-source=(${SOURCE:+--source "$SOURCE"})
+source=(${SOURCE:+"--source=$SOURCE"})
 genes=(--n-top-genes "${N_TOP_GENES:-2000}")
 epochs=(${MAX_EPOCHS:+--max-epochs "$MAX_EPOCHS"})
 read -ra methods <<< "${METHODS:-no_change mean_shift context_shift trvae}"
@@ -35,7 +35,7 @@ step() {
 }
 
 step "$out/holdouts.json" trvae-sc benchmark "$cells" "${fits[@]}" --min-cells "${MIN_CELLS:-30}" \
-    ${given[@]:+--holdout "${given[@]}"} --list --json
+    "${given[@]/#/--holdout=}" --list --json
 listed=$(python3 -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' "$out/holdouts.json")
 mapfile -t holdouts <<< "$listed"
 
@@ -48,7 +48,7 @@ if [ -n "$(printf '%s\n' "${names[@]}" | sort | uniq -d)" ]; then
     exit 2
 fi
 
-step "$out/benchmark.json" trvae-sc benchmark "$cells" "${fits[@]}" --json --holdout "${holdouts[@]}"
+step "$out/benchmark.json" trvae-sc benchmark "$cells" "${fits[@]}" --json "${holdouts[@]/#/--holdout=}"
 cp "$out/benchmark/summary.json" "$out/benchmark/table.csv" "$out"
 
 for i in "${!names[@]}"; do
@@ -56,12 +56,12 @@ for i in "${!names[@]}"; do
     model=$out/models/$name prediction=$out/predictions/$name checkpoint=$out/checkpoints/$name
     if [ ! -e "$model.json" ]; then
         step "$model.json" trvae-sc train "$cells" "${keys[@]}" "${genes[@]}" "${epochs[@]}" \
-            --holdout "$holdout" --checkpoint-dir "$checkpoint" -o "$model" --force --json
+            "--holdout=$holdout" --checkpoint-dir "$checkpoint" -o "$model" --force --json
     fi
     rm -rf "$checkpoint"
     if [ ! -e "$prediction.json" ]; then
-        step "$prediction.json" trvae-sc predict "$model" "$cells" --labels "${holdout%:*}" \
-            --target "${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force --json
+        step "$prediction.json" trvae-sc predict "$model" "$cells" "--labels=${holdout%:*}" \
+            "--target=${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force --json
     fi
     predictions+=("$prediction.h5ad")
 done
