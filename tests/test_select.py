@@ -701,6 +701,11 @@ BAD = {
     "labels_key": ({"keys": KEYS._replace(labels_key=None)}, InputError, "need a labels_key"),
     "column": ({"keys": KEYS._replace(condition_key="state")}, InputError, "No column 'state'"),
     "option": ({"n_job": 2}, InputError, "n_job"),
+    "name": (
+        {"methods": {"a/b": baselines.no_change, "c": baselines.mean_shift}, "combine": "stack"},
+        InputError,
+        r"no '/', as files cannot hold it: \['a/b', 'c'\]",
+    ),
 }
 
 
