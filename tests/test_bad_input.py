@@ -14,7 +14,7 @@ import scvi
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc import TRVAE, family
+from trvae_sc import TRVAE, evaluation, family, select
 from trvae_sc.checks import check_values, looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.family import CycleGAN
@@ -342,6 +342,10 @@ def test_repeated_names_are_refused(make_adata, axis):
         rf"adata\.{axis}_names are not unique: '{names[1]}' occur more than once\. Run adata\."
     )
     refuse_setup(adata, message)
+    names = {"condition_key": "condition", "labels_key": "cell_type"}
+    with pytest.raises(InputError, match=message):
+        select(adata, "stimulated", labels="B", **names)
+    assert len(evaluation.holdouts(adata, min_cells=5, **names)) == 3  # which need no names
 
 
 @pytest.mark.parametrize("n_cells", [0, 1])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import trvae_sc
-from trvae_sc import baselines
+from trvae_sc import baselines, pseudobulk, select
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Keys
 
@@ -72,6 +72,30 @@ def test_every_method_has_the_columns_of_the_model(train, fit):
         pd.testing.assert_frame_equal(
             *(t[["label", "source", "gene", "n_source_cells"]] for t in tables)
         )
+
+
+def test_counts_are_in_the_layer_that_is_named_whoever_predicts(train, fit):
+    """So that what is written for one holds for the other, as sums of counts of measured and predicted cells."""
+    train.layers["counts"] = train.X.copy()
+    train.X = train.X.log1p()
+    given = {**NAMES, "layer": "counts"}
+    start = train[train.obs["cell_type"] == "NK"].copy()
+    for output in ("counts", "delta"):
+        options = {"labels": "NK", "output": output}
+        of_model = fit(train.copy(), setup={"layer": "counts"}).predict(
+            target="stimulated", **options
+        )
+        simple = baselines.predict(train, "stimulated", **options, **given)
+        chosen = select(
+            train, "stimulated", methods=["mean_shift"], progress=False, **options, **given
+        )
+        for predicted in (of_model, simple, chosen):
+            assert list(predicted.layers) == ["counts"] * (output == "counts")
+            if output == "counts":
+                assert (predicted.layers["counts"] != predicted.X).nnz == 0
+                both = anndata.concat([start, predicted])
+                bulk = pseudobulk(both, "condition", layer="counts")
+                assert bulk["stimulated"].X.sum() == predicted.X.sum()
 
 
 def test_a_mean_shift_of_counts_has_the_mean_that_log_profiles_of_the_others_give(train):

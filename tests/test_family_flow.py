@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from trvae_sc import compare
 from trvae_sc.errors import InputError
 from trvae_sc.family import (
     FlowMatching,
@@ -352,6 +353,14 @@ def test_cells_without_the_column_of_labels_get_the_prior(transfer):
     del shown.obs["cell_type"]
     with pytest.raises(InputError, match="No column 'cell_type'"):
         model.predict(start, target="stimulated", exemplars=shown)
+
+
+def test_a_comparison_says_that_exemplars_are_no_truth(transfer):
+    model, adata = transfer
+    shown = where(adata, "A", "stimulated")[:9].copy()
+    for exemplars, told in ((shown, True), (None, False)):
+        predicted = model.predict(target="stimulated", labels="A", exemplars=exemplars)
+        assert ("Leave these out of truth" in str(compare(predicted, adata))) == told
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):

@@ -188,9 +188,11 @@ def test_design_of_cells():
         pl.design(adata, "dose", "cell type")
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
 def test_design_of_cells_whose_condition_has_several_columns():
     obs = pd.DataFrame({"drug": list("xaaab"), "dose": [0.0, 10, 3, 3, 3], "cell": list("BBBTT")})
     adata = AnnData(np.ones((5, 2)), obs=obs.set_index(obs.index.astype(str)))
+    adata.obs_names = ["cell"] * adata.n_obs  # which play no role
     ax = pl.design(adata, ["drug", "dose"], "cell")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a + 3", "a + 10", "b + 3", "x + 0"]
     assert [t.get_text() for t in ax.texts] == ["1", "1", "none", "1", "1", "none", "1", "none"]

@@ -712,6 +712,11 @@ BAD = {
     "labels_key": ({"keys": KEYS._replace(labels_key=None)}, InputError, "need a labels_key"),
     "column": ({"keys": KEYS._replace(condition_key="state")}, InputError, "No column 'state'"),
     "option": ({"n_job": 2}, InputError, "n_job"),
+    "name": (
+        {"methods": {"a/b": baselines.no_change, "c": baselines.mean_shift}, "combine": "stack"},
+        InputError,
+        r"no '/', as files cannot hold it: \['a/b', 'c'\]",
+    ),
 }
 
 
@@ -995,6 +1000,18 @@ def test_stacking_weights_are_those_of_constrained_least_squares():
     weights = stacking_weights(found)
     assert weights["a"] == pytest.approx(expected, abs=1e-5)
     assert weights["b"] == pytest.approx(1 - expected, abs=1e-5)
+
+
+def test_a_method_that_adds_nothing_to_a_stack_has_the_weight_0():
+    """It was 0 or 1e-16, by the order of cells; with 1e-16 the best method's change was no more its own."""
+    found = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        real = pd.DataFrame(rng.normal(size=(4, 30)))
+        half = 0.5 * real + 0.1 * rng.normal(size=real.shape)  # of which twice as much were best
+        weights = stacking_weights(LeftOut(real, {"none": 0 * real, "half": half}, np.ones(4)))
+        found.append(weights)
+    assert found == [{"none": 0.0, "half": 1.0}] * 10
 
 
 def test_columns_may_be_named_and_a_model_may_say_where_the_data_are(adata, fit):

@@ -135,6 +135,8 @@ def finished(
     if output == "counts":
         x = _counts(learned, moved, rows, seed)
     result = AnnData(x, obs=obs, var=_var(adata, moved))
+    if output == "counts" and keys.layer is not None:
+        result.layers[keys.layer] = result.X.copy()
     if output == "counts" and keys.total_counts_key is not None:
         held = row_sums(values(adata, keys)[rows], len(rows))
         rest = np.maximum(totals(adata, keys)[rows] - held, 0.0)  # of the source cell

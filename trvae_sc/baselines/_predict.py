@@ -66,8 +66,8 @@ def predict(
 
     Returns
     -------
-    AnnData like that of :meth:`trvae_sc.TRVAE.predict`: the same columns of ``obs`` and ``var``, and
-    ``uns["trvae_sc"]``. ``obs["response"]`` is 1, as all cells of a label move alike.
+    AnnData like that of :meth:`trvae_sc.TRVAE.predict`: the same columns of ``obs`` and ``var``, counts also in
+    the layer that is named, and ``uns["trvae_sc"]``. ``obs["response"]`` is 1, as all cells of a label move alike.
 
     Raises
     ------

@@ -118,7 +118,8 @@ def compare(
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], keys, kappa)
-    notes = [_OF_EXEMPLARS] if record.get("exemplars") else []
+    n_exemplars = record.get("combinations", {}).get("n_exemplars", 0)
+    notes = [_OF_EXEMPLARS] if np.any(np.asarray(n_exemplars) > 0) else []
     notes += _seen(record, chosen, keys)
     if cells.n_obs < truth.n_obs:
         notes.append(

@@ -171,7 +171,8 @@ def holdouts(
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [*keys.condition_columns, *columns])
     column, space = keys.conditions(adata.obs), conditions_of(adata, keys)
-    table = pd.crosstab([as_text(adata.obs[k]) for k in columns], as_text(column))
+    of = [as_text(adata.obs[k]).to_numpy() for k in columns]  # names of cells play no role
+    table = pd.crosstab(of, as_text(column).to_numpy())
     if source is None:
         source = default_source(column)
     elif space.tells_of_new or not isinstance(source, str):

@@ -13,6 +13,7 @@ from trvae_sc.evaluation._methods import OUTPUT
 from trvae_sc.evaluation._results import Results
 
 _EQUAL = 0.1  # weight that equal weights have in a stack, in units of one label left out
+_NONE = 1e-6  # weight up to which rounding, not what was left out, may have decided: 0
 
 
 class LeftOut(NamedTuple):
@@ -84,7 +85,7 @@ def stacking_weights(found: LeftOut, labels: Sequence[str] | None = None) -> dic
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1.0},
         method="SLSQP",
     ).x
-    weights = np.clip(found_weights, 0.0, None)
+    weights = np.where(found_weights > _NONE, found_weights, 0.0)
     return dict(zip(names, (weights / weights.sum()).tolist(), strict=True))
 
 

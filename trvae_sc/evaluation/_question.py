@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.checks import check_free, check_obs
+from trvae_sc.checks import check_free, check_names, check_obs
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import check_counts
@@ -44,6 +44,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
             "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=."
         )
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
+    check_names(adata)
     check_free(adata)
     condition, label = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
     space = conditions_of(adata, keys)

@@ -169,6 +169,10 @@ def select(  # noqa: PLR0913
         if question.is_new and combine == "best":
             methods = _NEW if question.space.singles(question.target) is None else _NEW_SETS
     known = {name: method.with_epochs(max_epochs) for name, method in resolve(methods).items()}
+    if combine == "stack" and any("/" in name for name in known):
+        raise InputError(
+            f"Names of methods to stack have no '/', as files cannot hold it: {[*known]}."
+        )
     tasks = inner_tasks(question, min_cells, max_tasks)
     best, evidence, weights = None, None, {}
     if len(tasks) < _MIN_TASKS:

@@ -187,8 +187,8 @@ class _Prediction:
             obs = obs.assign(**{trained.total_counts_key: self.totals.array()})
         result = AnnData(X=x, obs=obs, var=self.var(), obsm={"X_trvae": self.latent.array()})
         is_training = among(self.marks.array()[: len(rows)], trained.marks)
-        known = self.calibration.factors, is_training
-        table = combination_table(trained, self.groups, request.target, *known)
+        factors = self.calibration.factors
+        table = combination_table(trained, self.groups, request.target, factors, is_training)
         settings = {name: getattr(request, name) for name in ("output", "n_samples", "seed")}
         record = provenance(trained, table, request.target, **settings)
         key = trained.labels_key
@@ -202,9 +202,9 @@ class _Prediction:
             notes.append(
                 f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
             )
-        if request.exemplars:
-            notes += remarks(trained, request.exemplars, request.target)
-            record["exemplars"] = {k: e.n for k, e in request.exemplars.items()}
+        if shown := request.exemplars:
+            notes += remarks(trained, shown, request.target)
+            table["n_exemplars"] = [shown[k].n if k in shown else 0 for k in table["label"]]
         record["notes"] = np.array([*record["notes"], *notes], dtype=object)
         result.uns[RECORD] = record
         return result

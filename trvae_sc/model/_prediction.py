@@ -202,7 +202,8 @@ class PredictingModel(TrainableModel):
         Raises
         ------
         InputError
-            No labels were registered, nothing is missing, or target, source or a label is unknown.
+            No labels were registered, nothing is missing, target, source or a label is unknown, or there are
+            exemplars for several combinations.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         if kwargs.get("out") is not None:
@@ -210,6 +211,10 @@ class PredictingModel(TrainableModel):
                 "predict_missing has no out=: predict each combination to a file of its own."
             )
         missing = missing_combinations(self.trained, source, target, labels)
+        if kwargs.get("exemplars") is not None and len(missing) > 1:
+            raise InputError(
+                f"exemplars are of one combination, of {len(missing)} that are missing: call predict for each."
+            )
         return joined(
             [self.predict(target=t, source=s, labels=label, **kwargs) for label, s, t in missing]
         )

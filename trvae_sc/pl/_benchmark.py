@@ -171,7 +171,8 @@ def checked_cells(
         columns = as_list(condition_key)
         check_obs(cells, [*columns, labels_key])
         condition = obs[columns[0]] if is_one else joint_column(obs, columns)[0]
-        cells = pd.crosstab(obs[labels_key], condition)
+        of = (column.reset_index(drop=True) for column in (obs[labels_key], condition))
+        cells = pd.crosstab(*of)  # names of cells play no role
     if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
         raise InputError(
             "pl.design draws numbers of cells by label and condition. Give cells, as in "
