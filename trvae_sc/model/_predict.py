@@ -17,15 +17,7 @@ from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger
 from trvae_sc.errors import InputError
-from trvae_sc.files import (
-    as_path,
-    check_suffix,
-    check_target,
-    is_zarr,
-    read,
-    write_file,
-    write_folder,
-)
+from trvae_sc.files import read, write_file, write_folder
 from trvae_sc.identity import among, marks_of
 from trvae_sc.levels import as_text, level_name, listing
 from trvae_sc.model._counts import Draws
@@ -40,9 +32,8 @@ from trvae_sc.model._exemplars import Exemplars, check_labels, remarks
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
-from trvae_sc.model._write import PieceWriter, stacked
+from trvae_sc.model._write import PieceWriter, check_out, stacked
 from trvae_sc.rows import Rows, give_back_memory
-from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
 
 Output = Literal["counts", "delta", "mean", "sample"]
@@ -249,28 +240,6 @@ def _write(prediction: _Prediction, layer: str | None) -> None:
 
     is_folder = path.suffix == ".zarr"
     (write_folder if is_folder else write_file)(path, write, overwrite=prediction.request.overwrite)
-
-
-def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
-    """Return the path of a prediction; raise where it cannot be written, before any work.
-
-    Raises
-    ------
-    InputError
-        A path that ends neither in ``.h5ad`` nor in ``.zarr``; something is there, without
-        `overwrite` or of another kind; it is a file that an AnnData of `read` is in.
-    """
-    path = as_path(out, "out")
-    check_suffix(path)
-    zarr = path.suffix == ".zarr"
-    check_target(
-        path,
-        overwrite=overwrite,
-        replaces=is_zarr if zarr else None,
-        kind="zarr store" if zarr else "file",
-        inputs=[path for adata in read if adata is not None for path in files_of(adata)],
-    )
-    return path
 
 
 def check_weights(module: torch.nn.Module) -> None:
