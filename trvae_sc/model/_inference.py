@@ -83,7 +83,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
             Condition to decode with; each cell's own if None.
         **kwargs
             Passed to :meth:`scvi.model.base.RNASeqMixin.get_normalized_expression`
-            (``transform_batch``, ``gene_list``, ``library_size``, ``n_samples``, ``return_numpy``).
+            (``transform_batch``, ``gene_list``, ``library_size``, ``n_samples``, ``return_numpy``). Genes are in the
+            order of the model, whatever that of ``gene_list``.
 
         Raises
         ------
@@ -126,7 +127,10 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
             self._needs_totals_of_genes()
 
     def posterior_predictive_sample(self, *args: Any, **kwargs: Any) -> Any:
-        """See :meth:`scvi.model.base.RNASeqMixin.posterior_predictive_sample`."""
+        """See :meth:`scvi.model.base.RNASeqMixin.posterior_predictive_sample`.
+
+        Genes are in the order of the model, whatever that of ``gene_list``.
+        """
         return self._checked(super().posterior_predictive_sample, *args, **kwargs)
 
     def get_elbo(self, *args: Any, **kwargs: Any) -> float:
