@@ -86,6 +86,9 @@ def test_a_flow_takes_exemplars_and_draws(run, cells):
     ends = ["--start", "B", "--end", "NK", "--steps", "3", *CPU, "-o", "way.h5ad"]
     assert run("interpolate", "model", "cells.h5ad", *ends)[0] == 0
     assert anndata.read_h5ad("way.h5ad").obs["fraction"].tolist() == [0.0, 0.5, 1.0]
+    code, _, err = run("interpolate", "model", "cells.h5ad", *ends, "--force", "--condition", "x")
+    assert code == 2
+    assert "A FlowTransfer does not see the condition" in err
 
 
 def test_settings_of_trvae_reach_the_model(run, cells):

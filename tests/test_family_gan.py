@@ -534,6 +534,8 @@ def test_pairs_must_be_one_to_one(shifted):
 
 
 def test_pairs_must_be_there(shifted):
+    with pytest.raises(InputError, match="Expected an AnnData, got str"):
+        PairedTranslator.setup_anndata("cells.h5ad", "condition", pair_key="pair")
     adata = shifted[0].copy()
     adata.obs["pair"] = np.arange(adata.n_obs)
     PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)

@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
@@ -210,6 +211,14 @@ def test_cells_held_back_to_validate_on_are_the_reference_beside_others_to_test(
 def test_too_few_cells_to_compare_with(fit, make_adata):
     with pytest.raises(InputError, match="6 cells to compare with; 10 or more"):
         outlier_score(fit(), reference=make_adata(6))
+
+
+def test_scores_do_not_depend_on_the_batch_size_of_scvi_tools(fit, monkeypatch):
+    """Samples did."""
+    made = fit()
+    found = outlier_score(made, n_samples=2)
+    monkeypatch.setattr(scvi.settings, "batch_size", 7)
+    pd.testing.assert_frame_equal(outlier_score(made, n_samples=2), found)
 
 
 def test_seeds_matter_and_repeat(fit):

@@ -263,6 +263,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
         raise InputError("The model has no labels: name the column with the groups, --key.")
     ends = {key: args.start}, {key: args.end}
     if type(model).__name__ == "FlowTransfer":
+        if args.condition is not None:
+            raise InputError("A FlowTransfer does not see the condition: leave --condition out.")
         path = model.interpolate(*ends, steps=args.steps, adata=adata)
     elif type(model).__name__ == "TRVAE":
         from trvae_sc.family import interpolate

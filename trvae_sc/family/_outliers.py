@@ -21,7 +21,7 @@ from trvae_sc.identity import among, cell_marks
 from trvae_sc.model import TRVAE
 from trvae_sc.module import ll_at_mean, saturated_ll
 
-_SAMPLES_PER_PASS = 8
+_BATCH, _SAMPLES_PER_PASS = 128, 8  # always, since samples depend on them
 _COMPONENTS = (10, 30)  # few where groups differ by programmes, more where they differ in detail
 _WITHOUT_LABELS = 20
 _NEIGHBORS = 5
@@ -207,7 +207,7 @@ def _found(cells: np.ndarray, left_out: np.ndarray) -> float:
 def _deviance(model: TRVAE, adata: AnnData, n_samples: int) -> pd.DataFrame:
     """Return log-likelihood and deviance of the cells of a registered AnnData."""
     module, fitted, saturated = model.module, [], []
-    for tensors in model._make_data_loader(adata):
+    for tensors in model._make_data_loader(adata, batch_size=_BATCH):
         if module.variational and module.gene_likelihood != "mse":
             per_pass = min(n_samples, _SAMPLES_PER_PASS)
             ll = module.marginal_ll(tensors, n_samples, n_mc_samples_per_pass=per_pass)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from trvae_sc.arguments import check_known
+from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
@@ -194,6 +195,7 @@ class PairedTranslator(BetweenTranslator):
 
 def _check_pairs(adata: AnnData, condition_key: str, pair_key: str) -> None:
     """Raise where a pair has several cells of a condition."""
+    check_type(adata)
     for key in (condition_key, pair_key):
         if key not in adata.obs:
             raise InputError(

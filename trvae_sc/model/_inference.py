@@ -83,7 +83,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
             Condition to decode with; each cell's own if None.
         **kwargs
             Passed to :meth:`scvi.model.base.RNASeqMixin.get_normalized_expression`
-            (``transform_batch``, ``gene_list``, ``library_size``, ``n_samples``, ``return_numpy``).
+            (``transform_batch``, ``gene_list``, ``library_size``, ``n_samples``, ``return_numpy``). Genes are in the
+            order of the model, whatever that of ``gene_list``.
 
         Raises
         ------
@@ -126,7 +127,10 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
             self._needs_totals_of_genes()
 
     def posterior_predictive_sample(self, *args: Any, **kwargs: Any) -> Any:
-        """See :meth:`scvi.model.base.RNASeqMixin.posterior_predictive_sample`."""
+        """See :meth:`scvi.model.base.RNASeqMixin.posterior_predictive_sample`.
+
+        Genes are in the order of the model, whatever that of ``gene_list``.
+        """
         return self._checked(super().posterior_predictive_sample, *args, **kwargs)
 
     def get_elbo(self, *args: Any, **kwargs: Any) -> float:
@@ -145,6 +149,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         """Bayesian differential expression of scvi-tools between groups of observed cells.
 
         See :meth:`scvi.model.base.RNASeqMixin.differential_expression`. `adata` is not changed.
+        ``raw_normalized_mean1`` and ``2`` are counts in 10,000 of the cell, whose total is that of
+        ``total_counts_key``, if it was named.
 
         Raises
         ------
@@ -165,6 +171,9 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         if bound.arguments.get("idx1") is None:
             _check_groups(registered, bound.arguments)
         with _without_scratch(registered):
+            if self.module.has_total:  # scvi-tools would divide by the sum over the registered genes
+                total = registered.obs[self.registry_["setup_args"]["total_counts_key"]]
+                registered.obs[_SCRATCH[0]] = 1e4 / total.astype(float)
             return method(*bound.args, **bound.kwargs)
 
     @torch.inference_mode()
