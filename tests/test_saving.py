@@ -319,6 +319,31 @@ def test_a_folder_that_exists_is_kept_unless_told(fit, make_adata):
     assert entries() == ["saved"]
 
 
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("backed", [None, "r"])
+def test_data_that_are_saved_are_not_changed(fit, make_adata, backed, is_dense):
+    """anndata makes text that it writes categories, and took the file that was being written for that of the data."""
+    adata = make_adata()
+    adata.raw = adata.copy()[:, :5]
+    adata.X = adata.X.toarray() if is_dense else adata.X
+    adata.write_h5ad("cells.h5ad")
+    expected = anndata.read_h5ad("cells.h5ad")
+    cells = anndata.read_h5ad("cells.h5ad", backed=backed)
+    cells.obs["text"] = np.array(["a", "b"], dtype=object)[np.arange(cells.n_obs) % 2]
+    model = fit(cells)
+    before, file = cells.obs.dtypes, cells.filename
+    for _ in range(2):
+        model.save("model", save_anndata=True, overwrite=True)
+        assert cells.filename == file
+        pd.testing.assert_series_equal(cells.obs.dtypes, before)
+        model.train(1, **CPU)
+    saved = TRVAE.load("model").adata
+    assert abs(saved.X - expected.X).max() == 0
+    assert (saved.raw.X != expected.raw.X).nnz == 0
+    assert saved.raw.var_names.tolist() == expected.raw.var_names.tolist()
+    assert saved.obs["text"].tolist() == cells.obs["text"].tolist()
+
+
 def test_data_of_the_model_replaced_go_with_it(fit, make_adata):
     """They once stayed, and were loaded with a model they did not belong to."""
     fit(make_adata(60)).save("saved", save_anndata=True)

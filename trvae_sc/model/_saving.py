@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import pandas as pd
 import torch
 from anndata import AnnData
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -62,7 +63,7 @@ class SavedModel(AnnDataModel):
         def write(folder: Path) -> None:
             folder.mkdir()
             if save_anndata:
-                write_anndata(self.adata, folder / data_file)
+                write_anndata(_to_write(self.adata), folder / data_file)
             write_model(model_file(folder, prefix), attributes, self.module.state_dict())
 
         drop = () if save_anndata else (data_file,)  # of the model that is replaced
@@ -180,6 +181,18 @@ class SavedModel(AnnDataModel):
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of ``setup_anndata`` that a saved model was made with."""
         DataManager.view_setup_method_args(SavedModel.load_registry(dir_path, prefix))
+
+
+def _to_write(adata: AnnData) -> AnnData:
+    """Return an AnnData of the same parts: anndata makes text that it writes categories, and its file its own."""
+    layers = {name: adata.layers[name] for name in checks.layer_names(adata)}
+    parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "obsp", "varp")}
+    found = AnnData(obs=adata.obs, var=adata.var, layers=layers, **parts)
+    found.X = adata.X
+    if adata.raw is not None:
+        obs, varm = pd.DataFrame(index=adata.obs_names), dict(adata.raw.varm)
+        found.raw = AnnData(adata.raw.X, obs=obs, var=adata.raw.var, varm=varm)
+    return found
 
 
 def _arguments(params: Any, folder: Path) -> dict[str, Any]:
