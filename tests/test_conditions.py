@@ -991,3 +991,16 @@ def test_a_dose_of_labels_without_a_source_is_told_by_other_conditions(doses):
     assert "rests on what was seen under other conditions." in record["notes"][0]
     expected = baselines.effects(cells, **asked)["change"]
     np.testing.assert_allclose(found.var["predicted_change"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["mean_shift", "nearest_shift", "latent_shift"])
+def test_methods_take_a_target_however_it_is_given_and_cells_that_have_it(doses, method):
+    own = (doses.obs["cell_type"] == "type_1") & doses.obs["drug"].isin(["none", "A"])
+    few = {"train_kwargs": {"max_epochs": 1}} if method == "latent_shift" else {}
+    found = []
+    for target in ("A + 10", ("A", 10), {"dose": "10", "drug": "A"}, "A + 10.0"):
+        one = METHODS[method](doses, doses[own].copy(), target=target, keys=COLUMNS, **few)
+        found.append(one["delta"] if few else one)
+        assert (found[-1].obs["dose"] == 10).all()
+        assert found[-1].uns["trvae_sc"]["target"] == "A + 10"
+        np.testing.assert_array_equal(found[-1].X, found[0].X)

@@ -144,6 +144,6 @@ def test_requests_that_cannot_be_met_say_why(model, fit, make_adata):
     renamed = make_adata()
     renamed.obs["condition"] = renamed.obs["condition"].cat.rename_categories({"control": "x"})
     hidden = (renamed.obs["cell_type"] == "B") & (renamed.obs["condition"] == "stimulated")
-    with pytest.raises(InputError, match="Name it with source="):
+    with pytest.raises(InputError, match=r"Name it with source=\."):
         next_experiments(fit(renamed[~hidden].copy()))
     assert isinstance(model, TRVAE)

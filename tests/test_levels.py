@@ -127,6 +127,19 @@ def test_a_dose_of_zero_is_the_source(name):
     assert levels.default_source(column([*others, name])) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("none + 0", ["a + 1", "a + 10"]),
+        ("0 + none", ["1 + a", "10 + a"]),
+        ("none + 0 + 0", ["a + 1 + 0", "a + 0 + 6", "a + 1 + 6"]),
+        ("none + 24 + 0", ["a + 24 + 1", "a + 6 + 1"]),
+    ],
+)
+def test_the_condition_with_most_doses_of_zero_is_the_source(name, others):
+    assert levels.default_source(column([*others, name])) == name
+
+
 def test_the_first_of_ordered_categories_is_the_source():
     ordered = pd.Categorical(["after", "before"], ["before", "after"], ordered=True)
     assert levels.default_source(column(ordered)) == "before"
@@ -141,6 +154,7 @@ def test_the_first_of_ordered_categories_is_the_source():
         ["type_0", "type_1"],
         ["x0", "10"],
         ["a:10", "a:20"],
+        ["none + 0 + 24", "a + 10 + 0", "a + 10 + 24"],
     ],
 )
 def test_without_a_control_the_source_has_to_be_named(values):

@@ -90,7 +90,7 @@ def next_experiments(
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
     space = trained.conditions
-    names = pd.Series(list(space.levels), name=level_name(space.key), dtype=object)
+    names = pd.Series(list(space.levels), dtype=object)
     start = default_source(names) if source is None else space.level(source)
     if space.code(start) is None:
         raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")

@@ -180,11 +180,17 @@ def _is_control(name: str) -> bool:
     return any(p in CONTROLS for p in parts) and all(p in (*CONTROLS, "0") for p in parts)
 
 
+def _zeros(name: str) -> int:
+    """Return how many parts of a condition are a dose of 0."""
+    return sum(_NO_DOSE.search(part) is not None for part in name.split(SEPARATOR))
+
+
 def default_source(column: pd.Series) -> Any:
     """Return the condition that predictions start from, if the data say which.
 
     The first of ordered categories, or the only one with the name of a control (:data:`CONTROLS`; of several
-    columns all of whose parts are that, or 0) or with a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"``.
+    columns all of whose parts are that, or 0) or with a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"`` (of
+    several columns the one with most of them, in any order of the columns).
 
     Raises
     ------
@@ -195,7 +201,9 @@ def default_source(column: pd.Series) -> Any:
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
         return found[0]
     controls = [v for v in found if _is_control(level_name(v))]
-    controls = controls or [v for v in found if _NO_DOSE.search(level_name(v))]
+    if not controls:
+        zeros = [_zeros(level_name(v)) for v in found]
+        controls = [v for v, n in zip(found, zeros, strict=True) if n == max(zeros) > 0]
     if len(controls) == 1:
         return controls[0]
     why = f"{listing(controls)} are both" if controls else "none is"

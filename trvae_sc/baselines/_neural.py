@@ -11,6 +11,7 @@ from scipy import sparse
 
 from trvae_sc.baselines._simple import as_prediction, target_level, with_own_columns
 from trvae_sc.expression import Keys, log_values, median_total
+from trvae_sc.levels import as_text, level_name
 from trvae_sc.model import TRVAE
 from trvae_sc.notes import unlogged
 
@@ -132,10 +133,11 @@ def fit_latent_shift(
 
     def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
         level, found = target_level(train, target, keys), {}
+        source = source[(as_text(keys.conditions(source.obs)) != level_name(level)).to_numpy()]
         for output in ("mean", "delta"):
             with unlogged():
                 x = model.predict(source, target=level, output=output).X
-            found[output] = as_prediction(x, source, target, keys, kappa, "latent_shift")
+            found[output] = as_prediction(x, source, level, keys, kappa, "latent_shift")
         return found
 
     return predict

@@ -182,7 +182,7 @@ def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: s
     x = np.array(dense(log_values(source, keys, known.kappa)), dtype=np.float64)
     shifts: dict[str, Any] = {}
     for (label, condition), rows in groups(source.obs, keys):
-        if method == "no_change" or condition == level_name(target):
+        if method == "no_change" or condition == level_name(level):
             continue
         if condition not in shifts:
             code = space.levels.index(space.level(condition))
