@@ -252,6 +252,19 @@ def test_training_of_a_model(trained):
     assert {len(y) for y in lines.values()} == {5}
 
 
+def test_validation_is_drawn_at_the_epochs_it_is_of(fit, make_adata):
+    """Every third epoch was drawn as the first ones."""
+    how = {"max_epochs": 6, "train_size": 0.8, "check_val_every_n_epoch": 3}
+    model = fit(make_adata(), train=how)
+    lines = {line.get_label(): line for line in pl.training(model).lines}
+    assert lines["reconstruction"].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    assert lines["reconstruction, validation"].get_xdata().tolist() == [3, 6]
+    (point,) = pl.training({"kl_weighted_train": [0.5]}).lines
+    assert point.get_marker() == "o"  # no line can be seen
+    (gaps,) = pl.training({"kl_weighted_train": [0.5, np.nan, 0.4]}).lines
+    assert len(gaps.get_xdata()) == 3
+
+
 # -- benchmark --------------------------------------------------------------------------------------
 
 

@@ -486,3 +486,6 @@ def test_coordinates_that_are_missing_are_said():
     adata.obsm["X_trvae"][2, 1] = np.nan
     with pytest.raises(InputError, match=r"obsm\['X_trvae'\] is not finite in 1 cells"):
         pl.embedding(adata, "k")
+    for color in (None, []):
+        with pytest.raises(InputError, match=r"Name columns of obs to colour by, of \['k'\]"):
+            pl.embedding(adata, color)

@@ -71,6 +71,25 @@ def test_dose_table_refuses():
         pl.dose_table(adata, "z", dose_key="dose")
     with pytest.raises(InputError, match=r"obs\['cell_type'\] has \['B', 'NK'\].* not numbers"):
         pl.dose_table(adata, "a", dose_key="cell_type")
+    with pytest.raises(InputError, match=r"obs\['dose'\] has \['inf'\]"):
+        pl.dose_table(dosed(dose="inf"), "a", dose_key="dose")
+    adata.obs.loc["cell_1", "cell_type"] = np.nan  # was a label of its own, "nan"
+    with pytest.raises(InputError, match=r"obs\['cell_type'\] is missing"):
+        pl.dose_table(adata, "a", dose_key="dose", labels_key="cell_type")
+    adata.X = np.log1p(adata.X)  # logarithms were taken of logarithms
+    with pytest.raises(InputError, match="other values than counts, whose logarithm"):
+        pl.dose_table(adata, "a", dose_key="dose", target_sum=1e4)
+
+
+def test_a_gene_of_a_dose_table_may_be_named_twice_and_like_a_column():
+    """Cells were counted twice, so that errors were too small."""
+    adata = dosed()
+    once = pl.dose_table(adata, "a", dose_key="dose")
+    pd.testing.assert_frame_equal(pl.dose_table(adata, ["a", "a"], dose_key="dose"), once)
+    adata.var_names = ["gene", "value", "dose"]
+    found = pl.dose_table(adata, list(adata.var_names), dose_key="dose", labels_key="cell_type")
+    own = found[found["gene"] == "gene"].groupby("dose")["mean"].mean()
+    assert own.to_numpy() == pytest.approx(once["mean"].to_numpy())
 
 
 # -- dose_response ------------------------------------------------------------------------------------
@@ -149,6 +168,16 @@ def test_dose_response_names_doses_where_there_is_room():
     assert len(named) > 3
     boxes = [label.get_window_extent() for label in named]
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_doses_that_are_text_have_their_place():
+    """Curves of them were drawn on an axis of names, in the order of letters."""
+    as_text = PREDICTED.assign(dose=PREDICTED["dose"].map("{:g}".format))
+    found, expected = (pl.dose_response(OBSERVED, t).lines for t in (as_text, PREDICTED))
+    for line, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+    with pytest.raises(InputError, match=r"dose has \['high'\], which are not numbers"):
+        pl.dose_response(OBSERVED, PREDICTED.assign(dose="high"))
 
 
 def test_dose_response_of_one_gene_among_several():

@@ -187,6 +187,8 @@ def test_effect_heatmap_limits():
     assert figure.axes[3].get_ylabel() == "change of mean intensity"
     flat = {"B": TABLES["B"] * 0}
     assert pl.effect_heatmap(flat)[0].images[0].get_clim() == (-1.0, 1.0)
+    with pytest.raises(InputError, match=r"vmax is -1; a finite number is needed, 0 or more"):
+        pl.effect_heatmap(flat, vmax=-1)
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "a"])

@@ -62,3 +62,13 @@ def test_other_tables_are_refused():
         pl.next_experiments(CELLS, TABLE.iloc[:0])
     with pytest.raises(InputError, match="are not in the numbers"):
         pl.next_experiments(CELLS, TABLE.assign(label="q"))
+
+
+def test_the_words_beside_the_scale_fit_few_labels():
+    cells = pd.DataFrame([[5, 0]], index=["B"], columns=["control", "stimulated"])
+    ranked = {"label": ["B"], "condition": ["stimulated"], "lowers": [1.0]}
+    ax = pl.next_experiments(cells, pd.DataFrame(ranked).assign(left=0.0, expected_error=0.1))
+    ax.figure.canvas.draw()
+    box, size = ax.figure.get_tightbbox(), ax.figure.get_size_inches()
+    assert (box.min >= 0).all()
+    assert (box.max <= size).all()

@@ -202,3 +202,11 @@ def test_images_are_drawn_on_the_axes_given():
     _, axes = plt.subplots(1, 2)
     assert pl.grid(images(), ax=axes[1]) is axes[1]
     assert not axes[0].has_data()
+
+
+def test_rows_of_numbers_that_are_alike_are_rows_of_their_own():
+    """Doses 100 and 104 were one row, their mean, called 1e+02."""
+    obs = pd.DataFrame({"dose": [104.0, 100.0, 104.0]}, index=list("abc"))
+    ax = pl.grid(AnnData(np.array([[1.0, 0.0], [9.0, 2.0], [3.0, 1.0]]), obs=obs), rows="dose")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["104", "100"]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[2.0, 0.5], [9.0, 2.0]])

@@ -165,6 +165,12 @@ def between(answer, ours, theirs, error=0.02, simple="context_shift"):
             "effect R2: the model 0.80, context_shift 0.70 (difference +0.10, standard error 0.02)",
         ),
         (
+            between("model", 0.8, -1e-9, simple="no_change"),
+            0.9,
+            "use the model",
+            "effect R2: the model 0.80, no_change 0.00 (difference +0.80, standard error 0.02)",
+        ),
+        (
             between("close", 0.71, 0.7),
             0.9,
             "too close to call",

@@ -238,6 +238,17 @@ def test_a_gene_is_shown_in_all_labels(browser, page_file, width):
         assert page.locator(rows).count() == 5
 
 
+def test_a_gene_from_several_sources_has_a_name_for_each(browser, tmp_path):
+    results = make_results()
+    other = [r | {"holdout": r["holdout"] | {"source": "stim_2"}} for r in results.records]
+    path = tmp_path / "report.html"
+    path.write_text(report(Results(results.run, results.records + other)), encoding="utf-8")
+    with opened(browser, path) as page:
+        names = [title.text_content() for title in page.locator("#gene-plot title").all()]
+        assert len(set(names)) == 10
+        assert {"B \u2192 stim from ctrl", "B \u2192 stim from stim_2"} <= set(names)
+
+
 def downloaded(page, link):
     with page.expect_download() as waiting:
         page.locator(link).click()

@@ -234,9 +234,12 @@ def training(
             if values is None:
                 continue
             y = np.asarray(values, dtype=float).ravel()
-            if np.abs(y).max() > 0:  # a term that is switched off
+            if (y != 0).any():  # else a term that is switched off
+                # validation may be every so many epochs
+                x = values.index if isinstance(values, pd.DataFrame) else np.arange(len(y))
                 name = term if part == "train" else f"{term}, validation"
-                ax.plot(np.arange(1, len(y) + 1), y, style, c=COLORS[color], lw=1.4, label=name)
+                mark: Any = {"marker": "o", "ms": 3} if len(y) == 1 else {}
+                ax.plot(x + 1, y, style, c=COLORS[color], lw=1.4, label=name, **mark)
     ax.set_yscale("symlog", linthresh=0.1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(ax, "epoch", "weighted term of the loss per cell")

@@ -13,6 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
@@ -224,7 +225,8 @@ def gene_distribution(
         raise InputError(f"Genes {genes} have values that are not finite. Remove those cells.")
     genes, groups = cells["gene"].unique(), cells["group"].unique()
     colors = group_colors(groups, palette)
-    n_columns = max(min(ncols, len(genes)), 1)
+    check_whole("ncols", ncols)
+    n_columns = min(ncols, len(genes))
     figure, axes, n_names = _panels(-(-len(genes) // n_columns), n_columns, kind, groups)
     for ax, gene in zip(axes.flat, genes, strict=False):
         part = cells[cells["gene"] == gene]

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import check_type
+from trvae_sc.checks import check_type, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
-from trvae_sc.levels import as_list
+from trvae_sc.levels import as_list, as_text
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
@@ -73,34 +73,49 @@ def dose_table(
     Raises
     ------
     InputError
-        A gene, layer or column is missing, or a dose is not a number.
+        A gene, layer, column or label is missing, a dose is not a number, or `target_sum` is given for
+        values that are no counts.
     """
     check_type(adata)
-    names = [var_names] if isinstance(var_names, str) else list(var_names)
+    names = [var_names] if isinstance(var_names, str) else list(dict.fromkeys(var_names))
     missing = [key for key in (dose_key, labels_key) if key not in (None, *adata.obs)]
     if missing:
         raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
-    dose = pd.to_numeric(adata.obs[dose_key].astype(object), errors="coerce")
-    if dose.isna().any():
-        found = adata.obs.loc[dose.isna(), dose_key].astype(str).unique()[:5].tolist()
+    dose = _numbers(adata.obs[dose_key], f"obs[{dose_key!r}]")
+    if labels_key is not None and adata.obs[labels_key].isna().any():
+        raise InputError(f"obs[{labels_key!r}] is missing (NaN) in some cells. Leave these out.")
+    known = layer is None or layer in adata.layers
+    if target_sum is not None and known and not looks_like_counts(matrix(adata, layer)):
         raise InputError(
-            f"obs[{dose_key!r}] has {found}, which are not numbers. Give the dose of every cell, 0 for "
-            "controls."
+            "adata holds other values than counts, whose logarithm target_sum= would take. Pass counts, or "
+            "leave target_sum out."
         )
     frame = gene_values(
         adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
     )
-    label = "all" if labels_key is None else adata.obs[labels_key].astype(str).to_numpy()
-    tidy = frame.assign(_label=label, _dose=dose.to_numpy(float)).melt(
-        ["_label", "_dose"], names, var_name="gene"
+    label = "all" if labels_key is None else as_text(adata.obs[labels_key]).to_numpy()
+    tidy = frame.assign(_label=label, _dose=dose).melt(
+        ["_label", "_dose"], names, var_name="_gene", value_name="_value"
     )
-    tidy = tidy.rename(columns={"_label": "label", "_dose": "dose"})
-    found = tidy.groupby(["gene", "label", "dose"], sort=True)["value"]
+    tidy = tidy.rename(columns={"_label": "label", "_dose": "dose", "_gene": "gene"})
+    found = tidy.groupby(["gene", "label", "dose"], sort=True)["_value"]
     table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
     table = table.sort_values("gene", key=lambda gene: gene.map(names.index), kind="stable")
     table = table.reset_index(drop=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
+
+
+def _numbers(dose: pd.Series, where: str) -> np.ndarray:
+    """Return doses as numbers, which may be text that reads as such."""
+    found = pd.to_numeric(dose.astype(object), errors="coerce").to_numpy(float)
+    wrong = ~np.isfinite(found)
+    if wrong.any():
+        raise InputError(
+            f"{where} has {dose[wrong].astype(str).unique()[:5].tolist()}, which are not numbers. Give the dose "
+            "of every cell, 0 for controls."
+        )
+    return found
 
 
 def dose_response(
@@ -153,7 +168,8 @@ def dose_response(
     if predicted is not None:
         check_columns(predicted, ("label", "dose", "mean"), of="predicted means by label and dose")
         gene, curves = _one_gene(predicted, gene)
-    doses = np.concatenate([observed["dose"], curves["dose"]]).astype(float)
+    observed, curves = (t.assign(dose=_numbers(t["dose"], "dose")) for t in (observed, curves))
+    doses = np.concatenate([observed["dose"], curves["dose"]])
     if log and (doses < 0).any():
         raise InputError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
     names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))

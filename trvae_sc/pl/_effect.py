@@ -12,7 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc import metrics
-from trvae_sc.arguments import check_whole
+from trvae_sc.arguments import check_number, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Comparison
 from trvae_sc.pl._finish import Save, finish
@@ -371,6 +371,8 @@ def effect_heatmap(
     """
     if isinstance(tables, AnnData | Comparison):
         tables = gene_tables(tables, truth, control, None)
+    if vmax is not None:
+        check_number("vmax", vmax, 0.0)
     table = effect_table(tables, var_names=var_names, n_genes=n_genes)
     sizes = np.abs(table.to_numpy())
     limit = vmax or float(np.nanquantile(sizes, 0.98)) or 1.0

@@ -68,13 +68,14 @@ def next_experiments(
     columns = list(dict.fromkeys([*known, *experiments["condition"]]))
     counts = cells.reindex(columns=columns).fillna(0)
     width = 2.2 + 0.9 * len(columns) + names_width(labels)
-    ax = axes_of(ax, width, 1.2 + 0.34 * len(labels) + names_height(columns))
+    height = max(1.2 + 0.34 * len(labels), 2.6)  # of the words beside the scale
+    ax = axes_of(ax, width, height + names_height(columns))
     shade = np.full(counts.shape, np.nan)
     texts = {at: "none" if not n else f"{int(n):,}" for at, n in np.ndenumerate(counts.to_numpy())}
     for rank, row in enumerate(experiments.itertuples(), 1):
         at = labels.index(row.label), columns.index(row.condition)
         shade[at], texts[at] = row.lowers, str(rank)
-    most = min(1.3 * experiments["lowers"].max(), 1.0)
+    most = min(1.3 * experiments["lowers"].max(), 1.0) or 1.0
     image = ax.imshow(shade, cmap="Oranges", aspect="auto", vmin=0, vmax=most)
     for (i, j), text in texts.items():
         style: Any = {"weight": "bold", "size": 10}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -93,11 +93,11 @@ def grid(
         return finish(ax, "grid", show=show, save=save)
     row, column, heights = _layout(cells.obs, rows, columns, n_columns)
     row_names, column_names = (
-        [] if key is None else [_name(v) for v in pd.unique(cells.obs[key])]
-        for key in (rows, columns)
+        [] if key is None else _names(pd.unique(cells.obs[key])) for key in (rows, columns)
     )
     tiles = _tiles(cells, row, column)
-    ax = axes_of(ax, _TILE * (column.max() + 1) + 1.0, _TILE * (row.max() + 1) + 0.4)
+    width = _TILE * (column.max() + 1) + 1.0 + names_width(row_names)
+    ax = axes_of(ax, width, _TILE * (row.max() + 1) + 0.4)
     _draw_tiles(ax, tiles, row_names, column_names, heights)
     return finish(ax, "grid", show=show, save=save)
 
@@ -249,8 +249,10 @@ def _layout(
     return (np.cumsum(heights) - heights)[level] + below, column, heights
 
 
-def _name(level: object) -> str:
-    return f"{level:.2g}" if isinstance(level, float) else level_name(level)
+def _names(found: Iterable[Any]) -> list[str]:
+    """Return the names of different levels, numbers with two digits where these tell them apart."""
+    short = [f"{level:.2g}" if isinstance(level, float) else level_name(level) for level in found]
+    return short if len(set(short)) == len(short) else [level_name(level) for level in found]
 
 
 def _tiles(cells: AnnData, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -302,7 +304,8 @@ def _heat_map(
     """Draw mean expression, rows x genes."""
     table = pd.DataFrame(dense(cells.X), index=cells.obs_names, columns=cells.var_names)
     if rows is not None:
-        table = table.groupby(cells.obs[rows].map(_name).astype(str).to_numpy(), sort=False).mean()
+        code, found = pd.factorize(cells.obs[rows], use_na_sentinel=False)
+        table = table.groupby(code).mean().set_axis(_names(found))
     var_names = var_names if var_names is None else as_list(var_names)
     missing = [name for name in var_names or () if name not in table]
     if missing:
@@ -312,7 +315,9 @@ def _heat_map(
         order = np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]
         var_names = table.columns[order]
     table = table[list(var_names)]
-    ax = axes_of(ax, 0.22 * table.shape[1] + 2.0, max(0.22 * len(table) + 1.2, 2.6))
+    width = 0.22 * table.shape[1] + 2.0 + names_width(map(str, table.index))
+    height = max(0.22 * len(table) + 1.2, 2.6) + names_width(map(str, table.columns))
+    ax = axes_of(ax, width, height)
     drawn = ax.imshow(table, cmap="viridis", aspect="auto", interpolation="nearest")
     ax.set_xticks(range(table.shape[1]), [plain(g) for g in table], rotation=90)
     ax.set_yticks(range(len(table)), [plain(name) for name in table.index])

@@ -62,7 +62,9 @@ def embedding(
     """
     check_type(adata)
     check_whole("n_neighbors", n_neighbors, 2)
-    names = [color] if isinstance(color, str) else list(dict.fromkeys(color))
+    names = [color] if isinstance(color, str) else list(dict.fromkeys(color or ()))
+    if not names:
+        raise InputError(f"Name columns of obs to colour by, of {list(adata.obs)}.")
     missing = [name for name in names if name not in adata.obs]
     if missing:
         raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")

@@ -157,7 +157,7 @@ def _verdict_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **{k: row[k] for k in (*TASK, "advice", "reason")},
         "kind": _KINDS.get(row["advice"], "plain"),
-        "model": f"{row['model']:.2f}{spread(row['sd_seeds'])}",
+        "model": f"{number(row['model'])}{spread(row['sd_seeds'])}",
         "simple": number(row["best simple"]),
         "simple_name": row["simple"],
         "ceiling": number(row["ceiling"]),

@@ -14,6 +14,7 @@ from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._choose import Decision, decide, standard_error
 from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import loss, tasks_by_seeds
+from trvae_sc.pl._style import number
 
 TOP = f"top{N_TOP}"
 _METRIC = "effect_r2"
@@ -47,12 +48,12 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
     """
     ours, theirs = (scores.get(name or "", np.nan) for name in (decision.model, decision.simple))
     judged = decision.model if decision.model in SIMPLEST_FIRST else "the model"
-    named = f"{judged} {ours:.2f}, {decision.simple or 'no simple method'} {theirs:.2f}"
+    named = f"{judged} {number(ours)}, {decision.simple or 'no simple method'} {number(theirs)}"
     if ceiling < _TOO_LOW:
         return Verdict(
             "do not trust",
             f"the hidden cells are too few, or change too little, to judge anything: even a perfect "
-            f"prediction would have effect R2 {ceiling:.2f} ({named})",
+            f"prediction would have effect R2 {number(ceiling)} ({named})",
         )
     if np.nanmax([ours, theirs, 0.0]) < _TOO_LOW * (1.0 if np.isnan(ceiling) else ceiling):
         of = "" if np.isnan(ceiling) else f", of {ceiling:.2f} that a perfect prediction would have"

@@ -211,9 +211,12 @@ async function readGenes() {
       upper: parseFloat(upper), real: parseFloat(real),
     });
   }
-  const targets = new Set(rows.map(row => row[2]));
-  if (targets.size > 1) for (const found of genes.values()) for (const r of found) r.name = `${r.label} \u2192 ${r.target}`;
-  for (const found of genes.values()) for (const r of found) if (r.origin) r.name += `, ${r.origin}`;
+  const [fromSeveral, toSeveral] = [1, 2].map(column => new Set(rows.map(row => row[column])).size > 1);
+  for (const r of [...genes.values()].flat()) {
+    if (fromSeveral || toSeveral) r.name += ` \u2192 ${r.target}`;
+    if (fromSeveral) r.name += ` from ${r.source}`;
+    if (r.origin) r.name += `, ${r.origin}`;
+  }
   makeSearch(genes);
 }
 
