@@ -116,7 +116,7 @@ def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) 
 def nearest_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the log fold change of the label under the condition whose features are nearest.
 
-    Euclidean, of standardised features. Parameters and returns as of :func:`mean_shift`.
+    Euclidean, of standardised features; of conditions as near, such as doses on either side, the mean. Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "nearest_condition")
 
