@@ -207,6 +207,17 @@ def test_dense_equals_sparse_and_a_layer_equals_x(name, make_adata):
     )
 
 
+@pytest.mark.parametrize("name", [*SIMPLE, "mean_condition"])
+def test_genes_in_another_order_are_refused(name, make_adata):
+    """Changes of one gene were added to another."""
+    train, source, _ = split(make_adata())
+    keys = COUNTS._replace(condition_features="doses") if name == "mean_condition" else COUNTS
+    doses = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
+    train.uns["doses"] = doses
+    with pytest.raises(InputError, match="does not have the genes of train in their order"):
+        METHODS[name](train, source[:, ::-1].copy(), target="stimulated", keys=keys)
+
+
 def test_totals_are_those_named_else_sums(make_adata):
     train, source, _ = split(make_adata())
     sums = COUNTS._replace(total_counts_key=None)

@@ -200,6 +200,22 @@ def test_log_values_are_not_compared_with_counts(make_adata, fit):
         trvae_sc.compare(predicted, counts)
 
 
+def test_whole_numbers_that_are_no_counts_are_compared(make_adata):
+    """Intensities; they were taken for counts, and refused."""
+    adata, keys = make_adata(n_cells=240), {"condition_key": "condition", "labels_key": "cell_type"}
+    adata.X = np.round(200.0 + 20.0 * adata.X.toarray())
+    options = {"method": "mean_shift", "labels": "NK", "is_count": False, **keys}
+    predicted = baselines.predict(without(adata).copy(), "stimulated", **options)
+    scores = trvae_sc.compare(predicted, adata).scores.set_index(["metric", "genes"])
+    cells = [predicted.X, *(adata[adata.obs["cell_type"] == "NK"].X[k::2] for k in (1, 0))]
+    change, real = (x.astype(float).mean(0) - cells[2].mean(0) for x in cells[:2])
+    expected = 1.0 - np.square(change - real).sum() / np.square(real).sum()
+    assert scores.loc[("effect_r2", "all"), "predicted"] == pytest.approx(expected, rel=1e-5)
+    adata.X = adata.X * 5.0  # of another scale
+    with pytest.raises(InputError, match="holds counts"):
+        trvae_sc.compare(predicted, adata)
+
+
 def test_conditions_of_several_columns_are_compared_by_their_names(make_adata, fit):
     adata = make_adata(n_cells=240)
     adata.obs["dose"] = np.where(adata.obs["condition"] == "stimulated", 2.0, 0.0)

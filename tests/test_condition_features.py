@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 import trvae_sc
 from trvae_sc import TRVAE, InputError, baselines, datasets, evaluation
@@ -737,6 +738,26 @@ def test_the_record_holds_the_features(model, adata):
     row = adata.uns["condition_features"].loc["condition_4"]
     record = model.predict(source="control", target="mine", features=row).uns["trvae_sc"]
     np.testing.assert_allclose(record["features"].loc["mine"], row)
+
+
+@pytest.mark.parametrize("doses", [(1.0, 2.0, 3.0), (2.0, 3.0, 4.0), (0.1, 0.2, 0.3)])
+def test_conditions_that_are_as_near_count_the_same(doses):
+    """Of the doses on either side of one the nearest was that which rounding said."""
+    rng = np.random.default_rng(0)
+    names = ["control", "low", "high"]
+    rows = [(label, condition) for label in ("a", "b", "c") for condition in names] * 10
+    obs = pd.DataFrame(rows, columns=["cell_type", "condition"]).rename(index=str)
+    cells = AnnData(rng.normal(0.0, 1.0, (len(obs), 5)), obs=obs)
+    table = pd.DataFrame({"dose": [0.0, doses[0], doses[2], doses[1]]}, index=[*names, "middle"])
+    keys = {"condition_key": "condition", "labels_key": "cell_type", "is_count": False}
+    options = {"method": "nearest_condition", "source": "control", "labels": "a"}
+    found = baselines.effects(cells, "middle", condition_features=table, **options, **keys)
+    of_a = cells[cells.obs["cell_type"] == "a"]
+    low, high, start = (
+        of_a.X[(of_a.obs["condition"] == name).to_numpy()].mean(0)
+        for name in ("low", "high", "control")
+    )
+    np.testing.assert_allclose(found["change"], (low + high) / 2 - start, rtol=1e-6)
 
 
 def test_nearest_condition_starts_anywhere(train):

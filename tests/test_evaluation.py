@@ -46,6 +46,7 @@ from trvae_sc.evaluation import (
     predicted_log_values,
     prepare_task,
     score,
+    subsample,
     training_data,
     variable_genes,
 )
@@ -564,6 +565,41 @@ def test_choosing_genes_leaves_torch_its_threads(make_adata, monkeypatch):
 
 
 # -- tasks ----------------------------------------------------------------------------------------------
+
+
+def test_a_hold_out_that_hides_nothing_is_refused(make_adata):
+    """With a label that is misspelt, the cells to be hidden were trained on."""
+    typo = Holdout("nk", "stimulated", "control")
+    with pytest.raises(InputError, match="nk:stimulated hides no cell"):
+        training_data(make_adata(), [NK, typo], keys=COUNTS)
+    with pytest.raises(InputError, match="No column 'nope'"):
+        training_data(make_adata(), [NK], keys=COUNTS, columns=["nope"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"condition_key": "nope"}, "No column 'nope'"),
+        ({"labels_key": "nope"}, "No column 'nope'"),
+        ({"layer": "nope"}, "No layer 'nope'"),
+        ({}, "not counts"),
+    ],
+)
+def test_genes_are_chosen_of_counts_in_columns_that_there_are(names, message, make_adata):
+    adata = make_adata(values="counts" if names else "log")
+    with pytest.raises(InputError, match=message):
+        choose_genes(adata, n_top_genes=5, **{"condition_key": "condition", **names})
+
+
+def test_cells_of_a_file_are_drawn_as_those_in_memory(make_adata, tmp_path):
+    adata = make_adata()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    found, expected = (subsample(cells, COUNTS, 5) for cells in (backed, adata))
+    assert found.obs_names.equals(expected.obs_names)
+    assert (found.X != expected.X).nnz == 0
+    with pytest.raises(InputError, match="No column 'nope'"):
+        subsample(adata, COUNTS._replace(labels_key="nope"), 5)
 
 
 def test_nothing_left_to_train_on(make_adata):

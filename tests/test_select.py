@@ -589,6 +589,16 @@ def test_other_fits_in_the_folder_do_not_count(adata, tmp_path):
     assert set(found["scores"]["method"]) == {"m", "no_change"}
 
 
+@pytest.mark.parametrize("min_cells", [0, 1])
+def test_labels_of_too_few_cells_to_be_scored_are_not_left_out(min_cells, adata):
+    """A selection stopped at a hold-out that nobody had asked for."""
+    few = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "stimulated")
+    cells = adata[~few | (few.cumsum() <= 3)].copy()
+    options = QUIET | {"min_cells": min_cells, "methods": ["mean_shift"]}
+    record = select(cells, "stimulated", **options).uns["trvae_sc"]
+    assert list(record["selection"]["tasks"]) == ["type_0", "type_2", "type_3"]
+
+
 def test_the_labels_of_most_cells_are_left_out_first(adata):
     cells = without(adata, "type_1")
     few = np.flatnonzero(

@@ -18,7 +18,7 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import Missed
 from trvae_sc.levels import listing
-from trvae_sc.shift import Profiles, changed, mean_changes
+from trvae_sc.shift import ROUNDING, Profiles, changed, mean_changes
 
 
 def mean_weights(
@@ -31,11 +31,12 @@ def mean_weights(
 def nearest_weights(
     space: ConditionSpace, source: Any, levels: Sequence[Any], noise: np.ndarray, target: Any
 ) -> np.ndarray:
-    """Return the weight 1 of the condition whose features are nearest (Euclidean, standardised)."""
+    """Return the weight 1 of the condition whose features are nearest (Euclidean, standardised); equal ones share it."""
     distance = cdist([space.described(target)], [space.described(level) for level in levels])[0]
     if np.isnan(distance).all():
         raise InputError(f"No measured condition has features to compare those of {target!r} with.")
-    return (np.arange(len(levels)) == np.nanargmin(distance)).astype(float)
+    nearest = np.isclose(distance, np.nanmin(distance), rtol=ROUNDING, atol=0.0)
+    return nearest / nearest.sum()
 
 
 def ridge_weights(

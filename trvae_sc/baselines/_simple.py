@@ -116,7 +116,7 @@ def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) 
 def nearest_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the log fold change of the label under the condition whose features are nearest.
 
-    Euclidean, of standardised features. Parameters and returns as of :func:`mean_shift`.
+    Euclidean, of standardised features; of conditions as near, such as doses on either side, the mean. Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "nearest_condition")
 
@@ -139,6 +139,14 @@ SIMPLE_METHODS: dict[str, Method] = {
 }
 
 
+def _check_genes(train: AnnData, source: AnnData) -> None:
+    """Raise where cells to start from have other genes than those to learn from, or in another order."""
+    if not train.var_names.equals(source.var_names):
+        raise InputError(
+            "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
+        )
+
+
 def _is_new(train: AnnData, target: Any, keys: Keys) -> bool:
     """Return whether a target was not measured, and features or parts tell of it."""
     space = conditions_of(train, keys)
@@ -151,6 +159,7 @@ def _by_conditions(
     """Return the source cells plus the change that a method says of their label by features."""
     from trvae_sc.baselines._cells import learn
 
+    _check_genes(train, source)
     learned = learn(train, keys)
     space, profiles = learned.known.conditions, learned.profiles
     level = space.level(target)
@@ -176,6 +185,7 @@ def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: s
     """Return the source cells plus the change of mean log values that a method says of their label."""
     for adata in (train, source):
         check_obs(adata, [*keys.condition_columns, keys.labels_key])
+    _check_genes(train, source)
     level = target_level(train, target, keys, strict=method != "no_change")
     known, space = profiles(train, keys), conditions_of(train, keys)
     means = known.of_conditions(space.levels)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.evaluation._scores import N_TOP, score_values
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.metrics import _arrays
@@ -57,6 +58,7 @@ def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.Da
     ----------
     Mixture: Stephens 2017, doi:10.1093/biostatistics/kxw041.
     """
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     halves = _halves(task, rng, n_top)
     drawn = _drawn(task, rng, n_top)

@@ -23,6 +23,7 @@ from trvae_sc.expression import Keys, conditions_of, totals, values
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
 
+LEAST_HIDDEN = 4  #: cells that are scored, which the ceiling halves
 LEAST_GENES = 2  #: of which there are principal components and correlations
 
 
@@ -100,7 +101,7 @@ def check_holdout(adata: AnnData, holdout: Holdout, keys: Keys) -> None:
         raise InputError(f"Hold-out {holdout} has {holdout.source!r} as source and as target.")
     check_obs(adata, [*keys.condition_columns, keys.labels_key, *holdout.columns])
     hidden, start = holdout.hidden(adata, keys), holdout.sources(adata, keys)
-    for name, rows, least in (("hidden", hidden, 4), ("source", start, 2)):
+    for name, rows, least in (("hidden", hidden, LEAST_HIDDEN), ("source", start, 2)):
         if rows.sum() < least:
             raise InputError(
                 f"{holdout} has {rows.sum()} {name} cells; at least {least} are needed."

@@ -12,9 +12,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.arguments import check_whole
+from trvae_sc.checks import check_matrix, check_obs
+from trvae_sc.evaluation._checks import check_counts
 from trvae_sc.evaluation._measured import label_column
 from trvae_sc.expression import KeyNames, Keys, keys_from, log_values, median_total
 from trvae_sc.levels import as_text, listing
+from trvae_sc.stored import is_by_column
 
 _SHARE = 0.25  # of the genes that are chosen by how they change between conditions
 _ENOUGH = 20  # cells of a condition that tell which genes vary in it
@@ -68,7 +71,7 @@ def choose_genes(
     Raises
     ------
     InputError
-        `n_top_genes` is below 1, or columns are missing.
+        `n_top_genes` is below 1, columns or layer are missing, or values are not counts.
     """
     keys = keys_from(keys, names)
     check_whole("n_top_genes", n_top_genes)
@@ -105,6 +108,11 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
 
 def _read(train: AnnData, keys: Keys) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return log values, and the names of each cell's label and condition."""
+    totals_key = keys.total_counts_key if keys.is_count else None
+    check_obs(train, [*keys.condition_columns, keys.labels_key], [totals_key])
+    if keys.layer is not None or not is_by_column(train.X):  # which are read as a whole
+        check_matrix(train, keys.layer)
+        check_counts(train, keys)
     x = log_values(train, keys, median_total(train, keys))
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else np.asarray(x, np.float32)
     condition = as_text(keys.conditions(train.obs)).to_numpy()

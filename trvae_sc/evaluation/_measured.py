@@ -20,7 +20,7 @@ from trvae_sc.checks import (
 from trvae_sc.condition_parts import joint_column
 from trvae_sc.condition_sets import split
 from trvae_sc.errors import InputError, naming
-from trvae_sc.expression import Keys, totals, values
+from trvae_sc.expression import Keys, in_memory, totals, values
 from trvae_sc.levels import as_text
 
 TOTAL = "_trvae_sc_total"  #: column with the totals over the genes that the prediction counts
@@ -74,7 +74,7 @@ def measured_cells(
                 f"{name}.{where} holds no counts (negative or fractional values), and the prediction was made "
                 f"from counts. If a layer has them: {name}.{where} = {name}.layers[...]."
             )
-    elif looks_like_counts(values(adata, own), adata.n_obs, least=_COUNTS):
+    elif _are_other_counts(adata, predicted, own):
         raise InputError(
             f"{name} holds counts, and the prediction was made from other values. Pass the values that "
             "the model was set up with, in the same layer."
@@ -106,6 +106,17 @@ def _as_predicted(conditions: pd.Series, predicted: AnnData, keys: Keys) -> pd.S
     return conditions.map(
         {name: called.get(frozenset(split(name, separator)), name) for name in conditions.unique()}
     )
+
+
+def _are_other_counts(adata: AnnData, predicted: AnnData, keys: Keys) -> bool:
+    """Return whether measured values are counts and those predicted are not, as far as it shows.
+
+    Whole numbers may be intensities: then those predicted are as large, which logarithms never are.
+    """
+    if not looks_like_counts(values(adata, keys), adata.n_obs, least=_COUNTS):
+        return False
+    x, measured = in_memory(predicted.X), in_memory(values(adata[:, predicted.var_names], keys))
+    return bool(x.max() < _COUNTS or not 0.5 < x.mean() / measured.mean() < 2.0)
 
 
 def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:

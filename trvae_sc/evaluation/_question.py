@@ -10,7 +10,7 @@ from anndata import AnnData
 from trvae_sc.checks import check_free, check_names, check_obs
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation._checks import check_counts
+from trvae_sc.evaluation._checks import LEAST_HIDDEN, check_counts
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.expression import Keys, conditions_of
 from trvae_sc.levels import as_list, as_text, default_source, level_name, match_level
@@ -115,7 +115,9 @@ def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> li
         return _conditions(question, min_cells, max_tasks)
     target = level_name(question.target)
     fewer = question.cells[[question.source, target]].min(axis=1)
-    enough = fewer[fewer >= max(min_cells, 1)].sort_values(ascending=False, kind="stable")
+    enough = fewer[fewer >= max(min_cells, LEAST_HIDDEN)].sort_values(
+        ascending=False, kind="stable"
+    )
     return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
 
 
@@ -126,7 +128,7 @@ def _conditions(question: Question, min_cells: int, max_tasks: int | None) -> li
     others = [c for c in map(level_name, testable) if c != source]
     fewer = pd.DataFrame({c: cells[[source, c]].min(axis=1) for c in others})
     most = fewer.max().sort_values(ascending=False, kind="stable")
-    chosen = sorted(most[most >= max(min_cells, 1)].index[:max_tasks])
+    chosen = sorted(most[most >= max(min_cells, LEAST_HIDDEN)].index[:max_tasks])
     found = []
     for c in chosen:
         label = fewer[c].idxmax()

@@ -11,7 +11,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import metrics
-from trvae_sc.errors import InputError, UndefinedScoreError
+from trvae_sc.checks import check_type
+from trvae_sc.errors import InputError, UndefinedScoreError, naming
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
@@ -76,6 +77,8 @@ def rescaled(x: Any, kappa: float, to: float) -> Any:
 
 def _check_predicted(task: Task, predicted: AnnData) -> None:
     """Raise where genes or the note of the scale are not as they must be."""
+    with naming("predicted"):
+        check_type(predicted)
     if predicted.var_names.tolist() != task.train.var_names.tolist():
         raise InputError(
             "The predicted cells do not have the genes of the training cells in order."

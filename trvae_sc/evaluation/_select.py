@@ -91,7 +91,7 @@ def select(  # noqa: PLR0913
     max_tasks
         Number of labels to leave out, those with most cells; all if None.
     min_cells
-        Cells that a label needs under source and target to be left out.
+        Cells that a label needs under source and target to be left out; those with fewer than four never are.
     seeds
         Seeds, or how many; the final fit has the first.
     n_top_genes

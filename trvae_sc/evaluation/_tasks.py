@@ -13,8 +13,8 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from trvae_sc import show
-from trvae_sc.arguments import check_whole
-from trvae_sc.checks import TOTAL_COLUMN
+from trvae_sc.arguments import check_seed, check_whole
+from trvae_sc.checks import TOTAL_COLUMN, check_obs
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import LEAST_GENES, check_counts, check_holdout
 from trvae_sc.evaluation._genes import choose_genes
@@ -56,12 +56,15 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
     Raises
     ------
     InputError
-        `max_cells` is less than 1.
+        `max_cells` is less than 1, or columns are missing.
     """
     check_whole("max_cells", max_cells)
+    check_seed(seed)
+    check_obs(adata, [*keys.condition_columns, keys.labels_key])
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
-    return adata[np.sort(np.concatenate(kept))].copy()
+    found = adata[np.sort(np.concatenate(kept))]
+    return found.to_memory() if adata.isbacked else found.copy()
 
 
 # -- training data --------------------------------------------------------------------------------------
@@ -103,13 +106,21 @@ def training_data(
     Raises
     ------
     InputError
-        The hold-outs cover every cell.
+        The hold-outs cover every cell, or one of them none; columns are missing.
     """
     if n_top_genes is not None:
         check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     hidden = np.zeros(adata.n_obs, dtype=bool)
-    for holdout in as_holdouts(holdouts, adata, keys):
-        hidden |= holdout.hidden(adata, keys)
+    given = as_holdouts(holdouts, adata, keys)
+    further = [column for holdout in given for column in holdout.columns]
+    check_obs(adata, [*keys.condition_columns, keys.labels_key, keys.batch_key, *columns, *further])
+    for holdout in given:
+        own = holdout.hidden(adata, keys)
+        if not own.any():
+            raise InputError(
+                f"Hold-out {holdout} hides no cell: none has that label and condition."
+            )
+        hidden |= own
     if hidden.all():
         raise InputError("The hold-outs cover every cell: nothing is left to train on.")
     train, with_totals = bare(adata, ~hidden, keys, columns)
@@ -266,7 +277,7 @@ def prepare_tasks(
     """Return the tasks of checked hold-outs that hide the same; what they share is prepared once."""
     first, everything = holdouts[0], keys
     columns = [*columns, *first.columns]
-    hide = [first, *first.also]
+    hide = [first, *(h for h in first.also if h.hidden(adata, everything).any())]
     train, keys = training_data(adata, hide, keys=keys, n_top_genes=n_top_genes, columns=columns)
     shared = Shared.of(train, keys, median_total(train, keys))
     tasks = []
