@@ -325,6 +325,15 @@ def test_strength_follows_from_labels_left_out_in_turn(transfer, monkeypatch):
     predicted = model.predict(target="stimulated", labels="A", exemplars=shown)
     table = predicted.uns["trvae_sc"]["combinations"]
     assert table[["strength", "strength_outside"]].to_numpy().tolist() == [[inside, outside]]
+    own, attached = model.adata, adata[adata.obs["cell_type"] != "B"].copy()
+    model.adata = attached  # it raised a KeyError
+    at = [list(shifts).index(label) for label in "CD"]
+    judged = worth_of_prior([expected[i] for i in at], [cells[i] for i in at])
+    assert model.prior_strength("control", "stimulated")[0] == pytest.approx(judged, rel=1e-3)
+    model.adata = where(adata, "A", "control")
+    with pytest.raises(InputError, match="cells attached have no label under both"):
+        model.prior_strength("control", "stimulated")
+    model.adata = own
     monkeypatch.setattr(model, "_adata", None)
     with pytest.raises(InputError, match="none are attached"):
         model.prior_strength("control", "stimulated")

@@ -122,7 +122,7 @@ class FlowTransfer(FlowSpace):
         ------
         InputError
             No training cells are attached, fewer than two labels were measured under both, or no
-            label has two target cells.
+            label has two target cells among those attached.
         """
         _check_choice("prior", prior, _PRIORS)
         if self.adata is None:
@@ -137,17 +137,17 @@ class FlowTransfer(FlowSpace):
                 "needed to tell what the prior is worth. Give strength."
             )
         rows = dict(groups(self.adata.obs, self.keys))
-        if all(len(rows[label, level_name(target)]) < 2 for label in shifts):
+        ends = [level_name(c) for c in (source, target)]
+        attached = [label for label in shifts if all((label, end) in rows for end in ends)]
+        if all(len(rows[label, ends[1]]) < 2 for label in attached):
             raise InputError(
-                f"No label has two cells or more under {target!r}, without which their variance is not known. "
-                "Give strength."
+                f"The cells attached have no label under both {source!r} and {target!r} with two cells under the "
+                "latter, by which the prior could be judged. Attach the training cells (model.adata = adata), or "
+                "give strength."
             )
         expected, cells = [], []
-        for label in shifts:
-            start, end = (
-                self.adata[evenly_spaced(rows[label, level_name(c)], _MAX_CELLS)]
-                for c in (source, target)
-            )
+        for label in attached:
+            start, end = (self.adata[evenly_spaced(rows[label, c], _MAX_CELLS)] for c in ends)
             others = [other for name, other in shifts.items() if name != label]
             moved = self._places(start) + (np.mean(others, 0) if prior == "shift" else 0.0)
             expected.append(self._values_at(moved).mean(0))
