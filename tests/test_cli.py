@@ -505,6 +505,23 @@ def test_requests_that_cannot_be_predicted(run, folder, make_adata, change, opti
     assert_refused(run("predict", folder / "model", file, *options), message, before)
 
 
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_a_file_needs_no_x_where_a_layer_has_the_values(run, make_adata, suffix):
+    adata = make_adata()
+    write(adata)
+    adata.layers["counts"], adata.X = adata.X, None
+    file = write(adata, f"layer.{suffix}")
+    assert run("train", file, *SETUP, *TOTALS, *QUICK, "--layer", "counts", "-o", "model")[0] == 0
+    assert run("train", "cells.h5ad", *SETUP, *TOTALS, *QUICK, "-o", "of_x")[0] == 0
+    options = ["--target", "stimulated", "--labels", "NK"]
+    code, _, err = run("predict", "model", file, *options, "-o", f"p.{suffix}")
+    assert code == 0, err
+    assert run("predict", "of_x", "cells.h5ad", *options, "-o", "of_x.h5ad")[0] == 0
+    assert_same(read(Path(f"p.{suffix}")), read(Path("of_x.h5ad")))
+    code, _, err = run("predict", "of_x", file, *options, "-o", "no.h5ad")
+    assert (code, "adata.X is None" in err) == (2, True)
+
+
 def test_a_layer_the_model_needs_is_named(run, make_adata, folder):
     adata = make_adata()
     adata.layers["raw"] = adata.X.copy()

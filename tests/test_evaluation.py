@@ -195,6 +195,8 @@ def test_holdouts_of_a_label_in_a_batch(make_adata):
     assert results.table["label"].unique().tolist() == ["b0 + B", "b0 + NK"]
     with pytest.raises(InputError, match="No column 'donor'"):
         holdouts(adata, keys=COUNTS, by=["donor", "cell_type"])
+    with pytest.raises(InputError, match="names a column twice"):
+        holdouts(adata, keys=COUNTS, by=["batch", "batch"])
 
 
 def test_holdouts_together_name_each_other(make_adata):

@@ -105,6 +105,22 @@ def test_no_file_that_is_read_is_replaced_by_what_is_predicted(fit, make_adata):
         model.predict("cells.h5ad", target="stimulated", out="p.h5ad")
 
 
+def test_a_backed_file_needs_no_x_where_a_layer_has_the_values(fit, make_adata):
+    adata = make_adata()
+    of_x = fit(adata.copy())
+    adata.layers["counts"], adata.X = adata.X, None
+    model = fit(adata.copy(), setup={"layer": "counts"})
+    expected = model.predict(adata, target="stimulated")
+    whole = AnnData(obs=adata.obs, var=adata.var, layers={"counts": adata.layers["counts"]})
+    whole[:, ::-1].copy().write_h5ad("cells.h5ad")  # genes are put in order
+    backed = anndata.read_h5ad("cells.h5ad", backed="r")
+    for out in (None, "p.h5ad"):
+        found = model.predict(backed, target="stimulated", out=out).to_memory()
+        assert abs(found.X - expected.X).max() == 0
+    with pytest.raises(InputError, match=r"X is None\. Name one of the layers"):
+        of_x.predict(backed, target="stimulated", out="q.h5ad")
+
+
 @pytest.mark.parametrize("is_dense", [False, True])
 def test_a_store_that_is_gone_is_not_read_as_zeros(fit, make_adata, is_dense):
     adata = make_adata()

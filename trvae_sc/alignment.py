@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, layer_names, matrix
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks, row_sums
@@ -30,6 +30,7 @@ def align(
     InputError
         Genes are missing or not unique.
     """
+    check_matrix(adata, layer)
     sums = None
     if total_counts_key == TOTAL_COLUMN not in adata.obs:
         sums = _all_totals(adata, len(var_names), layer)
@@ -42,9 +43,8 @@ def align(
             )
         if not adata.var_names.is_unique:
             raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")
-        in_file = adata.isbacked or is_file(adata.X)
-        adata = _in_memory(adata, var_names) if in_file else adata[:, var_names]
-    check_matrix(adata, layer)
+        in_file = adata.isbacked or is_file(matrix(adata, layer))
+        adata = _in_memory(adata, var_names, layer) if in_file else adata[:, var_names]
     layers = {} if layer is None else {layer: adata.layers[layer]}
     x = adata.X if layer is None else None
     var = pd.DataFrame(index=pd.Index(var_names, dtype=str))
@@ -60,14 +60,13 @@ def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
             f"adata has. Pass cells with all genes, or with their totals in adata.obs['{TOTAL_COLUMN}']."
         )
     say_totals(adata.n_vars, TOTAL_COLUMN)
-    check_matrix(adata, layer)
     return row_sums(matrix(adata, layer), adata.n_obs)
 
 
-def _in_memory(adata: AnnData, var_names: pd.Index) -> AnnData:
-    """Return some genes of an AnnData whose X is in a file; the others are in memory by turns."""
+def _in_memory(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
+    """Return some genes of an AnnData whose values are in a file; the others are in memory by turns."""
     genes = adata.var_names.get_indexer(var_names)
-    parts = [block[:, genes] for _, block in row_chunks(adata.X, adata.n_obs)]
+    parts = [block[:, genes] for _, block in row_chunks(matrix(adata, layer), adata.n_obs)]
     x = sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
-    layers = {name: adata.layers[name][:, genes] for name in layer_names(adata)}
-    return AnnData(x, obs=adata.obs, var=pd.DataFrame(index=var_names), layers=layers)
+    held = {"X": x} if layer is None else {"layers": {layer: x}}
+    return AnnData(**held, obs=adata.obs, var=pd.DataFrame(index=var_names))

@@ -244,7 +244,7 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
     """Raise where there is no matrix of real numbers, or one that rows cannot be read from."""
     if layer is not None and layer not in layer_names(adata):
         raise InputError(f"No layer '{layer}' in adata.layers; there are {layer_names(adata)}.")
-    if layer is None and adata.X is None:
+    if layer is None and not _has_x(adata):
         raise InputError(
             f"adata.X is None. Name one of the layers {layer_names(adata)} with layer=."
         )
@@ -261,6 +261,13 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
         raise InputError(
             f"{name} has dtype {dtype}; real numbers are needed: {name} = {name}.astype('float32')."
         )
+
+
+def _has_x(adata: AnnData) -> bool:
+    try:
+        return adata.X is not None
+    except KeyError:  # of a file that it stays in
+        return False
 
 
 def matrix(adata: AnnData, layer: str | None) -> Any:

@@ -53,6 +53,9 @@ def read(path: Path, *, backed: bool = False) -> AnnData:
     try:
         if path.suffix == ".h5ad":
             adata = anndata.read_h5ad(path, backed="r" if backed else None)
+            if adata.isbacked and "X" not in adata.file:  # layers are in memory anyway
+                adata.file.close()
+                return anndata.read_h5ad(path)
         else:
             adata = _read_zarr_backed(path) if backed else anndata.read_zarr(path)
         if backed and adata.X is not None and adata.n_obs:

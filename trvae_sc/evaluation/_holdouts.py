@@ -167,6 +167,8 @@ def holdouts(
             f"by={by!r} names the condition. by='condition' hides a condition in all labels, by='both' its label, "
             "too."
         )
+    if len(set(columns)) < len(columns):
+        raise InputError(f"by={by!r} names a column twice. Name each once.")
     if columns in ([], [None]):
         raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
     check_obs(adata, [*keys.condition_columns, *columns])
