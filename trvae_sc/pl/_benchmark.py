@@ -18,8 +18,9 @@ from trvae_sc.checks import check_obs
 from trvae_sc.condition_parts import joint_column
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
-from trvae_sc.evaluation._holdouts import named_pair
-from trvae_sc.levels import as_list
+from trvae_sc.evaluation._holdouts import by_name, named_pair
+from trvae_sc.expression import Keys, conditions_of
+from trvae_sc.levels import as_list, level_name
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     COLORS,
@@ -81,9 +82,11 @@ def design(
         Cells without keys, values that are no numbers of cells, or more than can be read. A pair or text
         that names none of the combinations.
     """
-    cells = checked_cells(cells, condition_key, labels_key)
+    data, cells = cells, checked_cells(cells, condition_key, labels_key)
+    cells = cells.set_axis(list(map(level_name, cells.index)))
+    cells = cells.set_axis(list(map(level_name, cells.columns)), axis=1)
     n_rows, n_columns = cells.shape
-    labels, conditions = ([str(name) for name in axis] for axis in (cells.index, cells.columns))
+    labels, conditions = list(cells.index), list(cells.columns)
     width = 2.2 + 0.9 * n_columns + names_width(labels)
     ax = axes_of(ax, width, 1.0 + 0.32 * n_rows + names_height(conditions))
     counts = cells.to_numpy(dtype=float)
@@ -91,15 +94,19 @@ def design(
     # pale enough for black numbers
     ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
     hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
+    if isinstance(data, AnnData):  # conditions may be given by their parts
+        key = condition_key if isinstance(condition_key, str) else tuple(condition_key or ())
+        space = conditions_of(data, Keys(key, labels_key))
+        hidden = [by_name(one, lambda: space) for one in hidden]
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
-        name = (str(cells.index[i]), str(cells.columns[j]))
+        name = (labels[i], conditions[j])
         text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
         ax.text(j, i, text, ha="center", va="center", fontsize=8, c=color)
         if not n or name in marked:
             _frame(ax, (j - 0.46, i - 0.44), 0.88, "-" if name in marked else ":")
     for column in whole:
-        _frame(ax, (list(map(str, cells.columns)).index(column) - 0.46, -0.46), n_rows - 0.08)
+        _frame(ax, (conditions.index(column) - 0.46, -0.46), n_rows - 0.08)
     name_columns(ax, conditions)
     ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
     ax.tick_params(length=0)
@@ -119,14 +126,14 @@ def _frame(ax: Axes, corner: tuple[float, float], height: float, style: str = "-
 def _hidden(hidden: Iterable[Any], cells: pd.DataFrame) -> tuple[set[tuple[str, str]], set[str]]:
     """Return the combinations that are hidden, and the conditions that are as a whole."""
     marked, whole = set(), set()
-    present = {str(c): set(map(str, cells.index[cells[c] > 0])) for c in cells.columns}
-    labels, conditions = list(map(str, cells.index)), list(map(str, cells.columns))
+    present = {c: set(cells.index[cells[c] > 0]) for c in cells.columns}
+    labels, conditions = list(cells.index), list(cells.columns)
     known = set(itertools.product(labels, conditions)), labels, conditions
     for one in hidden:
         holdout = one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known))
-        parts = {(h.name, str(h.target)) for h in (holdout, *holdout.also)}
+        parts = {(h.name, level_name(h.target)) for h in (holdout, *holdout.also)}
         marked |= parts
-        condition = str(holdout.target)
+        condition = level_name(holdout.target)
         together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
