@@ -12,7 +12,7 @@ from scipy import stats
 
 from trvae_sc import baselines, pl
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation import Holdout
+from trvae_sc.evaluation import Holdout, holdouts
 from trvae_sc.pl import COLORS
 from trvae_sc.pl._style import method_colors
 
@@ -504,3 +504,25 @@ def test_plots_of_something_else_say_what_they_take(given):
     for draw in (pl.calibration, pl.volcano, pl.benchmark, pl.dose_response, pl.effect):
         with pytest.raises(InputError, match=r"Expected a table .* Give "):
             draw(given)
+
+
+def frames(ax):
+    """Return the places of frames that are drawn with a line, column and row."""
+    return [
+        (round(p.get_x() + 0.46), round(p.get_y() + 0.44))
+        for p in ax.patches
+        if p.get_linestyle() == "-"
+    ]
+
+
+@pytest.mark.parametrize("target", ["a + 10", "a + 10.0", ("a", 10), {"dose": 10, "drug": "a"}])
+def test_design_frames_what_is_hidden_however_it_is_named(target):
+    rows = [(label, *of) for label in "xy" for of in (("none", 0.0), ("a", 1.0), ("a", 10.0))]
+    obs = pd.DataFrame(rows, columns=["cell_type", "drug", "dose"], index=list("abcdef"))
+    cells = AnnData(np.ones((6, 2), dtype=np.float32), obs=obs)
+    for hidden in (("y", target), Holdout("y", target, "none + 0")):
+        ax = pl.design(cells, ["drug", "dose"], "cell_type", hidden=[hidden], show=False)
+        assert frames(ax) == [(1, 1)]
+    hidden = holdouts(cells, condition_key="dose", labels_key="cell_type", min_cells=1)
+    ax = pl.design(cells, "dose", "cell_type", hidden=hidden[:1], show=False)
+    assert frames(ax) == [(1, 0)]

@@ -104,7 +104,6 @@ def _in_order(column: pd.Series) -> pd.Series:
         known, ordered = column.cat.categories, column.cat.ordered
     else:
         known, ordered = levels(column), False
-    names = list(
-        dict.fromkeys(codes_of(pd.Series(known))[1])
-    )  # categories without cells may read alike
+    # categories without cells may read alike
+    names = list(dict.fromkeys(codes_of(pd.Series(known))[1]))
     return as_text(column).astype(pd.CategoricalDtype(names, ordered=ordered))

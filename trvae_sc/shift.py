@@ -195,9 +195,8 @@ class Ridge:
         self.centre = np.average(z[label], axis=0, weights=weight)
         self.z = z - self.centre
         size = np.average(np.square(self.z[label]).sum(1), weights=weight)
-        rounding = ROUNDING**2 * (
-            self.centre @ self.centre
-        )  # of labels that share their source cells
+        # of labels that share their source cells
+        rounding = ROUNDING**2 * (self.centre @ self.centre)
         self.size = size if len(known) > 1 and size > rounding else np.inf
         self.condition = place[condition]
         self.of_target = likeness.target[self.condition]

@@ -242,7 +242,7 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     if not isinstance(given, Iterable):
         raise InputError(f"holdouts is {given!r}; {_ALLOWED}")
     space = cache(lambda: conditions_of(adata, keys))
-    every = [_by_name(one, space) for one in given]
+    every = [by_name(one, space) for one in given]
     texts = [one for one in every if not isinstance(one, Holdout)]
     if not texts:
         return every
@@ -250,21 +250,19 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     return [one if isinstance(one, Holdout) else next(parsed) for one in every]
 
 
-def _by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
+def by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
     """Return a hold-out, text or pair with the names of conditions that are given by their parts."""
 
     def named(condition: Any) -> Any:
         if isinstance(condition, Mapping | list | tuple):
             return space().level(condition)
-        if (
-            isinstance(condition, str) and space().tells_of_new
-        ):  # parts in another order, or "A + 1.0"
-            with contextlib.suppress(InputError):
+        if isinstance(condition, str) and space().tells_of_new:
+            with contextlib.suppress(InputError):  # parts in another order, or "A + 1.0"
                 return space().level(condition)
         return condition
 
     if isinstance(given, Holdout):
-        also = tuple(_by_name(one, space) for one in given.also)
+        also = tuple(by_name(one, space) for one in given.also)
         return replace(given, target=named(given.target), source=named(given.source), also=also)
     is_pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
     return (given[0], named(given[1])) if is_pair else given

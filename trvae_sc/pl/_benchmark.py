@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -16,11 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
 from trvae_sc.checks import check_obs
-from trvae_sc.condition_parts import joint_column, name_of
+from trvae_sc.condition_parts import joint_column
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Results
-from trvae_sc.evaluation._holdouts import named_pair
+from trvae_sc.evaluation._holdouts import by_name, named_pair
 from trvae_sc.evaluation._results import loss
+from trvae_sc.expression import Keys, conditions_of
 from trvae_sc.levels import as_list, level_name
 from trvae_sc.metrics import METRICS
 from trvae_sc.pl._finish import Save, finish
@@ -85,7 +85,7 @@ def design(
         Cells without keys, values that are no numbers of cells, or more than can be read. A pair or text
         that names none of the combinations.
     """
-    cells = checked_cells(cells, condition_key, labels_key)
+    data, cells = cells, checked_cells(cells, condition_key, labels_key)
     n_rows, n_columns = cells.shape
     labels, conditions = cells.index.tolist(), cells.columns.tolist()
     width = 2.2 + 0.9 * n_columns + names_width(labels)
@@ -94,9 +94,15 @@ def design(
     shade = np.log10(counts + 1)
     # pale enough for black numbers
     ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
+    hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
+    if isinstance(data, AnnData):  # conditions may be given by their parts
+        key = condition_key if isinstance(condition_key, str) else tuple(condition_key or ())
+        space = conditions_of(data, Keys(key, labels_key))
+        hidden = [by_name(one, lambda: space) for one in hidden]
     known = set(itertools.product(labels, conditions)), labels, conditions
-    given = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
-    hidden = [_named(one, as_list(condition_key or ()), known) for one in given]
+    hidden = [
+        one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known)) for one in hidden
+    ]
     marked, whole = _hidden(hidden, cells)
     for (i, j), n in np.ndenumerate(counts):
         name = (labels[i], conditions[j])
@@ -122,23 +128,6 @@ def _frame(ax: Axes, corner: tuple[float, float], height: float, style: str = "-
     ax.add_patch(box)
 
 
-def _named(given: Any, keys: Sequence[str], known: tuple[Any, list[str], list[str]]) -> Holdout:
-    """Return a hold-out with the names of conditions, which may be in parts: a dictionary or a tuple."""
-
-    def name(condition: Any) -> str:
-        if isinstance(condition, Mapping):
-            order = keys if set(keys) == set(condition) else list(condition)
-            condition = [condition[key] for key in order]
-        return name_of(condition if isinstance(condition, list | tuple) else [condition])
-
-    if isinstance(given, Holdout):
-        also = tuple(_named(one, keys, known) for one in given.also)
-        return replace(given, target=name(given.target), also=also)
-    if not isinstance(given, str) and isinstance(given, Sequence) and len(given) == 2:
-        given = (given[0], name(given[1]))
-    return Holdout(*named_pair(given, *known))
-
-
 def _hidden(
     hidden: Iterable[Holdout], cells: pd.DataFrame
 ) -> tuple[set[tuple[str, str]], set[str]]:
@@ -146,9 +135,9 @@ def _hidden(
     marked, whole = set(), set()
     present = {c: set(cells.index[cells[c] > 0]) for c in cells.columns}
     for holdout in hidden:
-        parts = {(h.name, h.target) for h in (holdout, *holdout.also)}
+        parts = {(h.name, level_name(h.target)) for h in (holdout, *holdout.also)}
         marked |= parts
-        condition = holdout.target
+        condition = level_name(holdout.target)
         together = {label for label, target in parts if target == condition}
         if len(present.get(condition, ())) > 1 and together >= present[condition]:
             whole.add(condition)
