@@ -227,6 +227,14 @@ def test_what_is_missing_of_a_heatmap_is_said(trained):
         pl.effect_heatmap(trained.predict(target="stimulated"))
 
 
+def test_labels_of_a_volcano_may_be_numbers():
+    rows = {"gene": ["a", "b"], "change": 0.5, "pval": 0.01, "qval": 0.02}
+    effects = pd.DataFrame(rows).assign(label=[1.0, 2.0])
+    for label in (1, 1.0, "1"):
+        ax = pl.volcano(effects, label=label)
+        assert ax.get_title() == "1: 1 of 1 genes have q \u2264 0.1"
+
+
 def test_a_volcano_of_several_labels_says_so(trained):
     predicted = trained.predict(target="stimulated", source="control")
     message = r"several groups, 'B from control', .*pl\.volcano\(model\.effects\("

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from anndata import AnnData
 
 from trvae_sc import InputError, compare, pl
 from trvae_sc.pl._style import arrows, name_points, number, to_name, within
@@ -290,3 +291,22 @@ def test_names_that_are_longer_than_the_axes_are_left_out_without_a_warning():
     ax.plot(*xy.T)
     name_points(ax, ["a", "b" * 60, "c"], xy, xy)
     assert {text.get_text() for text in ax.texts} <= {"a", "c", ""}
+
+
+@pytest.mark.parametrize("name", ["design", "next_experiments", "effect_heatmap", "grid"])
+def test_the_grid_of_scanpy_is_not_drawn_over_heat_maps(name):
+    """Its lines crossed the numbers of cells."""
+    cells = pd.DataFrame([[3, 0]], index=["B"], columns=["a", "b"])
+    ranked = {"label": ["B"], "condition": ["b"], "lowers": [1.0], "left": [0.0]}
+    changes = pd.DataFrame({"real_change": [1.0, 2.0], "predicted_change": [1.0, 2.0]})
+    draw = {
+        "design": lambda: pl.design(cells),
+        "next_experiments": lambda: pl.next_experiments(cells, pd.DataFrame(ranked)),
+        "effect_heatmap": lambda: pl.effect_heatmap({"B": changes})[0],
+        "grid": lambda: pl.grid(AnnData(np.ones((2, 2)))),
+    }[name]
+    with plt.rc_context({"axes.grid": True}):
+        ax = draw()
+    lines = [*ax.get_xgridlines(), *ax.get_ygridlines()]
+    assert lines
+    assert not any(line.get_visible() for line in lines)

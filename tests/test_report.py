@@ -385,7 +385,7 @@ def test_the_model_to_judge():
     assert verdicts(results, method="paper")["model"].tolist() == pytest.approx([0.7])
     both = make_results({"B": {**scores, "trvae": 0.4}})
     assert verdicts(both)["model"].tolist() == pytest.approx([0.4])
-    with pytest.raises(InputError, match=r"No method 'best' in the results; there are \['ceiling'"):
+    with pytest.raises(InputError, match=r"No method 'best' in the results; there are \['cvae'"):
         verdicts(results, method="best")
 
 

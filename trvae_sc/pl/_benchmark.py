@@ -115,6 +115,7 @@ def design(
     name_columns(ax, conditions)
     ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
     ax.tick_params(length=0)
+    ax.grid(visible=False)  # scanpy's settings draw one
     ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len({one.hides for one in hidden}) > 1 else "hidden"
     framed = f"cells; framed: {turns}" if marked or whole else "cells; hidden: parts of these"

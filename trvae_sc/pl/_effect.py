@@ -389,6 +389,7 @@ def effect_heatmap(
         ax.set_xticks(range(len(labels)), labels, fontsize=8)
         turn_names(ax, 60)
         ax.tick_params(length=0)
+        ax.grid(visible=False)
         ax.spines[:].set_visible(False)
     axes[0].set_yticks(range(len(table)), [plain(gene) for gene in table.index], fontsize=7)
     extend = "both" if np.nanmax(sizes) > limit else "neither"

@@ -88,6 +88,7 @@ def next_experiments(
     ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
     ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    ax.grid(visible=False)
     ax.grid(which="minor", color=PALE, lw=0.6)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)

@@ -288,6 +288,7 @@ def _draw_tiles(
     if (heights > 1).any():
         for end in np.cumsum(heights)[:-1] * (tiles.shape[0] + 1) / heights.sum():
             ax.axhspan(end - 1.5, end - 0.5, color="white", lw=0)  # between levels of several rows
+    ax.grid(visible=False)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=8)
     ax.spines[:].set_visible(False)
@@ -322,5 +323,6 @@ def _heat_map(
     ax.set_xticks(range(table.shape[1]), [plain(g) for g in table], rotation=90)
     ax.set_yticks(range(len(table)), [plain(name) for name in table.index])
     ax.tick_params(length=0, labelsize=8)
+    ax.grid(visible=False)
     ax.figure.colorbar(drawn, ax=ax).set_label(plain(unit), fontsize=8)
     return ax

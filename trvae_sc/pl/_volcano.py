@@ -158,7 +158,7 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
     """Return change (x), -log10 p (y) and which genes are in colour, of one label; and a title."""
     check_columns(effects, _EFFECTS, of="the table of TRVAE.effects")
     check_finite(effects, ["change"])
-    labels = effects["label"].astype(str)
+    labels = effects["label"].map(level_name)
     if label is not None and level_name(label) not in set(labels):
         raise InputError(f"No label {label!r} in the table; there are {[*labels.unique()]}.")
     part = effects if label is None else effects[labels == level_name(label)]

@@ -108,6 +108,7 @@ def _heatmap(table: pd.DataFrame) -> tuple[Figure, bool]:
         turn_names(ax)
         ax.set_yticks([])
         ax.tick_params(length=0)
+        ax.grid(visible=False)
     axes[0][0].set_yticks(range(len(names)), beside, fontsize=8)
     figure.colorbar(drawn, ax=axes[0].tolist(), label="score", shrink=0.7)
     return figure, any(values.loc[names].isna().any(axis=None) for values in wide)

@@ -158,7 +158,7 @@ def main_method(results: Results, method: str | None = None) -> str:
     run = [m for m in results.methods if m != CEILING]
     if method is not None:
         if method not in run:
-            raise InputError(f"No method {method!r} in the results; there are {results.methods}.")
+            raise InputError(f"No method {method!r} in the results; there are {run}.")
         return method
     trained = [m for m in run if m not in SIMPLEST_FIRST]
     if "trvae" in trained:
