@@ -55,6 +55,8 @@ def test_input_that_cannot_be_scored_is_refused_before_decoupler_is_needed(monke
         trvae_sc.pathways(pd.concat([effects, effects]), NET)
     with pytest.raises(InputError, match="no finite change of some genes"):
         trvae_sc.pathways(effects.iloc[:-1], NET)
+    with pytest.raises(InputError, match="no finite change of some genes"):
+        trvae_sc.pathways(effects.assign(change="up"), NET)
     with pytest.raises(MissingExtraError, match="pip install"):
         trvae_sc.pathways(effects, NET)
 

@@ -21,12 +21,14 @@ from trvae_sc.evaluation import (
     Holdout,
     Keys,
     Results,
+    _answer,
     benchmark,
     prepare_task,
     select,
     training_data,
 )
 from trvae_sc.evaluation._left_out import LeftOut, stacking_weights
+from trvae_sc.evaluation._methods import resolve
 from trvae_sc.intervals import half_width
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
@@ -991,6 +993,27 @@ def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
     predicted.write_h5ad("stack.h5ad")
     again = anndata.read_h5ad("stack.h5ad").uns["trvae_sc"]["selection"]["weights"]
     assert again == pytest.approx(weights)
+
+
+def test_a_stack_says_of_a_label_what_it_says_of_it_alone(full, monkeypatch):
+    """Of several labels at once the model's own change was lost, and taken from the moved cells."""
+    ends, factors_of = {}, _answer.factors_of
+
+    def seen(learned, label, source, end, others):
+        ends.setdefault(label, []).append(end)
+        return factors_of(learned, label, source, end, others)
+
+    monkeypatch.setattr(_answer, "factors_of", seen)
+    train, keys = training_data(without(full, "type_3", "type_4"), [], keys=KEYS)
+    small = partial(baselines.trvae, train_kwargs=QUICK, n_hidden=(8,), n_latent=2)
+    methods = resolve({"mean_shift": baselines.mean_shift, "trvae": small})
+    given = {"target": "stimulated", "keys": keys, "methods": methods, "evidence": None, "seed": 0}
+    for labels in (["type_3"], ["type_3", "type_4"]):
+        start = train.obs["cell_type"].isin(labels) & (train.obs["condition"] == "control")
+        source = train[start.to_numpy()].copy()
+        weights = dict.fromkeys(methods, 0.5)
+        _answer.answer(train, source, weights=weights, output="counts", **given)
+    np.testing.assert_allclose(*ends["type_3"], rtol=1e-6)
 
 
 def test_stacking_weights_are_those_of_constrained_least_squares():

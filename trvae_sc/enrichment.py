@@ -118,7 +118,8 @@ def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
     keys = [key for key in _GROUP if key in effects]
     if effects.duplicated([*keys, "gene"]).any():
         raise InputError(f"effects has several rows of one gene and {', '.join(keys)}. Keep one.")
-    wide = effects.pivot(index=keys, columns="gene", values=column).astype(np.float64)
+    numbers = pd.to_numeric(effects[column], errors="coerce").astype(np.float64)
+    wide = effects.assign(**{column: numbers}).pivot(index=keys, columns="gene", values=column)
     if wide.empty or not np.isfinite(wide.to_numpy()).all():
         raise InputError(
             f"effects has no rows, or no finite {column} of some genes in some labels."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,16 +51,15 @@ def answer(
         given = {"method": name, "source": start, "labels": labels, "keys": keys}
         predicted = predict(train, target, output=output, seed=seed, **given)
         return _with_interval(predicted, half, keys)
-    found = {
-        method: methods[method](train, source, target=target, keys=keys, seed=seed)
-        for method in used
-    }
+    fits = {method: methods[method].fitted(train, keys=keys, seed=seed) for method in used}
+    found = {method: fit(source, target) for method, fit in fits.items()}
     if len(found) == 1 and output in found[name]:
         predicted = found[name][output]
         if "response" in predicted.obs or predicted.n_obs != source.n_obs:
             return _with_interval(predicted, half, keys)
     learned = learn(train, keys)
-    x, moved = _mean(learned, source, found, used, half)
+    trained = {name: fits[name] for name in used if methods[name].fit_once is not None}
+    x, moved = _mean(learned, source, found, used, half, trained, target)
     return finished(learned, name, moved, target, output=output, seed=seed, x=x)
 
 
@@ -70,14 +69,19 @@ def _mean(
     found: Mapping[str, Mapping[str, AnnData]],
     weights: Mapping[str, float],
     half: np.ndarray | None,
+    trained: Mapping[str, Callable[[AnnData, Any], Mapping[str, AnnData]]],
+    target: Any,
 ) -> tuple[np.ndarray, list[Moved]]:
-    """Return the weighted mean of what methods predict: log values, and the change of each label."""
+    """Return the weighted mean of what methods predict: log values, and the change of each label.
+
+    The change of a label is the one that methods say of it alone; `trained` are those that are asked again.
+    """
     keys = learned.keys
     names = dict(groups(source.obs, keys))
     x: Any = 0.0
     ends: dict[tuple[str, str], Any] = dict.fromkeys(names, 0.0)
     for method, outputs in found.items():
-        predicted = outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
+        predicted = _of(outputs)
         if predicted.n_obs != source.n_obs:
             raise InputError(
                 f"{method} returned {predicted.n_obs:,} cells for {source.n_obs:,} source cells: to combine "
@@ -86,10 +90,11 @@ def _mean(
         own = dense(on_scale(predicted, keys, learned.kappa)).astype(np.float64)
         x = x + weights[method] * own
         for group, rows in names.items():
-            end = mean_level(own[rows], is_count=keys.is_count)
-            known = "predicted_mean" in predicted.var and has_levels(predicted, keys)
-            if len(names) == 1 and known:
-                end = predicted.var["predicted_mean"].to_numpy()
+            end, alone = mean_level(own[rows], is_count=keys.is_count), predicted
+            if len(names) > 1 and method in trained:
+                alone = _of(trained[method](source[rows], target))
+            if "predicted_mean" in alone.var and has_levels(alone, keys):
+                end = alone.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
     at = learned.adata.obs_names.get_indexer(source.obs_names)
     moved = []
@@ -100,6 +105,11 @@ def _mean(
         factors = factors._replace(change=factors.change._replace(half_width=half))
         moved.append(Moved(at[rows], factors))
     return np.asarray(x, dtype=np.float32), moved
+
+
+def _of(outputs: Mapping[str, AnnData]) -> AnnData:
+    """Return the output that methods are compared by, or the one there is."""
+    return outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
 
 
 def _with_interval(predicted: AnnData, half: np.ndarray | None, keys: Keys) -> AnnData:

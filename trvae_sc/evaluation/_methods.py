@@ -47,6 +47,13 @@ class Method:
         return "seed" in inspect.signature(self.predict).parameters
 
     @property
+    def fit_once(self) -> Callable[..., Any] | None:
+        """What trains it for several predictions, if it can."""
+        method: Any = self.predict
+        method = method.func if isinstance(method, partial) and not method.args else method
+        return getattr(method, "fit_once", None)
+
+    @property
     def columns(self) -> list[str]:
         """Columns of ``obs`` that it needs besides those that keys name."""
         setup = getattr(self.predict, "keywords", {}).get("setup_kwargs") or {}
@@ -73,11 +80,8 @@ class Method:
         """Return what predicts copies of source cells under a target, trained on a copy as far as it can be."""
         kwargs = {"seed": seed} if self.takes_seed else {}
         given = getattr(self.predict, "keywords", {})
-        method: Any = self.predict
-        method = method.func if isinstance(method, partial) and not method.args else method
-        fit_once = getattr(method, "fit_once", None)
-        if fit_once is not None:
-            once = fit_once(train.copy(), keys=keys, **{**given, **kwargs})
+        if self.fit_once is not None:
+            once = self.fit_once(train.copy(), keys=keys, **{**given, **kwargs})
             return lambda source, target: once(source.copy(), target)
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
