@@ -61,7 +61,8 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
     check_whole("max_cells", max_cells)
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
-    return adata[np.sort(np.concatenate(kept))].copy()
+    found = adata[np.sort(np.concatenate(kept))]
+    return found.to_memory() if adata.isbacked else found.copy()
 
 
 # -- training data --------------------------------------------------------------------------------------
