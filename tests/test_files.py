@@ -12,7 +12,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from trvae_sc import TRVAE, pl
 from trvae_sc.errors import InputError
-from trvae_sc.evaluation import Holdout, Results, benchmark
+from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
 from trvae_sc.report import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -89,6 +89,27 @@ def test_the_store_that_is_read_is_not_replaced_by_what_is_predicted(fit, make_a
             model.predict(backed, target="stimulated", out=out, overwrite=True)
     assert anndata.read_zarr("cells.zarr").shape == adata.shape
     model.predict(backed, target="stimulated", out="other.zarr", overwrite=True)
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper"])
+def test_results_in_a_file_are_refused(make_adata, place):
+    Path("file").write_text("mine")
+    keys = {"condition_key": "condition", "labels_key": "cell_type"}
+    with pytest.raises(InputError, match="file is a file, so file"):
+        benchmark(make_adata(), ["no_change"], ["NK:stimulated"], **keys, folder=place)
+    with pytest.raises(InputError, match="file is a file, so file"):
+        write_report(Path(place) / "page.html", "<p>")
+
+
+def test_cells_in_a_file_are_drawn_from(make_adata):
+    adata = make_adata()
+    adata.write_h5ad("cells.h5ad")
+    backed = anndata.read_h5ad("cells.h5ad", backed="r")
+    keys = Keys("condition", "cell_type")
+    found, expected = subsample(backed, keys, 5), subsample(adata, keys, 5)
+    assert found.obs_names.tolist() == expected.obs_names.tolist()
+    assert (found.X != expected.X).nnz == 0
+    assert not found.isbacked
 
 
 def test_no_file_that_is_read_is_replaced_by_what_is_predicted(fit, make_adata):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trvae_sc.errors import InputError
-from trvae_sc.files import as_path, write_text
+from trvae_sc.files import as_path, check_target, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Store:
 
     def open(self, run: dict[str, Any]) -> None:
         """Make the folder for a run, or raise where it holds results of other data or settings."""
+        check_target(self.run_file, overwrite=True)
         if not self.run_file.exists():
             write_text(self.run_file, json.dumps(run, indent=1))
             return

@@ -16,7 +16,7 @@ from trvae_sc.baselines import SIMPLEST_FIRST
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
 from trvae_sc.evaluation._holdouts import TASK
-from trvae_sc.files import as_path, write_text
+from trvae_sc.files import as_path, check_target, write_text
 from trvae_sc.report._design import design
 from trvae_sc.report._genes import gene_changes, predicted_changes
 from trvae_sc.report._images import image
@@ -146,7 +146,9 @@ def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None
         raise InputError(
             f"text is {type(text).__name__}; give the page: write_report(path, report(results))."
         )
-    write_text(as_path(path, "path"), text, overwrite=overwrite)
+    place = as_path(path, "path")
+    check_target(place, overwrite=overwrite)
+    write_text(place, text, overwrite=overwrite)
 
 
 # -- what is in the page ------------------------------------------------------------------------------
