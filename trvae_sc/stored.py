@@ -67,10 +67,7 @@ def file_state(x: Any) -> tuple[Any, ...]:
 
 
 def files_of(adata: Any) -> list[Path]:
-    """Return the files or folders that values of an AnnData are read from; raise on anything else."""
-    from trvae_sc.checks import check_type  # which needs this file
-
-    check_type(adata)
+    """Return the files or folders that values of an AnnData are read from."""
     found = [Path(adata.filename)] if adata.isbacked and adata.filename else []
     matrices = [adata.layers[name] for name in adata.layers.keys() if name is not None]  # noqa: SIM118
     for x in matrices if adata.isbacked else [adata.X, *matrices]:

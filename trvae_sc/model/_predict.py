@@ -15,7 +15,7 @@ from scipy import sparse
 
 from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_seed, check_whole
-from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger
+from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, files_read, logger
 from trvae_sc.errors import InputError
 from trvae_sc.files import (
     as_path,
@@ -42,7 +42,6 @@ from trvae_sc.model._record import combination_table, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
 from trvae_sc.model._write import PieceWriter, stacked
 from trvae_sc.rows import Rows, give_back_memory
-from trvae_sc.stored import files_of
 from trvae_sc.training import row_numbers
 
 Output = Literal["counts", "delta", "mean", "sample"]
@@ -268,7 +267,7 @@ def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
         overwrite=overwrite,
         replaces=is_zarr if zarr else None,
         kind="zarr store" if zarr else "file",
-        inputs=[path for adata in read if adata is not None for path in files_of(adata)],
+        inputs=files_read(*read),
     )
     return path
 
