@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import SEPARATOR, check_complete, check_levels, levels, listing
 from trvae_sc.roles import check_roles
-from trvae_sc.stored import is_by_column
+from trvae_sc.stored import files_of, is_by_column
 
 logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
@@ -175,6 +176,14 @@ def check_type(adata: Any) -> None:
     if isinstance(adata, str | PathLike):
         raise InputError(f"{found} Read the file: anndata.read_h5ad({str(adata)!r}).")
     raise InputError(f"{found} Of a table make one with anndata.AnnData(table).")
+
+
+def files_read(*given: Any) -> list[Path]:
+    """Return the files that values of several AnnData, or None, are read from; raise on anything else."""
+    cells = [adata for adata in given if adata is not None]
+    for adata in cells:
+        check_type(adata)
+    return [path for adata in cells for path in files_of(adata)]
 
 
 def check_obs(

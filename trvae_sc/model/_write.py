@@ -15,10 +15,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import check_type
+from trvae_sc.checks import files_read
 from trvae_sc.errors import InputError
 from trvae_sc.files import as_path, check_suffix, check_target, is_zarr
-from trvae_sc.stored import files_of
 
 _ROWS = 8192  # written at a time
 _CHUNK_BYTES = 2**20
@@ -176,16 +175,14 @@ def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
         A path that ends neither in ``.h5ad`` nor in ``.zarr``; something is there, without
         `overwrite` or of another kind; it is a file that an AnnData of `read` is in.
     """
-    path, given = as_path(out, "out"), [adata for adata in read if adata is not None]
+    path = as_path(out, "out")
     check_suffix(path)
-    for adata in given:
-        check_type(adata)
     zarr = path.suffix == ".zarr"
     check_target(
         path,
         overwrite=overwrite,
         replaces=is_zarr if zarr else None,
         kind="zarr store" if zarr else "file",
-        inputs=[file for adata in given for file in files_of(adata)],
+        inputs=files_read(*read),
     )
     return path
