@@ -196,6 +196,26 @@ def test_design_of_cells_whose_condition_has_several_columns():
     ax = pl.design(adata, ["drug", "dose"], "cell")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a + 3", "a + 10", "b + 3", "x + 0"]
     assert [t.get_text() for t in ax.texts] == ["1", "1", "none", "1", "1", "none", "1", "none"]
+    for condition in ({"drug": "a", "dose": 10}, {"dose": 10.0, "drug": "a"}, ("a", 10), "a + 10"):
+        for hidden in (("B", condition), Holdout("B", condition)):
+            ax = pl.design(adata, ["drug", "dose"], "cell", hidden=[hidden])
+            assert [p.get_xy() for p in ax.patches if p.get_linestyle() == "-"] == [(0.54, -0.44)]
+    with pytest.raises(InputError):
+        pl.design(adata, ["drug", "dose"], "cell", hidden=[("B", {"drug": "a"})])
+
+
+def test_numbers_of_a_design_are_named_as_in_hold_outs():
+    """Nothing was framed: hold-outs of the dose 10.0 are of "10"."""
+    obs = pd.DataFrame({"dose": [0.0, 10.0] * 4, "cluster": [1.0] * 4 + [2.0] * 4})
+    adata = AnnData(np.ones((8, 2)), obs=obs.set_index(obs.index.astype(str)))
+    keys = {"condition_key": "dose", "labels_key": "cluster"}
+    tasks = holdouts(adata, **keys, source=0.0, min_cells=2, together=2)
+    ax = pl.design(adata, "dose", "cluster", hidden=tasks[0])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "10"]
+    assert [p.get_x() for p in ax.patches] == [0.54]  # all of the condition
+    assert ax.get_title() == "cells; framed: hidden"  # by one training
+    one = pl.design(adata, "dose", "cluster", hidden="2:10")
+    assert [p.get_xy() for p in one.patches] == [(0.54, 0.56)]
 
 
 @pytest.mark.parametrize(
