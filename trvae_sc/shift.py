@@ -377,8 +377,8 @@ def novelty(profile: np.ndarray, others: np.ndarray) -> float:
     Returns
     -------
     Distance to the nearest of the others, divided by the median of the distances of each of them to
-    its own nearest; NaN for fewer than two others, infinite where these are all the same. Above about 1.5 the label is outside of what
-    training has seen.
+    its own nearest; NaN for fewer than two others, infinite where these are all the same. Above about
+    1.5 the label is outside of what training has seen.
     """
     if len(others) < 2:
         return float("nan")

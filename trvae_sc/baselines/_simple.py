@@ -75,7 +75,8 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
 def nearest_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the shift of the label whose source profile is nearest (Euclidean, log values).
 
-    Of labels that are as near, as those that share their source cells, the mean. Parameters and returns as of :func:`mean_shift`.
+    Of labels that are as near, as those that share their source cells, the mean. Parameters and returns as of
+    :func:`mean_shift`.
     """
     return _shifted(train, source, target, keys, "nearest_shift")
 
@@ -116,7 +117,8 @@ def mean_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) 
 def nearest_condition(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
     """Add the log fold change of the label under the condition whose features are nearest.
 
-    Euclidean, of standardised features; of conditions as near, such as doses on either side, the mean. Parameters and returns as of :func:`mean_shift`.
+    Euclidean, of standardised features; of conditions as near, such as doses on either side, the mean.
+    Parameters and returns as of :func:`mean_shift`.
     """
     return _by_conditions(train, source, target, keys, "nearest_condition")
 

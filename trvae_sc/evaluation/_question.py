@@ -108,8 +108,8 @@ def _labels(cells: pd.DataFrame, source: str, target: str, labels: Any) -> list[
 def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
     """Return the known combinations to hide one at a time, those of most cells.
 
-    Of a target that no label has besides the source these are other conditions, each hidden in all labels and scored in the
-    label with most cells.
+    Of a target that no label has besides the source these are other conditions, each hidden in all labels and
+    scored in the label with most cells.
     """
     if question.is_new:
         return _conditions(question, min_cells, max_tasks)

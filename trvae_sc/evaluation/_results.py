@@ -89,8 +89,8 @@ class Results:
     def summary(self) -> pd.DataFrame:
         """Return the main scores, one row per method and output, best first.
 
-        Means over tasks and seeds, below 1e-6 as 0; ``sd`` is the standard deviation of the first score over tasks, beside
-        ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
+        Means over tasks and seeds, below 1e-6 as 0; ``sd`` is the standard deviation of the first score over
+        tasks, beside ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
         """
         wide, statistics = self.wide(), self.statistics()
         metric, genes = wide.columns[0]
