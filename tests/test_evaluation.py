@@ -1397,6 +1397,7 @@ def test_ray_repeats_what_a_dying_worker_lost(make_adata, tmp_path):
         return fragile(train, source, target=target, keys=keys)
 
     run = partial(benchmark, cells, {"fragile": fragile, "plain": plain}, [NK], seeds=2, **QUIET)
+    ray.shutdown()  # scvi-tools' autotune leaves one
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         found = run(backend="ray", folder=tmp_path / "r")
