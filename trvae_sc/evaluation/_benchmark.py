@@ -151,15 +151,9 @@ def benchmark(
     for holdout in hidden:
         check_holdout(adata, holdout, keys)
     check_unseen(adata, hidden, keys, chosen)
-    used = [keys.total_counts_key, keys.batch_key, *columns]
-    used += [column for holdout in hidden for column in holdout.columns]
     run = {**_describe(adata, keys, n_top_genes), "max_epochs": max_epochs}
-    run["columns"] = {
-        f"obs['{key}']": _of_text(as_text(adata.obs[key])) for key in used if key is not None
-    }
-    if isinstance(keys.condition_features, str):
-        table = table_of(adata, keys.condition_features).to_csv()
-        run["columns"][f"uns['{keys.condition_features}']"] = _of_text([table])
+    of_holdouts = [column for holdout in hidden for column in holdout.columns]
+    run["columns"] = _further(adata, keys, [*columns, *of_holdouts])
     with scratch() as temporary:
         store = Store(temporary if folder is None else folder)
         store.open(run)
@@ -243,6 +237,15 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _further(adata: AnnData, keys: Keys, columns: Iterable[str]) -> dict[str, str]:
+    """Return what identifies what a run reads besides values, labels and conditions, by its place."""
+    read = [key for key in (keys.total_counts_key, keys.batch_key, *columns) if key is not None]
+    found = {f"obs['{key}']": _of_text(as_text(adata.obs[key])) for key in read}
+    if isinstance(name := keys.condition_features, str):
+        found[f"uns['{name}']"] = _of_text([table_of(adata, name).to_csv()])
+    return found
 
 
 def _of_text(texts: Iterable[str]) -> str:

@@ -171,9 +171,8 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         if bound.arguments.get("idx1") is None:
             _check_groups(registered, bound.arguments)
         with _without_scratch(registered):
-            if (
-                self.module.has_total
-            ):  # scvi-tools would divide by the sum over the registered genes
+            # scvi-tools would divide by the sum over the registered genes
+            if self.module.has_total:
                 total = registered.obs[self.registry_["setup_args"]["total_counts_key"]]
                 registered.obs[_SCRATCH[0]] = 1e4 / total.astype(float)
             return method(*bound.args, **bound.kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -97,8 +98,8 @@ def design(
     hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
     if isinstance(data, AnnData):  # conditions may be given by their parts
         key = condition_key if isinstance(condition_key, str) else tuple(condition_key or ())
-        space = conditions_of(data, Keys(key, labels_key))
-        hidden = [by_name(one, lambda: space) for one in hidden]
+        space = cache(lambda: conditions_of(data, Keys(key, labels_key)))
+        hidden = [by_name(one, space) for one in hidden]
     known = set(itertools.product(labels, conditions)), labels, conditions
     hidden = [
         one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known)) for one in hidden
