@@ -1,4 +1,4 @@
-"""The subcommands: check, read, call one public function, write."""
+"""The subcommands that compare methods: check, read, call one public function, write."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING
 
 from trvae_sc.cli._shared import (
     answer,
-    check_accelerator,
     check_data,
     check_output,
     check_prediction_file,
-    inputs_of,
     keys_of,
-    keys_to_compare,
     quiet,
-    save_model,
     say,
-    target_features,
-    tell_prediction,
     write_prediction,
 )
 from trvae_sc.errors import InputError
@@ -29,6 +23,7 @@ from trvae_sc.files import read, write_folder, write_text
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
+    from pandas import DataFrame
 
     from trvae_sc.evaluation import Holdout
     from trvae_sc.expression import Keys
@@ -65,135 +60,14 @@ def _is_demo(folder: Path) -> bool:
     return all(entry.name in _DEMO for entry in folder.iterdir())
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Train a model on a file and save it."""
-    force = args.force or _is_unfinished(args.out, args)
-    check_output(
-        args.out, overwrite=force, kind="model", replaces=lambda _: True, inputs=[args.file]
-    )
-    if args.n_top_genes < 0:
-        raise InputError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
-    adata = read(args.file)
-    from trvae_sc import PRESETS, TRVAE
-    from trvae_sc.evaluation import parse_holdouts, training_data
-
-    likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
-    keys = keys_of(args, is_count=likelihood in ("nb", "zinb", "poisson"))
-    quiet()
-    check_accelerator(args.accelerator)
-    check_data(adata, args, keys)
-    holdouts = parse_holdouts(args.holdout, adata, keys)
-    train, keys = training_data(
-        adata,
-        holdouts,
-        keys=keys,
-        n_top_genes=args.n_top_genes or None,
-        columns=[args.replicate_key] if args.replicate_key else [],
-    )
-    further = {**keys.further(), **keys.of_conditions(), "replicate_key": args.replicate_key}
-    TRVAE.setup_anndata(train, keys.condition_key, **further)
-    model = TRVAE(
-        train,
-        preset=args.preset,
-        gene_likelihood=args.gene_likelihood,
-        n_latent=args.n_latent,
-        n_hidden=args.n_hidden,
-        kl_weight=args.kl_weight,
-        mmd_weight=args.mmd_weight,
-        seed=args.seed,
-    )
-    try:
-        model.train(
-            args.max_epochs,
-            batch_size=args.batch_size,
-            early_stopping=args.early_stopping,
-            balance_conditions=args.balance_conditions,
-            checkpoint_dir=args.checkpoint_dir,
-            memory_budget=args.memory_budget,
-            accelerator=args.accelerator,
-        )
-    finally:
-        if model.is_trained:  # also after Ctrl-C
-            save_model(model, args, force=force)
-
-
-def _is_unfinished(folder: Path, args: argparse.Namespace) -> bool:
-    """Return whether a folder holds a model of the same cells whose training was interrupted."""
-    if not (folder / "model.pt").is_file():
-        return False
-    from trvae_sc.model_file import read_model
-
-    try:
-        found = read_model(folder, None).attributes
-        known = found["trained_on_"]
-        is_same = known["file"] == str(args.file) and known["holdouts"] == args.holdout
-        return bool(is_same and found["training_"]["interrupted"])
-    except (InputError, LookupError, TypeError):  # no model of ours
-        return False
-
-
-def run_predict(args: argparse.Namespace) -> None:
-    """Predict cells of a file and write them, and the changes of genes as a table."""
-    check_prediction_file(args)
-    if args.table is not None:
-        if args.table.suffix != ".csv":
-            raise InputError(f"{args.table} is no .csv file.")
-        check_output(args.table, overwrite=args.force, inputs=[args.out, *inputs_of(args)])
-    elif args.by is not None:
-        raise InputError("--by is for the table of changes; name one: --table genes.csv.")
-    adata = read(args.file, backed=True)
-    from trvae_sc import TRVAE
-
-    quiet()
-    check_accelerator(args.accelerator)
-    model = TRVAE.load(args.model, adata=False, accelerator=args.accelerator)
-    setup = model.registry["setup_args"]
-    if setup["layer"] is not None and setup["layer"] not in adata.layers:
-        raise InputError(
-            f"{args.file} has no layer '{setup['layer']}', which the model was set up with."
-        )
-    exemplars = None if args.exemplars is None else read(args.exemplars)
-    features, table = target_features(args), None
-    if args.table is not None:
-        table = model.effects(
-            target=args.target,
-            source=args.source,
-            labels=args.labels,
-            exemplars=exemplars,
-            features=features,
-            by=args.by,
-        )
-    predicted = model.predict(
-        adata,
-        target=args.target,
-        source=args.source,
-        labels=args.labels,
-        output=args.output,
-        n_samples=args.n_samples,
-        exemplars=exemplars,
-        features=features,
-        seed=args.seed,
-        out=args.out,
-        overwrite=args.force,
-    )
-    if table is not None:
-        write_text(args.table, table.to_csv(index=False), overwrite=args.force)
-    tell_prediction(predicted, args)
-
-
 def run_select(args: argparse.Namespace) -> None:
     """Choose a method, predict with it and write the cells."""
     check_prediction_file(args)
     if args.folder is not None:
         check_output(args.folder, overwrite=True, kind="folder of results", replaces=_is_results)
-    adata = read(args.file)
-    from trvae_sc.evaluation import select, subsample
+    adata, keys = _cells_to_compare(args, "select")
+    from trvae_sc.evaluation import select
 
-    keys = keys_to_compare(args, "select")
-    quiet()
-    check_data(adata, args, keys)
-    if args.max_cells is not None:
-        adata = subsample(adata, keys, args.max_cells)
     predicted = select(
         adata,
         args.target,
@@ -221,6 +95,21 @@ def run_select(args: argparse.Namespace) -> None:
     write_prediction(predicted, args, **record)
 
 
+def _cells_to_compare(args: argparse.Namespace, command: str) -> tuple[AnnData, Keys]:
+    """Return the cells that methods are compared on, and where they hold what."""
+    adata = read(args.file)
+    from trvae_sc.evaluation import subsample
+
+    if args.labels_key is None:
+        raise InputError(f"{command} needs --labels-key.")
+    if args.gene_likelihood not in (None, "nb", "normal"):
+        raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
+    keys = keys_of(args, is_count=args.gene_likelihood != "normal")
+    quiet()
+    check_data(adata, args, keys)
+    return adata if args.max_cells is None else subsample(adata, keys, args.max_cells), keys
+
+
 def _is_results(folder: Path) -> bool:
     """Return whether a folder holds results of a benchmark, or nothing but what a kill left of its start."""
     others = [entry for entry in folder.iterdir() if not entry.name.startswith(".trvae_sc-")]
@@ -233,15 +122,10 @@ def run_benchmark(args: argparse.Namespace) -> None:
         if args.out is None:
             raise InputError("Where to write the results? Name a folder: --out, or use --list.")
         check_output(args.out, overwrite=True, kind="folder of results", replaces=_is_results)
-    adata = read(args.file)
-    from trvae_sc.evaluation import benchmark, subsample
+    adata, keys = _cells_to_compare(args, "benchmark")
+    from trvae_sc.evaluation import benchmark
     from trvae_sc.evaluation._store import Store
 
-    keys = keys_to_compare(args, "benchmark")
-    quiet()
-    check_data(adata, args, keys)
-    if args.max_cells is not None:
-        adata = subsample(adata, keys, args.max_cells)
     is_unseen = args.by in (["condition"], ["both"], keys.condition_columns)
     chosen = _holdouts(adata, args, keys, is_unseen=is_unseen)
     if args.list:
@@ -305,3 +189,38 @@ def _holdouts(
         source = default_source(conditions)
     chosen = parse_holdouts(args.holdout, adata, keys, source=source)
     return hidden_whole(chosen, adata, keys, by=args.by[0]) if is_unseen else chosen
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Write results as an HTML page."""
+    if args.out.suffix != ".html":
+        raise InputError(f"{args.out} does not end in .html, and the report is a page. Name it so.")
+    inputs = [*args.predictions, *([] if args.gmt is None else [args.gmt])]
+    check_output(args.out, overwrite=args.force, inputs=inputs)
+    from trvae_sc.evaluation import Results
+    from trvae_sc.report import report, task_pathways, verdicts, write_report
+
+    results = Results.load(args.results)
+    scores = None if args.gmt is None else task_pathways(results, args.gmt, method=args.method)
+    text = report(
+        results,
+        [read(path) for path in args.predictions],
+        method=args.method,
+        pathways=scores,
+        next_experiments=None if args.model is None else _next_experiments(args.model),
+    )
+    write_report(args.out, text, overwrite=args.force)
+    table = verdicts(results, method=args.method)
+    for row in table.itertuples():
+        say(f"{row.label} under {row.target}: {row.advice}")
+    say(f"Wrote {args.out}")
+    answer(args, {"out": str(args.out), "verdicts": json.loads(table.to_json(orient="records"))})
+
+
+def _next_experiments(folder: Path) -> DataFrame | None:
+    """Return what to measure next, as a saved model ranks it; None where nothing is missing."""
+    from trvae_sc import TRVAE, next_experiments
+
+    quiet()
+    model = TRVAE.load(folder, adata=False, accelerator="cpu")
+    return next_experiments(model) if (model.n_cells == 0).any(axis=None) else None

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help n
     from anndata import AnnData
 
     from trvae_sc.expression import Keys
-    from trvae_sc.model import TRVAE
 
 #: Raises if a result could not be written, before any work starts; writes nothing.
 check_output = partial(check_target, option="--force")
@@ -51,24 +50,6 @@ def check_accelerator(name: str) -> None:
         parse_device_args(accelerator=name, return_device="torch")
     except (ValueError, ImportError, MisconfigurationException) as error:
         raise InputError(f"--accelerator {name} cannot be used: {error}") from error
-
-
-def save_model(model: TRVAE, args: argparse.Namespace, *, force: bool) -> None:
-    """Write a model with what it was trained on, and tell it."""
-    record = {
-        "file": str(args.file),
-        "holdouts": args.holdout,
-        "n_cells": model.adata.n_obs,
-        "n_genes": model.adata.n_vars,
-        "total_counts_key": args.total_counts_key,
-    }
-    model.trained_on_ = record
-    # checkpoints may have made the folder meanwhile
-    model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
-    say(
-        f"Wrote the model of {record['n_cells']:,} cells and {record['n_genes']:,} genes to {args.out}/"
-    )
-    answer(args, {"model": str(args.out), **record, **model.training_})
 
 
 def keys_of(args: argparse.Namespace, *, is_count: bool) -> Keys:
@@ -137,7 +118,8 @@ def check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
 def inputs_of(args: argparse.Namespace) -> list[Path]:
     """Return the files that options name and that are read."""
-    given = [getattr(args, name, None) for name in ("file", "exemplars", "condition_features")]
+    names = ("model", "file", "exemplars", "condition_features")
+    given = [getattr(args, name, None) for name in names]
     return [path for path in given if path is not None]
 
 
@@ -164,12 +146,3 @@ def tell_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -
     """Tell a record of a prediction; notes on it were logged when it was made."""
     say(f"Wrote {predicted.n_obs:,} cells predicted under {args.target} to {args.out}")
     answer(args, {"out": str(args.out), "n_cells": predicted.n_obs, "target": args.target, **more})
-
-
-def keys_to_compare(args: argparse.Namespace, command: str) -> Keys:
-    """Return where a file holds what, for a command that compares methods."""
-    if args.labels_key is None:
-        raise InputError(f"{command} needs --labels-key.")
-    if args.gene_likelihood not in (None, "nb", "normal"):
-        raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
-    return keys_of(args, is_count=args.gene_likelihood != "normal")

@@ -1,29 +1,31 @@
-"""Subcommands of the other models, and of what is done in latent spaces."""
+"""The subcommands that train a model, or do something with one."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trvae_sc.cli import _commands
 from trvae_sc.cli._shared import (
     answer,
     check_accelerator,
     check_data,
     check_output,
     check_prediction_file,
+    inputs_of,
     keys_of,
     quiet,
-    save_model,
     say,
+    target_features,
+    tell_prediction,
     write_prediction,
 )
 from trvae_sc.errors import InputError
 from trvae_sc.files import read, write_anndata, write_text
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
 
 #: Classes of models by name.
@@ -35,104 +37,63 @@ MODELS = {
     "flow_transfer": "FlowTransfer",
     "paired": "PairedTranslator",
 }
-_OF_TRVAE = (
-    *("n_latent", "kl_weight", "mmd_weight", "batch_key", "replicate_key", "memory_budget"),
-    "checkpoint_dir",
-)
 _BETWEEN = ("cyclegan", "flow_matching", "paired")
+#: Options of TRVAE alone: of the model, of its columns and of its training.
+_WEIGHTS = ("n_latent", "kl_weight", "mmd_weight")
+_COLUMNS = ("batch_key", "replicate_key")
+_TRAINING = ("memory_budget", "checkpoint_dir", "early_stopping", "balance_conditions")
 
 
-# -- options ------------------------------------------------------------------------------------------
-
-
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add the options of train that say which model."""
-    parser.add_argument("--model", choices=list(MODELS), default="trvae", help="trvae by default")
-    parser.add_argument("--n-latent", type=int, help="dimensions of the code (trvae)")
-    parser.add_argument("--n-hidden", type=int, nargs="+", help="widths of the layers")
-    parser.add_argument("--kl-weight", type=float, help="beta (trvae)")
-    parser.add_argument("--mmd-weight", type=float, help="weight of the alignment (trvae)")
-    parser.add_argument("--source", help="condition to go from (cyclegan, flow_matching, paired)")
-    parser.add_argument("--target", help="condition to go to (the same)")
-    parser.add_argument("--pair-key", help="column of obs that names pairs (paired)")
-
-
-def add_commands(commands: Any) -> None:
-    """Add generate, interpolate and outliers."""
-    parser = commands.add_parser("generate", help="draw new cells of a condition")
-    parser.add_argument("model", type=Path, help="folder that train wrote")
-    parser.add_argument("file", type=Path, nargs="?", help="cells it was trained on (trvae)")
-    parser.add_argument("--condition", help="condition of the cells, where the model sees it")
-    parser.add_argument("--labels", nargs="+", help="labels to draw from (all)")
-    parser.add_argument("--n-obs", type=int, default=1000, help="number of cells (1000)")
-    parser.add_argument("--latent", choices=["prior", "posterior"], help="posterior by default")
-    parser.add_argument("--output", choices=["sample", "mean"], help="draws by default")
-    parser.add_argument("--exemplars", type=Path, help="cells to be like (flow_transfer)")
-    _add_common(parser, "h5ad or .zarr")
-    parser.set_defaults(run=run_generate)
-    parser = commands.add_parser("interpolate", help="decode the line between two groups of cells")
-    parser.add_argument("model", type=Path, help="folder that train wrote")
-    parser.add_argument("file", type=Path, help="h5ad or zarr file with the cells")
-    parser.add_argument("--key", help="column of obs with the groups (the labels')")
-    parser.add_argument("--start", required=True, help="group to start from")
-    parser.add_argument("--end", required=True, help="group to arrive at")
-    parser.add_argument("--condition", help="condition to decode with, where the model sees it")
-    parser.add_argument("--steps", type=int, default=11, help="number of points (11)")
-    _add_common(parser, "h5ad or .zarr")
-    parser.set_defaults(run=run_interpolate)
-    parser = commands.add_parser("outliers", help="score cells by how unlike others they are")
-    parser.add_argument("model", type=Path, help="folder that train wrote")
-    parser.add_argument("file", type=Path, help="h5ad or zarr file with the cells to score")
-    parser.add_argument(
-        "--reference", type=Path, required=True, help="cells that are no outliers, best held back"
-    )
-    _add_common(parser, "csv")
-    parser.set_defaults(run=run_outliers)
-
-
-def _add_common(parser: argparse.ArgumentParser, suffix: str) -> None:
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("-o", "--out", type=Path, required=True, help=f".{suffix} to write")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
-
-
-# -- train and predict ----------------------------------------------------------------------------------
+# -- train --------------------------------------------------------------------------------------------
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a model on a file and save it."""
     _check_options(args)
-    if args.model == "trvae":
-        _commands.run_train(args)
-        return
+    force = args.force or _is_unfinished(args.out, args)
     check_output(
-        args.out, overwrite=args.force, kind="model", replaces=lambda _: True, inputs=[args.file]
+        args.out, overwrite=force, kind="model", replaces=lambda _: True, inputs=[args.file]
     )
+    if args.n_top_genes < 0:
+        raise InputError(f"--n-top-genes is {args.n_top_genes}; name a number, or 0 for all genes.")
     adata = read(args.file)
-    from trvae_sc import family
+    from trvae_sc import PRESETS
     from trvae_sc.evaluation import parse_holdouts, training_data
 
-    keys = keys_of(args, is_count=args.gene_likelihood != "normal")
+    likelihood = args.gene_likelihood or PRESETS[args.preset]["model"].get("gene_likelihood", "nb")
+    keys = keys_of(args, is_count=likelihood in ("nb", "zinb", "poisson"))
     quiet()
     check_accelerator(args.accelerator)
     check_data(adata, args, keys)
-    holdouts = parse_holdouts(args.holdout, adata, keys)
-    columns = [] if args.pair_key is None else [args.pair_key]
     train, keys = training_data(
-        adata, holdouts, keys=keys, n_top_genes=args.n_top_genes or None, columns=columns
+        adata,
+        parse_holdouts(args.holdout, adata, keys),
+        keys=keys,
+        n_top_genes=args.n_top_genes or None,
+        columns=list(_given(args, ["replicate_key", "pair_key"]).values()),
     )
-    model_cls = getattr(family, MODELS[args.model])
-    given = {k: getattr(keys, k) for k in ("labels_key", "layer", "total_counts_key", "is_count")}
-    pairs = {"pair_key": args.pair_key} if args.model == "paired" else {}
-    model_cls.setup_anndata(train, keys.condition_key, **given, **pairs)
-    further = {} if args.n_hidden is None else {"n_hidden": args.n_hidden}
-    if args.model in _BETWEEN:
-        further |= {"source": args.source, "target": args.target}
-    model = model_cls(train, seed=args.seed, **further)
-    sizes = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    model.train(args.max_epochs, accelerator=args.accelerator, **sizes)
-    save_model(model, args, force=args.force)
+    settings = _given(args, ["n_hidden", *_WEIGHTS, "source", "target"])
+    if args.model == "trvae":
+        setup = {**keys.further(), **keys.of_conditions(), "replicate_key": args.replicate_key}
+        settings |= {"preset": args.preset, "gene_likelihood": args.gene_likelihood}
+    else:
+        names = ("labels_key", "layer", "total_counts_key", "is_count")
+        setup = {**{name: getattr(keys, name) for name in names}, **_given(args, ["pair_key"])}
+    model_cls = _class_named(MODELS[args.model])
+    model_cls.setup_anndata(train, keys.condition_key, **setup)
+    model = model_cls(train, seed=args.seed, **settings)
+    given = _given(args, ["batch_size", *_TRAINING])
+    try:
+        model.train(args.max_epochs, accelerator=args.accelerator, **given)
+    finally:
+        if model.is_trained:  # also after Ctrl-C
+            _save(model, args, force=force)
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of some options that were given."""
+    found = {name: getattr(args, name) for name in names}
+    return {k: value for k, value in found.items() if value is not None and value is not False}
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -143,8 +104,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError(f"--source and --target are of --model {', '.join(_BETWEEN)}.")
     if args.model == "trvae":
         return
-    given = [name for name in _OF_TRVAE if getattr(args, name) is not None]
-    given += [name for name in ("early_stopping", "balance_conditions") if getattr(args, name)]
+    given = [*_given(args, [*_WEIGHTS, *_COLUMNS, *_TRAINING])]
     given += ["preset"] if args.preset != "default" else []
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -156,15 +116,51 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
+def _is_unfinished(folder: Path, args: argparse.Namespace) -> bool:
+    """Return whether a folder holds a model of the same cells whose training was interrupted."""
+    if not (folder / "model.pt").is_file():
+        return False
+    from trvae_sc.model_file import read_model
+
+    try:
+        found = read_model(folder, None).attributes
+        known = found["trained_on_"]
+        is_same = known["file"] == str(args.file) and known["holdouts"] == args.holdout
+        return bool(is_same and found["training_"]["interrupted"])
+    except (InputError, LookupError, TypeError):  # no model of ours
+        return False
+
+
+def _save(model: Any, args: argparse.Namespace, *, force: bool) -> None:
+    """Write a model with what it was trained on, and tell it."""
+    record = {
+        "file": str(args.file),
+        "holdouts": args.holdout,
+        "n_cells": model.adata.n_obs,
+        "n_genes": model.adata.n_vars,
+        "total_counts_key": args.total_counts_key,
+    }
+    model.trained_on_ = record
+    # checkpoints may have made the folder meanwhile
+    model.save(args.out, overwrite=force or not (args.out / "model.pt").exists())
+    say(
+        f"Wrote the model of {record['n_cells']:,} cells and {record['n_genes']:,} genes to {args.out}/"
+    )
+    answer(args, {"model": str(args.out), **record, **model.training_})
+
+
+# -- predict ------------------------------------------------------------------------------------------
+
+
 def run_predict(args: argparse.Namespace) -> None:
     """Predict cells of a file with whatever model is in the folder."""
-    name = _class_of(args.model) if args.model.is_dir() else "TRVAE"
+    name = _name_of_class(args.model) if args.model.is_dir() else "TRVAE"
     if args.exemplars is not None and name not in ("FlowTransfer", "TRVAE"):
         raise InputError(f"--exemplars is of trvae and flow_transfer; {args.model} is a {name}.")
-    if name == "TRVAE":
-        _commands.run_predict(args)
-        return
     check_prediction_file(args)
+    if name == "TRVAE":
+        _predict_by_trvae(args)
+        return
     if {args.output, args.table, args.by} != {None} or args.n_samples != 1:
         raise InputError(f"--output, --n-samples, --table and --by are of TRVAE; this is a {name}.")
     adata = read(args.file)
@@ -177,22 +173,61 @@ def run_predict(args: argparse.Namespace) -> None:
     write_prediction(predicted, args)
 
 
-def _class_of(folder: Path) -> str:
+def _predict_by_trvae(args: argparse.Namespace) -> None:
+    """Predict cells and write them, and the changes of genes as a table."""
+    if args.table is not None:
+        if args.table.suffix != ".csv":
+            raise InputError(f"{args.table} is no .csv file.")
+        check_output(args.table, overwrite=args.force, inputs=[args.out, *inputs_of(args)])
+    elif args.by is not None:
+        raise InputError("--by is for the table of changes; name one: --table genes.csv.")
+    adata = read(args.file, backed=True)
+    model = _load(args)
+    layer = model.registry["setup_args"]["layer"]
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"{args.file} has no layer '{layer}', which the model was set up with.")
+    request = {
+        "target": args.target,
+        "source": args.source,
+        "labels": args.labels,
+        "exemplars": None if args.exemplars is None else read(args.exemplars),
+        "features": target_features(args),
+    }
+    table = None if args.table is None else model.effects(by=args.by, **request)
+    predicted = model.predict(
+        adata,
+        output=args.output,
+        n_samples=args.n_samples,
+        seed=args.seed,
+        out=args.out,
+        overwrite=args.force,
+        **request,
+    )
+    if table is not None:
+        write_text(args.table, table.to_csv(index=False), overwrite=args.force)
+    tell_prediction(predicted, args)
+
+
+def _name_of_class(folder: Path) -> str:
     """Return the name of the class of the model in a folder."""
     from trvae_sc.model_file import read_model
 
     return str(read_model(folder, None).attributes["registry_"]["model_name"])
 
 
-def _load(args: argparse.Namespace, adata: AnnData | None) -> Any:
-    """Return the model of a folder, with training cells if there are any."""
+def _class_named(name: str) -> Any:
+    """Return a class of models."""
     import trvae_sc
     from trvae_sc import family
 
+    return trvae_sc.TRVAE if name == "TRVAE" else getattr(family, name)
+
+
+def _load(args: argparse.Namespace, adata: AnnData | None = None) -> Any:
+    """Return the model of a folder, with training cells if there are any."""
     quiet()
     check_accelerator(args.accelerator)
-    name = _class_of(args.model)
-    model_cls = trvae_sc.TRVAE if name == "TRVAE" else getattr(family, name)
+    model_cls = _class_named(_name_of_class(args.model))
     model = model_cls.load(args.model, adata=False, accelerator=args.accelerator)
     if adata is not None:
         model.adata = _shown_cells(model, adata)
@@ -216,13 +251,13 @@ def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     return adata[~np.any(hidden, axis=0)].copy() if hidden else adata
 
 
-# -- latent spaces --------------------------------------------------------------------------------------
+# -- latent spaces ------------------------------------------------------------------------------------
 
 
 def run_generate(args: argparse.Namespace) -> None:
     """Draw new cells and write them."""
-    check_prediction_file(argparse.Namespace(**{**vars(args), "file": args.file or args.model}))
-    name = _class_of(args.model)
+    check_prediction_file(args)
+    name = _name_of_class(args.model)
     given: dict[str, Any] = {"n_obs": args.n_obs, "seed": args.seed}
     if name == "TRVAE":
         if args.file is None:
@@ -247,34 +282,37 @@ def run_generate(args: argparse.Namespace) -> None:
     if idle:
         raise InputError(f"A {name} draws cells without {', '.join(idle)}: leave that out.")
     model = _load(args, read(args.file) if args.file is not None and name == "TRVAE" else None)
-    cells = model.generate(**given)
-    write_anndata(cells, args.out, overwrite=args.force)
-    say(f"Wrote {cells.n_obs:,} cells to {args.out}.")
-    answer(args, {"out": str(args.out), "n_cells": cells.n_obs})
+    _write_cells(model.generate(**given), args)
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
     """Decode the line between two groups and write it."""
     check_prediction_file(args)
     adata = read(args.file)
-    model = _load(args, None)
+    model = _load(args)
     key = args.key or model.registry_["setup_args"]["labels_key"]
     if key is None:
         raise InputError("The model has no labels: name the column with the groups, --key.")
     ends = {key: args.start}, {key: args.end}
-    if type(model).__name__ == "FlowTransfer":
+    name = type(model).__name__
+    if name == "FlowTransfer":
         if args.condition is not None:
             raise InputError("A FlowTransfer does not see the condition: leave --condition out.")
         path = model.interpolate(*ends, steps=args.steps, adata=adata)
-    elif type(model).__name__ == "TRVAE":
+    elif name == "TRVAE":
         from trvae_sc.family import interpolate
 
         path = interpolate(model, *ends, steps=args.steps, condition=args.condition, adata=adata)
     else:
-        raise InputError(f"{args.model} is a {type(model).__name__}, which has no codes of cells.")
-    write_anndata(path, args.out, overwrite=args.force)
-    say(f"Wrote {path.n_obs:,} cells to {args.out}.")
-    answer(args, {"out": str(args.out), "n_cells": path.n_obs})
+        raise InputError(f"{args.model} is a {name}, which has no codes of cells.")
+    _write_cells(path, args)
+
+
+def _write_cells(cells: AnnData, args: argparse.Namespace) -> None:
+    """Write cells that were made, and tell it."""
+    write_anndata(cells, args.out, overwrite=args.force)
+    say(f"Wrote {cells.n_obs:,} cells to {args.out}.")
+    answer(args, {"out": str(args.out), "n_cells": cells.n_obs})
 
 
 def run_outliers(args: argparse.Namespace) -> None:
@@ -283,9 +321,10 @@ def run_outliers(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out} is no .csv file.")
     check_output(args.out, overwrite=args.force, inputs=[args.file, args.reference])
     adata, reference = read(args.file), read(args.reference)
-    model = _load(args, None)
-    if type(model).__name__ != "TRVAE":
-        raise InputError(f"{args.model} is a {type(model).__name__}; outliers needs a TRVAE.")
+    model = _load(args)
+    name = type(model).__name__
+    if name != "TRVAE":
+        raise InputError(f"{args.model} is a {name}; outliers needs a TRVAE.")
     from trvae_sc.family import outlier_score
 
     table = outlier_score(model, adata, reference=reference, seed=args.seed)
