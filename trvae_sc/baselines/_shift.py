@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trvae_sc.baselines._conditions import WEIGHTS, Measured, left_out, part_weights
+from trvae_sc.baselines._conditions import WEIGHTED, Measured, left_out, weights_of
 from trvae_sc.condition_sets import ConditionSets
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
@@ -47,7 +47,7 @@ def check_new(method: str, space: ConditionSpace, target: Any) -> None:
             raise InputError(
                 "sum_of_parts needs the text between the parts of conditions: condition_separator=."
             )
-        part_weights(space, None, space.levels, np.zeros(0), target)
+        weights_of(method, space, None, space.levels, np.zeros(0), target)
     if method in ("nearest_condition", "feature_ridge") and space.description is None:
         raise InputError(
             f"{method} compares conditions by their features: name them with condition_features=."
@@ -86,7 +86,7 @@ def shift_of(
     """Return the shift of a method that trains nothing, from the code of a condition to a target."""
     code = space.code(target)
     at = np.arange(0) if code is None else np.flatnonzero(profiles.measured(source)[:, code])
-    if method in WEIGHTS or code is None or (not len(at) and space.tells_of_new):
+    if method in WEIGHTED or code is None or (not len(at) and space.tells_of_new):
         return _to_new(method, profiles, space, source, target)
     if method != "no_change" and not len(at):
         raise InputError(
@@ -140,5 +140,5 @@ def _to_new(
         change = found[-1 if label is None else label]
         return changed(profile, change, is_count=profiles.is_count)
 
-    missed = untold if outside else left_out(known, profiles, source, target)
+    missed = untold if outside else left_out(known, target)
     return Shift(predict, others, missed)

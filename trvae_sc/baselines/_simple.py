@@ -12,18 +12,19 @@ from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
 from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_names
+from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.expression import (
     Keys,
     conditions_of,
     dense,
-    gene_means,
     groups,
     log_values,
     mean_level,
     profiles,
 )
 from trvae_sc.levels import level_name, levels, match_level
+from trvae_sc.shift import Profiles
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
 
@@ -38,10 +39,7 @@ SIMPLEST_FIRST = (*SIMPLE[:-1], *BY_FEATURES, *BY_PARTS, SIMPLE[-1])
 
 
 def no_change(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> AnnData:
-    """Return the source cells as they are: what predicting nothing scores.
-
-    Parameters and returns as of :func:`mean_shift`.
-    """
+    """Return the source cells as they are. Parameters and returns as of :func:`mean_shift`."""
     return _shifted(train, source, target, keys, "no_change")
 
 
@@ -50,9 +48,8 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
 
     .. math:: \hat x = x + \frac1L \sum_{l} (\bar x_{lt} - \bar x_{ls})
 
-    Differences are taken within labels: a pooled difference would also contain the difference in
-    composition, since the label to predict is missing from the target condition. (Where it is not
-    missing, as when a patient is held out, its own shift counts like the others.)
+    Differences are taken within labels: a pooled one would contain the difference in composition, since the label
+    to predict is missing from the target. (Where it is not, its own shift counts like the others.)
 
     Parameters
     ----------
@@ -89,7 +86,8 @@ def context_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -
     measured under is predicted by its features or parts, from all labels and conditions. Parameters and
     returns as of :func:`mean_shift`.
     """
-    if _is_new(train, target, keys):
+    space = conditions_of(train, keys)
+    if space.tells_of_new and space.code(space.level(target)) is None:
         return _by_conditions(train, source, target, keys, "context_shift")
     return _shifted(train, source, target, keys, "context_shift")
 
@@ -141,20 +139,6 @@ SIMPLE_METHODS: dict[str, Method] = {
 }
 
 
-def _check_genes(train: AnnData, source: AnnData) -> None:
-    """Raise where cells to start from have other genes than those to learn from, or in another order."""
-    if not train.var_names.equals(source.var_names):
-        raise InputError(
-            "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
-        )
-
-
-def _is_new(train: AnnData, target: Any, keys: Keys) -> bool:
-    """Return whether a target was not measured, and features or parts tell of it."""
-    space = conditions_of(train, keys)
-    return space.tells_of_new and space.code(space.level(target)) is None
-
-
 def _by_conditions(
     train: AnnData, source: AnnData, target: Any, keys: Keys, method: str
 ) -> AnnData:
@@ -163,24 +147,8 @@ def _by_conditions(
 
     _check_genes(train, source)
     learned = learn(train, keys)
-    space, profiles = learned.known.conditions, learned.profiles
-    level = space.level(target)
-    x = np.array(dense(log_values(source, keys, learned.kappa)), dtype=np.float64)
-    shifts: dict[str, Any] = {}
-    for (label, condition), rows in groups(source.obs, keys):
-        if condition == level_name(level):
-            continue
-        code = space.levels.index(space.level(condition))
-        if condition not in shifts:
-            shifts[condition] = shift_of(method, profiles, space, code, level)
-        own = mean_level(x[rows], is_count=keys.is_count)
-        known = profiles.labels.index(label) if label in profiles.labels else None
-        if known is not None and profiles.n_cells[known, code] > 0:
-            own = profiles.mean[known, code]
-        else:
-            known = None
-        x[rows] += shifts[condition].predict(own, known) - own
-    return as_prediction(x, source, level, keys, learned.kappa, method)
+    known, space, kappa = learned.profiles, learned.known.conditions, learned.kappa
+    return _moved(source, space.level(target), keys, method, known, space, kappa, of_shares=True)
 
 
 def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
@@ -189,20 +157,45 @@ def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: s
         check_obs(adata, [*keys.condition_columns, keys.labels_key])
     _check_genes(train, source)
     level = target_level(train, target, keys, strict=method != "no_change")
-    known, space = profiles(train, keys), conditions_of(train, keys)
-    means = known.of_conditions(space.levels)
-    x = np.array(dense(log_values(source, keys, known.kappa)), dtype=np.float64)
+    means, space = profiles(train, keys), conditions_of(train, keys)
+    known = means.of_conditions(space.levels)
+    return _moved(source, level, keys, method, known, space, means.kappa, of_shares=False)
+
+
+def _moved(
+    source: AnnData,
+    target: Any,
+    keys: Keys,
+    method: str,
+    known: Profiles,
+    space: ConditionSpace,
+    kappa: float,
+    *,
+    of_shares: bool,
+) -> AnnData:
+    """Return the source cells plus the change of their label; `of_shares`: means are of :func:`mean_level`."""
+    x = np.array(dense(log_values(source, keys, kappa)), dtype=np.float64)
     shifts: dict[str, Any] = {}
     for (label, condition), rows in groups(source.obs, keys):
-        if method == "no_change" or condition == level_name(level):
+        if method == "no_change" or condition == level_name(target):
             continue
+        code, place = space.levels.index(space.level(condition)), None
         if condition not in shifts:
-            code = space.levels.index(space.level(condition))
-            shifts[condition] = shift_of(method, means, space, code, level)
-        own = gene_means(x[rows])
-        place = means.labels.index(label) if (label, condition) in known.mean else None
+            shifts[condition] = shift_of(method, known, space, code, target)
+        own = mean_level(x[rows], is_count=keys.is_count and of_shares)
+        if label in known.labels and known.n_cells[known.labels.index(label), code] > 0:
+            place = known.labels.index(label)
+            own = known.mean[place, code] if of_shares else own
         x[rows] += shifts[condition].predict(own, place) - own
-    return as_prediction(x, source, level, keys, known.kappa, method)
+    return as_prediction(x, source, target, keys, kappa, method)
+
+
+def _check_genes(train: AnnData, source: AnnData) -> None:
+    """Raise where cells to start from have other genes than those to learn from, or in another order."""
+    if not train.var_names.equals(source.var_names):
+        raise InputError(
+            "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
+        )
 
 
 def as_prediction(
