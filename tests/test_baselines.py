@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from trvae_sc import baselines, datasets
 from trvae_sc.baselines import BY_FEATURES, BY_PARTS, METHODS, SIMPLE, _neural
-from trvae_sc.baselines._shift import RULES
+from trvae_sc.baselines._shift import end_of
 from trvae_sc.checks import check_values
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, ceiling, prepare_task, score
@@ -125,10 +125,10 @@ def test_labels_that_are_as_near_count_the_same():
     start, shifts = np.tile(rng.gamma(2.0, 1.0, 6), (3, 1)), rng.normal(0.0, 1.0, (3, 6))
     start *= 1.0 + 1e-15 * np.array([[0.0], [2.0], [1.0]])
     profile = rng.gamma(2.0, 1.0, 6)
-    found = RULES["nearest_shift"](start, start + shifts, profile)
+    found = end_of("nearest_shift", start, start + shifts, profile)
     np.testing.assert_allclose(found, profile + shifts.mean(0), rtol=1e-12)
     start[1] = profile
-    found = RULES["nearest_shift"](start, start + shifts, profile)
+    found = end_of("nearest_shift", start, start + shifts, profile)
     np.testing.assert_allclose(found, profile + shifts[1], rtol=1e-12)
 
 

@@ -2,8 +2,7 @@
 
 A method is ``method(train, source, *, target, keys)``, with ``seed`` if it draws random numbers. It
 gets training cells and the source cells to start from, never the truth, and returns an AnnData of
-predicted cells with one row per source cell, or several of them by output. Most published models are
-no better than the simple ones; a prediction should be shown beside them.
+predicted cells with one row per source cell, or several of them by output.
 """
 
 from __future__ import annotations

@@ -36,14 +36,10 @@ def trvae(
     ----------
     train, source, target, keys
         As in :func:`mean_shift`.
-    seed
-        Seed of the model.
-    preset
-        Preset of the model; ``"paper"`` gets log values, as published.
+    seed, preset, **model_kwargs
+        Arguments of :class:`trvae_sc.TRVAE`; preset ``"paper"`` gets log values, as published.
     train_kwargs
         Arguments of :meth:`trvae_sc.TRVAE.train`.
-    **model_kwargs
-        Arguments of :class:`trvae_sc.TRVAE`.
 
     Returns
     -------
@@ -107,15 +103,13 @@ def latent_shift(
     ----------
     train, source, target, keys
         As in :func:`mean_shift`.
-    seed
-        Seed of the VAE.
-    train_kwargs
-        Arguments of :meth:`trvae_sc.TRVAE.train`.
+    seed, train_kwargs
+        As in :func:`trvae`.
 
     Returns
     -------
-    Predictions by output: ``"mean"``, the decoded profile as in scGen, and ``"delta"``, the observed
-    values plus the decoded change.
+    Predictions by output: ``"mean"``, the decoded profile, and ``"delta"``, the observed values plus the
+    decoded change.
     """
     target_level(train, target, keys)  # raises before training
     return fit_latent_shift(train, keys=keys, seed=seed, train_kwargs=train_kwargs)(source, target)

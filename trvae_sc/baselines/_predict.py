@@ -35,9 +35,6 @@ def predict(
 ) -> AnnData:
     r"""Return cells as they would be under another condition, by a method that trains nothing.
 
-    The result has the columns and the record of a prediction of the model, so that one can stand where the
-    other does.
-
     Parameters
     ----------
     adata
@@ -47,10 +44,8 @@ def predict(
     method
         One of :data:`trvae_sc.baselines.SIMPLE`. For conditions with features that no cell was measured under
         ``"mean_condition"``, ``"nearest_condition"``, ``"feature_ridge"`` or ``"context_shift"``.
-    source
-        Condition of the cells to start from; all but `target` if None.
-    labels
-        Label or labels of the cells to start from; all if None.
+    source, labels
+        Condition and label or labels of the cells to start from; all but `target`, and all, if None.
     output
         ``"counts"`` (default for counts): each count is kept with probability
         :math:`\min(1, p_t / p_s)`, and Poisson counts of mean :math:`t \max(0, p_t - p_s)` are added, with
@@ -61,13 +56,12 @@ def predict(
     keys
         Where the data are: :class:`trvae_sc.evaluation.Keys` or a model, in place of `names`.
     **names
-        ``condition_key``, ``labels_key``, ``layer``, ``total_counts_key``, ``is_count`` as in
-        :meth:`trvae_sc.TRVAE.setup_anndata` and :class:`trvae_sc.evaluation.Keys`.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`trvae_sc.evaluation.Keys`.
 
     Returns
     -------
-    AnnData like that of :meth:`trvae_sc.TRVAE.predict`: the same columns of ``obs`` and ``var``, counts also in
-    the layer that is named, and ``uns["trvae_sc"]``. ``obs["response"]`` is 1, as all cells of a label move alike.
+    AnnData with the columns and the record of one by :meth:`trvae_sc.TRVAE.predict`; ``obs["response"]`` is 1, as all
+    cells of a label move alike.
 
     Raises
     ------
@@ -117,19 +111,12 @@ def effects(
     """
     learned = _learned(adata, keys_from(keys, names), method)
     target = learned.known.conditions.level(target)
-    return pd.concat(
-        [
-            effect_table(
-                group.factors,
-                target,
-                adata.var_names,
-                n_cells=len(group.rows),
-                is_count=learned.keys.is_count,
-            )
-            for group in _groups(learned, method, target, source, labels)
-        ],
-        ignore_index=True,
-    )
+    is_count, genes = learned.keys.is_count, adata.var_names
+    tables = [
+        effect_table(group.factors, target, genes, n_cells=len(group.rows), is_count=is_count)
+        for group in _groups(learned, method, target, source, labels)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _learned(adata: AnnData, keys: Keys, method: str) -> Learned:
