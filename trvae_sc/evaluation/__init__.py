@@ -4,8 +4,7 @@ from trvae_sc.checks import TOTAL_COLUMN
 from trvae_sc.evaluation._benchmark import benchmark
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import check_leaks
-from trvae_sc.evaluation._compare import compare
-from trvae_sc.evaluation._comparison import Comparison
+from trvae_sc.evaluation._compare import Comparison, compare
 from trvae_sc.evaluation._genes import GeneChoice, choose_genes, variable_genes
 from trvae_sc.evaluation._holdouts import Holdout, holdouts, parse_holdouts
 from trvae_sc.evaluation._labels import predict_labels

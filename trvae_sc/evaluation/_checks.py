@@ -16,6 +16,7 @@ from trvae_sc.checks import (
     check_type,
     check_values,
     looks_like_counts,
+    matrix_name,
 )
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._holdouts import Holdout
@@ -40,7 +41,7 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
     check_counts(adata, keys)
     conditions_of(adata, keys)  # raises on features that do not describe them
     known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
-    name = "adata.X" if keys.layer is None else f"adata.layers['{keys.layer}']"
+    name = matrix_name(keys.layer)
     check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
 
 

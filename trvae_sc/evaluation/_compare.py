@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,11 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._comparison import Comparison
+from trvae_sc.evaluation._checks import LEAST_HIDDEN
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import (
     CONDITION,
     TOTAL,
-    condition_column,
     label_column,
     measured_cells,
 )
@@ -28,25 +28,64 @@ from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name, of_labels
 
-_LEAST = 4  # measured cells, which the ceiling halves
+#: Scores that a comparison shows, and the genes they are over.
+_SHOWN = {
+    "effect_r2": "top",
+    "specific_pearson": "top",
+    "effect_pearson": "top",
+    "direction_accuracy": "top",
+    "energy_distance": "pcs",
+    "r2_var": "top",
+    "interval_coverage": "all",
+}
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
     "against what it was given."
 )
-
 _OF_TRAINING = (
     "The prediction was learned from cells under the target condition{}, too: if these are the ones in truth, scores "
     "say nothing about unseen cells."
 )
 
 
-class _Group(NamedTuple):
-    """A predicted combination."""
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Scores of predicted cells against measured ones; made by :func:`trvae_sc.compare`."""
 
-    label: str
-    source: str
-    target: str
-    predicted: AnnData
+    #: One row a group, metric and set of genes: ``label``, ``source``, ``target``, ``metric``, ``genes``,
+    #: ``predicted``, ``no_change`` (what the source cells score as they are) and ``ceiling`` (what a perfect
+    #: prediction would score, given the noise of the measured cells; NaN where it is not known).
+    scores: pd.DataFrame
+    #: One row a group and gene, largest absolute Welch t of the group first: ``label``, ``source``, ``target``,
+    #: ``gene`` and the columns of :func:`trvae_sc.evaluation.gene_table`.
+    genes: pd.DataFrame
+    notes: tuple[str, ...] = ()  #: what a reader should know
+
+    def table(self) -> pd.DataFrame:
+        """Return the main scores: groups and metrics by ``predicted``, ``no change``, ``ceiling``."""
+        wanted = [
+            self.scores[(self.scores["metric"] == metric) & self.scores["genes"].str.startswith(of)]
+            for metric, of in _SHOWN.items()
+        ]
+        shown = pd.concat(wanted).rename(columns={"no_change": "no change"})
+        keys = [k for k in TASK if k == "label" or shown[k].nunique() > 1]
+        shown = shown.sort_values(keys, kind="stable").set_index([*keys, "metric"])
+        return shown[["predicted", "no change", "ceiling"]]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the gene table of each group, by label (and source or target, where these differ)."""
+        several = [k for k in TASK if k == "label" or self.genes[k].nunique() > 1]
+        return {
+            ", ".join(part[several].iloc[0]): part.drop(columns=TASK).set_index("gene")
+            for _, part in self.genes.groupby(TASK, sort=False)
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join([self.table().round(2).to_string(na_rep="", sparsify=True), *self.notes])
+
+    def _repr_html_(self) -> str:
+        table = self.table().round(2).to_html(na_rep="", border=0)
+        return table + "".join(f"<p>{note}</p>" for note in self.notes)
 
 
 def compare(
@@ -108,16 +147,18 @@ def compare(
     """
     check_whole("n_top", n_top, 2)
     record, keys = _record(predicted)
-    cells = measured_cells(truth, predicted, record, keys, "truth")
-    if control is not None:
-        control = measured_cells(control, predicted, record, keys, "control")
-    keys = keys._replace(condition_key=CONDITION, condition_separator=None)
-    keys = keys._replace(total_counts_key=TOTAL if keys.is_count else None)
-    measured = pd.DataFrame({"label": label_column(cells, keys), "condition": cells.obs[CONDITION]})
-    chosen = _groups(predicted, record, keys, measured, label)
-    hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
+    cells = measured_cells(truth, predicted, keys, "truth")
+    starts = cells if control is None else measured_cells(control, predicted, keys, "control")
+    own = keys._replace(
+        condition_key=CONDITION,
+        condition_separator=None,
+        total_counts_key=TOTAL if keys.is_count else None,
+    )
+    measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
+    chosen = _chosen(predicted, record, keys, measured, label)
+    hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
-    shared = _shared(cells[~hidden], keys, kappa)
+    shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
     n_exemplars = record.get("combinations", {}).get("n_exemplars", 0)
     notes = [_OF_EXEMPLARS] if np.any(np.asarray(n_exemplars) > 0) else []
     notes += _seen(record, chosen, keys)
@@ -125,28 +166,22 @@ def compare(
         notes.append(
             f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
         )
-    scores, genes = [], []
-    for group in chosen:
-        task = _task(group, cells, shared, control, measured, keys, kappa)
-        tables = _scored(task, group.predicted, n_top)
-        names = {"label": group.label, "source": group.source, "target": group.target}
-        scores.append(tables.assign(**names))
-        table = gene_table(task, group.predicted).rename_axis("gene").reset_index()
-        genes.append(table.assign(**names))
-        if keys.labels_key is not None and not (task.train.obs[CONDITION] == group.target).any():
+    scores, genes = {}, {}
+    for holdout, found in chosen.items():
+        task = _task(holdout, cells, starts, shared, own, kappa)
+        names = holdout.label, holdout.source, holdout.target
+        scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
+        if keys.labels_key is not None and not (task.train.obs[CONDITION] == holdout.target).any():
             notes.append(
-                f"Nothing but {group.label} was given under {group.target}: scores that compare with "
+                f"Nothing but {holdout.label} was given under {holdout.target}: scores that compare with "
                 "other labels are left out, and distances are in components of the cells that were given. "
                 "Pass all measured cells as truth to have them."
             )
-    scores_table, gene_rows = (
-        table[[*TASK, *table.columns.drop(TASK)]]
-        for table in (pd.concat(scores, ignore_index=True), pd.concat(genes, ignore_index=True))
+    return Comparison(
+        pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
+        pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
+        tuple(dict.fromkeys(notes)),
     )
-    return Comparison(scores_table, gene_rows, tuple(dict.fromkeys(notes)))
-
-
-# -- what was predicted -----------------------------------------------------------------------------------
 
 
 def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
@@ -169,53 +204,51 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
     return record, keys
 
 
-def _groups(
+def _chosen(
     predicted: AnnData, record: Mapping[str, Any], keys: Keys, measured: pd.DataFrame, label: Any
-) -> list[_Group]:
-    """Return the predicted combinations that were measured."""
-    obs, labels = predicted.obs, label_column(predicted, keys)
-    source = as_text(obs["source_condition"])
-    target = condition_column(obs, record["keys"]["condition_key"])
-    frame = pd.DataFrame({"label": labels, "source": source, "target": target})
-    rows = frame.groupby(TASK, sort=True).indices
-    known = sorted(set(labels))
+) -> dict[Holdout, AnnData]:
+    """Return the predicted combinations that were measured, and the cells predicted of each."""
+    target = as_text(keys.conditions(predicted.obs))
+    frame = pd.DataFrame({"label": label_column(predicted, keys), "target": target})
+    frame["source"] = as_text(predicted.obs["source_condition"])
+    known = sorted(set(frame["label"]))
     wanted = known if label is None else [level_name(v) for v in as_list(label)]
     unknown = [v for v in wanted if v not in known]
     if unknown:
         raise InputError(f"Labels {unknown} were not predicted; there are {known}.")
-    n_measured = measured.value_counts()
     if not predicted.n_obs:
         raise InputError("predicted has no cells. Pass the prediction as it was returned.")
-    found, lacking = [], []
-    for (name, start, to), at in rows.items():
+    n_measured, found, lacking = measured.value_counts(), {}, []
+    for (name, start, to), rows in frame.groupby(TASK, sort=True).indices.items():
         if name not in wanted:
             continue
         of = of_labels([name], labelled=keys.labels_key is not None)
-        if len(at) == 1:
+        if len(rows) == 1:
             raise InputError(
                 f"predicted has 1 cell{of} under {to}; how cells vary is scored from 2 on."
             )
         n_cells = int(n_measured.get((name, to), 0))
-        if n_cells >= _LEAST:
-            found.append(_Group(name, start, to, _with_totals(predicted[at], record)))
+        if n_cells >= LEAST_HIDDEN:
+            found[Holdout(name, to, start)] = _with_totals(predicted[rows], record)
         else:
             lacking.append(f"{n_cells} cells{of} under {to}")
     if not found or (label is not None and lacking):
         raise InputError(
-            f"truth lacks measured cells to compare with, at least {_LEAST} are needed ({'; '.join(lacking)})."
+            f"truth lacks measured cells to compare with, at least {LEAST_HIDDEN} are needed "
+            f"({'; '.join(lacking)})."
         )
     return found
 
 
-def _seen(record: Mapping[str, Any], chosen: Sequence[_Group], keys: Keys) -> list[str]:
+def _seen(record: Mapping[str, Any], chosen: Iterable[Holdout], keys: Keys) -> list[str]:
     """Return a note on combinations that were learned from, in a list."""
     table = record.get("combinations")
     if table is None:
         return []
     learned = table[table["seen_in_training"].astype(bool)]
     known = set(zip(learned["label"], learned["target"], strict=True))
-    seen = [g.label for g in chosen if (g.label, g.target) in known]
-    of = of_labels(list(dict.fromkeys(seen)), labelled=keys.labels_key is not None)
+    seen = list(dict.fromkeys(h.label for h in chosen if (h.label, h.target) in known))
+    of = of_labels(seen, labelled=keys.labels_key is not None)
     return [_OF_TRAINING.format(of)] if seen else []
 
 
@@ -246,46 +279,37 @@ def _counts_of(predicted: AnnData, layer: str | None) -> Any:
     )
 
 
-# -- scores ----------------------------------------------------------------------------------------------
-
-
-def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared | None:
-    """Return what training cells tell; None where there are next to none.
+def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:
+    """Return what training cells tell.
 
     kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
     that of the cells.
     """
-    if train.n_obs < 2:
-        return None
     own = median_total(train, keys)
-    kappa = own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
-    return Shared.of(train, keys, kappa)
+    return Shared.of(
+        train, keys, own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa
+    )
 
 
 def _task(
-    group: _Group,
-    truth: AnnData,
+    holdout: Holdout,
+    cells: AnnData,
+    starts: AnnData,
     shared: Shared | None,
-    control: AnnData | None,
-    measured: pd.DataFrame,
     keys: Keys,
     kappa: float,
 ) -> Task:
-    """Return the task that a group is scored as."""
-    own = (measured["label"] == group.label).to_numpy()
-    start = truth[own & (measured["condition"] == group.source).to_numpy()]
-    if control is not None:
-        of_label = (label_column(control, keys) == group.label).to_numpy()
-        start = control[of_label & (control.obs[CONDITION] == group.source).to_numpy()]
+    """Return the task that a prediction is scored as."""
+    own, start = (x[(label_column(x, keys) == holdout.label).to_numpy()] for x in (cells, starts))
+    start = start[(start.obs[CONDITION] == holdout.source).to_numpy()]
     if start.n_obs < 2:
-        of = of_labels([group.label], labelled=keys.labels_key is not None)
+        of = of_labels([holdout.label], labelled=keys.labels_key is not None)
         raise InputError(
-            f"There are {start.n_obs} cells{of} under {group.source}, which the change is "
+            f"There are {start.n_obs} cells{of} under {holdout.source}, which the change is "
             "counted from. Pass them as control, or with the others as truth."
         )
-    shared = shared or cast("Shared", _shared(start, keys, kappa))
-    others = truth[own & (measured["condition"] != group.source).to_numpy()]
-    return shared.task(Holdout(group.label, group.target, group.source), start, others)
+    others = own[(own.obs[CONDITION] != holdout.source).to_numpy()]
+    return (shared or _shared(start, keys, kappa)).task(holdout, start, others)
 
 
 def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:

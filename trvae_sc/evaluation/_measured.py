@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -16,8 +13,8 @@ from trvae_sc.checks import (
     check_obs,
     check_type,
     looks_like_counts,
+    matrix_name,
 )
-from trvae_sc.condition_parts import joint_column
 from trvae_sc.condition_sets import split
 from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import Keys, in_memory, totals, values
@@ -35,16 +32,7 @@ def label_column(adata: AnnData, keys: Keys) -> pd.Series:
     return as_text(adata.obs[keys.labels_key])
 
 
-def condition_column(obs: pd.DataFrame, condition_key: Any) -> pd.Series:
-    """Return the condition of each cell as text; of several columns joined."""
-    if isinstance(condition_key, str):
-        return as_text(obs[condition_key])
-    return joint_column(obs, list(condition_key))[0].astype(object)
-
-
-def measured_cells(
-    adata: AnnData, predicted: AnnData, record: Mapping[str, Any], keys: Keys, name: str
-) -> AnnData:
+def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) -> AnnData:
     """Return measured cells with the prediction's genes, and the condition and total of each in columns.
 
     Cells without label or condition are left out.
@@ -52,13 +40,12 @@ def measured_cells(
     with naming(name):
         check_type(adata)
         check_names(adata, "var_names")
-    condition_key = record["keys"]["condition_key"]
-    parts = [condition_key] if isinstance(condition_key, str) else list(condition_key)
-    columns = [key for key in (*parts, keys.labels_key) if key in adata.obs]
+    needed = [*keys.condition_columns, keys.labels_key]
+    columns = [key for key in needed if key in adata.obs]
     known = adata.obs[columns].notna().all(axis=1).to_numpy()
     adata = adata if known.all() else adata[known]
     with naming(name):
-        check_obs(adata, [*parts, keys.labels_key])
+        check_obs(adata, needed)
         check_matrix(adata, keys.layer)
     missing = predicted.var_names.difference(adata.var_names)
     if len(missing):
@@ -69,10 +56,10 @@ def measured_cells(
     own = keys._replace(total_counts_key=None)
     if keys.is_count:
         if not looks_like_counts(values(adata, own), adata.n_obs):
-            where = "X" if keys.layer is None else f"layers['{keys.layer}']"
+            where = matrix_name(keys.layer).replace("adata", name, 1)
             raise InputError(
-                f"{name}.{where} holds no counts (negative or fractional values), and the prediction was made "
-                f"from counts. If a layer has them: {name}.{where} = {name}.layers[...]."
+                f"{where} holds no counts (negative or fractional values), and the prediction was made from counts. "
+                f"If a layer has them: {where} = {name}.layers[...]."
             )
     elif _are_other_counts(adata, predicted, own):
         raise InputError(
@@ -87,7 +74,7 @@ def measured_cells(
     )
     if keys.layer is not None:
         found.layers[keys.layer] = found.X
-    conditions = condition_column(adata.obs, condition_key)
+    conditions = as_text(keys.conditions(adata.obs))
     found.obs[CONDITION] = _as_predicted(conditions, predicted, keys).to_numpy()
     if keys.labels_key is not None:
         found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
