@@ -13,7 +13,7 @@ from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, lear
 from trvae_sc.baselines._simple import SIMPLE_METHODS
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
-from trvae_sc.evaluation._methods import OUTPUT, Method
+from trvae_sc.evaluation._methods import Method, judged
 from trvae_sc.evaluation._scores import has_levels, on_scale
 from trvae_sc.expression import Keys, dense, gene_units, groups, mean_level
 from trvae_sc.intervals import half_width
@@ -81,7 +81,7 @@ def _mean(
     x: Any = 0.0
     ends: dict[tuple[str, str], Any] = dict.fromkeys(names, 0.0)
     for method, outputs in found.items():
-        predicted = _of(outputs)
+        predicted = judged(outputs)
         if predicted.n_obs != source.n_obs:
             raise InputError(
                 f"{method} returned {predicted.n_obs:,} cells for {source.n_obs:,} source cells: to combine "
@@ -92,7 +92,7 @@ def _mean(
         for group, rows in names.items():
             end, alone = mean_level(own[rows], is_count=keys.is_count), predicted
             if len(names) > 1 and method in trained:
-                alone = _of(trained[method](source[rows], target))
+                alone = judged(trained[method](source[rows], target))
             if "predicted_mean" in alone.var and has_levels(alone, keys):
                 end = alone.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
@@ -105,11 +105,6 @@ def _mean(
         factors = factors._replace(change=factors.change._replace(half_width=half))
         moved.append(Moved(at[rows], factors))
     return np.asarray(x, dtype=np.float32), moved
-
-
-def _of(outputs: Mapping[str, AnnData]) -> AnnData:
-    """Return the output that methods are compared by, or the one there is."""
-    return outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
 
 
 def _with_interval(predicted: AnnData, half: np.ndarray | None, keys: Keys) -> AnnData:

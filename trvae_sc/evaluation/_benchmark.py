@@ -19,14 +19,13 @@ from trvae_sc.condition_features import table_of
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._ceiling import CEILING
 from trvae_sc.evaluation._checks import LEAST_GENES, check_data, check_holdout, check_unseen
-from trvae_sc.evaluation._fit import Fit, plain
+from trvae_sc.evaluation._fit import Fit, plain, run_local, run_on_ray
 from trvae_sc.evaluation._holdouts import TASK, Holdout, as_holdouts
 from trvae_sc.evaluation._measured import label_column
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._results import Results
 from trvae_sc.evaluation._store import FORMAT, Store
 from trvae_sc.evaluation._tasks import Task, prepare_tasks
-from trvae_sc.evaluation._workers import run_local, run_on_ray
 from trvae_sc.expression import KeyNames, Keys, keys_from, values
 from trvae_sc.files import scratch
 from trvae_sc.hints import said_once
@@ -41,7 +40,8 @@ class Clock:
 
     def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
         slow = {fit.name for fit in fits if not fit.is_quick}
-        self.counted, self.of_networks = slow or {fit.name for fit in fits}, bool(slow)
+        self.counted = slow or {fit.name for fit in fits}
+        self.kind = "more fits that train a network" if slow else "more fits"
         self.left = sum(fit.name in self.counted for fit in fits)
         self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
         self.start, self.told = time.perf_counter(), False
@@ -53,9 +53,8 @@ class Clock:
             self.left -= 1
             if not self.told and self.left:
                 seconds = self.left * record["seconds"] / min(self.n_jobs, self.left)
-                trained = " that train a network" if self.of_networks else ""
                 if seconds >= 1:
-                    say(f"{self.left} more fits{trained} will take about {duration(seconds)}.")
+                    say(f"{self.left} {self.kind} will take about {duration(seconds)}.")
                 self.told = True
         if self.done == self.of:
             say(f"{self.of} fits in {duration(time.perf_counter() - self.start)}.")
@@ -80,8 +79,8 @@ def benchmark(
 ) -> Results:
     """Hide combinations one at a time, let every method predict them, and score the predictions.
 
-    Genes, normalisation and principal components are fitted for each hold-out without the hidden
-    cells. Methods get values and named columns of training and source cells only.
+    Genes, normalisation and principal components are fitted for each hold-out without the hidden cells,
+    of which methods see nothing.
 
     Parameters
     ----------
@@ -91,8 +90,8 @@ def benchmark(
         Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
         :mod:`trvae_sc.family`.
     holdouts
-        Combinations to hide, as from :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or
-        pairs (label, target), predicted from the other one of two conditions or the one called like a control.
+        Combinations to hide, of :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or pairs
+        (label, target), predicted from the other one of two conditions or the one called like a control.
     keys
         Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
     seeds
@@ -102,16 +101,14 @@ def benchmark(
     max_epochs
         Epochs of every method that trains a network; the method's own number if None.
     folder
-        Folder that keeps one file per finished fit. What is there already is not run again, so a
-        benchmark that was stopped goes on; several processes may share it.
+        Folder for a file per finished fit, which is not run again; several processes may share it.
     n_jobs
         Number of processes (joblib); a Ray cluster takes as many fits at a time as it has room for.
     backend
-        ``"local"``: processes of this machine. ``"ray"``: tasks of the Ray cluster that is connected
-        (``ray.init(address=...)`` before), repeated where a worker dies.
+        ``"local"``: processes of this machine. ``"ray"``: tasks of the cluster that ``ray.init(address=...)``
+        connected, repeated where a worker dies.
     export
-        Also write every prediction that is made, and the real cells beside it, to ``folder/predictions``
-        for other programs (see :func:`trvae_sc.evaluation.export_cells`).
+        Also write predicted and real cells to ``folder/predictions`` (:func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
     **names
@@ -124,10 +121,9 @@ def benchmark(
     Raises
     ------
     InputError
-        Before any fit: unknown methods or backend; columns missing or incomplete; values that are not
-        counts; data whose genes or scale were chosen with all cells; no hold-outs, some without cells, or that
-        results cannot tell apart; a folder with results of another run, or of another method of the same
-        name; numbers below 1.
+        Before any fit: unknown methods or backend; columns or values that cannot be used; data whose genes or
+        scale were chosen with all cells; no hold-outs, some without cells, or that results cannot tell apart; a
+        folder with results of another run, or of another method of the same name; numbers below 1.
     KeyboardInterrupt
         On Ctrl-C. Finished fits are kept in `folder`.
     """
@@ -174,11 +170,9 @@ def benchmark(
                 yield dict(zip(same, tasks, strict=True)), fits
 
         records = run_on_ray(prepared()) if backend == "ray" else run_local(prepared(), n_jobs)
-        bar = tqdm(total=len(fits), initial=len(fits) - len(left), disable=not progress, unit="fit")
-        done = len(fits) - len(left)
-        clock = Clock(left, n_jobs)
+        done, clock = len(fits) - len(left), Clock(left, n_jobs)
         try:
-            with bar:
+            with tqdm(total=len(fits), initial=done, disable=not progress, unit="fit") as bar:
                 for record in records:
                     store.add(record)
                     done += 1
@@ -187,16 +181,13 @@ def benchmark(
                     bar.set_postfix_str(f"{record['method']} {record['holdout']['label']}")
                     bar.update()
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(_interrupted(done, len(fits), folder)) from stop
+            kept = "nothing was kept; a folder would keep finished fits"
+            if folder is not None:
+                kept = f"they are kept in {folder}. Run the same command to go on"
+            raise KeyboardInterrupt(
+                f"The benchmark was stopped after {done} of {len(fits)} fits; {kept}."
+            ) from stop
         return Results.load(store.folder)
-
-
-def _interrupted(done: int, of: int, folder: str | Path | None) -> str:
-    """Return what to do after an interruption."""
-    kept = "nothing was kept; a folder would keep finished fits"
-    if folder is not None:
-        kept = f"they are kept in {folder}. Run the same command to go on"
-    return f"The benchmark was stopped after {done} of {of} fits; {kept}."
 
 
 def _fits(
@@ -213,7 +204,7 @@ def _fits(
 def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, Any]:
     """Return what identifies a run."""
     label, condition = label_column(adata, keys), as_text(keys.conditions(adata.obs))
-    design = pd.crosstab(label, condition)
+    design = pd.crosstab(label, condition).to_dict("split")
     notes = []
     if n_top_genes is None or n_top_genes >= adata.n_vars:
         notes.append(
@@ -229,9 +220,9 @@ def _describe(adata: AnnData, keys: Keys, n_top_genes: int | None) -> dict[str, 
         "keys": keys.plain(),
         "n_top_genes": n_top_genes,
         "design": {
-            "labels": list(design.index),
-            "conditions": list(design.columns),
-            "cells": design.to_numpy().tolist(),
+            "labels": design["index"],
+            "conditions": design["columns"],
+            "cells": design["data"],
         },
         "notes": notes,
         "versions": versions(),

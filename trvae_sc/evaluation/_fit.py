@@ -1,31 +1,43 @@
-"""One method on one hold-out: what it predicts, and the record of its scores."""
+"""One method on one hold-out, and where fits run: one after the other, in processes, or on a Ray cluster.
+
+The tasks of hold-outs that hide the same are prepared once. Processes read them from a file, whose arrays they
+share; a Ray cluster gets them once into its object store. What they can share of a training is trained once.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 from anndata import AnnData
 
+from trvae_sc.errors import MissingExtraError
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.evaluation._methods import OUTPUT, Method
+from trvae_sc.evaluation._methods import Method, judged
 from trvae_sc.evaluation._scores import (
     BOUNDS,
     N_TOP,
+    change_to,
     export_cells,
     gene_table,
     has_levels,
-    interval_change,
     level_change,
     score,
 )
 from trvae_sc.evaluation._store import fit_name
 from trvae_sc.evaluation._tasks import Task
+from trvae_sc.files import scratch
 from trvae_sc.levels import level_name
+
+_AHEAD = 2  # parts that wait for each worker
 
 
 class Fit(NamedTuple):
@@ -45,7 +57,7 @@ class Fit(NamedTuple):
 
     def __call__(self, task: Task, fitted: Any, seconds: float) -> dict[str, Any]:
         """Let the fitted method predict, and return the record of its scores; it took seconds to fit."""
-        start = time.perf_counter()
+        start, holdout = time.perf_counter(), plain(self.holdout)
         found: dict[str, AnnData] = {}
         if self.method is None:
             tables = ceiling(task, seed=self.seed)
@@ -54,11 +66,12 @@ class Fit(NamedTuple):
             tables = {output: score(task, predicted) for output, predicted in found.items()}
         if self.export is not None:
             for output, predicted in found.items():
-                export_cells(task, predicted, self.export / f"{self.file_name}-{output}")
+                name = fit_name(holdout, self.name, self.seed)
+                export_cells(task, predicted, self.export / f"{name}-{output}")
         return {
             "method": self.name,
-            "identity": self.identity,
-            "holdout": plain(self.holdout),
+            "identity": CEILING if self.method is None else self.method.identity,
+            "holdout": holdout,
             "seed": self.seed,
             "scores": [
                 [output, row.metric, row.genes, row.value if np.isfinite(row.value) else None]
@@ -79,16 +92,6 @@ class Fit(NamedTuple):
     def training(self) -> tuple[str, int]:
         """What fits of the same training cells have in common if they share what is trained."""
         return self.name, self.seed
-
-    @property
-    def file_name(self) -> str:
-        """Name of the files of the fit."""
-        return fit_name(plain(self.holdout), self.name, self.seed)
-
-    @property
-    def identity(self) -> str:
-        """What tells the method from another one of its name."""
-        return CEILING if self.method is None else self.method.identity
 
     @property
     def is_quick(self) -> bool:
@@ -131,8 +134,8 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
 
     These only of predictions that have intervals of all genes, of changes of this kind.
     """
-    predicted = found[OUTPUT] if OUTPUT in found else next(iter(found.values()))
-    kept = {"real_change": interval_change(task, of_shares=task.keys.is_count)}
+    predicted = judged(found)
+    kept = {"real_change": change_to(task.real, task, of_shares=task.keys.is_count)}
     kept["predicted_change"] = level_change(task, predicted)
     bounds = predicted.var.reindex(columns=BOUNDS)
     if has_levels(predicted, task.keys) and bounds.notna().all(axis=None):
@@ -144,3 +147,116 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
 def _significant(values: Iterable[float]) -> list[float]:
     """Return numbers with the five digits that results keep, whatever their unit."""
     return [float(f"{value:.5g}") for value in values]
+
+
+# -- where fits run -----------------------------------------------------------------------------------
+
+Tasks = Mapping[Holdout, Task]
+Prepared = Iterator[tuple[Tasks, Sequence[Fit]]]
+
+
+def _parts(fits: Sequence[Fit]) -> list[list[Fit]]:
+    """Return what is worth a worker: the fits of each training; those that train nothing together."""
+    parts: dict[Any, list[Fit]] = {}
+    for fit in fits:
+        parts.setdefault(None if fit.is_quick else fit.training, []).append(fit)
+    return list(parts.values())
+
+
+def _records(tasks: Tasks, part: Sequence[Fit]) -> Iterator[dict[str, Any]]:
+    """Yield the records of fits, those of the same training after each other."""
+    for _, group in groupby(part, key=lambda fit: fit.training):
+        fits = list(group)
+        start = time.perf_counter()
+        fitted = fits[0].fitted(tasks[fits[0].holdout])
+        seconds = (time.perf_counter() - start) / len(fits)
+        for fit in fits:
+            yield fit(tasks[fit.holdout], fitted, seconds)
+
+
+def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
+    """Yield records as fits finish, in so many processes of this machine."""
+    if n_jobs == 1:
+        for tasks, fits in prepared:
+            for part in _parts(fits):
+                yield from _records(tasks, part)
+        return
+    threads = max((os.cpu_count() or 1) // n_jobs, 1)
+
+    def jobs(folder: Path) -> Iterator[Any]:
+        for number, (tasks, fits) in enumerate(prepared):
+            file = folder / f"{number}.joblib"
+            joblib.dump(tasks, file)
+            for part in _parts(fits):
+                yield joblib.delayed(_run_part)(file, part, threads, os.getpid())
+
+    pool = joblib.Parallel(
+        n_jobs,
+        backend="loky",
+        return_as="generator_unordered",
+        batch_size=1,
+        pre_dispatch=_AHEAD * n_jobs,
+    )
+    with scratch() as folder:
+        try:
+            for records in pool(jobs(folder)):
+                yield from records
+        finally:  # also after an error or Ctrl-C: nothing is left running
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _run_part(file: Path, fits: Sequence[Fit], threads: int, parent: int) -> list[dict[str, Any]]:
+    """Run fits of the same training cells in a worker."""
+    import torch
+
+    _end_with(parent)
+    torch.set_num_threads(threads)
+    return list(_records(joblib.load(file, mmap_mode="r"), fits))
+
+
+def _end_with(parent: int) -> None:
+    """End this process where its parent has ended, however it did."""
+    if any(thread.name == f"watch-{parent}" for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=f"watch-{parent}", daemon=True).start()
+
+
+def run_on_ray(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yield records of tasks on the connected Ray cluster."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            "backend='ray' needs Ray: pip install 'trvae_sc[distributed]'."
+        ) from error
+    run = ray.remote(_run_shared).options(max_retries=3)
+    waiting: list[Any] = []
+    try:
+        for tasks, fits in prepared:
+            shared = ray.put(tasks)
+            waiting += [run.remote(shared, part) for part in _parts(fits)]
+            room = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
+            while len(waiting) > room:
+                done, waiting = ray.wait(waiting)
+                for records in ray.get(done):
+                    yield from records
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for records in ray.get(done):
+                yield from records
+    finally:  # an error or Ctrl-C: do not start what is waiting
+        for part in waiting:
+            ray.cancel(part)
+
+
+def _run_shared(tasks: Tasks, fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Run fits of the same training cells on a cluster."""
+    return list(_records(tasks, fits))

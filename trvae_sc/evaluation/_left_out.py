@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from trvae_sc.evaluation._methods import OUTPUT
+from trvae_sc.evaluation._methods import judged
 from trvae_sc.evaluation._results import Results
 
 _EQUAL = 0.1  # weight that equal weights have in a stack, in units of one label left out
@@ -32,24 +32,21 @@ class LeftOut(NamedTuple):
 def left_out(results: Results, methods: Sequence[str]) -> LeftOut:
     """Return what a benchmark found for the labels it hid one at a time."""
     real: dict[str, pd.Series] = {}
-    predicted: dict[str, dict[str, list[pd.Series]]] = {name: {} for name in methods}
-    n = {}
+    n: dict[str, float] = {}
+    predicted: dict[tuple[str, str, int], pd.Series] = {}
     for record in results.records:
-        label = _task(record)
-        if record["method"] not in predicted:
-            continue
-        kept = record["changes"]
-        real[label] = pd.Series(kept["real_change"], kept["gene"])
-        own = pd.Series(kept["predicted_change"], kept["gene"])
-        predicted[record["method"]].setdefault(label, []).append(own)
-        n[label] = 2.0 / (1.0 / record["n_source_cells"] + 1.0 / record["n_hidden_cells"])
-    labels = sorted(real)
-    means = {
-        name: pd.DataFrame({label: sum(found[label]) / len(found[label]) for label in labels}).T
-        for name, found in predicted.items()
-    }
+        if record["method"] in methods:
+            label, kept = _task(record), record["changes"]
+            real[label] = pd.Series(kept["real_change"], kept["gene"])
+            own = pd.Series(kept["predicted_change"], kept["gene"])
+            predicted[record["method"], label, record["seed"]] = own
+            n[label] = 2.0 / (1.0 / record["n_source_cells"] + 1.0 / record["n_hidden_cells"])
+    means = pd.DataFrame(predicted).T.groupby(level=[0, 1]).mean()
+    by_label = pd.DataFrame(real).T.sort_index()
     return LeftOut(
-        pd.DataFrame(real).T.loc[labels], means, np.array([n[label] for label in labels])
+        by_label,
+        {name: means.loc[name] for name in methods},
+        np.array([n[label] for label in by_label.index]),
     )
 
 
@@ -95,20 +92,14 @@ def stacked_scores(results: Results, found: LeftOut) -> pd.DataFrame:
     Over the genes that change most, as :data:`trvae_sc.metrics.METRICS` has it; columns ``label``,
     ``value``.
     """
-    by_label: dict[str, dict[str, list[np.ndarray]]] = {}
-    real: dict[str, np.ndarray] = {}
-    for record in results.records:
-        if record["method"] in found.predicted:
-            label = _task(record)
-            genes = record["genes"].get(OUTPUT) or next(iter(record["genes"].values()))
-            real[label] = np.array(genes["real_change"])
-            own = by_label.setdefault(label, {}).setdefault(record["method"], [])
-            own.append(np.array(genes["predicted_change"]))
-    rows = []
-    for label, methods in sorted(by_label.items()):
-        others = [other for other in found.real.index if other != label]
-        weights = stacking_weights(found, others)
-        predicted = sum(w * np.mean(methods[name], axis=0) for name, w in weights.items())
-        error = np.square(real[label] - predicted).sum()
-        rows.append((label, 1.0 - error / np.square(real[label]).sum()))
+    records = [record for record in results.records if record["method"] in found.predicted]
+    labels, rows = list(found.real.index), []
+    for label in labels:
+        kept = [(r["method"], judged(r["genes"])) for r in records if _task(r) == label]
+        real = np.array(kept[0][1]["real_change"])
+        error = real.copy()
+        for name, weight in stacking_weights(found, [o for o in labels if o != label]).items():
+            own = [genes["predicted_change"] for method, genes in kept if method == name]
+            error -= weight * np.mean(own, axis=0)
+        rows.append((label, 1.0 - np.square(error).sum() / np.square(real).sum()))
     return pd.DataFrame(rows, columns=["label", "value"])

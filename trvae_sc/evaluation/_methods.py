@@ -24,6 +24,11 @@ from trvae_sc.names import METHODS
 OUTPUT = "delta"  #: what methods are compared by: the output that all of them have
 
 
+def judged(outputs: Mapping[str, Any]) -> Any:
+    """Return what there is of the output that a method is compared by, else of its first."""
+    return outputs[OUTPUT] if OUTPUT in outputs else next(iter(outputs.values()))
+
+
 @dataclass(frozen=True)
 class Method:
     """A method by name: ``predict(train, source, *, target, keys)``; see :mod:`trvae_sc.baselines`.
@@ -42,6 +47,11 @@ class Method:
         object.__setattr__(self, "identity", identity)
 
     @property
+    def _given(self) -> dict[str, Any]:
+        """Arguments that were given with it, as a partial."""
+        return getattr(self.predict, "keywords", {})
+
+    @property
     def takes_seed(self) -> bool:
         """Whether it draws random numbers."""
         return "seed" in inspect.signature(self.predict).parameters
@@ -56,32 +66,23 @@ class Method:
     @property
     def columns(self) -> list[str]:
         """Columns of ``obs`` that it needs besides those that keys name."""
-        setup = getattr(self.predict, "keywords", {}).get("setup_kwargs") or {}
+        setup = self._given.get("setup_kwargs") or {}
         return [value for name, value in setup.items() if name.endswith("_key")]
 
     def with_epochs(self, max_epochs: int | None) -> Method:
         """Return the method trained for so many epochs; the same one if it trains nothing."""
         if max_epochs is None or "train_kwargs" not in inspect.signature(self.predict).parameters:
             return self
-        given = getattr(self.predict, "keywords", {}).get("train_kwargs") or {}
-        return replace(
-            self, predict=partial(self.predict, train_kwargs={**given, "max_epochs": max_epochs})
-        )
-
-    def __call__(
-        self, train: AnnData, source: AnnData, *, target: Any, keys: Keys, seed: int
-    ) -> dict[str, AnnData]:
-        """Return what the method predicts, by output; the seed is for methods that take one."""
-        return self.fitted(train, keys=keys, seed=seed)(source, target)
+        train_kwargs = {**(self._given.get("train_kwargs") or {}), "max_epochs": max_epochs}
+        return replace(self, predict=partial(self.predict, train_kwargs=train_kwargs))
 
     def fitted(
         self, train: AnnData, *, keys: Keys, seed: int
     ) -> Callable[[AnnData, Any], dict[str, AnnData]]:
         """Return what predicts copies of source cells under a target, trained on a copy as far as it can be."""
         kwargs = {"seed": seed} if self.takes_seed else {}
-        given = getattr(self.predict, "keywords", {})
         if self.fit_once is not None:
-            once = self.fit_once(train.copy(), keys=keys, **{**given, **kwargs})
+            once = self.fit_once(train.copy(), keys=keys, **{**self._given, **kwargs})
             return lambda source, target: once(source.copy(), target)
 
         def predict(source: AnnData, target: Any) -> dict[str, AnnData]:

@@ -32,14 +32,8 @@ _OF_TOP = ("de_overlap", "direction_accuracy")
 SCORED = (*_BY_GENE, *_IN_PCS, *_OF_TOP)
 
 
-# -- predicted values on the scale of a task ------------------------------------------------------------
-
-
 def predicted_log_values(task: Task, predicted: AnnData) -> Any:
-    """Return predicted cells on the scale on which a task is scored.
-
-    Counts are normalised by the totals that came with them. Log values of another kappa than the task's,
-    as the prediction records it, are rescaled.
+    """Return predicted cells on the scale of a task: counts by their totals, log values of its kappa.
 
     Raises
     ------
@@ -64,15 +58,11 @@ def on_scale(predicted: AnnData, keys: Keys, kappa: float) -> Any:
         return log_values(predicted, keys._replace(layer=None), kappa)
     if not keys.is_count or record["scale"] == "values" or "kappa" not in record:
         return predicted.X
-    return rescaled(predicted.X, float(record["kappa"]), kappa)
-
-
-def rescaled(x: Any, kappa: float, to: float) -> Any:
-    """Return values log(1 + kappa share) with another kappa; values below 0 as the negative of above."""
-    if np.isclose(kappa, to, rtol=1e-6):
-        return x
-    x = dense(x).astype(np.float64)
-    return np.sign(x) * np.log1p(to / kappa * np.expm1(np.abs(x)))
+    ratio = kappa / float(record["kappa"])
+    if np.isclose(ratio, 1.0, rtol=1e-6):
+        return predicted.X
+    x = dense(predicted.X).astype(np.float64)
+    return np.sign(x) * np.log1p(ratio * np.expm1(np.abs(x)))  # shifted values may be below 0
 
 
 def _check_predicted(task: Task, predicted: AnnData) -> None:
@@ -90,9 +80,6 @@ def _check_predicted(task: Task, predicted: AnnData) -> None:
         )
 
 
-# -- scores ---------------------------------------------------------------------------------------------
-
-
 def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame:
     """Score predicted cells against the hidden ones.
 
@@ -107,10 +94,9 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
 
     Returns
     -------
-    One row per metric and set of genes: ``metric``, ``genes``, ``value``. Genes are ``all``,
-    ``top100`` (largest absolute Welch t between hidden and source cells; truth is used here, for
-    scoring only) or ``pcs``, the principal components of the training cells. Predictions with
-    intervals also get ``interval_coverage``. NaN is a score that the hidden cells do not define.
+    One row per metric and set of genes: ``metric``, ``genes``, ``value`` (NaN where the hidden cells do not define
+    it). Genes are ``all``, ``top100`` (largest absolute Welch t between hidden and source cells) or ``pcs``, the
+    principal components of the training cells. Predictions with intervals also get ``interval_coverage``.
     """
     table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
@@ -153,9 +139,6 @@ def _value(name: str, data: dict[str, Any], **options: Any) -> float:
         return float("nan")
 
 
-# -- genes ------------------------------------------------------------------------------------------------
-
-
 def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     """Return the real change of every gene on the scale of its predicted interval.
 
@@ -176,38 +159,31 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     Raises
     ------
     InputError
-        The prediction has no intervals, other genes than those of the training cells, or no note of the
-        scale.
+        There are no intervals, other genes than those of the training cells, or no note of the scale.
     """
     if not set(BOUNDS) <= set(predicted.var):
         raise InputError(f"predicted.var has no intervals {BOUNDS}; it has {list(predicted.var)}.")
     _check_predicted(task, predicted)
     of_shares = task.keys.is_count and has_levels(predicted, task.keys)
-    real = interval_change(task, of_shares=of_shares)
+    real = change_to(task.real, task, of_shares=of_shares)
     return predicted.var[BOUNDS].assign(real_change=real)[["real_change", *BOUNDS]]
 
 
 def has_levels(predicted: AnnData, keys: Keys) -> bool:
-    """Return whether means and changes in ``var`` are those of :func:`mean_level`.
-
-    Those of a method that was given log values of counts are means of these.
-    """
+    """Return whether means and changes in ``var`` are those of :func:`mean_level`: not of log values of counts."""
     return not keys.is_count or predicted.uns["trvae_sc"]["scale"] != "values"
 
 
-def interval_change(task: Task, *, of_shares: bool) -> np.ndarray:
-    """Return the real change of every gene, of f of mean shares or of mean values."""
-    real, control = (mean_level(x, is_count=of_shares) for x in (task.real, task.control))
-    return real - control
+def change_to(x: Any, task: Task, *, of_shares: bool) -> np.ndarray:
+    """Return the change of every gene from the source cells to others, of f of mean shares or of mean values."""
+    return mean_level(x, is_count=of_shares) - mean_level(task.control, is_count=of_shares)
 
 
 def level_change(task: Task, predicted: AnnData) -> np.ndarray:
     """Return the predicted change of every gene: of counts that of f of mean shares, else of mean values."""
     if "predicted_change" in predicted.var and has_levels(predicted, task.keys):
         return predicted.var["predicted_change"].to_numpy(np.float64)
-    x = predicted_log_values(task, predicted)
-    end, start = (mean_level(v, is_count=task.keys.is_count) for v in (x, task.control))
-    return end - start
+    return change_to(predicted_log_values(task, predicted), task, of_shares=task.keys.is_count)
 
 
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
@@ -236,9 +212,8 @@ def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
 def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
     """Write ``real.h5ad`` and ``predicted.h5ad`` as other programs score them (cell-eval).
 
-    Both hold log values of the task's genes in ``X``, the same real source cells as controls, and the
-    hidden or the predicted cells; ``obs`` has condition and label. Log values of counts that a shift
-    took below 0 are written as 0, below which other programs refuse them. With cell-eval::
+    Both hold log values of the task's genes (below 0 as 0) of the real source cells as controls and of the hidden
+    or the predicted cells; ``obs`` has condition and label. With cell-eval::
 
         cell-eval run -ar real.h5ad -ap predicted.h5ad --pert-col condition --control-pert control
 
