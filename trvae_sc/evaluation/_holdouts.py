@@ -37,10 +37,8 @@ class Holdout:
     ----------
     label
         Label (cell type) to predict; a level of `key` if that is given.
-    target
-        Condition it is predicted under.
-    source
-        Condition whose cells the prediction starts from; None if that is decided later.
+    target, source
+        Condition it is predicted under, and from; the source may be decided later.
     key
         Column of ``obs`` that `label` is a level of (a batch or patient); the labels if None.
     also
@@ -86,8 +84,8 @@ class Holdout:
 
     def hidden(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells are hidden and scored, shape (n_cells,)."""
-        condition = as_text(keys.conditions(adata.obs)) == level_name(self.target)
-        return condition.to_numpy() & self.has_label(adata, keys)
+        condition = as_text(keys.conditions(adata.obs))
+        return (condition == level_name(self.target)).to_numpy() & self.has_label(adata, keys)
 
     def sources(self, adata: AnnData, keys: Keys) -> np.ndarray:
         """Return which cells the prediction starts from, shape (n_cells,)."""
@@ -103,9 +101,9 @@ class Holdout:
         key = keys.labels_key if self.key is None else self.key
         if key is None:
             raise InputError(f"Hold-out {self} needs a column of labels: name it with labels_key=.")
-        has = (as_text(adata.obs[key]) == level_name(self.label)).to_numpy()
-        for other, level in self.within:
-            has = has & (as_text(adata.obs[other]) == level_name(level)).to_numpy()
+        has = np.ones(adata.n_obs, dtype=bool)
+        for column, level in ((key, self.label), *self.within):
+            has &= (as_text(adata.obs[column]) == level_name(level)).to_numpy()
         return has
 
 
@@ -133,9 +131,8 @@ def holdouts(
     by
         Column of ``obs`` whose levels are held out (batch, donor); the labels if None. Of several, as
         ``["donor", "cell_type"]``, every combination of levels is. ``"condition"``: the target is hidden in all
-        labels, as if it had never been measured (``condition_features`` or the parts of sets,
-        ``condition_separator``, tell of it); ``"both"``: so is the
-        label to predict, under every condition but the source.
+        labels (``condition_features`` or ``condition_separator`` tell of it); ``"both"``: so is the label to
+        predict, under every condition but the source.
     min_cells
         Cells that source and target of a combination need.
     together
@@ -145,7 +142,7 @@ def holdouts(
 
     Returns
     -------
-    The hold-outs; those that are too small are named in a log message.
+    The hold-outs; a log message names those that are too small.
 
     Raises
     ------
@@ -189,17 +186,14 @@ def holdouts(
             logger.info("Skipped, with a part that no other condition has: %s.", ", ".join(alone))
             targets = [c for c in targets if c in told]
     for target in targets:
-        enough = (table[[source, target]] >= min_cells).all(axis=1)
-        every = [
-            Holdout(label, target, source, key, within=tuple(zip(columns, outer, strict=False)))
-            for *outer, label in rows
-        ]
-        some = [h for h, has in zip(every, enough, strict=True) if has]
-        small += [str(h) for h, has in zip(every, enough, strict=True) if not has]
-        if unseen:
-            others = [c for c in table if c not in (source, target)] if unseen == BOTH else []
-            found += [replace(h, also=_unseen(h, every, others)) for h in some]
-            continue
+        some = []
+        for (*outer, label), n_cells in zip(rows, table[[source, target]].min(axis=1), strict=True):
+            within = tuple(zip(columns, outer, strict=False))
+            holdout = Holdout(label, target, source, key, within=within)
+            if n_cells >= min_cells:
+                some.append(holdout)
+            else:
+                small.append(str(holdout))
         for start in range(0, len(some), together):
             group = some[start : start + together]
             found += [replace(h, also=tuple(o for o in group if o != h)) for h in group]
@@ -207,29 +201,22 @@ def holdouts(
         logger.info("Skipped, with fewer than %d cells: %s.", min_cells, ", ".join(small))
     if not found:
         raise InputError(f"No combination has {min_cells} cells under {source!r} and a target.")
-    return found
+    return hidden_whole(found, adata, keys, by=unseen) if unseen else found
 
 
 def hidden_whole(
     holdouts: Sequence[Holdout], adata: AnnData, keys: Keys, *, by: str
 ) -> list[Holdout]:
     """Return hold-outs whose condition is hidden in all labels (``by="both"``: and their label in all)."""
-    conditions, labels = as_text(keys.conditions(adata.obs)), as_text(adata.obs[keys.labels_key])
+    labels = sorted(as_text(adata.obs[keys.labels_key]).unique())
+    conditions = sorted(as_text(keys.conditions(adata.obs)).unique()) if by == BOTH else []
     found = []
     for one in holdouts:
-        every = [replace(one, label=label) for label in sorted(labels.unique())]
         kept = (level_name(one.target), None if one.source is None else level_name(one.source))
-        targets = [c for c in sorted(conditions.unique()) if c not in kept] if by == BOTH else []
-        found.append(replace(one, also=_unseen(one, every, targets)))
+        also = [replace(one, label=label) for label in labels if label != one.label]
+        also += [replace(one, target=target) for target in conditions if target not in kept]
+        found.append(replace(one, also=tuple(also)))
     return found
-
-
-def _unseen(
-    holdout: Holdout, every: Sequence[Holdout], targets: Sequence[str]
-) -> tuple[Holdout, ...]:
-    """Return what else is hidden with a combination: its condition in others, its label under others."""
-    others = [other for other in every if other != holdout]
-    return (*others, *(replace(holdout, target=target) for target in targets))
 
 
 def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
@@ -246,7 +233,12 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
     texts = [one for one in every if not isinstance(one, Holdout)]
     if not texts:
         return every
-    parsed = iter(parse_holdouts(texts, adata, keys, source=_clear_source(adata, keys)))
+    check_obs(adata, keys.condition_columns)
+    column, source = keys.conditions(adata.obs), None
+    if column.nunique() > 2:
+        with contextlib.suppress(InputError):
+            source = default_source(column)
+    parsed = iter(parse_holdouts(texts, adata, keys, source=source))
     return [one if isinstance(one, Holdout) else next(parsed) for one in every]
 
 
@@ -274,17 +266,6 @@ _ALLOWED = (
 )
 
 
-def _clear_source(adata: AnnData, keys: Keys) -> Any:
-    """Return the condition that is called like a control, if there are more than two; else None."""
-    check_obs(adata, keys.condition_columns)
-    column = keys.conditions(adata.obs)
-    if column.nunique() < 3:
-        return None
-    with contextlib.suppress(InputError):
-        return default_source(column)
-    return None
-
-
 def parse_holdouts(
     texts: Sequence[str | Sequence[Any]], adata: AnnData, keys: Keys, *, source: Any = None
 ) -> list[Holdout]:
@@ -296,10 +277,8 @@ def parse_holdouts(
     ----------
     texts
         The hold-outs.
-    adata
-        All cells.
-    keys
-        Where the data are.
+    adata, keys
+        All cells, and where the data are.
     source
         Condition to predict from; where there are two conditions, the other one if None.
 
@@ -341,8 +320,7 @@ def named_pair(
         ways = [(level_name(text[0]), level_name(text[1]))]
         text = ":".join(ways[0])
     elif ":" in text:
-        places = [i for i, character in enumerate(text) if character == ":"]
-        ways = [(text[:i], text[i + 1 :]) for i in places]
+        ways = [(text[:i], text[i + 1 :]) for i, mark in enumerate(text) if mark == ":"]
     else:
         raise InputError(f"Hold-out '{text}' is not of the form 'label:target'.")
     found = [way for way in ways if way in pairs]
