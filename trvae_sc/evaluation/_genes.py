@@ -15,7 +15,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import check_matrix, check_obs
 from trvae_sc.evaluation._checks import check_counts
 from trvae_sc.evaluation._measured import label_column
-from trvae_sc.expression import KeyNames, Keys, keys_from, log_values, median_total
+from trvae_sc.expression import KeyNames, Keys, gene_means, keys_from, log_values, median_total
 from trvae_sc.levels import as_text, listing
 from trvae_sc.stored import is_by_column
 
@@ -48,25 +48,24 @@ def choose_genes(
 ) -> GeneChoice:
     """Choose genes that respond, a quarter of all, and fill up with those that vary most.
 
-    Genes respond by ``response`` over the training labels. They vary by scanpy's ``seurat``
-    dispersion within each condition (of values that are no counts: by their variance). Variable genes
-    alone lack much of a response: what is off in one condition and on in the other, in all cells, varies
-    little.
+    Genes respond by the F statistic of conditions within labels. They vary by scanpy's ``seurat`` dispersion
+    within each condition (of values that are no counts: by their variance). Variable genes alone lack much of a
+    response: what is off in one condition and on in the other, in all cells, varies little.
 
     Parameters
     ----------
     train
-        Training cells: nothing about a held-out combination enters.
+        Training cells.
     keys
         Where the data are: :class:`Keys` or a model, in place of `names`.
     n_top_genes
         Number of genes.
     **names
-        ``condition_key=``, ``labels_key=``, ``layer=`` and further names of columns.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------
-    The choice; ``chosen`` says of each gene whether it is, shape (n_genes,).
+    The choice.
 
     Raises
     ------
@@ -81,7 +80,7 @@ def choose_genes(
     n_changed = min(math.ceil(_SHARE * n_top_genes), int((change > 0).sum()))
     chosen = np.zeros(train.n_vars, dtype=bool)
     chosen[by_response[:n_changed]] = True
-    variable = _descending(variability(x, condition, is_log=keys.is_count))
+    variable = _most_variable(x, condition, keys)
     chosen[variable[~chosen[variable]][: n_top_genes - n_changed]] = True
     left = [gene for gene in by_response if change[gene] > 0 and not chosen[gene]][:5]
     return GeneChoice(chosen, n_changed, tuple(train.var_names[left]))
@@ -92,18 +91,14 @@ def variable_genes(train: AnnData, keys: Keys, n_top_genes: int) -> np.ndarray:
 
     Parameters
     ----------
-    train
-        Training cells.
-    keys
-        Where the data are.
+    train, keys
+        Training cells, and where the data are.
     n_top_genes
         Number of genes.
     """
     check_whole("n_top_genes", n_top_genes)
     x, _, condition = _read(train, keys)
-    chosen = np.zeros(train.n_vars, dtype=bool)
-    chosen[_descending(variability(x, condition, is_log=keys.is_count))[:n_top_genes]] = True
-    return chosen
+    return np.isin(np.arange(train.n_vars), _most_variable(x, condition, keys)[:n_top_genes])
 
 
 def _read(train: AnnData, keys: Keys) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -164,26 +159,25 @@ def _sums(x: Any, code: np.ndarray, *, square: bool = False) -> np.ndarray:
     return member @ (values**2 if square else values)
 
 
-def variability(x: Any, condition: np.ndarray, *, is_log: bool) -> np.ndarray:
-    """Return how much genes vary within conditions, shape (n_genes,).
+def _most_variable(x: Any, condition: np.ndarray, keys: Keys) -> np.ndarray:
+    """Return the order of genes from the one that varies most within conditions.
 
-    Of log values the mean over conditions of scanpy's normalised dispersion (``seurat`` flavour), of
-    others the mean of variances on their own scale.
+    Of log values by the mean over conditions of scanpy's normalised dispersion (``seurat`` flavour), of others
+    by the mean of variances on their own scale.
     """
     names, counts = np.unique(condition, return_counts=True)
-    enough = names[counts >= _ENOUGH]
-    groups = [condition == name for name in enough] or [np.ones(len(condition), dtype=bool)]
-    if is_log:
-        found = [_dispersion(x[rows]) for rows in groups]
-        known = ~np.isnan(found)
-        total = np.where(known, found, 0.0).sum(0)
-        return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-    found = []
-    for rows in groups:
-        code = np.zeros(int(rows.sum()), dtype=int)
-        mean, square = (_sums(x[rows], code, square=s)[0] / len(code) for s in (False, True))
-        found.append(square - mean**2)
-    return np.mean(found, axis=0)
+    groups = [x[condition == name] for name in names[counts >= _ENOUGH]] or [x]
+    found = pd.DataFrame(
+        [_dispersion(cells) if keys.is_count else _variance(cells) for cells in groups]
+    )
+    return _descending(found.mean().to_numpy())
+
+
+def _variance(x: Any) -> np.ndarray:
+    """Return the variance of each gene."""
+    x = x.astype(np.float64)
+    squares = x.multiply(x) if sparse.issparse(x) else x**2
+    return gene_means(squares) - gene_means(x) ** 2
 
 
 def _dispersion(x: Any) -> np.ndarray:

@@ -52,7 +52,7 @@ def predict_labels(
     keys
         Where the data are: :class:`Keys` or a model, in place of `names`.
     **names
-        ``condition_key=``, ``labels_key=`` and further names of columns.
+        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------
@@ -160,13 +160,9 @@ def _shifts(
     is_known: np.ndarray,
 ) -> np.ndarray:
     """Return how far each condition moves its cells: the mean over labels, of many cells more."""
-    names = sorted(set(label[is_known]))
-    centre = {name: moved[is_known & (label == name)].mean(0) for name in names}
-    shift = np.zeros((condition.max() + 1, z.shape[1]))
-    for c in range(len(shift)):
-        groups = [(name, (condition == c) & (label == name)) for name in names]
-        groups = [(name, rows) for name, rows in groups if rows.any()]
-        moves = [z[rows].mean(0) - centre[name] for name, rows in groups]
-        weights = [np.sqrt(rows.sum()) for _, rows in groups]
-        shift[c] = np.average(moves, axis=0, weights=weights)
-    return shift
+    centres = pd.DataFrame(moved[is_known]).groupby(label[is_known]).mean()
+    groups = pd.DataFrame(z).groupby([condition, label])
+    moves = groups.mean() - centres.reindex(groups.size().index, level=1)
+    weights = np.sqrt(groups.size())
+    weighted = moves.mul(weights, axis=0).groupby(level=0).sum()
+    return weighted.div(weights.groupby(level=0).sum(), axis=0).to_numpy()
