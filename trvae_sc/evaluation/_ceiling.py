@@ -29,16 +29,15 @@ _N_STEPS = 200  # that fit it
 def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.DataFrame]:
     r"""Return what a perfect prediction would score on these hidden cells.
 
-    Scores of means: the true change of each gene is drawn from what the hidden cells leave possible, and
-    scored against as many cells drawn around it. The observed changes :math:`d_g` have errors
-    :math:`s_g = \sqrt{v_g / n}`, and the true ones a mixture of normal distributions of mean 0 fitted to
-    them; draws from the posterior are scaled to the length :math:`\sum_g d_g^2 - s_g^2`. Cells are drawn
-    as the control cells vary around their mean. Up to 20 cells scores over the genes that change most
-    depend on which those are by chance: there the ceiling is off by up to 0.1.
+    Scores of means: true changes are drawn from what the hidden cells leave possible, and scored against as many
+    cells drawn around them as the control cells vary. The observed changes :math:`d_g` have errors
+    :math:`s_g = \sqrt{v_g / n}`, and the true ones a mixture of normal distributions of mean 0 fitted to them; draws
+    from the posterior are scaled to the length :math:`\sum_g d_g^2 - s_g^2`. Of up to 20 cells, scores over the genes
+    that change most depend on which those are by chance: there the ceiling is off by up to 0.1.
 
-    Distances of distributions are without bias: between halves of the hidden cells they are 0 in the mean over
-    all splits. Other scores are those of halves, in ten splits: ratios of variances, without bias; the squared
-    correlation of variances, corrected by Spearman and Brown, :math:`2 r / (1 + r)` of its root r.
+    Distances of distributions, which have no bias, are 0. Other scores are those of halves of the hidden cells,
+    in ten splits: ratios of variances; the squared correlation of variances, corrected by Spearman and Brown,
+    :math:`2 r / (1 + r)` of its root r.
 
     Parameters
     ----------
@@ -62,23 +61,21 @@ def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.Da
     rng = np.random.default_rng(seed)
     halves = _halves(task, rng, n_top)
     drawn = _drawn(task, rng, n_top)
-    corrected: list[tuple[Any, ...]] = []
-    left: list[tuple[Any, ...]] = []
-    for row in halves.itertuples(index=False):
-        at = (row.metric, row.genes)
-        if at in drawn:
-            corrected.append((*at, drawn[at]))
-        elif row.metric in _ZERO:
-            corrected.append((*at, 0.0))
-        elif row.metric == "r2_var":
-            r = np.sqrt(row.value)
-            corrected.append((*at, 2.0 * r / (1.0 + r)))
-        elif row.metric != "target_rank":  # a half would be ranked by the whole that it is in
-            (corrected if row.metric == "variance_ratio" else left).append((*at, row.value))
-    columns = list(halves.columns)
+    rows = []
+    for metric, genes, value in halves.itertuples(index=False):
+        if (metric, genes) in drawn:
+            rows.append((CEILING, metric, genes, drawn[metric, genes]))
+        elif metric in _ZERO:
+            rows.append((CEILING, metric, genes, 0.0))
+        elif metric == "r2_var":
+            r = np.sqrt(value)
+            rows.append((CEILING, metric, genes, 2.0 * r / (1.0 + r)))
+        elif metric != "target_rank":  # a half would be ranked by the whole that it is in
+            rows.append((CEILING if metric == "variance_ratio" else HALF, metric, genes, value))
+    table = pd.DataFrame(rows, columns=["output", *halves])
     return {
-        CEILING: pd.DataFrame(corrected, columns=columns),
-        HALF: pd.DataFrame(left, columns=columns),
+        name: table.loc[table["output"] == name, list(halves)].reset_index(drop=True)
+        for name in (CEILING, HALF)
     }
 
 
@@ -91,9 +88,6 @@ def _halves(task: Task, rng: np.random.Generator, n_top: int) -> pd.DataFrame:
         tables.append(score_values(task, task.real[first], task.real[second], n_top=n_top))
     values = pd.DataFrame([table["value"] for table in tables])  # NaN: not defined by few cells
     return tables[0].assign(value=values.mean().to_numpy())
-
-
-# -- draws ------------------------------------------------------------------------------------------------
 
 
 def _drawn(task: Task, rng: np.random.Generator, n_top: int) -> dict[tuple[str, str], float]:

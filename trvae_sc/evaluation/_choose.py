@@ -32,16 +32,10 @@ class Decision:
 
 
 def decide(difference: float, error: float, *, model: str | None, simple: str | None) -> Decision:
-    """Return which of two methods to use: a difference within its standard error is too close to call.
+    """Return which of two methods to use, None where there is none of the kind.
 
-    Parameters
-    ----------
-    difference
-        Loss of the simple method less that of the model, paired.
-    error
-        Its standard error; NaN where there is none.
-    model, simple
-        Names of the methods; None if there is none of the kind.
+    `difference` is the loss of the simple method less that of the model; within its standard error (NaN where there
+    is none) it is too close to call.
     """
     if simple is None or model is None:
         return Decision("model" if simple is None else "simple", model, simple, np.nan, np.nan)
@@ -75,10 +69,7 @@ def choose(losses: dict[str, pd.DataFrame]) -> Decision:
         return decide(np.nan, np.nan, model=models[0] if models else None, simple=best)
     decisions = []
     for model in models:
-        differences = losses[model].rsub(losses[best].mean(axis=1), axis=0)
-        error = standard_error(differences)
-        found = decide(differences.mean(axis=1).mean(), error, model=model, simple=best)
-        if found.answer == "model":
-            return found
-        decisions.append(found)
-    return decisions[0]
+        lead = losses[model].rsub(losses[best].mean(axis=1), axis=0)
+        error = standard_error(lead)
+        decisions.append(decide(lead.mean(axis=1).mean(), error, model=model, simple=best))
+    return next((found for found in decisions if found.answer == "model"), decisions[0])

@@ -37,9 +37,8 @@ class Best(NamedTuple):
 
     method: str
     output: str
-    #: One row per method, lowest mean loss first: ``mean`` score over the tasks; by how much the chosen
-    #: one is better (``difference``, negative where it is worse) with its standard error ``se``; on how
-    #: many (``wins``) of ``n_tasks``.
+    #: One row per method, lowest mean loss first: ``mean`` score over the tasks; by how much the chosen one is
+    #: better (``difference``) with its standard error ``se``; on how many (``wins``) of ``n_tasks``.
     table: pd.DataFrame
     decision: Decision  #: how the model compares with the best simple method
 
@@ -87,10 +86,9 @@ class Results:
         return pd.DataFrame(design["cells"], index=design["labels"], columns=design["conditions"])
 
     def summary(self) -> pd.DataFrame:
-        """Return the main scores, one row per method and output, best first.
+        """Return the main scores, means over tasks and seeds, one row per method and output, best first.
 
-        Means over tasks and seeds, below 1e-6 as 0; ``sd`` is the standard deviation of the first score over
-        tasks, beside ``tasks`` and ``seeds``, their numbers. :meth:`statistics` has all scores with their spread.
+        ``sd`` is the standard deviation of the first score over tasks; ``tasks`` and ``seeds`` are their numbers.
         """
         wide, statistics = self.wide(), self.statistics()
         metric, genes = wide.columns[0]
@@ -114,14 +112,11 @@ class Results:
         return self.summary().round(3).replace(-0.0, 0.0).reset_index()
 
     def __repr__(self) -> str:
-        """Return the main scores of each method."""
         if not self.records:
             return f"{self._title()}: no fit has finished"
-        table = self._rounded().to_string(index=False, na_rep="")
-        return f"{self._title()}\n{table}"
+        return f"{self._title()}\n{self._rounded().to_string(index=False, na_rep='')}"
 
     def _repr_html_(self) -> str:
-        """Return the same as a table of a notebook."""
         if not self.records:
             return f"<p>{self!r}</p>"
         table = self._rounded().to_html(index=False, na_rep="", border=0)
@@ -136,23 +131,20 @@ class Results:
         """
         by = ["metric", "genes", *_METHOD]
         tasks = self.table.groupby([*by, *TASK])["value"].agg(["mean", "std", "count"])
-        groups = tasks.groupby(level=by)
-        result = pd.DataFrame(
-            {
-                "mean": groups["mean"].mean(),
-                "sd_tasks": groups["mean"].std(),
-                "sd_seeds": groups["std"].mean(),
-                "n_tasks": groups["mean"].count(),
-                "n_seeds": groups["count"].max(),
-            }
-        ).reset_index()
-        losses = [
-            loss(metric, mean)
-            for metric, mean in zip(result["metric"], result["mean"], strict=True)
-        ]
-        scored = result["method"] != CEILING
-        ranked = result.assign(loss=losses)[scored].groupby(["metric", "genes"])["loss"].rank("min")
-        return result.assign(rank=ranked)
+        result = (
+            tasks.groupby(level=by)
+            .agg(
+                mean=("mean", "mean"),
+                sd_tasks=("mean", "std"),
+                sd_seeds=("std", "mean"),
+                n_tasks=("mean", "count"),
+                n_seeds=("count", "max"),
+            )
+            .reset_index()
+        )
+        losses = pd.Series(map(loss, result["metric"], result["mean"]), dtype=float)
+        scored = losses[result["method"] != CEILING]
+        return result.assign(rank=scored.groupby([result["metric"], result["genes"]]).rank("min"))
 
     def wide(self, columns: list[tuple[str, str]] | None = None) -> pd.DataFrame:
         """Return means over tasks and seeds, one row per method and output, best first.
@@ -188,9 +180,8 @@ class Results:
         Returns
         -------
         One row per metric, set of genes, method, output and ``output_baseline``: mean ``difference``
-        (method less baseline), number of tasks where the method is better (``wins``) of ``n_tasks``,
-        and ``p`` of Wilcoxon's signed-rank test over tasks (NaN below five tasks, where it cannot be
-        small).
+        (method less baseline), number of tasks where the method is better (``wins``) of ``n_tasks``, and ``p`` of
+        Wilcoxon's signed-rank test over tasks (NaN below five tasks).
 
         Raises
         ------
@@ -216,16 +207,13 @@ class Results:
     def best(self, metric: str = "effect_r2", *, genes: str | None = None) -> Best:
         r"""Choose between the best simple method and a model.
 
-        Methods are compared by one output, fixed in advance: ``"delta"``, which all have (of a method that
-        lacks it, its first). The best simple method (``no_change``, ``mean_shift``, ``nearest_shift``,
-        ``context_shift``) is the one with the lowest mean loss. With the paired differences
-        :math:`d_t` of its loss and a model's, over the tasks that all methods share (means over seeds), the
-        model is chosen where :math:`\bar d > s_d / \sqrt T`, the simple method where
-        :math:`\bar d < -s_d / \sqrt T`; between them it is too close to call, and the simple method is
-        given. (With one task the standard error is that over its seeds.)
-
-        The loss is a score with the sign that makes lower better, or its distance from the best value
-        (of a variance ratio: of its log).
+        Methods are compared by their output ``"delta"`` (of a method that lacks it, its first). The best simple
+        method is the one with the lowest mean loss. With the paired differences :math:`d_t` of its loss and a
+        model's, over the T tasks that all methods share (means over seeds), the model is chosen where
+        :math:`\bar d > s_d / \sqrt T`, the simple method where :math:`\bar d < -s_d / \sqrt T`; between them it is
+        too close to call, and the simple method is given. (With one task the error is that over its seeds.)
+        The loss is a score with the sign that makes lower better, or its distance from the best value (of a
+        variance ratio: of its log).
 
         Parameters
         ----------
@@ -237,14 +225,13 @@ class Results:
 
         Returns
         -------
-        Method, output, how they compare with the others, and the decision with its difference and
-        standard error. The ceiling does not take part.
+        Method, output, how they compare with the others, and the decision. The ceiling does not take part.
 
         Raises
         ------
         InputError
-            There are no results, the metric or set of genes is unknown or was not scored, or no task
-            was scored for every method.
+            There are no results, the metric or set of genes is unknown or was not scored, or no task was scored
+            for every method.
         """
         scores = self.by_method(metric, genes)
         losses = {name: loss(metric, table) for name, table in scores.items()}
@@ -355,7 +342,6 @@ def loss(metric: str, value: Any) -> Any:
 
 
 def _n(number: int, of: str) -> str:
-    """Return a number with what it counts."""
     return f"{number:,} {of}{'' if number == 1 else 's'}"
 
 
@@ -374,8 +360,6 @@ def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for record in records:
         task = [record["holdout"][k] for k in TASK]
-        for output, metric, genes, value in record["scores"]:
-            number = float("nan") if value is None else value
-            rows.append((record["method"], *task, record["seed"], output, metric, genes, number))
+        rows += [(record["method"], *task, record["seed"], *score) for score in record["scores"]]
     names = ["method", *TASK, "seed", "output", "metric", "genes", "value"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=names).astype({"value": float})

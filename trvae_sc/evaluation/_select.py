@@ -14,7 +14,6 @@ from trvae_sc.baselines import SIMPLE
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
-from trvae_sc.evaluation._checks import LEAST_GENES
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
@@ -63,8 +62,7 @@ def select(  # noqa: PLR0913
     Labels with cells under both source and target are left out in turn and predicted by every method
     (:func:`trvae_sc.evaluation.benchmark`); where there is none, of a target that features describe
     (``condition_features=``) or that is made of parts (several columns, ``condition_separator=``), other conditions
-    are. :meth:`trvae_sc.evaluation.Results.best` chooses the best simple method, or a model that is better by
-    more than the standard error. That one is fitted anew on all cells, with the same settings.
+    are. :meth:`trvae_sc.evaluation.Results.best` chooses, and its choice is fitted anew on all cells.
 
     Parameters
     ----------
@@ -73,19 +71,17 @@ def select(  # noqa: PLR0913
     target
         Condition to predict.
     keys
-        Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the
-        columns: ``condition_key=``, ``labels_key=``, ``layer=``, ``total_counts_key=``, ``batch_key=``,
-        ``is_count=``, ``condition_features=``, ``condition_separator=``.
+        Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the fields
+        of :class:`Keys`: ``condition_key=``, ``labels_key=`` and so on.
     source
         Condition to start from. If None the other one of two, else the one that is called like a control.
     methods
-        Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
-        :mod:`trvae_sc.family`. If None, ``mean_shift`` (of a target that was never measured
+        As of :func:`trvae_sc.evaluation.benchmark`. If None, ``mean_shift`` (of a target that was never measured
         ``mean_condition``, of a set ``sum_of_parts``), ``context_shift`` and ``trvae``; to stack,
         ``context_shift``, ``trvae`` and ``no_transfer`` (``trvae`` without the transfer loss).
     labels
-        Label or labels to predict; those with source cells and no target cells if None. Target cells
-        of labels that are named are hidden from everything.
+        Label or labels to predict, whose target cells are hidden; those with source cells and no target cells if
+        None.
     metric
         Score to choose by, one that every prediction has (:data:`trvae_sc.evaluation.SCORED`).
     max_tasks
@@ -94,34 +90,28 @@ def select(  # noqa: PLR0913
         Cells that a label needs under source and target to be left out; those with fewer than four never are.
     seeds
         Seeds, or how many; the final fit has the first.
-    n_top_genes
-        Number of genes, chosen anew for each hold-out and for the final fit; all if None.
-    max_epochs
-        Epochs of every method that trains a network, also of the final fit; the method's own number if
-        None.
+    n_top_genes, max_epochs
+        As of :func:`trvae_sc.evaluation.benchmark`, also for the final fit.
     combine
         ``"best"``: the method that is best. ``"stack"``: the mean of all, with weights that predict the
         labels left out best (``stacking_weights``); each method is fitted on all cells.
     output
         ``"counts"`` (default for counts) or ``"delta"``, whichever method predicts.
     folder
-        Folder that keeps the fits of the benchmark, so that a selection that was stopped goes on.
-        The final fit is not kept.
+        Folder that keeps the fits of the benchmark, but not the final one.
     **kwargs
         Names of columns (see `keys`), and further arguments of :func:`trvae_sc.evaluation.benchmark`.
 
     Returns
     -------
-    What is predicted from the source cells of the labels, with all their columns of ``obs``, and with the
-    columns and the record of :meth:`trvae_sc.TRVAE.predict`, whichever method it is by
-    (``trvae_sc_total_counts``: totals over all genes). Intervals rest on how the chosen method errs for the
-    labels left out. ``uns["trvae_sc"]`` has, besides the method's own record, ``"selection"``: ``method``, ``weights``
-    (of a stack), ``metric``, ``answer`` ("model", "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the
-    labels left out) and ``scores`` (:attr:`trvae_sc.evaluation.Best.table`), and one more of ``"notes"``.
-    With fewer than three labels to leave out nothing can be compared: the prediction is
-    then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one label
-    with both conditions; ``no_change`` from none), of `methods` if there is one; there are no
-    ``scores``, and the note says so.
+    What is predicted from the source cells of the labels, with all their columns of ``obs`` and the columns and the
+    record of :meth:`trvae_sc.TRVAE.predict`, whichever method it is by (``trvae_sc_total_counts``: totals over all
+    genes). Intervals rest on how the chosen method errs for the labels left out. ``uns["trvae_sc"]`` has one more of
+    ``"notes"``, and ``"selection"``: ``method``, ``weights`` (of a stack), ``metric``, ``answer`` ("model", "simple" or
+    "close": too close to call), ``n_tasks``, ``tasks`` (the labels left out) and ``scores``
+    (:attr:`trvae_sc.evaluation.Best.table`). With fewer than three labels to leave out nothing can be compared: the
+    prediction is then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one
+    label with both conditions; ``no_change`` from none), of `methods` if there is one, without ``scores``.
 
     Raises
     ------
@@ -154,8 +144,6 @@ def select(  # noqa: PLR0913
                 f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
             )
     check_whole("min_cells", min_cells, 0)
-    if n_top_genes is not None:
-        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     seeds = check_seeds(seeds)
     check_known(kwargs, select, [*Keys._fields, *_OF_BENCHMARK], also=_ALSO)
     if combine not in ("best", "stack"):
@@ -174,7 +162,7 @@ def select(  # noqa: PLR0913
             f"Names of methods to stack have no '/', as files cannot hold it: {[*known]}."
         )
     tasks = inner_tasks(question, min_cells, max_tasks)
-    best, evidence, weights = None, None, {}
+    best, evidence = None, None
     if len(tasks) < _MIN_TASKS:
         name, method = _fallback(question, known)
         known, weights = {**known, name: method}, {name: 1.0}
@@ -218,16 +206,12 @@ def select(  # noqa: PLR0913
     )
     predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
-    notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
-    selection: dict[str, Any] = {"method": next(iter(weights))}
+    record["notes"] = np.array([*record.get("notes", ()), *question.notes], dtype=object)
+    chosen: dict[str, Any] = {"method": next(iter(weights))}
     if len(weights) > 1:
-        selection = {"method": _answer.STACK, "weights": weights}
-    selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
-    predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
+        chosen = {"method": _answer.STACK, "weights": weights}
+    record["selection"] = {**chosen, "output": output, "metric": metric, **_evidence(tasks, best)}
     return log_notes(predicted)
-
-
-# -- the answer ---------------------------------------------------------------------------------------
 
 
 def _of_these(
@@ -298,7 +282,6 @@ def _evidence(tasks: Sequence[Holdout], best: Best | None) -> dict[str, Any]:
     }
 
 
-_WORSE = " Do not trust it: below 0 it is worse than predicting no change."
 _ANSWERS = {
     "model": "it is better than the best simple method by more than the standard error",
     "simple": "no model is better",
@@ -313,17 +296,18 @@ def _shown(score: float) -> str:
 
 def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
     """Return how the method was chosen, in words."""
-    scores = ", ".join(f"{r.method} ({r.output}) {_shown(r.mean)}" for r in best.table.itertuples())
-    answer = _ANSWERS[best.decision.answer]
+    table, answer = best.table.set_index("method"), _ANSWERS[best.decision.answer]
+    scores = ", ".join(f"{r.Index} ({r.output}) {_shown(r.mean)}" for r in table.itertuples())
     if best.decision.model is None:
         answer = "no model was run"
-    mean = float(_shown(best.table.set_index("method")["mean"][best.method]))
-    return (
-        f"{best.method} ({best.output}) was chosen by leaving out {best.table['n_tasks'].iloc[0]} known "
+    note = (
+        f"{best.method} ({best.output}) was chosen by leaving out {table['n_tasks'].iloc[0]} known "
         f"{units} in turn: {answer}. Mean {metric}: {scores}."
-        + (f" This was a {quick_look}." if quick_look else "")
-        + (_WORSE if metric == "effect_r2" and mean < 0 else "")
     )
+    note += f" This was a {quick_look}." if quick_look else ""
+    if metric == "effect_r2" and float(_shown(table["mean"][best.method])) < 0:
+        note += " Do not trust it: below 0 it is worse than predicting no change."
+    return note
 
 
 def _stack_note(

@@ -40,16 +40,14 @@ N_PCS = 50  # principal components of the training cells in which distributions 
 
 
 def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> AnnData:
-    """Return at most so many cells of each label and condition, in their order, for a quick look.
+    """Return at most `max_cells` cells of each label and condition, in their order, for a quick look.
 
     Parameters
     ----------
-    adata
-        Cells.
-    keys
-        Where the data are.
+    adata, keys
+        Cells, and where the data are.
     max_cells
-        Cells of each label and condition to keep; all where there are no more.
+        Cells of each label and condition to keep.
     seed
         Seed of the draw.
 
@@ -67,9 +65,6 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
     return found.to_memory() if adata.isbacked else found.copy()
 
 
-# -- training data --------------------------------------------------------------------------------------
-
-
 def training_data(
     adata: AnnData,
     holdouts: Sequence[Holdout],
@@ -80,19 +75,16 @@ def training_data(
 ) -> tuple[AnnData, Keys]:
     """Return the cells that are not held out, with the genes chosen on them and whole-cell totals.
 
-    Genes are chosen on the returned cells alone: a quarter by their change between conditions within
-    labels, the rest by their variability (a log line says which were left out). Nothing else of `adata`
-    is taken over but the values and the columns of ``obs`` that are named: what was computed with all
-    cells knows the hidden ones.
+    Genes are chosen on the returned cells alone (:func:`trvae_sc.evaluation.choose_genes`; a log line says which were left out).
+    Only the values and the columns of ``obs`` that are named are taken over: what was computed with all cells
+    knows the hidden ones.
 
     Parameters
     ----------
-    adata
-        Cells x genes.
+    adata, keys
+        Cells x genes, and where the data are.
     holdouts
         Combinations to leave out.
-    keys
-        Where the data are.
     n_top_genes
         Number of genes; all if None or if there are no more.
     columns
@@ -162,51 +154,25 @@ def bare(
     return found, keys
 
 
-# -- tasks ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Task:
-    """A hold-out with everything that a method may see, and the truth that it may not.
+    """A hold-out with everything that a method may see, and the truth that it may not."""
 
-    Parameters
-    ----------
-    holdout
-        What is hidden.
-    keys
-        Where the data are.
-    train
-        Training cells with their chosen genes.
-    source
-        Cells to start from; they are training cells, too.
-    real
-        Hidden cells, log values.
-    control
-        Source cells, log values.
-    shift
-        Mean over the labels of their own shift in training, shape (n_genes,); zero where none has
-        both conditions.
-    by_target
-        Mean log values of the same label under every condition but the source.
-    kappa
-        Median total of the training cells.
-    pca
-        Principal components of the training cells.
-    """
-
-    holdout: Holdout
-    keys: Keys
-    train: AnnData
-    source: AnnData
-    real: Any
-    control: Any
+    holdout: Holdout  #: what is hidden
+    keys: Keys  #: where the data are
+    train: AnnData  #: training cells with their chosen genes
+    source: AnnData  #: cells to start from; they are training cells, too
+    real: Any  #: hidden cells, log values
+    control: Any  #: source cells, log values
+    #: Mean over the labels of their own shift in training, shape (n_genes,); zero where none has both conditions.
     shift: np.ndarray
-    by_target: dict[str, np.ndarray]
-    kappa: float
-    pca: PCA
+    by_target: dict[
+        str, np.ndarray
+    ]  #: mean log values of the label under every condition but the source
+    kappa: float  #: median total of the training cells
+    pca: PCA  #: principal components of the training cells
 
     def _shown(self) -> dict[str, str]:
-        """Return how much there is of what, in rows to show."""
         return {
             "hidden": f"{self.real.shape[0]:,} cells",
             "source": f"{self.source.n_obs:,} cells under {self.holdout.source}",
@@ -214,11 +180,9 @@ class Task:
         }
 
     def __repr__(self) -> str:
-        """Return what is hidden, and how much there is."""
         return show.as_text(f"Task {self.holdout}", self._shown())
 
     def _repr_html_(self) -> str:
-        """Return the same as a table of a notebook."""
         return show.as_html(f"Task {self.holdout}", self._shown())
 
     def project(self, x: Any) -> np.ndarray:
@@ -238,26 +202,20 @@ def prepare_task(
 
     Parameters
     ----------
-    adata
-        All cells.
+    adata, keys
+        All cells, and where the data are.
     holdout
         Combination to hide; its source must be given.
-    keys
-        Where the data are.
     n_top_genes
         Number of genes, chosen on the training cells.
     columns
         Further columns of ``obs`` that methods need.
 
-    Returns
-    -------
-    The task.
-
     Raises
     ------
     InputError
-        Values that are not counts where they are to be; source and target are the same; there are too few
-        source cells (2) or hidden cells (4, which the ceiling halves).
+        Values that are not counts where they are to be; source and target are the same; fewer than 2 source
+        cells or 4 hidden cells, which the ceiling halves.
     """
     (holdout,) = as_holdouts([holdout], adata, keys)
     check_holdout(adata, holdout, keys)
