@@ -14,6 +14,7 @@ from trvae_sc.cli._shared import (
     check_output,
     check_prediction_file,
     keys_of,
+    options,
     quiet,
     say,
     write_prediction,
@@ -72,19 +73,9 @@ def run_select(args: argparse.Namespace) -> None:
         adata,
         args.target,
         keys=keys,
-        source=args.source,
-        methods=args.methods,
-        labels=args.labels,
-        metric=args.metric,
-        max_tasks=args.max_tasks,
-        min_cells=args.min_cells,
-        seeds=args.seeds,
         n_top_genes=args.n_top_genes or None,
-        max_epochs=args.max_epochs,
-        combine=args.combine,
-        output=args.output,
-        folder=args.folder,
-        n_jobs=args.n_jobs,
+        **options(args, "source", "methods", "labels", "metric", "max_tasks", "min_cells"),
+        **options(args, "seeds", "max_epochs", "combine", "output", "folder", "n_jobs"),
     )
     chosen = predicted.uns["trvae_sc"]["selection"]
     record = {k: chosen[k] for k in ("method", "output", "n_tasks")}
@@ -140,13 +131,9 @@ def run_benchmark(args: argparse.Namespace) -> None:
         methods,
         chosen,
         keys=keys,
-        seeds=args.seeds,
         n_top_genes=args.n_top_genes or None,
-        max_epochs=args.max_epochs,
         folder=args.out,
-        n_jobs=args.n_jobs,
-        backend=args.backend,
-        export=args.export,
+        **options(args, "seeds", "max_epochs", "n_jobs", "backend", "export"),
     )
     store = Store(args.out)
     store.tell(command=shlex.join(["trvae-sc", *args.argv]))

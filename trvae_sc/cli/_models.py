@@ -16,6 +16,7 @@ from trvae_sc.cli._shared import (
     check_prediction_file,
     inputs_of,
     keys_of,
+    options,
     quiet,
     say,
     target_features,
@@ -92,8 +93,8 @@ def run_train(args: argparse.Namespace) -> None:
 
 def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """Return those of some options that were given."""
-    found = {name: getattr(args, name) for name in names}
-    return {k: value for k, value in found.items() if value is not None and value is not False}
+    found = options(args, *names).items()
+    return {name: value for name, value in found if value is not None and value is not False}
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -167,9 +168,8 @@ def run_predict(args: argparse.Namespace) -> None:
     further = {} if args.exemplars is None else {"exemplars": read(args.exemplars)}
     # what the prior of a flow is worth follows from its training cells, which the file may hold
     model = _load(args, adata if name == "FlowTransfer" else None)
-    predicted = model.predict(
-        adata, target=args.target, source=args.source, labels=args.labels, seed=args.seed, **further
-    )
+    request = options(args, "target", "source", "labels", "seed")
+    predicted = model.predict(adata, **request, **further)
     write_prediction(predicted, args)
 
 
@@ -186,23 +186,12 @@ def _predict_by_trvae(args: argparse.Namespace) -> None:
     layer = model.registry["setup_args"]["layer"]
     if layer is not None and layer not in adata.layers:
         raise InputError(f"{args.file} has no layer '{layer}', which the model was set up with.")
-    request = {
-        "target": args.target,
-        "source": args.source,
-        "labels": args.labels,
-        "exemplars": None if args.exemplars is None else read(args.exemplars),
-        "features": target_features(args),
-    }
+    request = options(args, "target", "source", "labels")
+    request["exemplars"] = None if args.exemplars is None else read(args.exemplars)
+    request["features"] = target_features(args)
     table = None if args.table is None else model.effects(by=args.by, **request)
-    predicted = model.predict(
-        adata,
-        output=args.output,
-        n_samples=args.n_samples,
-        seed=args.seed,
-        out=args.out,
-        overwrite=args.force,
-        **request,
-    )
+    further = options(args, "output", "n_samples", "seed", "out")
+    predicted = model.predict(adata, overwrite=args.force, **request, **further)
     if table is not None:
         write_text(args.table, table.to_csv(index=False), overwrite=args.force)
     tell_prediction(predicted, args)

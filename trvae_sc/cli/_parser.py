@@ -299,12 +299,7 @@ def _add_data(parser: _Parser) -> None:
 
 def _add_holdout(parser: _Parser, *, help: str) -> None:
     """Add the option that names combinations, one or several at a time, and its former name."""
-    given: dict[str, Any] = {
-        "action": "extend",
-        "nargs": "+",
-        "default": [],
-        "metavar": "LABEL:TARGET",
-    }
+    given: Any = dict(action="extend", nargs="+", default=[], metavar="LABEL:TARGET")
     parser.add_argument("--holdout", **given, help=help)
     parser.add_argument("--holdouts", dest="holdout", **given | {"help": argparse.SUPPRESS})
 

@@ -34,6 +34,11 @@ def answer(args: argparse.Namespace, record: Mapping[str, Any] | list[str]) -> N
         print(json.dumps(record), file=args.stdout)
 
 
+def options(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return options that are arguments of Python of the same name."""
+    return {name: getattr(args, name) for name in names}
+
+
 def quiet() -> None:
     """Hide what scvi-tools logs; importing it resets its level."""
     import scvi
@@ -101,19 +106,14 @@ def target_features(args: argparse.Namespace) -> Any:
 
 def check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
     """Raise where a file cannot be trained on, before genes are chosen."""
-    from trvae_sc.checks import check_columns, check_values
-    from trvae_sc.expression import totals, values
+    from trvae_sc.checks import check_columns
+    from trvae_sc.expression import check_cells
 
     if getattr(args, "holdout", None) and args.labels_key is None:
         raise InputError("--holdout needs --labels-key.")
     replicate_key = getattr(args, "replicate_key", None)
     check_columns(adata, keys.condition_key, **keys.further(), replicate_key=replicate_key)
-    check_values(
-        values(adata, keys),
-        is_count=keys.is_count,
-        totals=totals(adata, keys) if args.total_counts_key and keys.is_count else None,
-        name="X" if args.layer is None else f"layer '{args.layer}'",
-    )
+    check_cells(adata, keys, name="X" if args.layer is None else f"layer '{args.layer}'")
 
 
 def inputs_of(args: argparse.Namespace) -> list[Path]:
