@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from trvae_sc.checks import check_condition_parts, matrix
+from trvae_sc.checks import check_condition_parts, check_values, matrix
 from trvae_sc.condition_parts import joint_column
 from trvae_sc.condition_sets import check_sets, checked_table, coding_of, space_of
 from trvae_sc.conditions import ConditionSpace
@@ -212,6 +212,12 @@ def totals(adata: AnnData, keys: Keys) -> np.ndarray:
     if keys.total_counts_key is not None:
         return adata.obs[keys.total_counts_key].to_numpy(dtype=np.float64)
     return row_sums(values(adata, keys), adata.n_obs)
+
+
+def check_cells(adata: AnnData, keys: Keys, *, name: str) -> None:
+    """Raise on values (`name`, in messages) or totals that predictions cannot be made of."""
+    known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
+    check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
 
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -13,20 +12,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import (
-    PREDICTED_VAR,
-    RECORD,
-    check_matrix,
-    check_names,
-    check_obs,
-    check_type,
-    check_values,
-)
+from trvae_sc.checks import PREDICTED_VAR, RECORD, check_matrix, check_names, check_obs, check_type
 from trvae_sc.expression import (
     Keys,
+    check_cells,
     conditions_of,
     dense,
-    gene_units,
     groups,
     log_values,
     mean_level,
@@ -55,11 +46,6 @@ class Learned:
     profiles: Profiles  #: f of mean shares, log(1 + kappa share), or mean values
     kappa: float  #: median total
 
-    @cached_property
-    def unit(self) -> np.ndarray | float:
-        """What errors of genes are compared in: of values the deviation of each gene."""
-        return gene_units(self.adata, self.keys)
-
 
 @dataclass(frozen=True)
 class Moved:
@@ -76,8 +62,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
     check_matrix(adata, keys.layer)
     totals_key = keys.total_counts_key if keys.is_count else None
     check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
-    known_totals = totals(adata, keys) if totals_key else None
-    check_values(values(adata, keys), is_count=keys.is_count, totals=known_totals, name="adata")
+    check_cells(adata, keys, name="adata")
     conditions = conditions_of(adata, keys)
     labels: tuple[str, ...] = ("all",)
     if keys.labels_key is not None:
@@ -95,11 +80,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
 
 
 def factors_of(
-    learned: Learned,
-    label: str,
-    source: Any,
-    end: np.ndarray,
-    others: np.ndarray,
+    learned: Learned, label: str, source: Any, end: np.ndarray, others: np.ndarray
 ) -> Factors:
     """Return the change of a label to f of the target, and the factor of its mean shares."""
     code = learned.known.labels.index(label)

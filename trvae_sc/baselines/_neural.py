@@ -77,8 +77,10 @@ def fit_trvae(
             found = {
                 output: model.predict(source, target=level, output=output) for output in outputs
             }
+        names = [name for name in model.history if name.endswith("_weighted_train")]
+        history = {name: model.history[name][name].astype(float).tolist() for name in names}
         for predicted in found.values():
-            predicted.uns["trvae_sc"]["history"] = _history(model)
+            predicted.uns["trvae_sc"]["history"] = history
         return found
 
     return predict
@@ -163,9 +165,3 @@ def _logged(adata: AnnData, keys: Keys, kappa: float) -> AnnData:
     x = log_values(adata, keys, kappa)
     x = sparse.csr_matrix(x, dtype=np.float32) if sparse.issparse(x) else x.astype(np.float32)
     return AnnData(x, obs=adata.obs.copy(), var=adata.var.copy(), uns=dict(adata.uns))
-
-
-def _history(model: TRVAE) -> dict[str, list[float]]:
-    """Return what each term added to the loss, by epoch."""
-    names = [name for name in model.history if name.endswith("_weighted_train")]
-    return {name: model.history[name][name].astype(float).tolist() for name in names}

@@ -15,7 +15,7 @@ from trvae_sc.baselines._shift import shift_of
 from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
-from trvae_sc.expression import KeyNames, Keys, check_output, groups, keys_from
+from trvae_sc.expression import KeyNames, Keys, check_output, gene_units, groups, keys_from
 from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._trained import chosen_labels
@@ -139,7 +139,7 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
             raise InputError(
                 f"The source {starts[0]!r} was not measured; there are {[*space.levels]}."
             )
-    chosen = chosen_labels(known, labels)
+    chosen, unit = chosen_labels(known, labels), gene_units(learned.adata, keys)
     rows = dict(groups(learned.adata.obs, keys))
     found = []
     for start in starts:
@@ -148,7 +148,7 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
             continue
         code = space.levels.index(start)
         shift = shift_of(method, learned.profiles, space, code, target)
-        shift = replace(shift, missed=replace(shift.missed, scale=learned.unit))
+        shift = replace(shift, missed=replace(shift.missed, scale=unit))
         for label in present:
             at = known.labels.index(label)
             own = learned.profiles.mean[at, code]

@@ -14,15 +14,7 @@ from trvae_sc.baselines._shift import shift_of
 from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_names
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
-from trvae_sc.expression import (
-    Keys,
-    conditions_of,
-    dense,
-    groups,
-    log_values,
-    mean_level,
-    profiles,
-)
+from trvae_sc.expression import Keys, conditions_of, dense, groups, log_values, mean_level, profiles
 from trvae_sc.levels import level_name, levels, match_level
 from trvae_sc.shift import Profiles
 

@@ -19,13 +19,7 @@ from trvae_sc.evaluation._scores import (
     score,
 )
 from trvae_sc.evaluation._select import select
-from trvae_sc.evaluation._tasks import (
-    Task,
-    check_counts,
-    prepare_task,
-    subsample,
-    training_data,
-)
+from trvae_sc.evaluation._tasks import Task, check_counts, prepare_task, subsample, training_data
 from trvae_sc.expression import Keys
 
 __all__ = [

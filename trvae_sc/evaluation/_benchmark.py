@@ -87,8 +87,7 @@ def benchmark(
     adata
         All cells with all genes.
     methods
-        Methods by name (see :mod:`trvae_sc.baselines`), or names in ``METHODS`` of it or of
-        :mod:`trvae_sc.family`.
+        Methods by name, or names in ``METHODS`` of :mod:`trvae_sc.baselines` or :mod:`trvae_sc.family`.
     holdouts
         Combinations to hide, of :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or pairs
         (label, target), predicted from the other one of two conditions or the one called like a control.
@@ -125,7 +124,7 @@ def benchmark(
         scale were chosen with all cells; no hold-outs, some without cells, or that results cannot tell apart; a
         folder with results of another run, or of another method of the same name; numbers below 1.
     KeyboardInterrupt
-        On Ctrl-C. Finished fits are kept in `folder`.
+        On Ctrl-C; `folder` keeps finished fits.
     """
     keys = keys_from(keys, names)
     chosen = {name: m.with_epochs(max_epochs) for name, m in resolve(methods).items()}
@@ -154,20 +153,18 @@ def benchmark(
         store = Store(temporary if folder is None else folder)
         store.open(run)
         known = store.records()
-        _check_tasks([*map(plain, hidden), *(record["holdout"] for record in known)])
-        _check_identities(known, chosen, store.folder)
+        _check_known(known, hidden, chosen, store.folder)
         out = store.folder.resolve() / "predictions" if export else None
         fits = [fit for h in hidden for fit in _fits(h, chosen, seeds, out)]
         left = [f for f in fits if not store.path(plain(f.holdout), f.name, f.seed).exists()]
+
+        given: Any = {"keys": keys, "n_top_genes": n_top_genes, "columns": columns}
 
         def prepared() -> Iterator[tuple[dict[Holdout, Task], Any]]:
             for _, group in groupby(left, key=lambda fit: fit.holdout.hides):
                 fits = list(group)
                 same = list(dict.fromkeys(fit.holdout for fit in fits))
-                tasks = prepare_tasks(
-                    adata, same, keys=keys, n_top_genes=n_top_genes, columns=columns
-                )
-                yield dict(zip(same, tasks, strict=True)), fits
+                yield prepare_tasks(adata, same, **given), fits
 
         records = run_on_ray(prepared()) if backend == "ray" else run_local(prepared(), n_jobs)
         done, clock = len(fits) - len(left), Clock(left, n_jobs)
@@ -244,22 +241,21 @@ def _of_text(texts: Iterable[str]) -> str:
     return digest(np.frombuffer("\n".join(texts).encode(), np.uint8)[None])
 
 
-def _check_tasks(holdouts: Sequence[dict[str, Any]]) -> None:
-    """Raise where two hold-outs would have the same rows in the table."""
+def _check_known(
+    records: Sequence[dict[str, Any]],
+    holdouts: Sequence[Holdout],
+    methods: dict[str, Method],
+    folder: Path,
+) -> None:
+    """Raise where rows of the table could not be told apart, or results are of another method of the same name."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
-    for holdout in holdouts:
+    for holdout in [*map(plain, holdouts), *(record["holdout"] for record in records)]:
         task = tuple(holdout[k] for k in TASK)
         if known.setdefault(task, holdout) != holdout:
             raise InputError(
                 f"{task[0]}:{task[2]} is hidden in two ways, which differ in what else is hidden or in "
                 "the column of its label. Results could not tell them apart: use another folder."
             )
-
-
-def _check_identities(
-    records: Sequence[dict[str, Any]], methods: dict[str, Method], folder: Path
-) -> None:
-    """Raise where a folder has results of another method of the same name."""
     for record in records:
         name = record["method"]
         if name in methods and record["identity"] != methods[name].identity:

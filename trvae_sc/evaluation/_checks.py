@@ -14,13 +14,12 @@ from trvae_sc.checks import (
     check_names,
     check_obs,
     check_type,
-    check_values,
     looks_like_counts,
     matrix_name,
 )
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.expression import Keys, conditions_of, totals, values
+from trvae_sc.expression import Keys, check_cells, conditions_of, values
 from trvae_sc.identity import row_chunks
 from trvae_sc.levels import as_text, level_name
 
@@ -40,9 +39,7 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
     check_leaks(adata, keys)
     check_counts(adata, keys)
     conditions_of(adata, keys)  # raises on features that do not describe them
-    known = totals(adata, keys) if keys.total_counts_key and keys.is_count else None
-    name = matrix_name(keys.layer)
-    check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
+    check_cells(adata, keys, name=matrix_name(keys.layer))
 
 
 def check_leaks(adata: AnnData, keys: Keys) -> None:

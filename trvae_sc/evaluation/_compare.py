@@ -16,12 +16,7 @@ from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import LEAST_HIDDEN
 from trvae_sc.evaluation._holdouts import TASK, Holdout
-from trvae_sc.evaluation._measured import (
-    CONDITION,
-    TOTAL,
-    label_column,
-    measured_cells,
-)
+from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
 from trvae_sc.evaluation._tasks import Shared, Task
 from trvae_sc.expression import Keys, median_total
@@ -101,26 +96,22 @@ def compare(
     Parameters
     ----------
     predicted
-        A prediction of :meth:`trvae_sc.TRVAE.predict`, :func:`trvae_sc.select` or a simple method. Its
-        record in ``uns`` says on which scale it is, and which columns hold condition and label.
+        A prediction of :meth:`trvae_sc.TRVAE.predict`, :func:`trvae_sc.select` or a simple method.
     truth
-        Measured cells with at least the genes of the prediction: best all cells of the data set, of
-        which those of the predicted combinations are the truth, the others under the source the control,
-        and all others training cells, on which principal components and the mean change of other labels
-        rest. With the cells of the combination alone, `control` is needed and scores that rest on other
-        labels are left out. Cells without label or condition are left out, with a note.
+        Measured cells with at least the genes of the prediction: best all cells of the data set, of which those
+        of other combinations serve as control, for principal components and for the mean change of other labels.
+        With the cells of the combination alone, `control` is needed and scores that rest on other labels are left
+        out. Cells without label or condition are left out, with a note.
     control
         Measured cells to start from, if not in `truth`.
     label
         Label or labels to compare; all that were predicted and measured if None.
     n_top
-        Number of genes, those that change most clearly in truth, which effects are scored over besides all;
-        two at least.
+        Number of genes, those that change most in truth, which effects are scored over besides all; 2 or more.
 
     Returns
     -------
-    The comparison: its table is shown, ``scores`` and ``genes`` have all numbers. Scores are those of
-    :func:`trvae_sc.evaluation.score`.
+    The comparison, with the scores of :func:`trvae_sc.evaluation.score`.
 
     Raises
     ------
@@ -257,7 +248,16 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     found = predicted.to_memory() if predicted.isbacked else predicted.copy()
     key = record["keys"].get("total_counts_key")
     if record["scale"] == "counts":
-        found.X = _counts_of(found, record["keys"].get("layer"))
+        layers = [
+            found.layers[name] for name in found.layers if name == record["keys"].get("layer")
+        ]
+        counts = next((x for x in (found.X, *layers) if looks_like_counts(x)), None)
+        if counts is None:
+            raise InputError(
+                "predicted.X holds no counts any more, as predict wrote them: it was normalised since. Pass the "
+                "prediction as it was, or predicted.X = counts kept in a layer."
+            )
+        found.X = counts
         if key is not None and key not in found.obs:
             raise InputError(
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
@@ -267,24 +267,8 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     return found
 
 
-def _counts_of(predicted: AnnData, layer: str | None) -> Any:
-    """Return predicted counts: X, or, where it was normalised since, the layer that has them, too."""
-    if looks_like_counts(predicted.X):
-        return predicted.X
-    if layer in predicted.layers and looks_like_counts(predicted.layers[layer]):
-        return predicted.layers[layer]
-    raise InputError(
-        "predicted.X holds no counts any more, as predict wrote them: it was normalised since. Pass the "
-        "prediction as it was, or predicted.X = counts kept in a layer."
-    )
-
-
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:
-    """Return what training cells tell.
-
-    kappa is that of the prediction, to the last digit, which models keep in single precision, where it is
-    that of the cells.
-    """
+    """Return what training cells tell; kappa of a prediction, in single precision, is taken for that of the cells."""
     own = median_total(train, keys)
     return Shared.of(
         train, keys, own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa

@@ -308,10 +308,7 @@ def parse_holdouts(
 
 
 def named_pair(
-    text: str | Sequence[Any],
-    pairs: set[tuple[str, str]],
-    labels: list[str],
-    conditions: list[str],
+    text: str | Sequence[Any], pairs: set[tuple[str, str]], labels: list[str], conditions: list[str]
 ) -> tuple[str, str]:
     """Return the label and condition that a text ``label:condition``, or a pair, names; one of `pairs`."""
     if not isinstance(text, str):

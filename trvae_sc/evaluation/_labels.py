@@ -56,8 +56,8 @@ def predict_labels(
 
     Returns
     -------
-    ``predicted_label`` and ``label_probability`` (1 of labels that were known) of every cell, for
-    ``adata.obs``. A label that is not among those known cannot be found: cells of it get the nearest.
+    ``predicted_label`` and ``label_probability`` (1 where it was known) of every cell, for ``adata.obs``. Cells of a
+    label that no cell is known to have get the nearest.
 
     Raises
     ------
@@ -153,11 +153,7 @@ def _classified(
 
 
 def _shifts(
-    z: np.ndarray,
-    moved: np.ndarray,
-    condition: np.ndarray,
-    label: np.ndarray,
-    is_known: np.ndarray,
+    z: np.ndarray, moved: np.ndarray, condition: np.ndarray, label: np.ndarray, is_known: np.ndarray
 ) -> np.ndarray:
     """Return how far each condition moves its cells: the mean over labels, of many cells more."""
     centres = pd.DataFrame(moved[is_known]).groupby(label[is_known]).mean()

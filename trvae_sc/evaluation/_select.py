@@ -14,7 +14,8 @@ from trvae_sc.baselines import SIMPLE
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
-from trvae_sc.evaluation._holdouts import TASK, Holdout
+from trvae_sc.evaluation._fit import plain
+from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
 from trvae_sc.evaluation._methods import Method, check_seeds, resolve
 from trvae_sc.evaluation._question import Question, ask, inner_tasks
@@ -218,13 +219,12 @@ def _of_these(
     results: Results, methods: dict[str, Method], tasks: Sequence[Holdout], seeds: Sequence[int]
 ) -> Results:
     """Return results without those of other runs that share the folder."""
-    known = {(task.label, task.source, level_name(task.target)) for task in tasks}
+    holdouts = [plain(task) for task in tasks]
     drawn = {name: seeds if method.takes_seed else [0] for name, method in methods.items()}
     records = [
         record
         for record in results.records
-        if record["seed"] in drawn.get(record["method"], ())
-        and tuple(record["holdout"][k] for k in TASK) in known
+        if record["seed"] in drawn.get(record["method"], ()) and record["holdout"] in holdouts
     ]
     return Results(results.run, records)
 
