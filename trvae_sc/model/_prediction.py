@@ -13,11 +13,10 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._codes import decode_codes
+from trvae_sc.model._codes import decode_codes, generate_cells
 from trvae_sc.model._effects import effects
 from trvae_sc.model._exemplars import Exemplars, exemplars_of
 from trvae_sc.model._features import of_known_conditions, with_features
-from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
     Output,
     Request,
@@ -233,18 +232,14 @@ class PredictingModel(TrainableModel):
 
         Parameters
         ----------
-        target
-            Condition to predict, given as in :meth:`predict`.
+        target, exemplars, features
+            As of :meth:`predict`.
         source
             Condition to start from; every other one if None.
         labels
             Label or labels; all that training has cells of under the source if None.
-        exemplars
-            A few measured cells under the target, as of :meth:`predict`.
         by
             ``replicate_key``, for the change in each donor: from its own mean, by the label's fold change.
-        features
-            What describes a target that is new, as of :meth:`predict`.
 
         Returns
         -------
