@@ -39,15 +39,13 @@ class Keys(NamedTuple):
     total_counts_key
         Column with each cell's total over all its genes; their sum if None.
     is_count
-        Whether the values are counts, compared as log(1 + kappa share) with kappa the median total
-        of the training cells; else they are compared as they are.
+        Whether values are counts, compared as log(1 + kappa share) with kappa the median total of
+        the training cells; else they are compared as they are.
     batch_key
         Column with the batch, which models condition on, or None.
-    condition_features
-        Table with numbers that describe the conditions, or its name in ``uns``; see
+    condition_features, condition_separator
+        Numbers that describe conditions, and the text between parts of sets; see
         :meth:`trvae_sc.TRVAE.setup_anndata`.
-    condition_separator
-        Text between the parts of conditions that are sets, as ``"+"``; see there.
     """
 
     condition_key: str | tuple[str, ...]
@@ -141,20 +139,7 @@ def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:
-    """Return where the data are.
-
-    Parameters
-    ----------
-    keys
-        :class:`Keys`, a model (what it was set up with), or None.
-    names
-        The names themselves, of :class:`Keys`; they go before those of a model.
-
-    Raises
-    ------
-    InputError
-        There is no condition, a name is unknown, or both are given.
-    """
+    """Return where the data are, of :class:`Keys`, names, or a model (names go before its own)."""
     unknown = sorted(set(names) - set(Keys._fields))
     if unknown:
         raise InputError(f"Unknown arguments {unknown}; names of columns are {list(Keys._fields)}.")

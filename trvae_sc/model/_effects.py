@@ -133,8 +133,7 @@ def _of_replicates(
 ) -> Iterator[tuple[str, Factors, int, np.ndarray | float]]:
     """Yield name, factors, source cells and measured change (NaN without) of each replicate.
 
-    It starts from the replicate's own mean; the log fold change (difference, of values) is that of the label.
-    The interval is that of a replicate that was not measured under the target.
+    It starts from its own mean; fold change and interval are those of the label.
     """
     module, space, change = trained.module, trained.conditions, factors.change
     label, end = trained.labels.index(factors.label), space.code(target)

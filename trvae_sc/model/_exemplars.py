@@ -39,25 +39,17 @@ class Exemplars:
     def combined(
         self, f: np.ndarray, error: np.ndarray, *, is_count: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Return a prediction moved to the cells, and its variance in units of `error`.
+        r"""Return a prediction f moved to the cells, and its variance in units of its `error`.
 
         .. math:: m \leftarrow m + w\,(m_e - m), \qquad w = \frac{\tau s^2}{\tau s^2 + v}
 
         for each gene, with the mean m (count of a cell of the median total, or value), the variance
-        :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
-        (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with variance
-        :math:`(1 - w)\,\max(\tau, 1)\,s^2`. Of counts v is that of the mean that is predicted and half a count in all cells
-        (Jeffreys): where none is predicted, that a few cells show none, or one, says little. :math:`\tau`, from
-        1/4 to 8, is how wrong this prediction is beside others (:meth:`scale`).
-
-        Parameters
-        ----------
-        f
-            Prediction, shape (n_genes,).
-        error
-            s squared, on the scale of f.
-        is_count
-            Whether f is log(1 + m); else it is m.
+        :math:`s^2` of what is wrong with the prediction (`error`) and that of the mean of n cells,
+        v (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with
+        variance :math:`(1 - w)\,\max(\tau, 1)\,s^2`. Of counts v is that of the mean that is
+        predicted and half a count in all cells (Jeffreys): where none is predicted, that a few
+        cells show none, or one, says little. :math:`\tau`, from 1/4 to 8, is how wrong this
+        prediction is beside others (:meth:`scale`). Of counts f is log(1 + m), else m.
         """
         mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
         scale = self.scale(f, error, is_count=is_count)
@@ -107,14 +99,7 @@ def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
-    """Return the exemplars of each label from cells with the genes `names` of the model in any order.
-
-    Raises
-    ------
-    InputError
-        No AnnData or no cells, other genes or conditions, columns or values that the model cannot take, a
-        model that does not calibrate, or one saved before there were exemplars.
-    """
+    """Return the exemplars of each label, from cells with the genes `names` in any order."""
     _check_model(trained)
     with naming("exemplars"):
         checks.check_type(cells)

@@ -80,22 +80,8 @@ class Factors(NamedTuple):
 class Calibration:
     """Puts decoded rates on the level of their label; see :meth:`TRVAE.predict`.
 
-    Parameters
-    ----------
-    trained
-        Trained model.
-    adata
-        Registered AnnData.
-    rows
-        Rows to predict from.
-    groups
-        Their labels and conditions (:meth:`Known.groups`).
-    target
-        Condition to predict.
-    exemplars
-        Measured cells of labels under the target.
-    drawn
-        Whether codes of cells are drawn from their posterior: then levels are of what drawn codes decode to.
+    `groups` are labels and conditions of the rows to predict from (:meth:`Known.groups`). Where
+    codes are `drawn` from their posterior, levels are of what drawn codes decode to.
     """
 
     def __init__(
@@ -222,13 +208,7 @@ class Sourced:
         return 1.0 if self.expected is None else self.expected.relative(own, code)
 
     def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
-        """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
-
-        Raises
-        ------
-        InputError
-            Too little was measured to tell.
-        """
+        """Return the variance of what is wrong with f of a label's target, (n_genes,), if known."""
         found = (
             None
             if self.missed is None

@@ -47,8 +47,8 @@ class CategoryField(CategoricalObsField):
     """A categorical obs column whose levels are those present, in sorted order.
 
     scvi-tools' own field keeps unused categories and lets unknown levels that are falsy (0, "",
-    False) through. An unknown level raises, except in the labels, which only training uses: there
-    it gets code 0 and is listed in the state registry under ``unknown``.
+    False) through. Here unknown levels raise, except of labels, which only training uses: these get
+    code 0 and are listed in the state registry under ``unknown``.
     """
 
     UNKNOWN_KEY = "unknown"

@@ -35,10 +35,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
 
     @property
     def active_dims(self) -> list[int]:
-        """Latent dimensions that carry something: 0.01 nats of KL or more, over the training cells.
-
-        All of them in an autoencoder, which has no KL.
-        """
+        """Latent dimensions of 0.01 nats of KL or more over the training cells; of autoencoders all."""
         n_latent = self.module.z_mean.out_features
         if len(self.kl_) != n_latent:
             return list(range(n_latent))
@@ -216,7 +213,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
     ) -> pd.DataFrame:
         """Return each cell's log density under the aggregated posterior of each sample.
 
-        Also written to ``adata.obsm["da_log_probs"]``. See
+        Also written to ``adata.obsm["da_log_probs"]``; see
         :meth:`scvi.model.base.VAEMixin.differential_abundance`.
         """
         self._needs_posterior("differential_abundance")
@@ -246,13 +243,10 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         return self._checked(super().get_feature_correlation_matrix, *args, **kwargs)
 
     def get_importance_weights(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`.
+        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`; nb and zinb only.
 
-        Raises
-        ------
-        NotImplementedError
-            For other likelihoods than nb and zinb, and with ``total_counts_key``: scvi-tools would
-            multiply our shares of the whole total by the sum over the registered genes.
+        Not with ``total_counts_key``: scvi-tools would multiply by the sum over the registered
+        genes.
         """
         self._needs_totals_of_genes()
         return super().get_importance_weights(*args, **kwargs)
@@ -345,10 +339,7 @@ def _check_groups(adata: AnnData, given: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_scratch(adata: AnnData) -> Iterator[None]:
-    """Take columns that scvi-tools writes out of ``obs``, and put it back as it was.
-
-    One that was left there is of other values, where they were those of another layer or model.
-    """
+    """Take columns that scvi-tools writes out of ``obs``, and put it back as it was."""
     obs = adata.obs
     adata.obs = obs.drop(columns=_SCRATCH, errors="ignore")
     try:

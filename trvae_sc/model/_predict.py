@@ -74,14 +74,8 @@ def predict_cells(
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`.
 
-    Parameters
-    ----------
-    trained
-        Trained model.
-    original, registered
-        The cells as they were passed, and as they are registered with the model.
-    request
-        What is to be predicted, checked.
+    `original` are the cells as they were passed, `registered` with the model; the request was
+    checked.
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
@@ -266,13 +260,7 @@ def _check_output(trained: Trained, output: Output | None) -> Output:
 
 
 def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
-    """Return the rows to predict from, in the caller's order.
-
-    Raises
-    ------
-    InputError
-        Unknown source or labels, source equal to target, no cell left.
-    """
+    """Return the rows to predict from, in the caller's order; raise where there are none."""
     target, source, labels, indices = request[:4]
     condition = as_text(known.conditions.column(adata.obs))
     rows = row_numbers(indices, adata.n_obs)
@@ -319,13 +307,7 @@ def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray
 def missing_combinations(
     trained: Trained, source: Any, target: Any = None, labels: Any = None
 ) -> list[tuple[str, Any, Any]]:
-    """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`.
-
-    Raises
-    ------
-    InputError
-        There are no labels, nothing is missing, or none of it can be predicted from the source.
-    """
+    """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`."""
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
     names, n_cells = chosen_labels(trained, labels), trained.n_cells

@@ -142,10 +142,8 @@ def combination_table(
 ) -> pd.DataFrame:
     """Return one row a predicted combination: from what, and what training saw of it.
 
-    `groups` are the cells' labels and conditions (:meth:`Known.groups`).
-
-    ``novelty`` is :func:`trvae_sc.shift.novelty` of the label; ``n_new_cells`` are those that the model was
-    not trained on; ``own_level``: level and change are those of the cells given, as training has none.
+    `groups` are the cells' labels and conditions (:meth:`Known.groups`). ``n_new_cells`` were not
+    trained on; ``own_level``: level and change are those of the cells given, as training has none.
     """
     by_group = groups.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
     counts = by_group.agg(n_source_cells="size", n_new_cells="sum").reset_index()

@@ -186,7 +186,7 @@ class AnnDataModel(BaseModelClass):
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Return a registered AnnData with the model's genes; the one passed is not changed.
 
-        The model's own data must be what they were. Others are registered anew where they changed.
+        The model's own data must be what they were; others are registered anew where they changed.
         """
         if adata is None:
             adata = self._adata
@@ -308,13 +308,7 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def keys(self) -> Keys:
-        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
-
-        Raises
-        ------
-        InputError
-            There is no condition.
-        """
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others."""
         args = self.registry_["setup_args"]
         if args["condition_key"] is None:
             raise InputError("The model was set up without condition_key, which this needs.")

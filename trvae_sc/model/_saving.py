@@ -79,9 +79,7 @@ class SavedModel(AnnDataModel):
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
-        """Read a model from a folder.
-
-        The file holds numbers and text only: nothing stored in it is executed.
+        """Read a model from a folder: numbers and text, nothing stored is executed.
 
         Parameters
         ----------

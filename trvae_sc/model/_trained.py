@@ -136,7 +136,7 @@ class Trained(Known):
     def codes_of(
         self, label: int, condition: int | None, *, drawn: bool = False
     ) -> tuple[Tensors, Tensor] | None:
-        """Return the codes kept of a label and condition: what they are decoded with, and z.
+        """Return what the codes kept of a label and condition are decoded with, and z.
 
         z is the posterior mean; `drawn`, four draws from the posterior of each, the same every time.
         """
@@ -176,9 +176,9 @@ def kept_codes(
 ) -> dict[str, np.ndarray]:
     """Return codes of the training cells: a random sample of at most 256 of each label and condition.
 
-    They stay with the model, so that what it predicts depends on the cell alone. Each has what it is decoded
-    with, and its `group`: codes of label and condition, shape (n_cells, 2). Of conditions with codes below
-    `since` (that of the first new condition of a query) they are those that the network had before.
+    They stay with the model, so that what it predicts depends on the cell alone. Each has what it
+    is decoded with, and its `group`: codes of label and condition, (n_cells, 2). Of conditions
+    below `since` (the first new one of a query) they are those that the network had before.
     """
     most = int(np.clip(_ALL_CODES // trained.n_cells.size, *_MOST_CODES))
     order = np.random.default_rng(seed).permutation(len(rows))

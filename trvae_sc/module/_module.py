@@ -175,11 +175,10 @@ class TRVAEModule(BaseModuleClass):
         return self
 
     def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
-        """Keep every parameter as it is but for the rows behind the first n of those named.
+        """Keep parameters but for the rows behind the first n of those named, and known conditions.
 
-        Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
-        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
-        cells of the first `n_conditions` conditions stay as well.
+        Weight decay and momentum may move rows without gradients: :meth:`restore_frozen` puts them
+        back after every step.
         """
         self._n_known = n_conditions
         for name, parameter in self.named_parameters():
@@ -197,9 +196,9 @@ class TRVAEModule(BaseModuleClass):
     def set_statistics(self, found: Statistics) -> None:
         """Store what training needs to know of the training cells.
 
-        The units of the data are set once, and the weights start by them: later fits keep those in
-        which the weights were learned. Dispersions start at their moments only where the transfer loss
-        trains the prediction: a higher theta lets reconstruction weigh more, and without that loss the
+        Units are set once, and the weights start by them: later fits keep those in which the
+        weights were learned. Dispersions start at their moments only where the transfer loss trains
+        the prediction: a higher theta lets reconstruction weigh more, and without that loss the
         effect of a condition then stays in the codes.
         """
         device = self.kappa.device
@@ -291,8 +290,7 @@ class TRVAEModule(BaseModuleClass):
     ) -> dict[str, Any]:
         """Decode z: y, the profile, and the distribution of the data.
 
-        With `transfer` also the profiles that the transfer loss compares, in one product with the
-        output layer.
+        With `transfer` also the profiles that the transfer loss compares.
         """
         if transform_batch is not None and self.n_batch:
             codes = torch.full_like(context.categories[0], int(transform_batch))

@@ -14,10 +14,7 @@ _FURTHER = 20  # components beside those needed, which makes these exact
 
 
 class Statistics(NamedTuple):
-    """What training needs to know of the training cells, from one pass over them.
-
-    Means are of proportions for counts, of the values otherwise.
-    """
+    """What training needs to know of its cells; means are of proportions for counts."""
 
     kappa: float  #: median total
     mean: Tensor  #: of each gene, (n_genes,)
@@ -60,10 +57,7 @@ def _start_at_proportions(output: nn.Linear, proportions: Tensor) -> None:
 
 
 def _start_at_components(z_mean: nn.Linear, output: nn.Linear, values: Tensor) -> None:
-    """Make codes the principal components of values of cells, and decode them as such.
-
-    Hidden layers start with no say, and learn what components cannot.
-    """
+    """Make codes the principal components of values, and decode them so; hidden layers have no say."""
     n_latent, n_genes = z_mean.out_features, values.shape[1]
     n_found, mean = min(n_latent + _FURTHER, *values.shape), values.mean(0)
     components = torch.pca_lowrank(values, n_found, niter=4)[2][:, :n_latent]

@@ -27,11 +27,7 @@ def group_mmd(
     kernel: Kernel,
     peers: Peers,
 ) -> Tensor:
-    """Return the MMD between the conditions of a minibatch, inside each label if these are given.
-
-    Of pooled cells it would also be lowered by moving cells of a label that one condition lacks to
-    those of others.
-    """
+    """Return the MMD between the conditions of a minibatch, inside each label if these are given."""
     published = kernel == "paper"
     return mmd(
         peers.rows(points),
@@ -59,11 +55,7 @@ class Transfer(NamedTuple):
 def draw_transfer(
     label: Tensor, condition: Tensor, n_cells: Tensor, design: Tensor, factor: float, peers: Peers
 ) -> Transfer:
-    """Return what the transfer loss of a minibatch compares; it counts by a factor.
-
-    Drawn from the codes of its cells, the numbers of training cells (n_labels, n_conditions) and the
-    features of the conditions (n_conditions, n_features).
-    """
+    """Return what the transfer loss of a minibatch compares, drawn from the codes of its cells."""
     n_conditions = n_cells.shape[1]
     code = label * n_conditions + condition
     own = peers.own(code)
