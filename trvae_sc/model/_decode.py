@@ -12,7 +12,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
+from trvae_sc.model._counts import Draws, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_and_spared, expected_values
 
@@ -115,7 +115,7 @@ def decoded(
         done += n_codes
         codes = codes.to(trained.module.kappa.device)
         expected = expected_values(trained.module, tensors, codes, features)
-        parts.append(scaled(trained.module, expected.cpu().numpy(), None))
+        parts.append(scaled(trained.module, expected.cpu().numpy()))
     return np.concatenate(parts)
 
 
@@ -154,7 +154,7 @@ def latent_shifts(trained: Trained, sources: Iterable[Any], target: Any) -> torc
 # -- values -------------------------------------------------------------------------------------------
 
 
-def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
     if not module.is_count:
         return values
@@ -163,13 +163,8 @@ def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) ->
     return np.log1p(shares, out=shares)
 
 
-def level_of(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
-    """Return f of a mean profile: log(1 + kappa share) of counts, else itself."""
-    return np.log1p(module.kappa.item() * mean) if module.is_count else mean
-
-
 def mean_of(module: TRVAEModule, level: np.ndarray) -> np.ndarray:
-    """Return the mean profile of f: the inverse of :func:`level_of`."""
+    """Return the mean profile of f: the inverse of :func:`scaled`."""
     return np.expm1(np.maximum(level, 0.0)) / module.kappa.item() if module.is_count else level
 
 
@@ -187,7 +182,7 @@ def predicted_values(
     if output == "delta":
         return scaled(module, batch.observed, batch.total) + mean_change(module, batch, target)
     if output == "mean":
-        return scaled(module, batch.target, None)
+        return scaled(module, batch.target)
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
@@ -200,7 +195,7 @@ def predicted_values(
         return draw_counts(batch.target * batch.total, theta, draws.add, kept)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
-    return transport_counts(by_row(batch.observed), ratio, gain * batch.total, theta, draws)
+    return transport_counts(batch.observed, ratio, gain * batch.total, theta, draws)
 
 
 def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:

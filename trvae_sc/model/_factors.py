@@ -14,7 +14,7 @@ from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
 from trvae_sc.left_out import Expected, Missed, replicates_left_out
 from trvae_sc.model._counts import Draws, shared_gain
-from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
+from trvae_sc.model._decode import Batch, decoded_batches, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import expected_values
@@ -258,8 +258,8 @@ class Sourced:
             if self.drawn:
                 decoded = _means_of_cells(trained, adata, rows, self.target, drawn=True)
             decoded = decoded[1:]
-            own = level_of(module, observed)
-        change = level_of(module, means[1]) - level_of(module, means[0])
+            own = scaled(module, observed)
+        change = scaled(module, means[1]) - scaled(module, means[0])
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
             of_network = self.of_network * (1.0 - self.ridge.measured(code))
@@ -280,7 +280,7 @@ class Sourced:
         missed = self.missed
         if self.replicates is not None and code is not None and self._is_known(code):
             missed = self.replicates
-        ends = (scaled(module, mean, None) for mean in (observed, expected))
+        ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)

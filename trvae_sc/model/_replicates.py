@@ -11,7 +11,7 @@ from scvi.data import AnnDataManager
 
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text
-from trvae_sc.model._decode import level_of
+from trvae_sc.model._decode import scaled
 from trvae_sc.model._trained import Trained, in_kept_units, in_own_units
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates, group_sums
@@ -35,7 +35,7 @@ def replicate_means(
     if module.is_count:
         totals = _totals(manager, x, has_total=module.has_total)
     sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
-    mean = in_kept_units(module, level_of(module, sums / n_cells[:, None]))
+    mean = in_kept_units(module, scaled(module, sums / n_cells[:, None]))
     return {
         "key": key,
         "names": tuple(known),
