@@ -69,7 +69,7 @@ def effects(
             n_cells = int(trained.n_cells[trained.labels.index(label), code])
             if n_cells:
                 of_source = of_source or Sourced(trained, start, target, exemplars)
-                factors = of_source.of_training(label)
+                factors = of_source.factors(label)
                 tables += _tables(of_source, factors, genes, n_cells, by=by is not None)
     if not tables:
         named = of_labels(chosen, labelled=trained.labels_key is not None)
