@@ -53,10 +53,6 @@ class CategoryField(CategoricalObsField):
 
     UNKNOWN_KEY = "unknown"
 
-    def __init__(self, registry_key: str, attr_key: str | None) -> None:
-        super().__init__(registry_key, attr_key)
-        self._attr_key = f"{_OWN}{registry_key}"
-
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column."""
         if self.is_default:
@@ -162,10 +158,6 @@ class ConditionField(CategoryField):
 class CovariatesField(CategoricalJointObsField):
     """Further categorical columns, coded as :class:`CategoryField` codes one."""
 
-    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
-        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
-        self._attr_key = f"{_OWN}{registry_key}"
-
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the columns."""
         return self._encode(adata, {key: levels(adata.obs[key]) for key in self.attr_keys})
@@ -200,14 +192,6 @@ class CovariatesField(CategoricalJointObsField):
         }
 
 
-class NumbersField(NumericalJointObsField):
-    """Further numeric columns."""
-
-    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
-        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
-        self._attr_key = f"{_OWN}{registry_key}"
-
-
 def fields(
     condition_key: str | Sequence[str] | None,
     *,
@@ -221,12 +205,16 @@ def fields(
     condition_features: pd.DataFrame | None = None,
 ) -> list[Any]:
     """Return the fields of a registration."""
-    return [
+    found = [
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
         ConditionField(CONDITION_KEY, condition_key, condition_separator, condition_features),
         CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
         CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
         CovariatesField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-        NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
     ]
+    for field in found:
+        if field.registry_key not in (REGISTRY_KEYS.X_KEY, TOTAL_KEY):
+            field._attr_key = f"{_OWN}{field.registry_key}"
+    return found
