@@ -46,17 +46,13 @@ def negative_binomial_nll(
     log_theta = log_theta if rows is None else log_theta[rows]
     theta = log_theta.exp().expand(log_mean.shape)
     zeros = (theta * torch.log1p(log_mean.exp() / theta)).sum(-1)
-    return zeros - _positive_part(counts, log_mean, theta).sum(-1)
-
-
-def _positive_part(counts: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
-    """Return the terms of the NB log-likelihood that vanish at count zero."""
-    return (
+    positive = (
         counts * (log_mean - torch.log(theta + log_mean.exp()))
         + torch.lgamma(counts + theta)
         - torch.lgamma(theta)
         - torch.lgamma(counts + 1.0)
     )
+    return zeros - positive.sum(-1)
 
 
 class _SparseNLL(torch.autograd.Function):

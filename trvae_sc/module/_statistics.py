@@ -41,19 +41,15 @@ def start(
         observation.mean.copy_(found.mean)
         observation.scale.copy_(torch.where(found.scale > 0, found.scale, 1.0))
     elif observation.is_count:
-        _start_at_proportions(output, found.mean)
+        proportions = found.mean
+        if output.out_features > len(proportions):  # and that of the rest of the genome
+            rest = (1.0 - proportions.sum()).clamp_min(_EPS)
+            proportions = torch.cat([proportions, rest[None]])
+        output.bias.copy_(torch.log(proportions + _EPS))
         if found.dispersion is not None and observation.log_dispersion is not None:
             _start_at_dispersion(observation, found.dispersion)
     if found.some is not None:
         _start_at_components(z_mean, output, observation.level_of_means(found.some))
-
-
-def _start_at_proportions(output: nn.Linear, proportions: Tensor) -> None:
-    """Make the output bias the log of the mean proportions, and of the rest of the genome's, if it has one."""
-    if output.out_features > len(proportions):
-        rest = (1.0 - proportions.sum()).clamp_min(_EPS)
-        proportions = torch.cat([proportions, rest[None]])
-    output.bias.copy_(torch.log(proportions + _EPS))
 
 
 def _start_at_components(z_mean: nn.Linear, output: nn.Linear, values: Tensor) -> None:
