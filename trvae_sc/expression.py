@@ -144,13 +144,10 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
     if unknown:
         raise InputError(f"Unknown arguments {unknown}; names of columns are {list(Keys._fields)}.")
     given: dict[str, Any] = dict(names)
-    if isinstance(given.get("condition_key"), list):
-        given["condition_key"] = tuple(given["condition_key"])
     if isinstance(keys, Keys):
         if given:
             raise InputError(f"Give keys or {sorted(given)}, not both.")
-        key = keys.condition_key
-        return _checked(keys if isinstance(key, str) else keys._replace(condition_key=tuple(key)))
+        return _checked(keys)
     if keys is not None:
         found = getattr(keys, "keys", None)
         if not isinstance(found, Keys):
@@ -166,6 +163,8 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
 def _checked(keys: Keys) -> Keys:
     """Return keys; raise where the condition has no column or one twice, or a column has two roles."""
     columns = keys.condition_columns
+    if not isinstance(keys.condition_key, str):
+        keys = keys._replace(condition_key=tuple(columns))
     if not columns or len(set(map(str, columns))) < len(columns):
         raise InputError(f"condition_key is {columns}; name one column, or several different.")
     check_roles(columns, keys.labels_key, batch_key=keys.batch_key)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from torch.distributions import Normal, kl_divergence
 
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.errors import InputError
@@ -273,18 +274,14 @@ def _most_frequent(codes: np.ndarray) -> int:
 
 
 def kl_by_dimension(trained: Trained, adata: AnnData, rows: np.ndarray) -> np.ndarray:
-    r"""Return the mean KL of each latent dimension over training cells, in nats; of none without.
-
-    .. math:: \mathrm{KL}_d = E\,\tfrac12 (\mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2)
-    """
+    """Return the mean KL of each latent dimension over training cells, in nats; of none without."""
     if not trained.module.variational or not len(rows):
         return np.zeros(0)
     parts = []
     for tensors in trained.batches(adata, evenly_spaced(rows, _MAX_CELLS)):
         qz = trained.module.encode(tensors)
-        variance = qz.scale.double().square()
-        kl = 0.5 * (qz.loc.double().square() + variance - 1.0 - variance.log())
-        parts.append(kl.cpu().numpy())
+        qz = Normal(qz.loc.double(), qz.scale.double())
+        parts.append(kl_divergence(qz, Normal(0.0, 1.0)).cpu().numpy())
     return np.concatenate(parts).mean(0)
 
 

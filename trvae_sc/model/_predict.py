@@ -137,7 +137,6 @@ class _Prediction:
         """Yield predicted values, batch by batch."""
         request, module = self.request, self.trained.module
         draws, features = Draws(request.seed), self.trained.features(request.target)
-        is_calibrated = bool(self.calibration.factors)
         for _ in range(request.n_samples):
             done = 0
             for raw in decoded_batches(
@@ -155,9 +154,7 @@ class _Prediction:
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
                 self.marks.add(marks_of(raw.observed))
-                if not is_calibrated:
-                    parts = batch.source, batch.target
-                    self.sums += [part.sum(0, dtype=np.float64) for part in parts]
+                self.sums += [r.sum(0, dtype=np.float64) for r in (batch.source, batch.target)]
                 values = predicted_values(module, batch, features, request.output, draws)
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.add(predicted_totals(batch, values))
@@ -209,10 +206,7 @@ class _Prediction:
         elif factors or len(self.groups.drop_duplicates()) > 1:
             return var
         else:  # not calibrated: the mean over the cells
-            means = scaled(
-                self.trained.module, self.sums / (len(self.rows) * self.request.n_samples), None
-            )
-            change = Change(*means, None)
+            change = Change(*scaled(self.trained.module, self.sums / self.n_rows))
         return var.assign(**dict(zip(PREDICTED_VAR, change.columns(), strict=True)))
 
 

@@ -66,10 +66,10 @@ def provenance(
         if known and target in trained.conditions.levels[known:]:
             notes.append(FROZEN_WITHOUT_LABELS)
     described = {}
-    description = trained.conditions.description
-    if description is not None and trained.conditions.is_by_features(target):
+    if trained.conditions.is_by_features(target):
+        table = trained.conditions.description.frame
         names = list(map(level_name, trained.conditions.described_levels(target)))
-        described = {"features": description.frame.loc[description.frame.index.isin(names)]}
+        described = {"features": table.loc[table.index.isin(names)]}
     return {
         **described,
         "method": "TRVAE",
