@@ -101,7 +101,11 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
                 )
             kwargs["return_numpy"] = True  # draws of no cell have no name
         if transform_condition is not None:
-            self._needs_condition()
+            if self.module.decoder_in.condition is None:
+                raise InputError(
+                    f"The network of preset '{self.preset_}' does not see the condition: transform_condition "
+                    "would change nothing. Use predict, which moves the codes."
+                )
             features = self.condition_space.features(transform_condition)
             target = torch.as_tensor(features, device=self.device)
             given = kwargs.get("data_loader_kwargs") or {}
@@ -295,14 +299,6 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
             raise NotImplementedError(
                 f"{what} needs a posterior, which an autoencoder does not have. Use another preset, or "
                 "get_reconstruction_error."
-            )
-
-    def _needs_condition(self) -> None:
-        """Raise where the network gives the same under every condition."""
-        if self.module.decoder_in.condition is None:
-            raise InputError(
-                f"The network of preset '{self.preset_}' does not see the condition: transform_condition "
-                "would change nothing. Use predict, which moves the codes."
             )
 
     def _needs(self, what: str, likelihoods: list[str]) -> None:

@@ -58,16 +58,14 @@ class AnnDataModel(BaseModelClass):
                 f"registry is {registry!r}; it is a dictionary of scvi-tools, the argument after adata. Give all "
                 f"others by name, as in {cls.__name__}(adata, seed=0)."
             )
+        if adata is None and registry is None:
+            raise InputError(f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata.")
+        if adata is None and "condition_key" not in registry.get("setup_args", {}):
+            raise InputError(
+                "The registry has no condition: it is of another model, or of a data module of "
+                f"scvi-tools. Take that of data set up by {cls.__name__}.setup_anndata."
+            )
         if adata is None:
-            if registry is None:
-                raise InputError(
-                    f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata."
-                )
-            if "condition_key" not in registry.get("setup_args", {}):
-                raise InputError(
-                    "The registry has no condition: it is of another model, or of a data module of "
-                    f"scvi-tools. Take that of data set up by {cls.__name__}.setup_anndata."
-                )
             return
         checks.check_type(adata)
         try:
