@@ -16,9 +16,7 @@ from scipy import sparse
 from trvae_sc.stored import check_there
 
 _ROWS = 4096  # read at a time
-_SAME = (
-    1e-10  # relative difference of marks that rounding can make: sums are taken in another order
-)
+_SAME = 1e-10  # relative difference of marks that another order of sums can make
 
 
 def row_chunks(x: Any, n_obs: int, size: int = _ROWS) -> Iterator[tuple[int, Any]]:
@@ -48,12 +46,9 @@ def digest(x: Any, n_obs: int | None = None) -> str:
         rows = sparse.csr_matrix(block, dtype=np.float64, copy=True)
         rows.sum_duplicates()
         rows.eliminate_zeros()
-        for part, kind in (
-            (np.diff(rows.indptr), "<i8"),
-            (rows.indices, "<i8"),
-            (rows.data, "<f8"),
-        ):
-            found.update(part.astype(kind).tobytes())
+        found.update(np.diff(rows.indptr).astype("<i8").tobytes())
+        found.update(rows.indices.astype("<i8").tobytes())
+        found.update(rows.data.astype("<f8").tobytes())
     return found.hexdigest()
 
 

@@ -292,11 +292,9 @@ def collapse_note(kl: np.ndarray) -> str | None:
         return None
     runs = np.split(dead, np.flatnonzero(np.diff(dead) > 1) + 1)
     names = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
-    rest = (
-        "none is left: every code is decoded to the same cell"
-        if len(dead) == len(kl)
-        else (f"{len(kl) - len(dead)} carry the code")
-    )
+    rest = f"{len(kl) - len(dead)} carry the code"
+    if len(dead) == len(kl):
+        rest = "none is left: every code is decoded to the same cell"
     return (
         f"{len(dead)} of {len(kl)} latent dimensions collapsed (KL below {COLLAPSED:g} nats: {names}); {rest}. "
         "Lower kl_weight for more, or n_latent; see model.active_dims."

@@ -177,10 +177,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
                 **(datasplitter_kwargs or {}),
             }
             if train_size is None and "external_indexing" not in datasplitter_kwargs:
-                validates = (
-                    early_stopping or "validation_size" in kwargs or _validates(trainer, plan)
-                )
-                train_size = 0.9 if validates else 1.0
+                train_size = 0.9 if early_stopping or _validates(trainer, plan) else 1.0
             self._check_split(train_size, early_stopping=early_stopping)
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
@@ -315,7 +312,8 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Return whether arguments of trainer or plan need a validation set."""
     return bool(
-        trainer.get("check_val_every_n_epoch")
+        "validation_size" in trainer
+        or trainer.get("check_val_every_n_epoch")
         or trainer.get("enable_checkpointing")
         or plan.get("reduce_lr_on_plateau")
         or any(isinstance(callback, SaveCheckpoint) for callback in trainer.get("callbacks", ()))
