@@ -28,7 +28,7 @@ def effects(
     target: Any,
     source: Any,
     labels: Any,
-    exemplars: dict[str, Exemplars] | None = None,
+    exemplars: dict[str, Exemplars],
     by: str | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
@@ -53,7 +53,7 @@ def effects(
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = chosen_labels(trained, labels)
-    check_labels(exemplars or (), chosen)
+    check_labels(exemplars, chosen)
     key = None if trained.replicates is None else trained.replicates.key
     if by not in (None, key):
         raise InputError(
@@ -66,8 +66,7 @@ def effects(
         if code is None:
             raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
         for label in chosen:
-            n_cells = int(trained.n_cells[trained.labels.index(label), code])
-            if n_cells:
+            if n_cells := trained.n_cells_of(label, code):
                 of_source = of_source or Sourced(trained, start, target, exemplars)
                 factors = of_source.factors(label)
                 tables += _tables(of_source, factors, genes, n_cells, by=by is not None)

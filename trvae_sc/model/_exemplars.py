@@ -101,8 +101,12 @@ def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return error / np.maximum(error + noise, np.finfo(float).tiny)
 
 
-def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
-    """Return the exemplars of each label, from cells with the genes `names` in any order."""
+def exemplars_of(
+    trained: Trained, cells: AnnData | None, names: pd.Index, target: Any
+) -> dict[str, Any]:
+    """Return the exemplars of each label, from cells with the genes `names` in any order, if any."""
+    if cells is None:
+        return {}
     _check_given(trained, cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
@@ -144,12 +148,7 @@ def remarks(trained: Trained, exemplars: dict[str, Exemplars], target: Any) -> l
         "cells says nothing."
     ]
     code = trained.conditions.code(target)
-    seen = [
-        label
-        for label in exemplars
-        if label in trained.labels and code is not None
-        if trained.n_cells[trained.labels.index(label), code] > 0
-    ]
+    seen = [label for label in exemplars if trained.n_cells_of(label, code)]
     if seen:
         notes.append(
             f"Training saw {', '.join(seen)} under the target, too: cells that it saw and that are exemplars "

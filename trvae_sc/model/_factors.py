@@ -54,16 +54,6 @@ class Change(NamedTuple):
             return np.full(len(change), np.nan)
         return self.missed.p_values(change / self.relative)
 
-    def largest(self) -> np.ndarray:
-        """Return the 100 genes that change most."""
-        change = np.abs(self.predicted_mean - self.source_mean)
-        return np.argsort(-change, kind="stable")[:_RESPONDING]
-
-    def size(self, genes: np.ndarray, *, is_count: bool) -> float:
-        """Return the root mean square of the log fold changes (not counts: changes) of genes."""
-        means = self.source_mean[genes], self.predicted_mean[genes]
-        return float(np.sqrt(np.square(log_fold_change(*means, is_count=is_count)).mean()))
-
 
 class Factors(NamedTuple):
     """How the decoded rates of a label are put on their level, under one source and target."""
@@ -107,10 +97,13 @@ class Calibration:
             sourced = Sourced(trained, source, target, exemplars, drawn=drawn)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
-        changes, is_count = [f.change for f in self.factors], self.module.is_count
-        self.responding = np.stack([change.largest() for change in changes])
-        ends = zip(changes, self.responding, strict=True)
-        sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
+        means = [(f.change.source_mean, f.change.predicted_mean) for f in self.factors]
+        start, end = np.stack(means, axis=1)
+        order = np.argsort(-np.abs(end - start), axis=1, kind="stable")
+        self.responding = order[:, :_RESPONDING]
+        most = (np.take_along_axis(mean, self.responding, axis=1) for mean in (start, end))
+        fold = log_fold_change(*most, is_count=self.module.is_count)
+        sizes = np.sqrt(np.square(fold).mean(1))
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
         ends = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
         tables = (np.stack(of).astype(np.float32) for of in ends)
@@ -127,9 +120,7 @@ class Calibration:
         batch = batch._replace(source=self._on_level(self.of_source[group], raw.source))
         if output != "counts":
             return batch
-        mean = None
-        if self.module.n_labels:
-            mean = self.gain[group]
+        mean = self.gain[group] if self.module.n_labels else None
         return batch._replace(gain=shared_gain(batch.target - batch.source, mean))
 
     def _on_level(self, of: np.ndarray, decoded: np.ndarray) -> np.ndarray:
@@ -181,17 +172,12 @@ class Sourced:
         has_groups = len(self.ridge.groups) > 0
         self.weight = module.context_weight if has_groups else 0.0
         self.of_network = 1.0 - self.weight
-        if self.weight and space.is_by_features(
-            target
-        ):  # it counts as far as features say something
+        if self.weight and space.is_by_features(target):  # as far as they say something
             self.of_network *= space.description.share
         self.others = np.empty((0, len(module.gene_mean)))
         self.expected: Expected | None = None
         self.missed: Missed | None = None  # of labels left out
         self.replicates: Missed | None = None  # of replicates of a label that was measured
-        self.is_measured = np.zeros(len(trained.labels), dtype=bool)  # labels under the target
-        if code is not None:
-            self.is_measured = self.profiles.n_cells[:, code] > 0
         if not (has_groups and module.n_labels):
             return
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
@@ -260,7 +246,8 @@ class Sourced:
         ]
         relative = self._relative(own, code) * np.sqrt(left)
         missed = self.missed
-        if self.replicates is not None and is_known and self.is_measured[code]:
+        is_measured = trained.n_cells_of(label, trained.conditions.code(self.target)) > 0
+        if self.replicates is not None and is_known and is_measured:
             missed = self.replicates
         ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)

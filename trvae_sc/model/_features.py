@@ -53,7 +53,9 @@ def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str,
 
 
 def with_features(trained: Trained, target: Any, features: Any) -> Trained:
-    """Return a model that knows a target, which was not measured, by its features."""
+    """Return a model that knows a target, which was not measured, by its features, if any are given."""
+    if features is None:
+        return trained
     description = trained.conditions.description
     if description is None:
         raise InputError(

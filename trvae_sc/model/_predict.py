@@ -304,25 +304,23 @@ def missing_combinations(
     """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`."""
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
-    names, n_cells = chosen_labels(trained, labels), trained.n_cells
-    levels = trained.conditions.levels
-    given = None if source is None else trained.conditions.level(source)
-    targets = levels if target is None else [trained.conditions.level(target)]
+    names, space = chosen_labels(trained, labels), trained.conditions
+    given = None if source is None else space.level(source)
+    targets = space.levels if target is None else [space.level(target)]
     missing = [
         (label, to)
         for label in names
         for to in targets
-        if to not in levels or not n_cells[trained.labels.index(label), levels.index(to)]
+        if not trained.n_cells_of(label, space.code(to))
     ]
     if not missing:
         under = "" if target is None else f" that was asked for, {names} under {targets[0]!r}"
         raise InputError(f"The training data has every combination of label and condition{under}.")
     found = []
     for label, to in missing:
-        own = n_cells[trained.labels.index(label)]
-        start = levels[own.argmax()] if given is None else given
-        code = trained.conditions.code(start)
-        if code is not None and own[code] > 0:
+        most = trained.n_cells[trained.labels.index(label)].argmax()
+        start = space.levels[most] if given is None else given
+        if trained.n_cells_of(label, space.code(start)):
             found.append((label, start, to))
     if not found:
         raise InputError(f"No label that lacks a condition has cells under {given!r}.")

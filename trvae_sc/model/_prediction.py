@@ -15,7 +15,7 @@ from scvi import REGISTRY_KEYS
 from trvae_sc.errors import InputError
 from trvae_sc.model._codes import decode_codes, generate_cells
 from trvae_sc.model._effects import effects
-from trvae_sc.model._exemplars import Exemplars, exemplars_of
+from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._features import of_known_conditions, with_features
 from trvae_sc.model._predict import (
     Output,
@@ -26,7 +26,6 @@ from trvae_sc.model._predict import (
     predict_cells,
 )
 from trvae_sc.model._registration import NOT_TRAINED
-from trvae_sc.model._trained import Trained
 from trvae_sc.model._training import TrainableModel
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
@@ -144,29 +143,20 @@ class PredictingModel(TrainableModel):
         were decoded.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        trained = self._described(target, features)
+        trained = with_features(self.trained, target, features)
         adata, indices = of_known_conditions(trained, adata, indices)
         request = Request(
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         original = self.adata if adata is None else adata
         request = check_request(trained, request, original, self.adata, exemplars)
-        request = request._replace(exemplars=self._exemplars(trained, exemplars, request.target))
+        names = pd.Index(self.get_var_names())
+        shown = exemplars_of(trained, exemplars, names, request.target)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
+            request = request._replace(exemplars=shown)
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
-
-    def _described(self, target: Any, features: Any) -> Trained:
-        """Return what prediction needs, with a target that features describe, if they are given."""
-        return self.trained if features is None else with_features(self.trained, target, features)
-
-    def _exemplars(
-        self, trained: Trained, exemplars: AnnData | None, target: Any
-    ) -> dict[str, Exemplars] | None:
-        """Return what exemplars show, if there are any; raise on those of something else."""
-        names = pd.Index(self.get_var_names())
-        return None if exemplars is None else exemplars_of(trained, exemplars, names, target)
 
     def predict_missing(
         self, *, target: Any = None, source: Any = None, labels: Any = None, **kwargs: Any
@@ -252,8 +242,9 @@ class PredictingModel(TrainableModel):
             Unknown target, source or labels; the model does not calibrate.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
-        shown = self._exemplars(trained, exemplars, trained.conditions.level(target))
+        genes = pd.Index(self.get_var_names())
+        trained = with_features(self.trained, target, features)
+        shown = exemplars_of(trained, exemplars, genes, trained.conditions.level(target))
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(
                 trained,

@@ -55,6 +55,12 @@ class Known:
             name += " cells"
         return name
 
+    def n_cells_of(self, label: str, condition: int | None) -> int:
+        """Return the number of training cells of a label under a condition, of which either may be new."""
+        if label not in self.labels or condition is None:
+            return 0
+        return int(self.n_cells[self.labels.index(label), condition])
+
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""
         source = as_text(self.conditions.column(obs))
