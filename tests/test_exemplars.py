@@ -17,14 +17,14 @@ QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 def of_cells(x, spread, *, is_count=False):
     """Return exemplars of cells, (n_cells, n_genes)."""
     mean = np.log1p(x.mean(0)) if is_count else x.mean(0)
-    return Exemplars(mean, len(x), 1.0, spread, x.var(0))
+    return Exemplars(mean, len(x), 1.0, spread, x.var(0), is_count=is_count)
 
 
 def test_values_are_combined_by_their_precision():
     """With half the variance of the error: of four cells no other can be told."""
     rng = np.random.default_rng(0)
     f, seen, spread, error = rng.gamma(2.0, 1.0, (4, 50))
-    found, left = Exemplars(seen, 4, 1.0, spread, spread).combined(f, error, is_count=False)
+    found, left = Exemplars(seen, 4, 1.0, spread, spread, is_count=False).combined(f, error)
     precision = 2 / error, 4 / spread
     expected = (precision[0] * f + precision[1] * seen) / sum(precision)
     assert found == pytest.approx(expected)
@@ -38,8 +38,8 @@ def test_the_cells_tell_how_wrong_a_prediction_is_and_its_posterior_covers_the_t
     f, error, spread = np.zeros(4000), np.full(4000, 0.5), np.full(4000, 2.0)
     truth = rng.normal(f, np.sqrt(times * error))
     cells = of_cells(rng.normal(truth, np.sqrt(spread), (10, 4000)), spread)
-    assert cells.scale(f, error, is_count=False) == times
-    found, left = cells.combined(f, error, is_count=False)
+    assert cells.scale(f, error) == times
+    found, left = cells.combined(f, error)
     inside = np.abs(truth - found) < stats.norm.ppf(0.95) * np.sqrt(error * left)
     if times >= 1:
         assert inside.mean() == pytest.approx(0.9, abs=0.015)
@@ -72,7 +72,7 @@ def test_the_scale_is_that_which_cells_left_out_are_predicted_best_with(is_count
             moved = mean + weight * (others - mean)
             losses[scale] += np.square((moved - x[i]) / (1 + mean if is_count else 1)).sum()
     best = min(losses, key=losses.get)
-    assert of_cells(x, spread, is_count=is_count).scale(f, error, is_count=is_count) == best
+    assert of_cells(x, spread, is_count=is_count).scale(f, error) == best
 
 
 def test_counts_are_combined_as_means_not_as_logarithms():
@@ -82,17 +82,17 @@ def test_counts_are_combined_as_means_not_as_logarithms():
     counts = rng.poisson(0.2, 4000)
 
     def exemplars(mean, n):
-        return Exemplars(np.log1p([mean]), n, 1.0, spread, mean + spread * mean**2)
+        return Exemplars(np.log1p([mean]), n, 1.0, spread, mean + spread * mean**2, is_count=True)
 
-    moved = [np.expm1(exemplars(k, 1).combined(f, error, is_count=True)[0]) for k in counts]
+    moved = [np.expm1(exemplars(k, 1).combined(f, error)[0]) for k in counts]
     assert np.mean(moved) == pytest.approx(0.2, rel=0.05)
-    many, left = exemplars(3.0, 10**6).combined(f, error, is_count=True)
+    many, left = exemplars(3.0, 10**6).combined(f, error)
     assert many == pytest.approx(np.log1p([3.0]), abs=1e-3)
     assert left < 1e-3
-    none, left = exemplars(0.0, 5).combined(0 * f, error, is_count=True)
+    none, left = exemplars(0.0, 5).combined(0 * f, error)
     assert none == pytest.approx([0.0])
     assert 0.1 < left.item() < 1.0  # a gene that neither shows is not known without error
-    sure, _ = exemplars(3.0, 5).combined(f, 0 * error, is_count=True)
+    sure, _ = exemplars(3.0, 5).combined(f, 0 * error)
     assert sure == pytest.approx(f)
 
 

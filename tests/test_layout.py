@@ -10,7 +10,7 @@ import trvae_sc
 PACKAGE = Path(trvae_sc.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Files that make a prediction of a trained network.
-PREDICTION = ("_counts", "_decode", "_factors", "_generate", "_predict", "_record", "_trained")
+PREDICTION = ("_codes", "_counts", "_decode", "_factors", "_predict", "_record", "_trained")
 
 
 def name_of(file):

@@ -39,15 +39,13 @@ class Keys(NamedTuple):
     total_counts_key
         Column with each cell's total over all its genes; their sum if None.
     is_count
-        Whether the values are counts, compared as log(1 + kappa share) with kappa the median total
-        of the training cells; else they are compared as they are.
+        Whether values are counts, compared as log(1 + kappa share) with kappa the median total of
+        the training cells; else they are compared as they are.
     batch_key
         Column with the batch, which models condition on, or None.
-    condition_features
-        Table with numbers that describe the conditions, or its name in ``uns``; see
+    condition_features, condition_separator
+        Numbers that describe conditions, and the text between parts of sets; see
         :meth:`trvae_sc.TRVAE.setup_anndata`.
-    condition_separator
-        Text between the parts of conditions that are sets, as ``"+"``; see there.
     """
 
     condition_key: str | tuple[str, ...]
@@ -141,31 +139,15 @@ def conditions_of(adata: AnnData, keys: Keys) -> ConditionSpace:
 
 
 def keys_from(keys: Any, names: KeyNames) -> Keys:
-    """Return where the data are.
-
-    Parameters
-    ----------
-    keys
-        :class:`Keys`, a model (what it was set up with), or None.
-    names
-        The names themselves, of :class:`Keys`; they go before those of a model.
-
-    Raises
-    ------
-    InputError
-        There is no condition, a name is unknown, or both are given.
-    """
+    """Return where the data are, of :class:`Keys`, names, or a model (names go before its own)."""
     unknown = sorted(set(names) - set(Keys._fields))
     if unknown:
         raise InputError(f"Unknown arguments {unknown}; names of columns are {list(Keys._fields)}.")
     given: dict[str, Any] = dict(names)
-    if isinstance(given.get("condition_key"), list):
-        given["condition_key"] = tuple(given["condition_key"])
     if isinstance(keys, Keys):
         if given:
             raise InputError(f"Give keys or {sorted(given)}, not both.")
-        key = keys.condition_key
-        return _checked(keys if isinstance(key, str) else keys._replace(condition_key=tuple(key)))
+        return _checked(keys)
     if keys is not None:
         found = getattr(keys, "keys", None)
         if not isinstance(found, Keys):
@@ -181,6 +163,8 @@ def keys_from(keys: Any, names: KeyNames) -> Keys:
 def _checked(keys: Keys) -> Keys:
     """Return keys; raise where the condition has no column or one twice, or a column has two roles."""
     columns = keys.condition_columns
+    if not isinstance(keys.condition_key, str):
+        keys = keys._replace(condition_key=tuple(columns))
     if not columns or len(set(map(str, columns))) < len(columns):
         raise InputError(f"condition_key is {columns}; name one column, or several different.")
     check_roles(columns, keys.labels_key, batch_key=keys.batch_key)

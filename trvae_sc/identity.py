@@ -16,9 +16,7 @@ from scipy import sparse
 from trvae_sc.stored import check_there
 
 _ROWS = 4096  # read at a time
-_SAME = (
-    1e-10  # relative difference of marks that rounding can make: sums are taken in another order
-)
+_SAME = 1e-10  # relative difference of marks that another order of sums can make
 
 
 def row_chunks(x: Any, n_obs: int, size: int = _ROWS) -> Iterator[tuple[int, Any]]:
@@ -31,10 +29,7 @@ def row_chunks(x: Any, n_obs: int, size: int = _ROWS) -> Iterator[tuple[int, Any
 
 
 def row_sums(x: Any, n_obs: int) -> np.ndarray:
-    """Return the sum of each row, of any matrix AnnData can hold; shape (n_obs,).
-
-    In float64, whatever the type: sums of float16 overflow, those of int8 wrap around.
-    """
+    """Return the sum of each row, shape (n_obs,), in float64: others overflow or wrap around."""
     blocks = row_chunks(x, n_obs)
     sums = [np.asarray(b.sum(axis=1, dtype=np.float64)).ravel() for _, b in blocks]
     return np.concatenate(sums) if sums else np.zeros(0)
@@ -43,12 +38,7 @@ def row_sums(x: Any, n_obs: int) -> np.ndarray:
 def digest(x: Any, n_obs: int | None = None) -> str:
     """Return the SHA-256 of all values that are not zero and their places, in hexadecimal.
 
-    Parameters
-    ----------
-    x
-        Matrix, cells x genes.
-    n_obs
-        Number of cells, where `x` does not know it (the layers of an AnnCollection).
+    `n_obs` is the number of cells, where `x` does not know it (the layers of an AnnCollection).
     """
     n_obs = x.shape[0] if n_obs is None else n_obs
     found = hashlib.sha256(f"{n_obs} x {x.shape[1]}".encode())
@@ -56,30 +46,18 @@ def digest(x: Any, n_obs: int | None = None) -> str:
         rows = sparse.csr_matrix(block, dtype=np.float64, copy=True)
         rows.sum_duplicates()
         rows.eliminate_zeros()
-        for part, kind in (
-            (np.diff(rows.indptr), "<i8"),
-            (rows.indices, "<i8"),
-            (rows.data, "<f8"),
-        ):
-            found.update(part.astype(kind).tobytes())
+        found.update(np.diff(rows.indptr).astype("<i8").tobytes())
+        found.update(rows.indices.astype("<i8").tobytes())
+        found.update(rows.data.astype("<f8").tobytes())
     return found.hexdigest()
 
 
 def cell_marks(x: Any, n_obs: int | None = None) -> np.ndarray:
-    r"""Return a number for each cell that another cell does not have, by chance.
+    r"""Return a number for each cell that another cell does not have, by chance; shape (n_cells,).
 
     .. math:: \mu_i = \sum_g w_g x_{ig}, \qquad w_g \sim U(1, 2) \text{ (fixed)}
 
-    Parameters
-    ----------
-    x
-        Matrix, cells x genes.
-    n_obs
-        Number of cells, where `x` does not know it.
-
-    Returns
-    -------
-    Shape (n_cells,); in units of the values.
+    `n_obs` is the number of cells, where `x` does not know it.
     """
     n_obs = x.shape[0] if n_obs is None else n_obs
     marks = np.zeros(n_obs)

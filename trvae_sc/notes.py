@@ -14,6 +14,7 @@ from anndata import AnnData
 from trvae_sc.checks import RECORD
 
 logger = logging.getLogger(__name__)
+_version = functools.cache(version)  # reading one takes as long as encoding a batch
 _unlogged = contextvars.ContextVar("unlogged", default=False)
 
 
@@ -30,12 +31,6 @@ def log_notes(predicted: AnnData, said: set[str] | None = None) -> AnnData:
 def versions() -> dict[str, str]:
     """Return the versions that a record of what was predicted, or scored, names."""
     return {name: _version(name) for name in ("trvae_sc", "scvi-tools", "torch")}
-
-
-@functools.cache
-def _version(name: str) -> str:
-    """Return the version of a package; reading it takes as long as encoding a batch."""
-    return version(name)
 
 
 @contextlib.contextmanager

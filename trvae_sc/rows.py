@@ -11,15 +11,10 @@ _FIRST = 65_536  # rows that there is room for at first, unless more are expecte
 
 
 class Rows:
-    """One array of blocks of rows.
+    """One array that blocks of rows are added to, with room for `n` at first, if that is known.
 
-    Small arrays that are kept between large ones that are not leave holes in memory that the next large one
-    does not fit into: a list of blocks would take as much memory as all large arrays together.
-
-    Parameters
-    ----------
-    n
-        Rows to expect, if that is known.
+    Small arrays that are kept between large ones leave holes in memory that the next large one does
+    not fit into: a list of blocks would take as much memory as all large arrays together.
     """
 
     def __init__(self, n: int | None = None) -> None:
@@ -48,11 +43,7 @@ class Rows:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system.
-
-    glibc keeps what lies between small objects that live on: with minibatches of some MB each it was
-    2 GB after a million cells.
-    """
+    """Return freed memory to the system: glibc keeps what lies between small objects that live on."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -10,7 +10,7 @@ from trvae_sc import checks
 from trvae_sc.arguments import check_known
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
-from trvae_sc.model import REGISTRATION, SavedModel, fields
+from trvae_sc.model import KEYS, REGISTRATION, SavedModel, fields
 from trvae_sc.training import DataManager
 
 
@@ -70,15 +70,13 @@ class TranslatorRegistration(SavedModel):
                 f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
                 "into one, or use TRVAE."
             )
-        unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
-        names = ("labels_key", "layer", "total_counts_key", *unused)
-        keys: dict[str, Any] = {name: given.get(name) for name in names}
+        keys: dict[str, Any] = {name: given.get(name) for name in KEYS}
         if kwargs.get("source_registry") is None:
             checks.check_columns(adata, condition_key, **keys)
         else:
             checks.check_other(adata, {"condition_key": condition_key, **keys})
         manager = DataManager(
-            fields=fields(condition_key, **keys), setup_method_args=setup_method_args
+            fields=fields(condition_key, keys), setup_method_args=setup_method_args
         )
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from torch.utils.data import Sampler, StackDataset
 
 from trvae_sc import checks
@@ -34,7 +33,6 @@ from trvae_sc.model import (
     interruption_notes,
     source_rows,
 )
-from trvae_sc.module import CONDITION_KEY
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import (
@@ -197,10 +195,7 @@ class Translator(TranslatorRegistration):
     def _training_cells(self, kappa: float) -> StackDataset:
         """Return the training cells."""
         x = torch.as_tensor(self._values(self.adata, kappa))
-        condition, label = (
-            torch.as_tensor(self.adata_manager.get_from_registry(key).ravel().astype(np.int64))
-            for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
-        )
+        label, condition = torch.as_tensor(self._group_codes()).T
         return StackDataset(x=x, condition=condition, label=label)
 
     def _take_statistics(self, cells: StackDataset, kappa: float) -> None:

@@ -4,7 +4,7 @@ from trvae_sc.model._alignment import align_genes
 from trvae_sc.model._arguments import check_default_type, check_widths
 from trvae_sc.model._codes import checked_codes, per_code
 from trvae_sc.model._decode import decoded
-from trvae_sc.model._fields import fields
+from trvae_sc.model._fields import KEYS, fields
 from trvae_sc.model._model import TRVAE
 from trvae_sc.model._predict import Request, check_weights, source_rows
 from trvae_sc.model._presets import PRESETS
@@ -13,6 +13,7 @@ from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, AnnDataModel
 from trvae_sc.model._saving import SavedModel
 
 __all__ = [
+    "KEYS",
     "NOT_TRAINED",
     "PRESETS",
     "REGISTRATION",

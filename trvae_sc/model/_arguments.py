@@ -43,13 +43,7 @@ MODULE_ARGUMENTS = [
 
 
 def check_arguments(settings: Mapping[str, Any]) -> None:
-    """Raise on arguments of the module that are unknown or that it cannot take.
-
-    Raises
-    ------
-    InputError
-        With the name, what was given and what is allowed.
-    """
+    """Raise on arguments of the module that are unknown or that it cannot take."""
     unknown = [name for name in settings if name not in MODULE_ARGUMENTS]
     if unknown:
         raise InputError(

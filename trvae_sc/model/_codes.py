@@ -1,8 +1,8 @@
-"""Cells of latent codes, and which dimensions of a code carry anything."""
+"""Cells of latent codes, given or drawn, and which dimensions of a code carry anything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,15 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from torch.distributions import Normal, kl_divergence
 
-from trvae_sc.arguments import check_seed
+from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
+from trvae_sc.model._predict import check_weights, has_label
 from trvae_sc.model._record import scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
@@ -25,6 +27,9 @@ from trvae_sc.notes import versions
 COLLAPSED = 0.01  #: nats of KL below which a latent dimension says nothing of a cell
 _MAX_CELLS = 2000  # that the KL is averaged over
 _CHUNK = 1024  # codes decoded at a time
+
+#: What batch and covariates codes are decoded with, the codes, features of their conditions and totals.
+Part = tuple[Tensors, torch.Tensor, torch.Tensor | None, np.ndarray | None]
 
 
 def decode_codes(
@@ -48,41 +53,104 @@ def decode_codes(
     tensors = _observed_under(trained, len(z), batch, batches)
     features = None
     if levels is not None:
-        parts = {level: trained.features(level) for level in dict.fromkeys(levels)}
-        features = torch.cat([parts[level] for level in levels])
-    draws, values = Draws(seed), []
-    for start in range(0, len(z), _CHUNK):
-        at = slice(start, start + _CHUNK)
-        own = None if features is None else features[at]
-        some = {key: value[at] for key, value in tensors.items()}
-        mean, kept = decoded_arrays(module, some, torch.as_tensor(z[at]), own)
-        total = np.full((len(mean), 1), module.kappa.item()) if module.is_count else None
-        spared = None if kept is None else [kept]
-        decoded = Batch(mean, total, mean, mean, mean, mean, spared=spared)
-        values.append(predicted_values(module, decoded, own, output, draws))
-    obs = pd.DataFrame(index=[f"code_{i}" for i in range(len(z))])
-    if levels is not None:
-        obs = obs.assign(**trained.conditions.columns(levels))
+        by_level = {level: trained.features(level) for level in dict.fromkeys(levels)}
+        features = torch.cat([by_level[level] for level in levels])
+    total = np.array([[module.kappa.item()]]) if module.is_count else None
+
+    def parts() -> Iterator[Part]:
+        for start in range(0, len(z), _CHUNK):
+            at = slice(start, start + _CHUNK)
+            own = None if features is None else features[at]
+            yield {k: v[at] for k, v in tensors.items()}, torch.as_tensor(z[at]), own, total
+
+    made = {"method": "TRVAE.decode", "output": output, "seed": int(seed)}
+    result = _cells(trained, parts(), levels, var, Draws(seed), name="code", made=made)
     if labels is not None:
-        obs[trained.labels_key or "label"] = pd.Categorical(per_code("labels", labels, len(z)))
-    result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
-    if trained.layer is not None:
-        result.layers[trained.layer] = result.X.copy()
-    result.uns["trvae_sc"] = record(trained, "TRVAE.decode", output, seed)
+        labels = per_code("labels", labels, len(z))
+        result.obs[trained.labels_key or "label"] = pd.Categorical(labels)
     return result
 
 
-def record(trained: Trained, method: str, output: str, seed: int) -> dict[str, Any]:
-    """Return where cells that were decoded or drawn come from."""
-    return {
-        "method": method,
+def generate_cells(
+    trained: Trained,
+    adata: AnnData,
+    condition: Any,
+    n_obs: int,
+    *,
+    labels: Any,
+    latent: str,
+    output: str,
+    seed: int,
+) -> AnnData:
+    """Return new cells; see :meth:`TRVAE.generate`. `adata` are the registered training cells."""
+    module, key = trained.module, trained.total_counts_key
+    check_seed(seed)
+    check_output(output)
+    level = _check_generation(trained, condition, n_obs, labels=labels, latent=latent)
+    check_weights(module)
+    features = None if level is None else trained.features(level)
+    pool = np.arange(adata.n_obs)
+    if labels is not None:
+        pool = np.flatnonzero(has_label(adata, trained.labels_key, labels))
+    draws = Draws(seed)
+    rows = draws.keep.choice(pool, size=n_obs)
+
+    def parts() -> Iterator[Part]:
+        for tensors in trained.batches(adata, rows):
+            qz = module.encode(tensors)
+            noise = draws.latent.standard_normal(tuple(qz.loc.shape), dtype=np.float32)
+            noise = torch.as_tensor(noise, device=qz.loc.device)
+            z = noise if latent == "prior" else qz.loc + qz.scale * noise
+            total = module.observation.total(tensors)
+            yield tensors, z, features, None if total is None else total.cpu().numpy()
+
+    made = {"method": "TRVAE.generate", "output": output, "seed": int(seed), "latent": latent}
+    if level is not None:
+        made["condition"] = level_name(level)
+    levels = None if level is None else [level] * n_obs
+    result = _cells(trained, parts(), levels, adata.var.copy(), draws, name="generated", made=made)
+    if labels is not None:
+        result.obs[trained.labels_key] = adata.obs[trained.labels_key].iloc[rows].to_numpy()
+    if module.has_total:  # of the training cell; a draw of the genes may exceed it
+        total = adata.obs[key].to_numpy(float)[rows]
+        drawn = np.asarray(result.X.sum(axis=1)).ravel() if output == "sample" else total
+        result.obs[key] = np.maximum(total, drawn)
+    return result
+
+
+def _cells(
+    trained: Trained,
+    parts: Iterable[Part],
+    levels: list[Any] | None,
+    var: pd.DataFrame,
+    draws: Draws,
+    *,
+    name: str,
+    made: dict[str, Any],
+) -> AnnData:
+    """Return the cells that codes are decoded to; `made` is where they come from."""
+    module, values, codes = trained.module, [], []
+    for tensors, z, features, total in parts:
+        mean, kept = decoded_arrays(module, tensors, z, features)
+        spared = None if kept is None else [kept]
+        batch = Batch(mean, total, mean, mean, mean, mean, spared=spared)
+        values.append(predicted_values(module, batch, features, made["output"], draws))
+        codes.append(z.cpu().numpy())
+    z = np.concatenate(codes)
+    obs = pd.DataFrame(index=[f"{name}_{i}" for i in range(len(z))])
+    if levels is not None:
+        obs = obs.assign(**trained.conditions.columns(levels))
+    result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
+    if trained.layer is not None:
+        result.layers[trained.layer] = result.X.copy()
+    result.uns["trvae_sc"] = {
+        **made,
         "preset": trained.preset,
-        "output": output,
-        "scale": scale_name(trained.module.is_count, output),
-        "kappa": float(trained.module.kappa),
-        "seed": int(seed),
+        "scale": scale_name(module.is_count, made["output"]),
+        "kappa": float(module.kappa),
         "versions": versions(),
     }
+    return result
 
 
 def check_output(output: str) -> None:
@@ -140,6 +208,35 @@ def _levels_of(trained: Trained, condition: Any, n_codes: int) -> list[Any] | No
     return [by_name[level_name(c)] for c in found]
 
 
+def _check_generation(
+    trained: Trained, condition: Any, n_obs: int, *, labels: Any, latent: str
+) -> Any:
+    """Return the condition to generate cells of, or raise where the model cannot."""
+    if latent not in ("prior", "posterior"):
+        raise InputError(f"Unknown latent '{latent}'; choose 'prior' or 'posterior'.")
+    if labels is not None and latent == "prior":
+        raise InputError("The prior knows no labels: use latent='posterior' with labels.")
+    if latent == "prior" and not trained.module.variational:
+        raise InputError(
+            f"The preset '{trained.preset}' has no prior to draw from. Use latent='posterior', or a "
+            "preset such as 'vae'."
+        )
+    check_whole("n_obs", n_obs)
+    blind = trained.module.decoder_in.condition is None
+    if blind and condition is not None:
+        raise InputError(
+            f"The condition is {condition!r}, but the network of preset '{trained.preset}' does not see "
+            "it: give condition=None."
+        )
+    if condition is None and not blind:
+        known = [*trained.conditions.levels]
+        raise InputError(
+            f"No condition is given, but the network of preset '{trained.preset}' needs one of {known}: "
+            f"give condition={known[0]!r}."
+        )
+    return None if blind else trained.conditions.level(condition)
+
+
 def _observed_under(trained: Trained, n_codes: int, batch: Any, batches: Sequence[Any]) -> Tensors:
     """Return batch and covariates to decode with: most frequent levels, mean numbers, unless given."""
     if batch is not None and not batches:
@@ -177,20 +274,14 @@ def _most_frequent(codes: np.ndarray) -> int:
 
 
 def kl_by_dimension(trained: Trained, adata: AnnData, rows: np.ndarray) -> np.ndarray:
-    r"""Return the mean KL of each latent dimension over training cells, in nats, shape (n_latent,).
-
-    .. math:: \mathrm{KL}_d = E\,\tfrac12 (\mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2)
-
-    None of an autoencoder, whose codes are points: shape (0,).
-    """
+    """Return the mean KL of each latent dimension over training cells, in nats; of none without."""
     if not trained.module.variational or not len(rows):
         return np.zeros(0)
     parts = []
     for tensors in trained.batches(adata, evenly_spaced(rows, _MAX_CELLS)):
         qz = trained.module.encode(tensors)
-        variance = qz.scale.double().square()
-        kl = 0.5 * (qz.loc.double().square() + variance - 1.0 - variance.log())
-        parts.append(kl.cpu().numpy())
+        qz = Normal(qz.loc.double(), qz.scale.double())
+        parts.append(kl_divergence(qz, Normal(0.0, 1.0)).cpu().numpy())
     return np.concatenate(parts).mean(0)
 
 
@@ -201,11 +292,9 @@ def collapse_note(kl: np.ndarray) -> str | None:
         return None
     runs = np.split(dead, np.flatnonzero(np.diff(dead) > 1) + 1)
     names = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
-    rest = (
-        "none is left: every code is decoded to the same cell"
-        if len(dead) == len(kl)
-        else (f"{len(kl) - len(dead)} carry the code")
-    )
+    rest = f"{len(kl) - len(dead)} carry the code"
+    if len(dead) == len(kl):
+        rest = "none is left: every code is decoded to the same cell"
     return (
         f"{len(dead)} of {len(kl)} latent dimensions collapsed (KL below {COLLAPSED:g} nats: {names}); {rest}. "
         "Lower kl_weight for more, or n_latent; see model.active_dims."

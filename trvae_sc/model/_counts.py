@@ -10,11 +10,7 @@ _MAX_STEPS = 64  # counts found by recursion before scipy's quantile takes over
 
 
 class Draws:
-    """Random numbers of a prediction, the same whatever the batch size.
-
-    Each kind of draw has its own generator and is made in row order, so that cutting the rows into
-    batches elsewhere does not change any number.
-    """
+    """Random numbers of a prediction; no batch size changes them, as each kind is drawn in row order."""
 
     def __init__(self, seed: int) -> None:
         streams = np.random.SeedSequence(seed).spawn(3)
@@ -22,7 +18,7 @@ class Draws:
 
 
 def transport_counts(
-    counts: sparse.csr_matrix,
+    counts: np.ndarray | sparse.csr_matrix,
     ratio: np.ndarray,
     gain: np.ndarray,
     theta: np.ndarray | None,
@@ -30,26 +26,10 @@ def transport_counts(
 ) -> sparse.csr_matrix:
     r"""Move observed counts from the source to the target condition.
 
-    Every observed count is kept with probability :math:`\min(1, \mathrm{ratio})`, and counts of mean
-    `gain` are added (negative binomial with the target's dispersion). The cell keeps what the model
-    does not explain of it, and the variance of counts.
-
-    Parameters
-    ----------
-    counts
-        Observed counts, shape (n_cells, n_genes).
-    ratio
-        Rate under the target, divided by the rate under the source; shape (n_cells, n_genes).
-    gain
-        Mean of the counts to add, same shape, not negative.
-    theta
-        Inverse dispersion, broadcastable to `gain`; None for Poisson.
-    draws
-        Random numbers.
-
-    Returns
-    -------
-    Counts, sparse float32.
+    Every count is kept with probability :math:`\min(1, \mathrm{ratio})`, the rate under the target
+    divided by that under the source, and counts of mean `gain` are added (negative binomial with
+    the target's dispersion; Poisson if `theta` is None). The cell keeps what the model does not
+    explain of it, and the variance of counts. All shapes are (n_cells, n_genes).
     """
     counts = sparse.csr_matrix(counts, copy=True)
     counts.sort_indices()
@@ -75,21 +55,8 @@ def draw_counts(
     cells, so the recursion :math:`p_{k+1} = p_k \frac{k + \theta}{k + 1} \frac{\mu}{\mu + \theta}`
     runs over few.
 
-    Parameters
-    ----------
-    mean
-        Means, shape (n_cells, n_genes).
-    theta
-        Inverse dispersion, broadcastable to `mean`.
-    rng
-        Source of the uniform numbers.
-    spared
-        Probability that a count is not set to zero, shape of `mean`; that of those which are not is higher, so
-        that `mean` is that of all. None: no zero inflation.
-
-    Returns
-    -------
-    Counts, sparse float32, shape of `mean`.
+    With `spared`, the probability that a count is not set to zero, that of the others is higher:
+    `mean` is that of all.
     """
     u = rng.random(mean.shape)
     if spared is not None:
@@ -97,29 +64,15 @@ def draw_counts(
     if theta is not None:
         theta = np.broadcast_to(theta, mean.shape)
     p_zero = np.exp(-minus_log_p_zero(mean, theta))
-    where = np.flatnonzero(u > p_zero)
-    u, p, m = u.ravel()[where], p_zero.ravel()[where], mean.ravel()[where]
-    t = None if theta is None else theta[np.divmod(where, mean.shape[1])]
-    values = _invert(u, p, m, t).astype(np.float32)
-    return _csr(values, where, mean.shape)
+    where = np.divmod(np.flatnonzero(u > p_zero), mean.shape[1])
+    t = None if theta is None else theta[where]
+    values = _invert(u[where], p_zero[where], mean[where], t).astype(np.float32)
+    return sparse.csr_matrix((values, where), shape=mean.shape)
 
 
 def minus_log_p_zero(mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
     """Return -log P(count = 0) of negative binomial (Poisson if `theta` is None) counts."""
     return mean if theta is None else theta * np.log1p(mean / theta)
-
-
-def by_row(dense: np.ndarray) -> sparse.csr_matrix:
-    """Return the sparse matrix of a dense one (scipy's own way over 2-d indices takes longer)."""
-    where = np.flatnonzero(dense != 0)
-    return _csr(dense.ravel()[where], where, dense.shape)
-
-
-def _csr(values: np.ndarray, where: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
-    """Return a sparse matrix of values at places of the flat matrix, in order."""
-    indptr = np.searchsorted(where, np.arange(shape[0] + 1) * shape[1])
-    columns = where - np.repeat(np.arange(shape[0]) * shape[1], np.diff(indptr))
-    return sparse.csr_matrix((values, columns.astype(np.int32), indptr), shape=shape)
 
 
 def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
@@ -152,20 +105,9 @@ def shared_gain(change: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
 
     What a network says of how cells of an unseen combination differ in their response is too
     extreme: a few cells with a trace of the response at the source get far too much of it. Added is
-    :math:`\max(0, \tfrac12 \Delta + \tfrac12 \bar\Delta)` where the group gains
-    (:math:`\bar\Delta > 0`), nothing elsewhere.
-
-    Parameters
-    ----------
-    change
-        Target minus source share of each cell, shape (n_cells, n_genes).
-    mean
-        Mean change of the group, shape (n_genes,); None where cells are not grouped by label: a cell
-        then gains what its own change says.
-
-    Returns
-    -------
-    Shape (n_cells, n_genes), not negative.
+    :math:`\max(0, \tfrac12 \Delta + \tfrac12 \bar\Delta)` where the group gains (:math:`\bar\Delta
+    > 0`), nothing elsewhere. Without the `mean` of a group (no labels) a cell gains what its own
+    `change` of shares says.
     """
     if mean is None:
         return np.maximum(change, 0.0)

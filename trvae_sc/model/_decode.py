@@ -12,7 +12,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
+from trvae_sc.model._counts import Draws, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_and_spared, expected_values
 
@@ -49,8 +49,8 @@ def decoded_batches(
 ) -> Iterator[Batch]:
     """Yield rows of a registered AnnData, decoded under source and target.
 
-    z is the posterior mean, or drawn with `draws`. For the target it is moved by the row of `shifts`
-    (:func:`latent_shifts`) of the cell's condition, if any are given.
+    z is the posterior mean, or drawn with `draws`; for the target it is moved by the row of
+    `shifts` of the cell's condition.
     """
     module = trained.module
     for own in trained.batches(adata, rows, batch_size or _BATCH):
@@ -103,25 +103,9 @@ def _filled(tensors: dict[str, torch.Tensor], n_cells: int) -> dict[str, torch.T
 def decoded(
     trained: Trained, adata: AnnData, rows: np.ndarray, z: np.ndarray, condition: Any = None
 ) -> np.ndarray:
-    """Return the expected values of latent codes, on the scale of ``predict(output="mean")``.
+    """Return the expected values of codes, on the scale of ``predict(output="mean")``.
 
-    Parameters
-    ----------
-    trained
-        Trained model.
-    adata
-        Registered AnnData.
-    rows
-        For each code the row that batch and covariates, and without `condition` the condition, are
-        taken from.
-    z
-        Latent codes, shape (n_codes, n_latent).
-    condition
-        Condition to decode with; that of the row if None.
-
-    Returns
-    -------
-    Shape (n_codes, n_genes).
+    Batch and covariates of each code, and without `condition` the condition, are those of its row.
     """
     features = None if condition is None else trained.features(condition)
     parts, done = [], 0
@@ -131,7 +115,7 @@ def decoded(
         done += n_codes
         codes = codes.to(trained.module.kappa.device)
         expected = expected_values(trained.module, tensors, codes, features)
-        parts.append(scaled(trained.module, expected.cpu().numpy(), None))
+        parts.append(scaled(trained.module, expected.cpu().numpy()))
     return np.concatenate(parts)
 
 
@@ -141,16 +125,8 @@ def latent_shifts(trained: Trained, sources: Iterable[Any], target: Any) -> torc
     .. math:: \frac1L \sum_l (\bar z_{lt} - \bar z_{ls})
 
     with mean codes of the training cells, over the labels seen under both (Lotfollahi et al. 2019,
-    doi:10.1038/s41592-019-0494-8, with every label weighing the same).
-
-    Returns
-    -------
-    Shape (n_conditions, n_latent), NaN for conditions that are no source.
-
-    Raises
-    ------
-    InputError
-        The target was not measured, or no label was seen under both conditions.
+    doi:10.1038/s41592-019-0494-8, with every label weighing the same); shape (n_conditions,
+    n_latent), NaN for conditions that are no source.
     """
     module = trained.module
     if module.decoder_in.condition is not None:
@@ -178,7 +154,7 @@ def latent_shifts(trained: Trained, sources: Iterable[Any], target: Any) -> torc
 # -- values -------------------------------------------------------------------------------------------
 
 
-def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
     """Return log(1 + kappa share) of counts (with their total) or shares; other values as they are."""
     if not module.is_count:
         return values
@@ -187,21 +163,13 @@ def scaled(module: TRVAEModule, values: np.ndarray, total: np.ndarray | None) ->
     return np.log1p(shares, out=shares)
 
 
-def level_of(module: TRVAEModule, mean: np.ndarray) -> np.ndarray:
-    """Return f of a mean profile: log(1 + kappa share) of counts, else itself."""
-    return np.log1p(module.kappa.item() * mean) if module.is_count else mean
-
-
 def mean_of(module: TRVAEModule, level: np.ndarray) -> np.ndarray:
-    """Return the mean profile of f: the inverse of :func:`level_of`."""
+    """Return the mean profile of f: the inverse of :func:`scaled`."""
     return np.expm1(np.maximum(level, 0.0)) / module.kappa.item() if module.is_count else level
 
 
 def dispersion(module: TRVAEModule, features: torch.Tensor) -> np.ndarray | None:
-    """Return the inverse dispersion of counts (of other values the standard deviation, scaled).
-
-    By condition, or one row for all; None for Poisson, which has none.
-    """
+    """Return theta of counts (else the standard deviation, scaled), by condition or one row for all."""
     if module.gene_likelihood == "poisson":
         return None
     return module.observation.log_theta(features).exp().detach().cpu().numpy()
@@ -214,7 +182,7 @@ def predicted_values(
     if output == "delta":
         return scaled(module, batch.observed, batch.total) + mean_change(module, batch, target)
     if output == "mean":
-        return scaled(module, batch.target, None)
+        return scaled(module, batch.target)
     if not module.is_count:
         scale = 1.0  # "mse": half the squared error is the likelihood of unit variance
         if module.gene_likelihood == "normal":
@@ -227,14 +195,11 @@ def predicted_values(
         return draw_counts(batch.target * batch.total, theta, draws.add, kept)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
-    return transport_counts(by_row(batch.observed), ratio, gain * batch.total, theta, draws)
+    return transport_counts(batch.observed, ratio, gain * batch.total, theta, draws)
 
 
 def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:
-    """Return the total of each predicted cell: what it holds, plus the rest of its genome.
-
-    The rest is that of the source cell, changed as its share changes in the network; shape (n_cells,).
-    """
+    """Return the total of each predicted cell: its counts, and the rest of its genome, moved alike."""
     rest = batch.total.ravel() - batch.observed.sum(1, dtype=np.float64)
     start, end = (1.0 - rates.sum(1, dtype=np.float64) for rates in (batch.source, batch.target))
     ratio = np.clip(end / np.maximum(start, 1e-3), 0.0, 10.0)
@@ -262,30 +227,14 @@ def expected_log(
     theta: np.ndarray | None,
     spared: np.ndarray | float = 1.0,
 ) -> np.ndarray:
-    r"""Return what log(1 + kappa share) of a cell is on average, given its expected shares.
+    r"""Return what log(1 + kappa share) of cells is on average, (n_cells, n_genes).
 
     .. math:: q \log(1 + \kappa r / q), \qquad
        q = p\,\Big(1 - \Big(1 + \frac{t r}{p\,\theta}\Big)^{-\theta}\Big)
 
-    with the probability q that a cell with t counts has any of the gene, as if all that do had the same
-    number. The logarithm of the mean, log(1 + kappa r), is far above it for a gene that few cells show.
-
-    Parameters
-    ----------
-    module
-        Trained network, of counts.
-    shares
-        Expected shares r, shape (n_cells, n_genes).
-    total
-        Total counts t, shape (n_cells, 1).
-    theta
-        Inverse dispersion, broadcastable to `shares`; None for Poisson.
-    spared
-        Probability p that zero inflation spares the gene, broadcastable to `shares`.
-
-    Returns
-    -------
-    Shape (n_cells, n_genes).
+    with the expected share r, the probability q that a cell of t counts (`total`) has any of the
+    gene, as if all that do had the same number, and p (`spared`) that zero inflation spares it. The
+    logarithm of the mean, log(1 + kappa r), is far above it for a gene that few cells show.
     """
     q = spared * -np.expm1(-minus_log_p_zero(shares / spared * total, theta))
     np.maximum(q, np.finfo(q.dtype).tiny, out=q)

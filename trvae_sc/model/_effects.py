@@ -28,7 +28,7 @@ def effects(
     target: Any,
     source: Any,
     labels: Any,
-    exemplars: dict[str, Exemplars] | None = None,
+    exemplars: dict[str, Exemplars],
     by: str | None = None,
 ) -> pd.DataFrame:
     """Return predicted changes of labels; see :meth:`TRVAE.effects`."""
@@ -53,7 +53,7 @@ def effects(
         if sources[0] == target:
             raise InputError(f"Source and target are both {target!r}: nothing changes.")
     chosen = chosen_labels(trained, labels)
-    check_labels(exemplars or (), chosen)
+    check_labels(exemplars, chosen)
     key = None if trained.replicates is None else trained.replicates.key
     if by not in (None, key):
         raise InputError(
@@ -66,10 +66,9 @@ def effects(
         if code is None:
             raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
         for label in chosen:
-            n_cells = int(trained.n_cells[trained.labels.index(label), code])
-            if n_cells:
+            if n_cells := trained.n_cells_of(label, code):
                 of_source = of_source or Sourced(trained, start, target, exemplars)
-                factors = of_source.of_training(label)
+                factors = of_source.factors(label)
                 tables += _tables(of_source, factors, genes, n_cells, by=by is not None)
     if not tables:
         named = of_labels(chosen, labelled=trained.labels_key is not None)
@@ -133,8 +132,7 @@ def _of_replicates(
 ) -> Iterator[tuple[str, Factors, int, np.ndarray | float]]:
     """Yield name, factors, source cells and measured change (NaN without) of each replicate.
 
-    It starts from the replicate's own mean; the log fold change (difference, of values) is that of the label.
-    The interval is that of a replicate that was not measured under the target.
+    It starts from its own mean; fold change and interval are those of the label.
     """
     module, space, change = trained.module, trained.conditions, factors.change
     label, end = trained.labels.index(factors.label), space.code(target)

@@ -35,37 +35,28 @@ class Exemplars:
     relative_total: float
     spread: np.ndarray  #: of genes under the target (:attr:`Trained.spread`), shape (n_genes,)
     variance: np.ndarray  #: of cells about their mean: of kappa share, or values; (n_genes,)
+    is_count: bool  #: whether f is log(1 + m); else it is m
 
-    def combined(
-        self, f: np.ndarray, error: np.ndarray, *, is_count: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Return a prediction moved to the cells, and its variance in units of `error`.
+    def combined(self, f: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Return a prediction f moved to the cells, and its variance in units of its `error`.
 
         .. math:: m \leftarrow m + w\,(m_e - m), \qquad w = \frac{\tau s^2}{\tau s^2 + v}
 
         for each gene, with the mean m (count of a cell of the median total, or value), the variance
-        :math:`s^2` of what is wrong with the prediction and that of the mean of n cells, v
-        (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with variance
-        :math:`(1 - w)\,\max(\tau, 1)\,s^2`. Of counts v is that of the mean that is predicted and half a count in all cells
-        (Jeffreys): where none is predicted, that a few cells show none, or one, says little. :math:`\tau`, from
-        1/4 to 8, is how wrong this prediction is beside others (:meth:`scale`).
-
-        Parameters
-        ----------
-        f
-            Prediction, shape (n_genes,).
-        error
-            s squared, on the scale of f.
-        is_count
-            Whether f is log(1 + m); else it is m.
+        :math:`s^2` of what is wrong with the prediction (`error`) and that of the mean of n cells,
+        v (:func:`trvae_sc.noise.sampling_variance`): the posterior mean of a normal prior, with
+        variance :math:`(1 - w)\,\max(\tau, 1)\,s^2`. Of counts v is that of the mean that is
+        predicted and half a count in all cells (Jeffreys): where none is predicted, that a few
+        cells show none, or one, says little. :math:`\tau`, from 1/4 to 8, is how wrong this
+        prediction is beside others (:meth:`scale`).
         """
-        mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
-        scale = self.scale(f, error, is_count=is_count)
-        weight = _weight(scale * error, self._noise(f, self.n, is_count=is_count))
+        mean, seen = self._mean_of(f), self._mean_of(self.mean)
+        scale = self.scale(f, error)
+        weight = _weight(scale * error, self._noise(f, self.n))
         moved = mean + weight * (seen - mean)
-        return np.log1p(moved) if is_count else moved, max(scale, 1.0) * (1.0 - weight)
+        return np.log1p(moved) if self.is_count else moved, max(scale, 1.0) * (1.0 - weight)
 
-    def scale(self, f: np.ndarray, error: np.ndarray, *, is_count: bool) -> float:
+    def scale(self, f: np.ndarray, error: np.ndarray) -> float:
         r"""Return tau, with which the cells that are left out one by one are predicted best.
 
         The mean over cells i of the squared distance of cell i from a prediction moved to the n - 1 others is, in
@@ -78,26 +69,30 @@ class Exemplars:
         """
         if self.n < _FEW:
             return _SCALE_OF_FEW
-        mean, seen = (np.expm1(np.maximum(x, 0.0)) if is_count else x for x in (f, self.mean))
-        per_f = 1.0 + mean if is_count else np.sqrt(np.where(self.spread > 0, self.spread, 1.0))
+        mean, seen = self._mean_of(f), self._mean_of(self.mean)
+        if self.is_count:
+            per_f = 1.0 + mean
+        else:
+            per_f = np.sqrt(np.where(self.spread > 0, self.spread, 1.0))
         apart = np.square((seen - mean) / per_f)
         within = self.variance / np.square(per_f)
-        noise, losses = self._noise(f, self.n - 1, is_count=is_count), []
-        for scale in _SCALES:
-            w = _weight(scale * error, noise)
-            losses.append(
-                (np.square(1 - w) * apart + np.square(1 + w / (self.n - 1)) * within).sum()
-            )
-        return float(_SCALES[np.argmin(losses)])
+        w = _weight(np.multiply.outer(_SCALES, error), self._noise(f, self.n - 1))
+        losses = np.square(1 - w) * apart + np.square(1 + w / (self.n - 1)) * within
+        return float(_SCALES[losses.sum(1).argmin()])
 
-    def _noise(self, f: np.ndarray, n: int, *, is_count: bool) -> np.ndarray:
+    def _mean_of(self, f: np.ndarray) -> np.ndarray:
+        """Return the mean m of f."""
+        return np.expm1(np.maximum(f, 0.0)) if self.is_count else f
+
+    def _noise(self, f: np.ndarray, n: int) -> np.ndarray:
         """Return the variance v of the mean of n cells, on the scale of f."""
-        options = {"is_count": is_count, "relative_total": self.relative_total}
-        if not is_count:
-            return sampling_variance(f, self.spread, n, **options)
-        mean = np.expm1(np.maximum(f, 0.0))
-        more = mean + 0.5 / (n * self.relative_total)
-        noise = sampling_variance(np.log1p(more), self.spread, n, **options)
+        if not self.is_count:
+            return sampling_variance(f, self.spread, n, is_count=False)
+        mean, total = self._mean_of(f), self.relative_total
+        more = mean + 0.5 / (n * total)
+        noise = sampling_variance(
+            np.log1p(more), self.spread, n, is_count=True, relative_total=total
+        )
         return noise * np.square((1.0 + more) / (1.0 + mean))  # to the scale of f
 
 
@@ -106,19 +101,13 @@ def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return error / np.maximum(error + noise, np.finfo(float).tiny)
 
 
-def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any) -> dict[str, Any]:
-    """Return the exemplars of each label from cells with the genes `names` of the model in any order.
-
-    Raises
-    ------
-    InputError
-        No AnnData or no cells, other genes or conditions, columns or values that the model cannot take, a
-        model that does not calibrate, or one saved before there were exemplars.
-    """
-    _check_model(trained)
-    with naming("exemplars"):
-        checks.check_type(cells)
-    _check_cells(cells)
+def exemplars_of(
+    trained: Trained, cells: AnnData | None, names: pd.Index, target: Any
+) -> dict[str, Any]:
+    """Return the exemplars of each label, from cells with the genes `names` in any order, if any."""
+    if cells is None:
+        return {}
+    _check_given(trained, cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
     with naming("exemplars"):
@@ -139,8 +128,11 @@ def exemplars_of(trained: Trained, cells: AnnData, names: pd.Index, target: Any)
     checks.check_values(
         values(aligned, keys), is_count=module.is_count, totals=given, name="exemplars"
     )
-    if not module.is_count:
-        _warn_of_counts(values(aligned, keys))
+    if not module.is_count and checks.looks_like_counts(values(aligned, keys), least=2):
+        checks.logger.warning(
+            "exemplars hold whole numbers, as counts do. They must be values on the scale that the model was trained "
+            "on."
+        )
     labels = trained.label_column(cells.obs).to_numpy()
     return {
         label: _of_label(trained, aligned[labels == label], keys, target)
@@ -156,12 +148,7 @@ def remarks(trained: Trained, exemplars: dict[str, Exemplars], target: Any) -> l
         "cells says nothing."
     ]
     code = trained.conditions.code(target)
-    seen = [
-        label
-        for label in exemplars
-        if label in trained.labels and code is not None
-        if trained.n_cells[trained.labels.index(label), code] > 0
-    ]
+    seen = [label for label in exemplars if trained.n_cells_of(label, code)]
     if seen:
         notes.append(
             f"Training saw {', '.join(seen)} under the target, too: cells that it saw and that are exemplars "
@@ -180,28 +167,8 @@ def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
         )
 
 
-def _check_cells(cells: AnnData) -> None:
-    """Raise on no cells, and on cells that are given twice."""
-    if not cells.n_obs:
-        raise InputError("exemplars has no cells. Leave it out, or pass measured cells.")
-    if not cells.obs_names.is_unique:
-        twice = cells.obs_names[cells.obs_names.duplicated()].unique()
-        raise InputError(
-            f"exemplars has several cells named {listing(twice)}. Pass each cell once, under a name of its own."
-        )
-
-
-def _warn_of_counts(x: Any) -> None:
-    """Warn of values that look like counts, where a model has others."""
-    if checks.looks_like_counts(x, least=2):
-        checks.logger.warning(
-            "exemplars hold whole numbers, as counts do. They must be values on the scale that the model was trained "
-            "on."
-        )
-
-
-def _check_model(trained: Trained) -> None:
-    """Raise on a model whose predictions no cells can be combined with."""
+def _check_given(trained: Trained, cells: AnnData) -> None:
+    """Raise on a model that takes no exemplars, on no cells, and on cells that are given twice."""
     if not trained.module.calibrate:
         raise InputError(
             f"Models with calibrate=False (preset '{trained.preset}') take no exemplars: they have no change of "
@@ -216,6 +183,15 @@ def _check_model(trained: Trained) -> None:
         raise InputError(
             "The model was saved by a version that did not keep how much genes vary, which exemplars are "
             "weighted by. Train it again."
+        )
+    with naming("exemplars"):
+        checks.check_type(cells)
+    if not cells.n_obs:
+        raise InputError("exemplars has no cells. Leave it out, or pass measured cells.")
+    if not cells.obs_names.is_unique:
+        twice = cells.obs_names[cells.obs_names.duplicated()].unique()
+        raise InputError(
+            f"exemplars has several cells named {listing(twice)}. Pass each cell once, under a name of its own."
         )
 
 
@@ -234,10 +210,10 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
         spread = np.maximum(spread, trained.spread_of(None))  # of a gene that training lacks there
         x = values(cells, keys)
         variance = np.var(dense(x), axis=0, dtype=np.float64)
-        return Exemplars(gene_means(x), cells.n_obs, 1.0, spread, variance)
+        return Exemplars(gene_means(x), cells.n_obs, 1.0, spread, variance, is_count=False)
     kappa = module.kappa.item()
     x = log_values(cells, keys, kappa)
     mean = mean_level(x, is_count=True)
     relative = cells.n_obs / float((kappa / totals(cells, keys)).sum())
     variance = np.var(dense(np.expm1(x)), axis=0, dtype=np.float64)
-    return Exemplars(mean, cells.n_obs, relative, spread, variance)
+    return Exemplars(mean, cells.n_obs, relative, spread, variance, is_count=True)

@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from torch import Tensor
 
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
 from trvae_sc.left_out import Expected, Missed, replicates_left_out
 from trvae_sc.model._counts import Draws, shared_gain
-from trvae_sc.model._decode import Batch, decoded_batches, level_of, mean_of, scaled
+from trvae_sc.model._decode import Batch, decoded_batches, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
-from trvae_sc.model._trained import Trained
+from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.module import expected_values
 from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
@@ -53,16 +54,6 @@ class Change(NamedTuple):
             return np.full(len(change), np.nan)
         return self.missed.p_values(change / self.relative)
 
-    def largest(self) -> np.ndarray:
-        """Return the 100 genes that change most."""
-        change = np.abs(self.predicted_mean - self.source_mean)
-        return np.argsort(-change, kind="stable")[:_RESPONDING]
-
-    def size(self, genes: np.ndarray, *, is_count: bool) -> float:
-        """Return the root mean square of the log fold changes (not counts: changes) of genes."""
-        means = self.source_mean[genes], self.predicted_mean[genes]
-        return float(np.sqrt(np.square(log_fold_change(*means, is_count=is_count)).mean()))
-
 
 class Factors(NamedTuple):
     """How the decoded rates of a label are put on their level, under one source and target."""
@@ -80,22 +71,8 @@ class Factors(NamedTuple):
 class Calibration:
     """Puts decoded rates on the level of their label; see :meth:`TRVAE.predict`.
 
-    Parameters
-    ----------
-    trained
-        Trained model.
-    adata
-        Registered AnnData.
-    rows
-        Rows to predict from.
-    groups
-        Their labels and conditions (:meth:`Known.groups`).
-    target
-        Condition to predict.
-    exemplars
-        Measured cells of labels under the target.
-    drawn
-        Whether codes of cells are drawn from their posterior: then levels are of what drawn codes decode to.
+    `groups` are labels and conditions of the rows to predict from (:meth:`Known.groups`). Where
+    codes are `drawn` from their posterior, levels are of what drawn codes decode to.
     """
 
     def __init__(
@@ -120,10 +97,13 @@ class Calibration:
             sourced = Sourced(trained, source, target, exemplars, drawn=drawn)
             for label, cells in of_source.groupby("label", sort=True):
                 self.factors.append(sourced.factors(label, adata, rows[cells.index]))
-        changes, is_count = [f.change for f in self.factors], self.module.is_count
-        self.responding = np.stack([change.largest() for change in changes])
-        ends = zip(changes, self.responding, strict=True)
-        sizes = np.array([change.size(genes, is_count=is_count) for change, genes in ends])
+        means = [(f.change.source_mean, f.change.predicted_mean) for f in self.factors]
+        start, end = np.stack(means, axis=1)
+        order = np.argsort(-np.abs(end - start), axis=1, kind="stable")
+        self.responding = order[:, :_RESPONDING]
+        most = (np.take_along_axis(mean, self.responding, axis=1) for mean in (start, end))
+        fold = log_fold_change(*most, is_count=self.module.is_count)
+        sizes = np.sqrt(np.square(fold).mean(1))
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
         ends = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
         tables = (np.stack(of).astype(np.float32) for of in ends)
@@ -140,9 +120,7 @@ class Calibration:
         batch = batch._replace(source=self._on_level(self.of_source[group], raw.source))
         if output != "counts":
             return batch
-        mean = None
-        if self.module.n_labels:
-            mean = self.gain[group]
+        mean = self.gain[group] if self.module.n_labels else None
         return batch._replace(gain=shared_gain(batch.target - batch.source, mean))
 
     def _on_level(self, of: np.ndarray, decoded: np.ndarray) -> np.ndarray:
@@ -185,57 +163,41 @@ class Sourced:
     ) -> None:
         self.trained, self.of, self.target, self.drawn = trained, source, target, drawn
         self.exemplars = exemplars or {}
-        self.profiles = trained.profiles()
-        s = trained.conditions.code(source)
+        self.profiles, module = trained.profiles(), trained.module
+        self.units = 1.0 if module.is_count else module.gene_scale.cpu().numpy()  # of errors
+        s, code = trained.conditions.code(source), trained.conditions.code(target)
         space = trained.conditions.informed(self.profiles, s)
         likeness = space.likeness(source, target, self.profiles.measured(s).any(0))
-        by_features = space.is_by_features(target)
         self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
-        self.weight = trained.module.context_weight if len(self.ridge.groups) else 0.0
+        has_groups = len(self.ridge.groups) > 0
+        self.weight = module.context_weight if has_groups else 0.0
         self.of_network = 1.0 - self.weight
-        if self.weight and by_features:  # it counts as far as features say something
+        if self.weight and space.is_by_features(target):  # as far as they say something
             self.of_network *= space.description.share
-        self.others = np.empty((0, len(trained.module.gene_mean)))
-        self.expected: Expected | None = None  # of labels left out
+        self.others = np.empty((0, len(module.gene_mean)))
+        self.expected: Expected | None = None
+        self.missed: Missed | None = None  # of labels left out
         self.replicates: Missed | None = None  # of replicates of a label that was measured
-        if not (len(self.ridge.groups) and trained.module.n_labels):
+        if not (has_groups and module.n_labels):
             return
-        code = trained.conditions.code(target)
-        is_measured = code in likeness.codes
         self.others = self.profiles.mean[np.unique(self.ridge.groups[:, 0]), s]
         if not self.weight or trained.conditions.is_outside(target):
             return
-        if is_measured:
-            self.replicates = replicates_left_out(self.ridge, code)
-        found = Expected.of(self.ridge, is_measured=is_measured)
-        self.expected = replace(found, missed=replace(found.missed, scale=self.units()))
-        if self.replicates is not None:
-            self.replicates = replace(self.replicates, scale=self.units())
-
-    @property
-    def missed(self) -> Missed | None:
-        """What was missed of labels left out, where that is known."""
-        return None if self.expected is None else self.expected.missed
+        is_measured = code in likeness.codes
+        self.expected = Expected.of(self.ridge, is_measured=is_measured)
+        self.missed = replace(self.expected.missed, scale=self.units)
+        found = replicates_left_out(self.ridge, code) if is_measured else None
+        self.replicates = None if found is None else replace(found, scale=self.units)
 
     def _relative(self, own: np.ndarray, code: int | None) -> float:
         """Return how wide the interval of a label is, where labels and conditions left out have 1."""
         return 1.0 if self.expected is None else self.expected.relative(own, code)
 
     def _error(self, own: np.ndarray, code: int | None) -> np.ndarray:
-        """Return the variance of what is wrong with f of a label's target, shape (n_genes,).
-
-        Raises
-        ------
-        InputError
-            Too little was measured to tell.
-        """
-        found = (
-            None
-            if self.missed is None
-            else standardised(
-                self.missed.residuals / self.units(), self.missed.n, unit=self.missed.unit
-            )
-        )
+        """Return the variance of what is wrong with f of a label's target, (n_genes,), if known."""
+        missed, found = self.missed, None
+        if missed is not None:
+            found = standardised(missed.residuals / self.units, missed.n, unit=missed.unit)
         if found is None:
             raise InputError(
                 f"How far to trust the prediction of {self.target!r} is learned from labels measured under it and the "
@@ -243,43 +205,30 @@ class Sourced:
                 "known of a number outside of what was measured: exemplars cannot be weighted."
             )
         own_share = 1.0 - self.ridge.measured(code)
-        return np.square(found[2] * self.units() * self._relative(own, code)) * own_share
+        return np.square(found[2] * self.units * self._relative(own, code)) * own_share
 
-    def _is_known(self, code: int) -> bool:
-        """Return whether training has the label under the target."""
-        target = self.trained.conditions.code(self.target)
-        return target is not None and self.profiles.n_cells[code, target] > 0
-
-    def units(self) -> np.ndarray | float:
-        """Return what errors of genes are compared in: of values the deviation of each gene in training."""
-        module = self.trained.module
-        return 1.0 if module.is_count else module.gene_scale.cpu().numpy()
-
-    def of_training(self, label: str) -> Factors:
-        """Return the factors of a label that training has cells of under the source."""
-        return self.factors(label, None, np.arange(0))
-
-    def factors(self, label: str, adata: AnnData | None, rows: np.ndarray) -> Factors:
+    def factors(
+        self, label: str, adata: AnnData | None = None, rows: np.ndarray | None = None
+    ) -> Factors:
         """Return the factors of a label; `rows` are its cells, where training has none."""
         trained, module = self.trained, self.trained.module
         code = trained.labels.index(label) if label in trained.labels else None
-        means = None
-        if code is not None and self.profiles.n_cells[code, self.code] > 0:
-            means = decoded = _means_of_training(trained, code, self.code, self.target)
-            if self.drawn:
-                decoded = _means_of_training(trained, code, self.code, self.target, drawn=True)
-        is_known = means is not None
+        kept = None if code is None else trained.codes_of(code, self.code)
+        is_known = kept is not None
         if is_known:
             own = self.profiles.mean[code, self.code].astype(np.float64)
             observed = mean_of(module, own)
+            means = decoded = _means_of_codes(trained, kept, self.target)
+            if self.drawn:
+                kept = trained.codes_of(code, self.code, drawn=True)
+                decoded = _means_of_codes(trained, kept, self.target)
         else:
             code = None
-            observed, *means = decoded = _means_of_cells(trained, adata, rows, self.target)
+            observed, *means = _means_of_cells(trained, adata, rows, self.target)
+            own, decoded = scaled(module, observed), means
             if self.drawn:
-                decoded = _means_of_cells(trained, adata, rows, self.target, drawn=True)
-            decoded = decoded[1:]
-            own = level_of(module, observed)
-        change = level_of(module, means[1]) - level_of(module, means[0])
+                decoded = _means_of_cells(trained, adata, rows, self.target, drawn=True)[1:]
+        change = scaled(module, means[1]) - scaled(module, means[0])
         if self.weight:
             by_labels = self.ridge.predict(own, code) - own
             of_network = self.of_network * (1.0 - self.ridge.measured(code))
@@ -287,32 +236,29 @@ class Sourced:
         end, left = own + change, 1.0  # and what is left of the variance of the prediction
         if label in self.exemplars:
             error = self._error(own, code)
-            end, left = self.exemplars[label].combined(end, error, is_count=module.is_count)
+            end, left = self.exemplars[label].combined(end, error)
         expected = mean_of(module, end)
-        if module.is_count:
-            tiny = np.finfo(np.float32).tiny
-            of = [
-                o / np.maximum(m, tiny) for o, m in zip((observed, expected), decoded, strict=True)
-            ]
-        else:
-            of = [o - m for o, m in zip((observed, expected), decoded, strict=True)]
+        of = [
+            mean / np.maximum(own_mean, np.finfo(np.float32).tiny)
+            if module.is_count
+            else mean - own_mean
+            for mean, own_mean in zip((observed, expected), decoded, strict=True)
+        ]
         relative = self._relative(own, code) * np.sqrt(left)
         missed = self.missed
-        if self.replicates is not None and code is not None and self._is_known(code):
+        is_measured = trained.n_cells_of(label, trained.conditions.code(self.target)) > 0
+        if self.replicates is not None and is_known and is_measured:
             missed = self.replicates
-        ends = (scaled(module, mean, None) for mean in (observed, expected))
+        ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
         return Factors(label, self.of, *of, expected - observed, found, unlike, is_known)
 
 
-def _means_of_training(
-    trained: Trained, label: int, source: int, target: Any, *, drawn: bool = False
-) -> list[np.ndarray] | None:
-    """Return means over a label's training cells, decoded under source and target; None without cells."""
-    kept = trained.codes_of(label, source, drawn=drawn)
-    if kept is None:
-        return None
+def _means_of_codes(
+    trained: Trained, kept: tuple[Tensors, Tensor], target: Any
+) -> list[np.ndarray]:
+    """Return means over codes of training cells, decoded under source and target."""
     decoded = (expected_values(trained.module, *kept, f) for f in (None, trained.features(target)))
     return [rates.double().mean(0).cpu().numpy() for rates in decoded]
 

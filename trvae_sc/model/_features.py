@@ -26,13 +26,7 @@ from trvae_sc.training import row_numbers
 
 
 def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str, Any]:
-    """Return the registry of a reference for a query whose new conditions a table describes.
-
-    Raises
-    ------
-    InputError
-        The reference has no features, or a new condition has none.
-    """
+    """Return the registry of a reference for a query whose new conditions a table describes."""
     fields = registry["field_registries"]
     field = fields[CONDITION_KEY]
     parts = field["state_registry"].get(PARTS)
@@ -59,13 +53,9 @@ def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str,
 
 
 def with_features(trained: Trained, target: Any, features: Any) -> Trained:
-    """Return a model that knows a target by its features.
-
-    Raises
-    ------
-    InputError
-        The model was set up without features; they do not fit; the target was measured.
-    """
+    """Return a model that knows a target, which was not measured, by its features, if any are given."""
+    if features is None:
+        return trained
     description = trained.conditions.description
     if description is None:
         raise InputError(
@@ -101,10 +91,7 @@ def _new_level(space: ConditionSpace, key: str, condition: Any) -> Any:
 def of_known_conditions(
     trained: Trained, adata: AnnData | None, indices: Any
 ) -> tuple[AnnData | None, Any]:
-    """Return cells without those of conditions that the model knows by features only, and their indices.
-
-    These cannot be encoded, and a prediction of such a condition does not start from them.
-    """
+    """Return cells, and indices, without conditions known by features only: these cannot be encoded."""
     description = trained.conditions.description
     if adata is None or description is None or not isinstance(adata, AnnData) or adata.isbacked:
         return adata, indices

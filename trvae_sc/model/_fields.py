@@ -6,7 +6,7 @@ AnnData and ours leave each other alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ from trvae_sc.levels import SEPARATOR, codes_among, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 _OWN = "_trvae_sc_"
+#: Arguments of ``setup_anndata`` that name columns, or the layer, besides the condition.
+KEYS = (
+    *("labels_key", "layer", "batch_key", "total_counts_key"),
+    *("categorical_covariate_keys", "continuous_covariate_keys"),
+)
 
 
 def _unknown(column: pd.Series, known: Sequence[Any]) -> list[Any]:
@@ -47,15 +52,11 @@ class CategoryField(CategoricalObsField):
     """A categorical obs column whose levels are those present, in sorted order.
 
     scvi-tools' own field keeps unused categories and lets unknown levels that are falsy (0, "",
-    False) through. An unknown level raises, except in the labels, which only training uses: there
-    it gets code 0 and is listed in the state registry under ``unknown``.
+    False) through. Here unknown levels raise, except of labels, which only training uses: these get
+    code 0 and are listed in the state registry under ``unknown``.
     """
 
     UNKNOWN_KEY = "unknown"
-
-    def __init__(self, registry_key: str, attr_key: str | None) -> None:
-        super().__init__(registry_key, attr_key)
-        self._attr_key = f"{_OWN}{registry_key}"
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the column."""
@@ -162,10 +163,6 @@ class ConditionField(CategoryField):
 class CovariatesField(CategoricalJointObsField):
     """Further categorical columns, coded as :class:`CategoryField` codes one."""
 
-    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
-        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
-        self._attr_key = f"{_OWN}{registry_key}"
-
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Register the columns."""
         return self._encode(adata, {key: levels(adata.obs[key]) for key in self.attr_keys})
@@ -200,33 +197,25 @@ class CovariatesField(CategoricalJointObsField):
         }
 
 
-class NumbersField(NumericalJointObsField):
-    """Further numeric columns."""
-
-    def __init__(self, registry_key: str, attr_keys: Sequence[str] | None) -> None:
-        super().__init__(registry_key, None if attr_keys is None else list(attr_keys))
-        self._attr_key = f"{_OWN}{registry_key}"
-
-
 def fields(
     condition_key: str | Sequence[str] | None,
-    *,
-    labels_key: str | None,
-    layer: str | None,
-    batch_key: str | None,
-    total_counts_key: str | None,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
-    condition_separator: str | None = None,
-    condition_features: pd.DataFrame | None = None,
+    keys: Mapping[str, Any],
+    separator: str | None = None,
+    features: pd.DataFrame | None = None,
 ) -> list[Any]:
-    """Return the fields of a registration."""
-    return [
-        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-        ConditionField(CONDITION_KEY, condition_key, condition_separator, condition_features),
-        CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-        CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-        NumericalObsField(TOTAL_KEY, total_counts_key, required=False),
-        CovariatesField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-        NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+    """Return the fields of a registration; `keys` are the arguments named in :data:`KEYS`."""
+    found = [
+        LayerField(
+            REGISTRY_KEYS.X_KEY, keys["layer"], is_count_data=False, correct_data_format=False
+        ),
+        ConditionField(CONDITION_KEY, condition_key, separator, features),
+        CategoryField(REGISTRY_KEYS.BATCH_KEY, keys["batch_key"]),
+        CategoryField(REGISTRY_KEYS.LABELS_KEY, keys["labels_key"]),
+        NumericalObsField(TOTAL_KEY, keys["total_counts_key"], required=False),
+        CovariatesField(REGISTRY_KEYS.CAT_COVS_KEY, keys["categorical_covariate_keys"]),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys["continuous_covariate_keys"]),
     ]
+    for field in found:
+        if field.registry_key not in (REGISTRY_KEYS.X_KEY, TOTAL_KEY):
+            field._attr_key = f"{_OWN}{field.registry_key}"
+    return found

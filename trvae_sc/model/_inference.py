@@ -35,10 +35,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
 
     @property
     def active_dims(self) -> list[int]:
-        """Latent dimensions that carry something: 0.01 nats of KL or more, over the training cells.
-
-        All of them in an autoencoder, which has no KL.
-        """
+        """Latent dimensions of 0.01 nats of KL or more over the training cells; of autoencoders all."""
         n_latent = self.module.z_mean.out_features
         if len(self.kl_) != n_latent:
             return list(range(n_latent))
@@ -104,7 +101,11 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
                 )
             kwargs["return_numpy"] = True  # draws of no cell have no name
         if transform_condition is not None:
-            self._needs_condition()
+            if self.module.decoder_in.condition is None:
+                raise InputError(
+                    f"The network of preset '{self.preset_}' does not see the condition: transform_condition "
+                    "would change nothing. Use predict, which moves the codes."
+                )
             features = self.condition_space.features(transform_condition)
             target = torch.as_tensor(features, device=self.device)
             given = kwargs.get("data_loader_kwargs") or {}
@@ -216,7 +217,7 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
     ) -> pd.DataFrame:
         """Return each cell's log density under the aggregated posterior of each sample.
 
-        Also written to ``adata.obsm["da_log_probs"]``. See
+        Also written to ``adata.obsm["da_log_probs"]``; see
         :meth:`scvi.model.base.VAEMixin.differential_abundance`.
         """
         self._needs_posterior("differential_abundance")
@@ -246,13 +247,10 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         return self._checked(super().get_feature_correlation_matrix, *args, **kwargs)
 
     def get_importance_weights(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`.
+        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`; nb and zinb only.
 
-        Raises
-        ------
-        NotImplementedError
-            For other likelihoods than nb and zinb, and with ``total_counts_key``: scvi-tools would
-            multiply our shares of the whole total by the sum over the registered genes.
+        Not with ``total_counts_key``: scvi-tools would multiply by the sum over the registered
+        genes.
         """
         self._needs_totals_of_genes()
         return super().get_importance_weights(*args, **kwargs)
@@ -303,14 +301,6 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
                 "get_reconstruction_error."
             )
 
-    def _needs_condition(self) -> None:
-        """Raise where the network gives the same under every condition."""
-        if self.module.decoder_in.condition is None:
-            raise InputError(
-                f"The network of preset '{self.preset_}' does not see the condition: transform_condition "
-                "would change nothing. Use predict, which moves the codes."
-            )
-
     def _needs(self, what: str, likelihoods: list[str]) -> None:
         """Raise where scvi-tools' code assumes another likelihood than the model's."""
         if self.module.gene_likelihood not in likelihoods:
@@ -345,10 +335,7 @@ def _check_groups(adata: AnnData, given: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_scratch(adata: AnnData) -> Iterator[None]:
-    """Take columns that scvi-tools writes out of ``obs``, and put it back as it was.
-
-    One that was left there is of other values, where they were those of another layer or model.
-    """
+    """Take columns that scvi-tools writes out of ``obs``, and put it back as it was."""
     obs = adata.obs
     adata.obs = obs.drop(columns=_SCRATCH, errors="ignore")
     try:

@@ -21,7 +21,7 @@ from trvae_sc.errors import InputError
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
 from trvae_sc.model._features import with_rows
-from trvae_sc.model._fields import fields
+from trvae_sc.model._fields import KEYS, fields
 from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._query import extended, new_rows
@@ -272,14 +272,7 @@ class TRVAE(PredictingModel):
         continuous_covariate_keys = as_keys(continuous_covariate_keys)
         arguments = locals()
         check_known(kwargs, cls.setup_anndata, REGISTRATION)
-        keys = {
-            "labels_key": labels_key,
-            "layer": layer,
-            "batch_key": batch_key,
-            "total_counts_key": total_counts_key,
-            "categorical_covariate_keys": categorical_covariate_keys,
-            "continuous_covariate_keys": continuous_covariate_keys,
-        }
+        keys = {name: arguments[name] for name in KEYS}
         if kwargs.get("source_registry") is None:
             checks.check_columns(adata, condition_key, **keys, replicate_key=replicate_key)
             if condition_separator is not None:
@@ -296,12 +289,7 @@ class TRVAE(PredictingModel):
             checks.check_other(adata, {"condition_key": condition_key, **keys})
             features = None
         setup_method_args = cls._get_setup_method_args(**arguments)
-        manager_fields = fields(
-            condition_key,
-            **keys,
-            condition_separator=condition_separator,
-            condition_features=features,
-        )
+        manager_fields = fields(condition_key, keys, condition_separator, features)
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -323,8 +311,8 @@ class TRVAE(PredictingModel):
             f"dimensions, seed {self.seed_}"
         )
 
-    def _finish_loading(self) -> None:
-        super()._finish_loading()
+    def _take_over(self, attributes: dict[str, Any], folder: Path) -> None:
+        super()._take_over(attributes, folder)
         if self.frozen_rows_:
             self.module.freeze(self.frozen_rows_, self.frozen_conditions_)
 

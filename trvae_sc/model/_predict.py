@@ -74,14 +74,8 @@ def predict_cells(
 ) -> AnnData:
     """Return predicted cells; see :meth:`TRVAE.predict`.
 
-    Parameters
-    ----------
-    trained
-        Trained model.
-    original, registered
-        The cells as they were passed, and as they are registered with the model.
-    request
-        What is to be predicted, checked.
+    `original` are the cells as they were passed, `registered` with the model; the request was
+    checked.
     """
     check_free(original, *(["sample"] if request.n_samples > 1 else []))
     rows = source_rows(trained, original, request)
@@ -143,7 +137,6 @@ class _Prediction:
         """Yield predicted values, batch by batch."""
         request, module = self.request, self.trained.module
         draws, features = Draws(request.seed), self.trained.features(request.target)
-        is_calibrated = bool(self.calibration.factors)
         for _ in range(request.n_samples):
             done = 0
             for raw in decoded_batches(
@@ -161,9 +154,7 @@ class _Prediction:
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
                 self.marks.add(marks_of(raw.observed))
-                if not is_calibrated:
-                    parts = batch.source, batch.target
-                    self.sums += [part.sum(0, dtype=np.float64) for part in parts]
+                self.sums += [r.sum(0, dtype=np.float64) for r in (batch.source, batch.target)]
                 values = predicted_values(module, batch, features, request.output, draws)
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.add(predicted_totals(batch, values))
@@ -215,10 +206,7 @@ class _Prediction:
         elif factors or len(self.groups.drop_duplicates()) > 1:
             return var
         else:  # not calibrated: the mean over the cells
-            means = scaled(
-                self.trained.module, self.sums / (len(self.rows) * self.request.n_samples), None
-            )
-            change = Change(*means, None)
+            change = Change(*scaled(self.trained.module, self.sums / self.n_rows))
         return var.assign(**dict(zip(PREDICTED_VAR, change.columns(), strict=True)))
 
 
@@ -266,13 +254,7 @@ def _check_output(trained: Trained, output: Output | None) -> Output:
 
 
 def source_rows(known: Known, adata: AnnData, request: Request) -> np.ndarray:
-    """Return the rows to predict from, in the caller's order.
-
-    Raises
-    ------
-    InputError
-        Unknown source or labels, source equal to target, no cell left.
-    """
+    """Return the rows to predict from, in the caller's order; raise where there are none."""
     target, source, labels, indices = request[:4]
     condition = as_text(known.conditions.column(adata.obs))
     rows = row_numbers(indices, adata.n_obs)
@@ -319,34 +301,26 @@ def has_label(adata: AnnData, labels_key: str | None, labels: Any) -> np.ndarray
 def missing_combinations(
     trained: Trained, source: Any, target: Any = None, labels: Any = None
 ) -> list[tuple[str, Any, Any]]:
-    """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`.
-
-    Raises
-    ------
-    InputError
-        There are no labels, nothing is missing, or none of it can be predicted from the source.
-    """
+    """Return label, source and target of what training lacks; see :meth:`TRVAE.predict_missing`."""
     if trained.labels_key is None:
         raise InputError("The model was set up without labels_key: no combination can be missing.")
-    names, n_cells = chosen_labels(trained, labels), trained.n_cells
-    levels = trained.conditions.levels
-    given = None if source is None else trained.conditions.level(source)
-    targets = levels if target is None else [trained.conditions.level(target)]
+    names, space = chosen_labels(trained, labels), trained.conditions
+    given = None if source is None else space.level(source)
+    targets = space.levels if target is None else [space.level(target)]
     missing = [
         (label, to)
         for label in names
         for to in targets
-        if to not in levels or not n_cells[trained.labels.index(label), levels.index(to)]
+        if not trained.n_cells_of(label, space.code(to))
     ]
     if not missing:
         under = "" if target is None else f" that was asked for, {names} under {targets[0]!r}"
         raise InputError(f"The training data has every combination of label and condition{under}.")
     found = []
     for label, to in missing:
-        own = n_cells[trained.labels.index(label)]
-        start = levels[own.argmax()] if given is None else given
-        code = trained.conditions.code(start)
-        if code is not None and own[code] > 0:
+        most = trained.n_cells[trained.labels.index(label)].argmax()
+        start = space.levels[most] if given is None else given
+        if trained.n_cells_of(label, space.code(start)):
             found.append((label, start, to))
     if not found:
         raise InputError(f"No label that lacks a condition has cells under {given!r}.")

@@ -13,11 +13,10 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._codes import decode_codes
+from trvae_sc.model._codes import decode_codes, generate_cells
 from trvae_sc.model._effects import effects
-from trvae_sc.model._exemplars import Exemplars, exemplars_of
+from trvae_sc.model._exemplars import exemplars_of
 from trvae_sc.model._features import of_known_conditions, with_features
-from trvae_sc.model._generate import generate_cells
 from trvae_sc.model._predict import (
     Output,
     Request,
@@ -27,7 +26,6 @@ from trvae_sc.model._predict import (
     predict_cells,
 )
 from trvae_sc.model._registration import NOT_TRAINED
-from trvae_sc.model._trained import Trained
 from trvae_sc.model._training import TrainableModel
 from trvae_sc.notes import log_notes
 from trvae_sc.threads import suitable_threads
@@ -55,10 +53,11 @@ class PredictingModel(TrainableModel):
     ) -> AnnData:
         r"""Return the cells as they would be under another condition.
 
-        Each cell is encoded and decoded under both conditions; what is decoded is put on the level that
-        training observed in the cell's label, and the label's change is the mean of what the network says
-        and what the other labels' changes say. A prediction depends on the cell and the model alone, but
-        for what is drawn: counts and samples depend on which cells are drawn together, and in which order.
+        Each cell is encoded and decoded under both conditions; what is decoded is put on the level
+        that training observed in the cell's label, and the label's change is the mean of what the
+        network and what the other labels' changes say. A prediction depends on the cell and the
+        model alone, but for what is drawn, which depends on the cells drawn together and their
+        order.
 
         Parameters
         ----------
@@ -76,16 +75,12 @@ class PredictingModel(TrainableModel):
         indices
             Rows to start from (list, array or mask), in addition to `source` and `labels`.
         output
-            ``"counts"`` (default for counts): the observed counts moved to the target; each count
-            is kept with probability :math:`\min(1, r_t / r_s)`, and counts of mean
-            :math:`t \max(0, r_t - r_s)` are added, t being the cell's total (calibrated, with
-            labels: the mean of a cell's own gain :math:`r_t - r_s` and its label's). Integer.
-            ``"delta"`` (default otherwise): observed value plus the change of its expectation. Of
-            counts on the scale log(1 + kappa share) (kappa: median total of the training cells), with
-            the expectation :math:`q\log(1 + \kappa r / q)` of a gene that the cell shows with
-            probability :math:`q = 1 - (1 + t r / \theta)^{-\theta}`: the logarithm of the mean would
-            overstate the change of genes that few cells show. Values slightly below 0 occur.
-            ``"mean"``: the expected value under the target, on the same scale; without noise.
+            ``"counts"`` (default for counts): whole numbers. Each observed count is kept with
+            probability :math:`\min(1, r_t / r_s)`, and counts of mean :math:`t \max(0, r_t - r_s)`
+            are added, t being the cell's total (:doc:`/models/transport`).
+            ``"delta"`` (default otherwise): observed value plus the change of its expectation, of
+            counts on the scale log(1 + kappa share) (kappa: median total of the training cells).
+            ``"mean"``: the expected value under the target, on the same scale, without noise.
             ``"sample"``: draws from the likelihood under the target.
         n_samples
             Predictions per cell, from as many draws of z; with 1, z is the posterior mean.
@@ -94,9 +89,9 @@ class PredictingModel(TrainableModel):
         batch_size
             Cells decoded at a time.
         out
-            File (``.h5ad`` or ``.zarr``) to write the prediction to, piece by piece, for more cells
-            than fit into memory; it is there completely or not at all. With a backed `adata` neither
-            input nor output is ever in memory as a whole.
+            File (``.h5ad`` or ``.zarr``) to write to, piece by piece, for more cells than fit into
+            memory; it is there completely or not at all. With a backed `adata` neither is ever in
+            memory as a whole.
         overwrite
             Replace `out`.
         exemplars
@@ -110,20 +105,16 @@ class PredictingModel(TrainableModel):
 
         Returns
         -------
-        AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample.
-        ``X``: the output, also in the layer the model was set up with. ``obs``: the source cell's
-        columns with the target condition, and ``source_condition``, ``source_cell`` (``sample``);
-        ``response``: how far the cell moves, the root mean square of its predicted log fold changes of
-        the 100 genes that change most in its label, divided by that of the label's mean change (1: like
-        the label; NaN of labels that do not change, and of networks that are not calibrated).
-        ``var``, where all cells have one label and source: ``source_mean``, ``predicted_mean`` and
-        ``predicted_change`` of the label, log(1 + kappa share) of the mean share (mean values for
-        ``normal``), and ``change_lower``, ``change_upper``, the 90 % interval of the change: of how the
-        ridge errs for labels left out, which is on average more than the mean of network and ridge errs
-        (NaN with fewer than three labels to learn from, outside of the doses that were measured, or where the
-        ridge has no say).
-        ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted from
-        what, by which model, and notes on how far to trust it, each logged once a model.
+        AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample
+        (:doc:`/guide/output`). ``X``: the output, also in the layer the model was set up with.
+        ``obs``: the source cell's columns with the target condition, ``source_condition``,
+        ``source_cell`` (``sample``), and ``response``, how far the cell moves (1: like the mean of
+        its label; NaN where that is not known). ``var``, where all cells have one label and source:
+        ``source_mean``, ``predicted_mean`` and ``predicted_change`` of the label, log(1 + kappa
+        share) of the mean share (mean values for ``normal``), and the 90 % interval of the change,
+        ``change_lower`` and ``change_upper`` (:doc:`/models/intervals`; NaN where nothing is known
+        of its error). ``obsm["X_trvae"]``: latent mean. ``uns["trvae_sc"]``: what was predicted
+        from what, by which model, and notes on how far to trust it, each logged once a model.
 
         Raises
         ------
@@ -131,52 +122,41 @@ class PredictingModel(TrainableModel):
             The model is not trained.
         InputError
             Unknown target, source or labels; target equal to source; no cell selected; genes
-            missing; an output the likelihood does not have; `out` of another kind. Where codes are
-            moved: no label was seen under source and target. `out` exists and `overwrite` is False.
+            missing; an output the likelihood does not have; `out` of another kind, or there without
+            `overwrite`. Where codes are moved: no label was seen under source and target.
 
         Notes
         -----
-        With decoded rates :math:`r_s, r_t` of a cell (its share of each gene, or mean value), and means
-        over the label's training cells, :math:`m_s, m_t` of these rates and :math:`p_s` of what was
-        observed,
+        With decoded rates :math:`r_s, r_t` of a cell (its share of each gene, or mean value), and
+        means over the label's training cells (of a new label the cells given), :math:`m_s, m_t` of
+        these rates and :math:`p_s` of what was observed,
 
         .. math:: f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d, \qquad
            r_s \leftarrow r_s\,p_s / m_s, \quad r_t \leftarrow r_t\,\hat p_t / m_t
 
-        on the scale :math:`f(r) = \log(1 + \kappa r)` of counts (else the identity, and sums in place of
-        factors), with w = ``context_weight`` and the change :math:`\hat d` that kernel ridge regression
-        gives from the changes of all labels (:class:`trvae_sc.shift.Ridge`). The two err differently:
-        together they are better than either. As far as a label's own change was measured (under the target
-        or, of a new combination, under its parts), 1 - w gets less
-        (:meth:`trvae_sc.shift.Ridge.measured`). Of labels that training lacks, the means are those of the
-        cells given. Networks that do not see the condition move the codes instead, by the mean over labels
-        of the difference between conditions (scGen; Lotfollahi et al. 2019,
-        doi:10.1038/s41592-019-0494-8). With ``calibrate=False`` the rates are as they were decoded.
+        on the scale :math:`f(r) = \log(1 + \kappa r)` of counts (else the identity, and sums in
+        place of factors), with w = ``context_weight`` and the change :math:`\hat d` of kernel ridge
+        regression (:class:`trvae_sc.shift.Ridge`); 1 - w gets less as far as a label's own change
+        was measured (:doc:`/models/mixture`). Networks that do not see the condition move the codes
+        instead, by the mean over labels of the difference between conditions (scGen; Lotfollahi et
+        al. 2019, doi:10.1038/s41592-019-0494-8). With ``calibrate=False`` the rates are as they
+        were decoded.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        trained = self._described(target, features)
+        trained = with_features(self.trained, target, features)
         adata, indices = of_known_conditions(trained, adata, indices)
         request = Request(
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         original = self.adata if adata is None else adata
         request = check_request(trained, request, original, self.adata, exemplars)
-        request = request._replace(exemplars=self._exemplars(trained, exemplars, request.target))
+        names = pd.Index(self.get_var_names())
+        shown = exemplars_of(trained, exemplars, names, request.target)
         registered = self._validate_anndata(adata)
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
+            request = request._replace(exemplars=shown)
             predicted = predict_cells(trained, original, registered, request)
         return log_notes(predicted, self._notes_said)
-
-    def _described(self, target: Any, features: Any) -> Trained:
-        """Return what prediction needs, with a target that features describe, if they are given."""
-        return self.trained if features is None else with_features(self.trained, target, features)
-
-    def _exemplars(
-        self, trained: Trained, exemplars: AnnData | None, target: Any
-    ) -> dict[str, Exemplars] | None:
-        """Return what exemplars show, if there are any; raise on those of something else."""
-        names = pd.Index(self.get_var_names())
-        return None if exemplars is None else exemplars_of(trained, exemplars, names, target)
 
     def predict_missing(
         self, *, target: Any = None, source: Any = None, labels: Any = None, **kwargs: Any
@@ -233,30 +213,26 @@ class PredictingModel(TrainableModel):
 
         Parameters
         ----------
-        target
-            Condition to predict, given as in :meth:`predict`.
+        target, exemplars, features
+            As of :meth:`predict`.
         source
             Condition to start from; every other one if None.
         labels
             Label or labels; all that training has cells of under the source if None.
-        exemplars
-            A few measured cells under the target, as of :meth:`predict`.
         by
             ``replicate_key``, for the change in each donor: from its own mean, by the label's fold change.
-        features
-            What describes a target that is new, as of :meth:`predict`.
 
         Returns
         -------
-        One row a label, source and gene: ``label``, ``source``, ``target``, ``gene``; ``source_mean``,
-        ``predicted_mean`` and their difference ``change``, log(1 + kappa share) of the mean share (mean values
-        for ``normal``); ``log2_fold_change`` of 1 + kappa share, of counts; ``lower``, ``upper``, the 90 %
-        interval of the change; ``pval``, how often one as large is predicted of a gene that does not
-        change so (:class:`trvae_sc.intervals.Decoys`), and ``qval``, the same controlled within the label (Benjamini and
-        Hochberg); ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`); of sets
-        of parts ``sum_of_parts``, ``interaction``, ``interaction_lower`` and ``interaction_upper``; with `by`
-        ``replicate`` and ``measured_change``. The p-values are evidence from how well labels predict each other,
-        not from replicates.
+        One row a label, source and gene (:doc:`/guide/output`): ``label``, ``source``, ``target``,
+        ``gene``; ``source_mean``, ``predicted_mean`` and their difference ``change``, log(1 + kappa
+        share) of the mean share (mean values for ``normal``); ``log2_fold_change`` of 1 + kappa
+        share, of counts; ``lower``, ``upper``, the 90 % interval of the change; ``pval``
+        (:class:`trvae_sc.intervals.Decoys`) and ``qval`` within the label (Benjamini and Hochberg),
+        evidence from how well labels predict each other, not from replicates; ``n_source_cells`` of
+        training; ``novelty`` (:func:`trvae_sc.shift.novelty`); of sets of parts ``sum_of_parts``,
+        ``interaction``, ``interaction_lower`` and ``interaction_upper``; with `by` ``replicate``
+        and ``measured_change``.
 
         Raises
         ------
@@ -266,8 +242,9 @@ class PredictingModel(TrainableModel):
             Unknown target, source or labels; the model does not calibrate.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
-        genes, trained = pd.Index(self.get_var_names()), self._described(target, features)
-        shown = self._exemplars(trained, exemplars, trained.conditions.level(target))
+        genes = pd.Index(self.get_var_names())
+        trained = with_features(self.trained, target, features)
+        shown = exemplars_of(trained, exemplars, genes, trained.conditions.level(target))
         with torch.inference_mode(), suitable_threads(self.module.widest):
             return effects(
                 trained,

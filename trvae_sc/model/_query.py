@@ -27,10 +27,7 @@ def new_rows(old: State, new: State, names: set[str]) -> dict[str, int]:
 
 
 def _alike(conditions: ConditionSpace) -> list[str]:
-    """Return the column that each feature of the condition is of: new levels are like others of it.
-
-    A number has a column of its own; it is like no level.
-    """
+    """Return the column that each feature of the condition is of; numbers are like no level."""
     parts = conditions.parts
     if parts is None:
         return [""] * len(conditions.levels)
@@ -46,11 +43,7 @@ def _alike(conditions: ConditionSpace) -> list[str]:
 
 
 def _extend(name: str, old: torch.Tensor, new: torch.Tensor, alike: list[str]) -> torch.Tensor:
-    """Return `old` grown to the shape of `new`.
-
-    New rows of parameters are the mean of the known rows of their kind: for condition features those of
-    the same column. Statistics grow by zeros.
-    """
+    """Return `old` grown to the shape of `new`: statistics by zeros, others by means of their like."""
     if old.shape == new.shape:
         return old
     if name in _STATISTICS:

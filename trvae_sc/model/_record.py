@@ -66,10 +66,10 @@ def provenance(
         if known and target in trained.conditions.levels[known:]:
             notes.append(FROZEN_WITHOUT_LABELS)
     described = {}
-    description = trained.conditions.description
-    if description is not None and trained.conditions.is_by_features(target):
+    if trained.conditions.is_by_features(target):
+        table = trained.conditions.description.frame
         names = list(map(level_name, trained.conditions.described_levels(target)))
-        described = {"features": description.frame.loc[description.frame.index.isin(names)]}
+        described = {"features": table.loc[table.index.isin(names)]}
     return {
         **described,
         "method": "TRVAE",
@@ -142,10 +142,8 @@ def combination_table(
 ) -> pd.DataFrame:
     """Return one row a predicted combination: from what, and what training saw of it.
 
-    `groups` are the cells' labels and conditions (:meth:`Known.groups`).
-
-    ``novelty`` is :func:`trvae_sc.shift.novelty` of the label; ``n_new_cells`` are those that the model was
-    not trained on; ``own_level``: level and change are those of the cells given, as training has none.
+    `groups` are the cells' labels and conditions (:meth:`Known.groups`). ``n_new_cells`` were not
+    trained on; ``own_level``: level and change are those of the cells given, as training has none.
     """
     by_group = groups.assign(is_new=~is_training).groupby(["label", "source"], sort=True)["is_new"]
     counts = by_group.agg(n_source_cells="size", n_new_cells="sum").reset_index()

@@ -58,16 +58,14 @@ class AnnDataModel(BaseModelClass):
                 f"registry is {registry!r}; it is a dictionary of scvi-tools, the argument after adata. Give all "
                 f"others by name, as in {cls.__name__}(adata, seed=0)."
             )
+        if adata is None and registry is None:
+            raise InputError(f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata.")
+        if adata is None and "condition_key" not in registry.get("setup_args", {}):
+            raise InputError(
+                "The registry has no condition: it is of another model, or of a data module of "
+                f"scvi-tools. Take that of data set up by {cls.__name__}.setup_anndata."
+            )
         if adata is None:
-            if registry is None:
-                raise InputError(
-                    f"{cls.__name__} needs adata, set up by {cls.__name__}.setup_anndata."
-                )
-            if "condition_key" not in registry.get("setup_args", {}):
-                raise InputError(
-                    "The registry has no condition: it is of another model, or of a data module of "
-                    f"scvi-tools. Take that of data set up by {cls.__name__}.setup_anndata."
-                )
             return
         checks.check_type(adata)
         try:
@@ -117,10 +115,14 @@ class AnnDataModel(BaseModelClass):
         """Print what was registered, as ``view_anndata_setup`` does; that of scvi-tools 1.4 fails."""
         self.view_anndata_setup(hide_state_registries=hide_state_registries)
 
+    def _state(self, key: str) -> dict[str, Any]:
+        """Return what was found of a registered field, as it is."""
+        return self.registry_["field_registries"][key]["state_registry"]
+
     def _data_sizes(self) -> dict[str, Any]:
         """Return the module's arguments that follow from the registered data."""
-        setup_args, fields = self.registry_["setup_args"], self.registry_["field_registries"]
-        covariates = fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        setup_args = self.registry_["setup_args"]
+        covariates = self._state(REGISTRY_KEYS.CAT_COVS_KEY)
         return {
             "n_input": self.summary_stats.n_vars,
             "condition_design": torch.as_tensor(self.condition_space.design()),
@@ -153,16 +155,12 @@ class AnnDataModel(BaseModelClass):
             rows["conditions"] = f"{some(self.conditions)} in '{key}'"
         if args["labels_key"] is not None:
             rows["labels"] = f"{some(self.labels)} in '{args['labels_key']}'"
-        return {**rows, "training": self._training_shown(), "settings": self._settings_shown()}
-
-    def _training_shown(self) -> str:
-        """Return how far the model was trained, and when."""
-        done = self.training_
-        if not self.is_trained_:
-            return "not trained"
-        date = getattr(self, "training_date_", "")
-        stopped = "interrupted after " if done["interrupted"] else ""
-        return f"{stopped}{done['epochs']} of {done['planned']} epochs{date and ', ' + date}"
+        done, trained = self.training_, "not trained"
+        if self.is_trained_:
+            date = getattr(self, "training_date_", "")
+            stopped = "interrupted after " if done["interrupted"] else ""
+            trained = f"{stopped}{done['epochs']} of {done['planned']} epochs{date and ', ' + date}"
+        return {**rows, "training": trained, "settings": self._settings_shown()}
 
     def _settings_shown(self) -> str:
         """Return the settings that tell models apart."""
@@ -186,14 +184,13 @@ class AnnDataModel(BaseModelClass):
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Return a registered AnnData with the model's genes; the one passed is not changed.
 
-        The model's own data must be what they were. Others are registered anew where they changed.
+        The model's own data must be what they were; others are registered anew where they changed.
         """
+        adata = self._adata if adata is None else adata
         if adata is None:
-            adata = self._adata
-            if adata is None:
-                raise InputError(
-                    "The model was loaded without data: pass adata, or attach some (model.adata = adata)."
-                )
+            raise InputError(
+                "The model was loaded without data: pass adata, or attach some (model.adata = adata)."
+            )
         checks.check_type(adata)
         if not adata.n_obs:
             raise InputError("adata has no cells.")
@@ -242,10 +239,10 @@ class AnnDataModel(BaseModelClass):
 
     def _check_labels_known(self) -> None:
         """Raise where the data attached for training holds labels the model does not know."""
-        state = self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        if state.get("unknown"):
+        unknown = self._state(REGISTRY_KEYS.LABELS_KEY).get("unknown")
+        if unknown:
             raise InputError(
-                f"The attached data holds labels the model does not know: {state['unknown']}. Train "
+                f"The attached data holds labels the model does not know: {unknown}. Train "
                 "a new model, or use TRVAE.load_query_data."
             )
 
@@ -277,8 +274,13 @@ class AnnDataModel(BaseModelClass):
 
     def _levels(self, key: str) -> list[Any]:
         """Return the registered levels of a categorical field, in code order."""
-        state = self.registry_["field_registries"][key]["state_registry"]
-        return list(state["categorical_mapping"])
+        return list(self._state(key)["categorical_mapping"])
+
+    def _group_codes(self) -> np.ndarray:
+        """Return the codes of label and condition of each cell of the attached data, (n_cells, 2)."""
+        keys = REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY
+        found = [self.adata_manager.get_from_registry(key).ravel() for key in keys]
+        return np.stack(found, axis=1).astype(int)
 
     @property
     def labels(self) -> list[Any]:
@@ -295,9 +297,9 @@ class AnnDataModel(BaseModelClass):
     @property
     def condition_space(self) -> ConditionSpace:
         """How conditions are named, coded and made of parts."""
-        state = self.registry_["field_registries"][CONDITION_KEY]["state_registry"]
         key = self.registry_["setup_args"]["condition_key"]
-        return space_of(key, self._levels(CONDITION_KEY), state.get(PARTS))
+        parts = self._state(CONDITION_KEY).get(PARTS)
+        return space_of(key, self._levels(CONDITION_KEY), parts)
 
     @property
     def known(self) -> Known:
@@ -308,13 +310,7 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def keys(self) -> Keys:
-        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
-
-        Raises
-        ------
-        InputError
-            There is no condition.
-        """
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others."""
         args = self.registry_["setup_args"]
         if args["condition_key"] is None:
             raise InputError("The model was set up without condition_key, which this needs.")

@@ -11,31 +11,35 @@ from scvi.data import AnnDataManager
 
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text
-from trvae_sc.model._decode import level_of
+from trvae_sc.model._decode import scaled
 from trvae_sc.model._trained import Trained, in_kept_units, in_own_units
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, TRVAEModule
+from trvae_sc.module import TOTAL_KEY, TRVAEModule
 from trvae_sc.replicates import Replicates, group_sums
 
 
 def replicate_means(
-    trained: Trained, manager: AnnDataManager, rows: np.ndarray, key: str
+    trained: Trained, manager: AnnDataManager, rows: np.ndarray, codes: np.ndarray, key: str
 ) -> dict[str, Any]:
-    """Return what a model keeps of its replicates (:func:`replicates_of`), from one pass over training cells."""
+    """Return what a model keeps of its replicates, from one pass over training cells.
+
+    `codes` are those of label and condition of the rows.
+    """
     module, adata = trained.module, manager.adata
     names = as_text(adata.obs[key])
-    codes = [
-        manager.get_from_registry(k).ravel() for k in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
-    ]
     known = pd.Index(sorted(names.unique()))
-    table = pd.DataFrame(np.stack([known.get_indexer(names), *codes], 1).astype(int)[rows])
+    table = pd.DataFrame(np.column_stack([known.get_indexer(names)[rows], codes]))
     by_group = table.groupby([0, 1, 2], sort=True)
     group = np.full(adata.n_obs, -1)
     group[rows] = by_group.ngroup().to_numpy()
     x, totals = manager.get_from_registry(REGISTRY_KEYS.X_KEY), None
-    if module.is_count:
-        totals = _totals(manager, x, has_total=module.has_total)
+    if module.has_total:
+        totals = manager.get_from_registry(TOTAL_KEY).ravel().astype(np.float64)
+    elif module.is_count:
+        totals = row_sums(x, adata.n_obs)
+    if totals is not None:
+        totals = np.maximum(totals, 1.0)
     sums, n_cells = group_sums(x, totals, group, by_group.ngroups)
-    mean = in_kept_units(module, level_of(module, sums / n_cells[:, None]))
+    mean = in_kept_units(module, scaled(module, sums / n_cells[:, None]))
     return {
         "key": key,
         "names": tuple(known),
@@ -50,12 +54,3 @@ def replicates_of(module: TRVAEModule, kept: dict[str, Any] | None) -> Replicate
     if not kept:
         return None
     return Replicates(**{**kept, "mean": in_own_units(module, kept["mean"])})
-
-
-def _totals(manager: AnnDataManager, x: Any, *, has_total: bool) -> np.ndarray:
-    """Return the totals of all cells, at least 1."""
-    if has_total:
-        found = manager.get_from_registry(TOTAL_KEY).ravel().astype(np.float64)
-    else:
-        found = row_sums(x, manager.adata.n_obs)
-    return np.maximum(found, 1.0)

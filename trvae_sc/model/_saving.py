@@ -79,9 +79,7 @@ class SavedModel(AnnDataModel):
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
-        """Read a model from a folder.
-
-        The file holds numbers and text only: nothing stored in it is executed.
+        """Read a model from a folder: numbers and text, nothing stored is executed.
 
         Parameters
         ----------
@@ -107,9 +105,7 @@ class SavedModel(AnnDataModel):
         folder = as_path(dir_path, "dir_path")
         stored = read_model(folder, prefix)
         attributes = dict(stored.attributes)
-        registry = cls._checked_registry(attributes, folder)
-        params = attributes.pop("init_params_")
-        arguments = _arguments(params, folder)
+        registry, params, arguments = cls._made_with(attributes, folder)
         cls._check_shapes(registry, arguments, stored, folder)
         saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
         if adata is None and saved.is_file():
@@ -120,17 +116,16 @@ class SavedModel(AnnDataModel):
             model = cls(adata, **arguments)
         else:
             model = cls(registry=registry, **arguments)
-        model._take_over(attributes, folder)
         model.init_params_ = params
         model.module.load_state_dict(stored.weights)
+        model._take_over(attributes, folder)
         model.to_device(where)
         model.module.eval()
-        model._finish_loading()
         return model
 
     @classmethod
-    def _checked_registry(cls, attributes: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Return the registry of a file; raise where it is of another class or no model's."""
+    def _made_with(cls, attributes: dict[str, Any], folder: Path) -> tuple[dict[str, Any], ...]:
+        """Take from a file's attributes registry and arguments of this class; raise on others."""
         registry = attributes.pop("registry_", None)
         if not isinstance(registry, dict) or "init_params_" not in attributes:
             raise InputError(f"The model in {folder} is damaged: it lacks what it was made with.")
@@ -138,7 +133,14 @@ class SavedModel(AnnDataModel):
             raise InputError(
                 f"{folder} holds a model of class {registry.get('model_name')}, not {cls.__name__}."
             )
-        return registry
+        params = attributes.pop("init_params_")
+        try:
+            arguments = {**params["non_kwargs"], **params["kwargs"].get("module_kwargs", {})}
+        except (AttributeError, LookupError, TypeError) as error:
+            raise InputError(
+                f"The model in {folder} is damaged: it lacks its arguments."
+            ) from error
+        return registry, params, arguments
 
     @classmethod
     def _check_shapes(
@@ -169,9 +171,6 @@ class SavedModel(AnnDataModel):
                 raise InputError(f"The model in {folder} is damaged: '{name}' is not what it was.")
             setattr(self, name, value)
 
-    def _finish_loading(self) -> None:
-        """Restore what follows from what was loaded."""
-
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
         """Return the registry saved with a model; see scvi-tools."""
@@ -193,14 +192,6 @@ def _to_write(adata: AnnData) -> AnnData:
         obs, varm = pd.DataFrame(index=adata.obs_names), dict(adata.raw.varm)
         found.raw = AnnData(adata.raw.X, obs=obs, var=adata.raw.var, varm=varm)
     return found
-
-
-def _arguments(params: Any, folder: Path) -> dict[str, Any]:
-    """Return the arguments that a model was made with."""
-    try:
-        return {**params["non_kwargs"], **params["kwargs"].get("module_kwargs", {})}
-    except (AttributeError, LookupError, TypeError) as error:
-        raise InputError(f"The model in {folder} is damaged: it lacks its arguments.") from error
 
 
 def _without_checking(arguments: dict[str, Any], stored: Stored) -> dict[str, tuple[int, ...]]:

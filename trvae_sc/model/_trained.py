@@ -55,6 +55,12 @@ class Known:
             name += " cells"
         return name
 
+    def n_cells_of(self, label: str, condition: int | None) -> int:
+        """Return the number of training cells of a label under a condition, of which either may be new."""
+        if label not in self.labels or condition is None:
+            return 0
+        return int(self.n_cells[self.labels.index(label), condition])
+
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""
         source = as_text(self.conditions.column(obs))
@@ -136,7 +142,7 @@ class Trained(Known):
     def codes_of(
         self, label: int, condition: int | None, *, drawn: bool = False
     ) -> tuple[Tensors, Tensor] | None:
-        """Return the codes kept of a label and condition: what they are decoded with, and z.
+        """Return what the codes kept of a label and condition are decoded with, and z.
 
         z is the posterior mean; `drawn`, four draws from the posterior of each, the same every time.
         """
@@ -176,9 +182,9 @@ def kept_codes(
 ) -> dict[str, np.ndarray]:
     """Return codes of the training cells: a random sample of at most 256 of each label and condition.
 
-    They stay with the model, so that what it predicts depends on the cell alone. Each has what it is decoded
-    with, and its `group`: codes of label and condition, shape (n_cells, 2). Of conditions with codes below
-    `since` (that of the first new condition of a query) they are those that the network had before.
+    They stay with the model, so that what it predicts depends on the cell alone. Each has what it
+    is decoded with, and its `group`: codes of label and condition, (n_cells, 2). Of conditions
+    below `since` (the first new one of a query) they are those that the network had before.
     """
     most = int(np.clip(_ALL_CODES // trained.n_cells.size, *_MOST_CODES))
     order = np.random.default_rng(seed).permutation(len(rows))

@@ -30,7 +30,6 @@ from trvae_sc.model._inference import EncodingModel
 from trvae_sc.model._presets import PRESETS
 from trvae_sc.model._replicates import replicate_means, replicates_of
 from trvae_sc.model._trained import Trained, kept_codes
-from trvae_sc.module import CONDITION_KEY
 from trvae_sc.threads import suitable_threads
 from trvae_sc.training import (
     MONITORS,
@@ -64,14 +63,13 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         datasplitter_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Fit the model.
+        """Fit the model; one that was trained goes on from its weights, history and number of epochs.
 
         ``history`` then holds, by epoch and each as ``*_train`` (and ``*_validation``): ``elbo``,
         ``reconstruction_loss``, ``kl_local``, ``mmd``, ``transfer``, and what each term adds to the
-        loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``, ``transfer_weighted``).
-        A model that was trained goes on from its weights, and its history and number of epochs with it.
-        Beside the progress bar a line says after the first epoch how long the others will take, and one at
-        the end how long all took and whether these terms have levelled off.
+        loss (``reconstruction_weighted``, ``kl_weighted``, ``mmd_weighted``,
+        ``transfer_weighted``). A line says after the first epoch how long the others will take, and
+        one at the end whether these terms have levelled off.
 
         Parameters
         ----------
@@ -94,32 +92,30 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             Folder that receives the state of training after every epoch. If it holds one of the
             same run, training continues from there, with the same result as if never interrupted.
         memory_budget
-            GB that the values may take in memory and on the GPU; half of what is free there if None.
-            Values in a backed AnnData that do not fit stay in the file and are streamed: long pieces
-            are read in the background, and shuffled 32 at a time. The rest is kept on the GPU, if one
-            trains and they fit there.
+            GB that the values may take in memory and on the GPU; half of what is free there if
+            None. Values in a backed AnnData that do not fit are streamed from the file
+            (:doc:`/guide/large_data`).
         plan_kwargs
             Arguments of :class:`trvae_sc.training.TrainingPlan`. They precede those of a
-            ``plan_config``, and these, all of them, those of the preset.
+            ``plan_config``, and these those of the preset.
         datasplitter_kwargs
             Arguments of :class:`trvae_sc.training.DataSplitter`.
         **kwargs
-            Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``,
-            ``datamodule`` and arguments of :class:`scvi.train.Trainer`, as
-            ``precision="bf16-mixed"`` (layers in half precision, the terms of the loss in full) or
-            ``strategy="ddp"`` (`batch_size` is that of each process; MMD and transfer loss compare
-            the cells of all of them).
+            Passed to scvi-tools: ``accelerator``, ``devices``, ``validation_size``, ``datamodule``
+            and arguments of :class:`scvi.train.Trainer`, as ``precision="bf16-mixed"`` (layers in
+            half precision, the loss in full) or ``strategy="ddp"`` (`batch_size` is that of each
+            process; MMD and transfer loss compare the cells of all of them).
 
         Raises
         ------
         KeyboardInterrupt
-            On Ctrl-C. The model is usable: it has the weights of the best validation epoch, or the
-            latest ones where there is no validation.
+            On Ctrl-C. The model is usable: it has the weights of the best validation epoch, or else
+            the latest ones.
         FloatingPointError
             The loss became NaN or infinite.
         OSError, MemoryError, RuntimeError
-            A file changed or cannot be read, memory did not suffice, a worker process died. The model
-            is usable as after Ctrl-C, once a step was made, and as it was before the call otherwise.
+            A file cannot be read, memory did not suffice, a worker process died. The model is
+            usable as after Ctrl-C, once a step was made, and as it was before the call otherwise.
         InputError
             `checkpoint_dir` holds another run, or an argument is unknown or cannot be used.
         """
@@ -181,10 +177,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
                 **(datasplitter_kwargs or {}),
             }
             if train_size is None and "external_indexing" not in datasplitter_kwargs:
-                validates = (
-                    early_stopping or "validation_size" in kwargs or _validates(trainer, plan)
-                )
-                train_size = 0.9 if validates else 1.0
+                train_size = 0.9 if early_stopping or _validates(trainer, plan) else 1.0
             self._check_split(train_size, early_stopping=early_stopping)
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
@@ -231,19 +224,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         rows, manager = getattr(self, "train_indices", None), self.adata_manager
         if manager is None or rows is None or not self.is_trained_:
             return
-        rows = np.asarray(rows)
-        group = [
-            manager.get_from_registry(key).ravel().astype(int)[rows]
-            for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
-        ]
-        self.codes_ = kept_codes(
-            self.trained,
-            self.adata,
-            rows,
-            np.stack(group, 1),
-            since=self.frozen_conditions_,
-            seed=self.seed_,
-        )
+        rows, group = np.asarray(rows), self._group_codes()
+        how = {"since": self.frozen_conditions_, "seed": self.seed_}
+        self.codes_ = kept_codes(self.trained, self.adata, rows, group[rows], **how)
         if not self.frozen_conditions_:
             self.kl_ = kl_by_dimension(self.trained, self.adata, rows)
             note = collapse_note(self.kl_)
@@ -252,7 +235,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
                 logger.log(logging.WARNING if few else logging.INFO, "%s", note)
         key = self.registry_["setup_args"].get("replicate_key")
         if key in self.adata.obs and not self.frozen_conditions_:  # a query keeps its reference's
-            self.replicates_ = replicate_means(self.trained, manager, rows, key)
+            self.replicates_ = replicate_means(self.trained, manager, rows, group[rows], key)
 
     @property
     def trained(self) -> Trained:
@@ -298,11 +281,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         """Log the labels with cells under one condition only."""
         if self.adata is None or not self.labels or not self.conditions:
             return
-        codes = [
-            self.adata_manager.get_from_registry(key).ravel().astype(int)
-            for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
-        ]
-        present = pd.crosstab(*codes) > 0
+        present = pd.crosstab(*self._group_codes().T) > 0
         only = {
             self.labels[label]: self.conditions[row.idxmax()]
             for label, row in present.iterrows()
@@ -333,7 +312,8 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
 def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Return whether arguments of trainer or plan need a validation set."""
     return bool(
-        trainer.get("check_val_every_n_epoch")
+        "validation_size" in trainer
+        or trainer.get("check_val_every_n_epoch")
         or trainer.get("enable_checkpointing")
         or plan.get("reduce_lr_on_plateau")
         or any(isinstance(callback, SaveCheckpoint) for callback in trainer.get("callbacks", ()))

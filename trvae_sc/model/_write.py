@@ -24,19 +24,7 @@ _CHUNK_BYTES = 2**20
 
 
 class PieceWriter:
-    """Writes values piece by piece to an h5ad or zarr file, and then what belongs to them.
-
-    Parameters
-    ----------
-    path
-        File that does not exist; ``.h5ad`` or ``.zarr``.
-    shape
-        Number of cells and genes that will come.
-    layer
-        Layer that receives the values as well, if any.
-    compression
-        Of an h5ad file.
-    """
+    """Writes values piece by piece to a new h5ad or zarr file, and then what belongs to them."""
 
     def __init__(
         self,
@@ -67,13 +55,7 @@ class PieceWriter:
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
 
     def check(self, name: str, table: pd.DataFrame) -> None:
-        """Raise where a table of columns cannot be written, before any value is.
-
-        Raises
-        ------
-        InputError
-            With the column.
-        """
+        """Raise on a column that cannot be written, before any value is."""
         for column in table:
             alone = AnnData(obs=table[[column]])
             try:
@@ -167,14 +149,7 @@ def stacked(
 
 
 def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
-    """Return the path of a prediction; raise where it cannot be written, before any work.
-
-    Raises
-    ------
-    InputError
-        A path that ends neither in ``.h5ad`` nor in ``.zarr``; something is there, without
-        `overwrite` or of another kind; it is a file that an AnnData of `read` is in.
-    """
+    """Return the path of a prediction; raise before any work where it cannot be written."""
     path = as_path(out, "out")
     check_suffix(path)
     zarr = path.suffix == ".zarr"

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
 #: Registry keys that scvi-tools does not have.
@@ -66,15 +65,6 @@ class Context(NamedTuple):
 def codes_of(tensors: dict[str, Tensor], key: str) -> Tensor:
     """Return a column of codes of a minibatch, shape (n_cells,)."""
     return tensors[key].long().flatten()
-
-
-def context_of(tensors: dict[str, Tensor], features: Tensor, *, has_batch: bool) -> Context:
-    """Return what the cells of a minibatch are observed under, given the features of their conditions."""
-    categories = [codes_of(tensors, REGISTRY_KEYS.BATCH_KEY)] if has_batch else []
-    covariates = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
-    if covariates is not None:
-        categories += list(covariates.long().T)
-    return Context(features, categories, tensors.get(REGISTRY_KEYS.CONT_COVS_KEY))
 
 
 def _uniform(shape: tuple[int, int], fan_in: int) -> nn.Parameter:

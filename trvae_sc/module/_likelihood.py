@@ -18,7 +18,7 @@ COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 def negative_binomial_nll(
     counts: Tensor, log_mean: Tensor, log_theta: Tensor, rows: Tensor | None = None
 ) -> Tensor:
-    r"""Negative log-likelihood of counts, summed over genes.
+    r"""Negative log-likelihood of counts, summed over genes: nats per cell, shape (..., n_cells).
 
     .. math:: \sum_g \theta \log(1 + \mu/\theta)
        - \sum_{g: k>0} \Big[k (\log\mu - \log(\theta + \mu))
@@ -36,11 +36,7 @@ def negative_binomial_nll(
     log_theta
         Log of the inverse dispersion theta, broadcastable to `log_mean`.
     rows
-        Row of `log_theta` that each cell has, shape (n_cells,); by default they are in the order of the cells.
-
-    Returns
-    -------
-    Nats per cell, shape (..., n_cells).
+        Row of `log_theta` that each cell has, shape (n_cells,); in the order of the cells if None.
     """
     if not (counts.is_cuda or log_mean.dim() > 2 or torch.compiler.is_compiling()):
         if rows is None:
@@ -50,17 +46,13 @@ def negative_binomial_nll(
     log_theta = log_theta if rows is None else log_theta[rows]
     theta = log_theta.exp().expand(log_mean.shape)
     zeros = (theta * torch.log1p(log_mean.exp() / theta)).sum(-1)
-    return zeros - _positive_part(counts, log_mean, theta).sum(-1)
-
-
-def _positive_part(counts: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
-    """Return the terms of the NB log-likelihood that vanish at count zero."""
-    return (
+    positive = (
         counts * (log_mean - torch.log(theta + log_mean.exp()))
         + torch.lgamma(counts + theta)
         - torch.lgamma(theta)
         - torch.lgamma(counts + 1.0)
     )
+    return zeros - positive.sum(-1)
 
 
 class _SparseNLL(torch.autograd.Function):
@@ -122,7 +114,7 @@ def _at(table: Tensor, place: Tensor, function: Callable[[Tensor], Tensor] | Non
 def normal_nll(
     values: Tensor, mean: Tensor, log_scale: Tensor, rows: Tensor | None = None
 ) -> Tensor:
-    r"""Negative log-likelihood of values, summed over genes.
+    r"""Negative log-likelihood of values, summed over genes: nats per cell, shape (..., n_cells).
 
     .. math:: \sum_g \tfrac12 \Big(\frac{x - \mu}{\sigma}\Big)^2 + \log\sigma + \tfrac12 \log 2\pi
 
@@ -135,11 +127,7 @@ def normal_nll(
     log_scale
         Log of the standard deviation sigma, broadcastable to `mean`.
     rows
-        Row of `log_scale` that each cell has, shape (n_cells,); by default they are in the order of the cells.
-
-    Returns
-    -------
-    Nats per cell, shape (..., n_cells).
+        Row of `log_scale` that each cell has, shape (n_cells,); in the order of the cells if None.
     """
     constant = 0.5 * math.log(2.0 * math.pi) * values.shape[-1]
     return _NormalNLL.apply(values - mean, log_scale, rows) + constant

@@ -12,7 +12,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from trvae_sc.mmd import Kernel
+from trvae_sc.mmd import Kernel, mmd
 from trvae_sc.module._layers import (
     CONDITION_KEY,
     TARGET_KEY,
@@ -20,14 +20,13 @@ from trvae_sc.module._layers import (
     ConditionedLayer,
     Context,
     codes_of,
-    context_of,
     stack,
 )
 from trvae_sc.module._likelihood import COUNT_LIKELIHOODS, Likelihood, gaussian_kl
 from trvae_sc.module._observation import IN_CLOSED_FORM, Observation
 from trvae_sc.module._peers import Peers
 from trvae_sc.module._statistics import Statistics, start
-from trvae_sc.module._terms import Transfer, draw_transfer, group_mmd, half_means, transfer_loss
+from trvae_sc.module._terms import Transfer, draw_transfer, half_means, transfer_loss
 
 _MAX_LOG_VARIANCE = 10.0
 _EPS = 1e-8
@@ -175,11 +174,10 @@ class TRVAEModule(BaseModuleClass):
         return self
 
     def freeze(self, rows: dict[str, int], n_conditions: int) -> None:
-        """Keep every parameter as it is but for the rows behind the first n of those named.
+        """Keep parameters but for the rows behind the first n of those named, and known conditions.
 
-        Gradients of frozen rows and the optimizer's weight decay or momentum cannot be trusted to be
-        zero, so :meth:`restore_frozen` puts the rows back after every step. Profiles and numbers of
-        cells of the first `n_conditions` conditions stay as well.
+        Weight decay and momentum may move rows without gradients: :meth:`restore_frozen` puts them
+        back after every step.
         """
         self._n_known = n_conditions
         for name, parameter in self.named_parameters():
@@ -197,9 +195,9 @@ class TRVAEModule(BaseModuleClass):
     def set_statistics(self, found: Statistics) -> None:
         """Store what training needs to know of the training cells.
 
-        The units of the data are set once, and the weights start by them: later fits keep those in
-        which the weights were learned. Dispersions start at their moments only where the transfer loss
-        trains the prediction: a higher theta lets reconstruction weigh more, and without that loss the
+        Units are set once, and the weights start by them: later fits keep those in which the
+        weights were learned. Dispersions start at their moments only where the transfer loss trains
+        the prediction: a higher theta lets reconstruction weigh more, and without that loss the
         effect of a condition then stays in the codes.
         """
         device = self.kappa.device
@@ -219,7 +217,11 @@ class TRVAEModule(BaseModuleClass):
         """Return what the cells of a minibatch are observed under; conditions may be others, by their features."""
         if features is None:
             features = self.condition_design[codes_of(tensors, CONDITION_KEY)]
-        return context_of(tensors, features, has_batch=self.n_batch > 0)
+        categories = [codes_of(tensors, REGISTRY_KEYS.BATCH_KEY)] if self.n_batch else []
+        covariates = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        if covariates is not None:
+            categories += list(covariates.long().T)
+        return Context(features, categories, tensors.get(REGISTRY_KEYS.CONT_COVS_KEY))
 
     def _get_inference_input(
         self, tensors: dict[str, Tensor], full_forward_pass: bool = False
@@ -289,11 +291,7 @@ class TRVAEModule(BaseModuleClass):
         transform_batch: int | None = None,
         transfer: Transfer | None = None,
     ) -> dict[str, Any]:
-        """Decode z: y, the profile, and the distribution of the data.
-
-        With `transfer` also the profiles that the transfer loss compares, in one product with the
-        output layer.
-        """
+        """Decode z: y, profile, distribution of the data, and what the transfer loss compares."""
         if transform_batch is not None and self.n_batch:
             codes = torch.full_like(context.categories[0], int(transform_batch))
             context = context._replace(categories=[codes, *context.categories[1:]])
@@ -330,10 +328,13 @@ class TRVAEModule(BaseModuleClass):
         terms = {"mmd": qz.loc.new_zeros(()), "transfer": qz.loc.new_zeros(())}
         points = generative_outputs["y"] if self.mmd_on == "decoder" else inference_outputs["z"]
         if self.mmd_weight and points.dim() == 2:
-            keys = [CONDITION_KEY] + [REGISTRY_KEYS.LABELS_KEY] * self.mmd_within_labels
-            groups = [codes_of(tensors, key) for key in keys]
-            how = {"n_conditions": len(self.condition_design), "kernel": self.mmd_kernel}
-            terms["mmd"] = group_mmd(points, *groups, **how, peers=self.peers)
+            how = {"n_groups": len(self.condition_design), "kernel": self.mmd_kernel}
+            if self.mmd_kernel == "paper":
+                how |= {"unbiased": False, "reduction": "sum"}
+            if self.mmd_within_labels:
+                how["strata"] = self.peers.rows(codes_of(tensors, REGISTRY_KEYS.LABELS_KEY))
+            condition = self.peers.rows(codes_of(tensors, CONDITION_KEY))
+            terms["mmd"] = mmd(self.peers.rows(points), condition, **how)
         if (transfer := generative_outputs["transfer"]) is not None:
             levels = self.observation.level(generative_outputs["central"])
             terms["transfer"] = transfer_loss(transfer, levels, self.profiles)

@@ -20,11 +20,7 @@ _EPS = 1e-8
 
 
 class Observation(NamedTuple):
-    """What a profile says of the data: p(x | y), in their units.
-
-    The profile is the log proportion of each gene for counts, the standardised mean for ``normal``,
-    the mean for ``mse``.
-    """
+    """What a profile (log proportion of each gene, or standardised mean) says of the data: p(x | y)."""
 
     likelihood: Likelihood
     is_count: bool

@@ -46,10 +46,7 @@ def expected_values(
 def expected_and_spared(
     module: TRVAEModule, tensors: dict[str, Tensor], z: Tensor, condition: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return :func:`expected_values`, and the probability that zero inflation spares a gene; None without it.
-
-    Parameters and shapes are those of :func:`expected_values`.
-    """
+    """Return :func:`expected_values`, and the probability that zero inflation spares a gene."""
     features = None if condition is None else condition.expand(len(z), -1)
     hidden = module.hidden_layers(z, module.context(tensors, features))[1]
     expected = module.observation.expected(module.output(hidden))

@@ -7,22 +7,13 @@ from torch import Tensor, distributed
 
 
 class Peers:
-    """The processes that train one model (distributed data parallel); a process alone outside of it.
+    """The `n` processes that train one model (distributed data parallel), or one alone.
 
     MMD and transfer loss compare the cells of a whole minibatch, so their inputs are brought
     together, and every process computes the same term. What came from others has no gradient here:
     it has it there. The gradients of the processes are averaged afterwards, which divides what each
-    of them has for its own rows by their number; these gradients are multiplied by it.
-
-    Parameters
-    ----------
-    n
-        Number of processes.
-
-    Attributes
-    ----------
-    generator
-        Of what all of them draw alike; None: torch's global one, in a process alone.
+    of them has for its own rows by their number; these gradients are multiplied by it. `generator`
+    is of what all of them draw alike; None: torch's global one.
     """
 
     def __init__(self, n: int = 1) -> None:

@@ -14,10 +14,7 @@ _FURTHER = 20  # components beside those needed, which makes these exact
 
 
 class Statistics(NamedTuple):
-    """What training needs to know of the training cells, from one pass over them.
-
-    Means are of proportions for counts, of the values otherwise.
-    """
+    """What training needs to know of its cells; means are of proportions for counts."""
 
     kappa: float  #: median total
     mean: Tensor  #: of each gene, (n_genes,)
@@ -44,26 +41,19 @@ def start(
         observation.mean.copy_(found.mean)
         observation.scale.copy_(torch.where(found.scale > 0, found.scale, 1.0))
     elif observation.is_count:
-        _start_at_proportions(output, found.mean)
+        proportions = found.mean
+        if output.out_features > len(proportions):  # and that of the rest of the genome
+            rest = (1.0 - proportions.sum()).clamp_min(_EPS)
+            proportions = torch.cat([proportions, rest[None]])
+        output.bias.copy_(torch.log(proportions + _EPS))
         if found.dispersion is not None and observation.log_dispersion is not None:
             _start_at_dispersion(observation, found.dispersion)
     if found.some is not None:
         _start_at_components(z_mean, output, observation.level_of_means(found.some))
 
 
-def _start_at_proportions(output: nn.Linear, proportions: Tensor) -> None:
-    """Make the output bias the log of the mean proportions, and of the rest of the genome's, if it has one."""
-    if output.out_features > len(proportions):
-        rest = (1.0 - proportions.sum()).clamp_min(_EPS)
-        proportions = torch.cat([proportions, rest[None]])
-    output.bias.copy_(torch.log(proportions + _EPS))
-
-
 def _start_at_components(z_mean: nn.Linear, output: nn.Linear, values: Tensor) -> None:
-    """Make codes the principal components of values of cells, and decode them as such.
-
-    Hidden layers start with no say, and learn what components cannot.
-    """
+    """Make codes the principal components of values, and decode them so; hidden layers have no say."""
     n_latent, n_genes = z_mean.out_features, values.shape[1]
     n_found, mean = min(n_latent + _FURTHER, *values.shape), values.mean(0)
     components = torch.pca_lowrank(values, n_found, niter=4)[2][:, :n_latent]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trvae_sc.mmd import Kernel, mmd
 from trvae_sc.module._peers import Peers
 
 _CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
@@ -16,32 +15,6 @@ _HALF_CELLS = 10  # of a label and two conditions that count half of very many
 _OWN = 0.3  # weight of what is a label's own in the errors of changes; of what labels share: 1
 _TINY = 1e-9
 _FEW_GROUPS = 64  # a product with their membership is faster than adding rows
-
-
-def group_mmd(
-    points: Tensor,
-    condition: Tensor,
-    label: Tensor | None = None,
-    *,
-    n_conditions: int,
-    kernel: Kernel,
-    peers: Peers,
-) -> Tensor:
-    """Return the MMD between the conditions of a minibatch, inside each label if these are given.
-
-    Of pooled cells it would also be lowered by moving cells of a label that one condition lacks to
-    those of others.
-    """
-    published = kernel == "paper"
-    return mmd(
-        peers.rows(points),
-        peers.rows(condition),
-        n_groups=n_conditions,
-        strata=None if label is None else peers.rows(label),
-        kernel=kernel,
-        unbiased=not published,
-        reduction="sum" if published else "mean",
-    )
 
 
 class Transfer(NamedTuple):
@@ -59,11 +32,7 @@ class Transfer(NamedTuple):
 def draw_transfer(
     label: Tensor, condition: Tensor, n_cells: Tensor, design: Tensor, factor: float, peers: Peers
 ) -> Transfer:
-    """Return what the transfer loss of a minibatch compares; it counts by a factor.
-
-    Drawn from the codes of its cells, the numbers of training cells (n_labels, n_conditions) and the
-    features of the conditions (n_conditions, n_features).
-    """
+    """Return what the transfer loss of a minibatch compares, drawn from the codes of its cells."""
     n_conditions = n_cells.shape[1]
     code = label * n_conditions + condition
     own = peers.own(code)
