@@ -107,6 +107,17 @@ def test_settings_say_what_was_run():
     }
 
 
+@pytest.mark.parametrize("target", ["stim", "drug:10"])
+def test_settings_say_that_a_condition_was_hidden_in_other_labels(target):
+    """A condition with a colon in its name was taken for another one."""
+    results = some(labels=["B"])
+    for fit in results.records:
+        fit["holdout"] |= {"target": target, "also": [f"NK:{target}"]}
+    assert dict(settings(results))["Hidden"] == (
+        "1 combination, with the same condition in other labels"
+    )
+
+
 def test_settings_of_older_results_are_those_that_they_hold():
     results = some(labels=["B"], seeds=[7])
     results.run = {k: v for k, v in results.run.items() if k != "started"}

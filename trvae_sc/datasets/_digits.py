@@ -43,9 +43,9 @@ def digits(
     ========  =====================================================================  =====
 
     The share is what of a digit's mean squared change from normal is left once the mean change of
-    the nine other digits is taken off (measured): the larger, the less a mean shift can do. For a
-    style that can be seen to be carried over take ``dark``, ``slanted`` or ``thick``: each pixel depends on few,
-    in the same way in every digit. ``rotated``, ``outlined`` and ``mirrored`` are hard for all methods.
+    the nine other digits is taken off (measured): the larger, the less a mean shift can do. ``dark``,
+    ``slanted`` and ``thick`` can be carried over: each pixel depends on few, in the same way in every
+    digit. ``rotated``, ``outlined`` and ``mirrored`` are hard for all methods.
 
     Parameters
     ----------
@@ -53,13 +53,11 @@ def digits(
         Styles, in the order of the categories. Or a table of maps, one row a style, with columns of ``angle``
         (degrees, counterclockwise), ``shear`` (columns to the right per row upwards), ``scale`` and
         ``thickness`` (-1 thinner to 1 thicker): images are turned, sheared and resized about their middle
-        with linear interpolation, and drawn towards the least or largest of each pixel's neighbours. Styles
-        that were never shown can be rendered, so that their truth is known.
+        with linear interpolation, and drawn towards the least or largest of each pixel's neighbours.
     split
-        Draw each image in one style only, so that styles share no image. Otherwise every image
-        appears in every style.
+        Draw each image in one style only, as evenly as can be within each digit; else in every style.
     seed
-        Seed of the split, which is as even as it can be within each digit.
+        Seed of the split.
 
     Returns
     -------
@@ -71,12 +69,11 @@ def digits(
     Raises
     ------
     InputError
-        An unknown style, one named twice, or none.
+        An unknown style, one named twice, or none; maps out of range.
 
     References
     ----------
-    Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, doi:10.24432/C50P49; the
-    1,797 images of its test part come with scikit-learn (``load_digits``).
+    Alpaydin and Kaynak 1998, doi:10.24432/C50P49; its test part comes with scikit-learn.
 
     Examples
     --------
@@ -112,11 +109,9 @@ def digits(
         },
         index=[f"image_{i}_{styles[int(s)]}" for i, s in zip(image, style, strict=True)],
     )
-    row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)
-    var = pd.DataFrame(
-        {"row": row, "column": column},
-        index=[f"pixel_{r}_{c}" for r, c in zip(row, column, strict=True)],
-    )
+    pixels = np.ndindex(n_rows, n_columns)
+    var = pd.DataFrame(pixels, columns=["row", "column"])
+    var.index = [f"pixel_{row}_{column}" for row, column in var.to_numpy()]
     x = drawn.reshape(len(obs), -1).astype(np.float32)
     return AnnData(x, obs=obs, var=var, uns=uns)
 
@@ -129,10 +124,11 @@ def _parameters(table: pd.DataFrame) -> pd.DataFrame:
             f"A table of styles has columns of {list(PARAMETERS)}, one row a style; this one has "
             f"{list(table.columns)} and {len(table)} rows."
         )
-    columns = {name: table.get(name, usual) for name, usual in PARAMETERS.items()}
-    if not table.index.astype(str).is_unique:
+    names = table.index.astype(str).rename("style")
+    if not names.is_unique:
         raise InputError("A table of styles has each style once; name them differently.")
-    found = pd.DataFrame(columns, index=table.index.astype(str).rename("style"), dtype=float)
+    columns = {name: table.get(name, usual) for name, usual in PARAMETERS.items()}
+    found = pd.DataFrame(columns, table.index, dtype=float).set_axis(names)
     if not np.isfinite(found.to_numpy()).all() or (found["scale"] <= 0).any():
         raise InputError("Styles are finite numbers, and their scale is above 0.")
     if (found["thickness"].abs() > 1).any():

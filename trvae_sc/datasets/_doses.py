@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from trvae_sc.arguments import check_number, check_whole
-from trvae_sc.datasets._simulate import simulate
+from trvae_sc.datasets._simulate import as_data, simulate
 from trvae_sc.errors import InputError
 
 _DOSES: Mapping[str, Sequence[float]] = {"A": (1.0, 3.0, 10.0), "B": (1.0, 10.0)}
@@ -33,7 +32,7 @@ def simulate_doses(
     r"""Simulate counts of cells of several labels under several doses of drugs, with known truth.
 
     Shares :math:`r_g` without a drug and the full effect :math:`\Delta_g` of a drug on their logs are those
-    of :func:`simulate`. The effect levels off with the dose x: the expected share of gene g is
+    of :func:`simulate`. The expected share of gene g under dose x is
 
     .. math:: r_g(x) \propto r_g \exp\Big(\frac{x}{x + x_{1/2}}\,\Delta_g\Big)
 
@@ -46,18 +45,10 @@ def simulate_doses(
         ("none", dose 0) come in addition.
     n_cells
         Number of cells of each label under each dose.
-    n_genes
-        Number of genes.
-    n_labels
-        Number of labels ("type_0", ...).
     half_dose
-        Dose of half the full effect.
-    specificity, effect_size
+        Dose :math:`x_{1/2}` of half the full effect.
+    n_genes, n_labels, specificity, effect_size, depth, depth_sd, seed
         As in :func:`simulate`.
-    depth, depth_sd
-        Median total count, and standard deviation of its log.
-    seed
-        Seed of everything.
 
     Returns
     -------
@@ -108,15 +99,11 @@ def simulate_doses(
             counts.append(rng.poisson(total * share))
             rows.append(pd.DataFrame({"cell_type": label, "drug": drug, "dose": [dose] * n_cells}))
     obs = pd.concat(rows, ignore_index=True)
-    obs.index = [f"cell_{i}" for i in range(len(obs))]
     obs["cell_type"] = pd.Categorical(obs["cell_type"], [f"type_{k}" for k in range(n_labels)])
     obs["drug"] = pd.Categorical(obs["drug"], drugs)
-    x = np.concatenate(counts).astype(np.float32)
-    obs["total_counts"] = x.sum(1, dtype=np.float64)
-    genes = pd.Index([f"gene_{i}" for i in range(n_genes)])
-    adata = AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=genes))
-    adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
-    return adata[adata.obs["total_counts"] > 0].copy()
+    x = np.concatenate(counts)
+    obs["total_counts"] = x.sum(1).astype(np.float64)
+    return as_data(x, obs, truth)
 
 
 def _check_doses(doses: Mapping[str, Sequence[float]]) -> None:

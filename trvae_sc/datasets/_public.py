@@ -33,6 +33,9 @@ _KANG = {  # address, and sha256 where several independent users of the file sta
 _KANG_CONDITIONS = {"ctrl": "control", "stim": "stimulated"}  # as annotated: as returned
 _HABER = f"{_GEO}/series/GSE92nnn/GSE92332/suppl/GSE92332_SalmHelm_UMIcounts.txt.gz"
 _HABER_CONDITIONS = ("Control", "Salmonella", "Hpoly.Day3", "Hpoly.Day10")
+_HABER_NAME = (  # mouse, barcode, condition and cell type
+    r"^(?P<batch>[^_]*)_[^_]*_(?P<condition>Control|Salmonella|Hpoly\.Day3|Hpoly\.Day10)_(?P<cell_type>.*)"
+)
 _GENES_AT_ONCE = 500
 
 
@@ -41,9 +44,8 @@ def kang18(
 ) -> AnnData:
     """Return blood cells of eight donors, with and without interferon beta (Kang et al. 2018).
 
-    Peripheral blood mononuclear cells of eight patients with lupus, pooled, cultured for six hours;
-    droplets were assigned to donors by genotype. Batch 2 of GEO series GSE96583: six files, 59 MB,
-    read as they were deposited.
+    Mononuclear cells of eight patients with lupus, cultured for six hours: batch 2 of GEO series
+    GSE96583, six files, 59 MB, read as they were deposited.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def kang18(
     keep_unannotated
         Keep cells that have no cell type; theirs is NaN.
     progress
-        Show progress bars of downloads.
+        Show progress bars.
 
     Returns
     -------
@@ -70,8 +72,7 @@ def kang18(
 
     References
     ----------
-    Kang et al. 2018, Multiplexed droplet single-cell RNA-sequencing using natural genetic variation,
-    Nature Biotechnology 36:89, doi:10.1038/nbt.4042.
+    Kang et al. 2018, Nature Biotechnology 36:89, doi:10.1038/nbt.4042.
     """
     files = {
         name: fetch(url, known_hash=known, progress=progress)
@@ -96,12 +97,9 @@ def kang18(
         var=pd.DataFrame({"gene_id": genes[0].to_numpy()}, index=names),
         obsm={"X_tsne": cells[["tsne1", "tsne2"]].to_numpy()},
     )
-    kept = np.ones(len(cells), dtype=bool)
-    if not keep_doublets:
-        kept &= (cells["multiplets"] == "singlet").to_numpy()
-    if not keep_unannotated:
-        kept &= cells["cell"].notna().to_numpy()
-    return adata[kept].copy()
+    kept = (cells["multiplets"] == "singlet") | keep_doublets
+    kept &= cells["cell"].notna() | keep_unannotated
+    return adata[kept.to_numpy()].copy()
 
 
 def _kang_arm(
@@ -136,8 +134,7 @@ def haber17(*, progress: bool = True) -> AnnData:
     """Return gut cells of mice with Salmonella or a worm, and without (Haber et al. 2017).
 
     Epithelium of the small intestine after two days of Salmonella enterica, or three or ten days of
-    Heligmosomoides polygyrus. File SalmHelm_UMIcounts of GEO series GSE92332, read as it was
-    deposited; cell types are its authors'.
+    Heligmosomoides polygyrus: file SalmHelm_UMIcounts of GEO series GSE92332, as it was deposited.
 
     Parameters
     ----------
@@ -159,8 +156,7 @@ def haber17(*, progress: bool = True) -> AnnData:
 
     References
     ----------
-    Haber et al. 2017, A single-cell survey of the small intestinal epithelium, Nature 551:333,
-    doi:10.1038/nature24489.
+    Haber et al. 2017, Nature 551:333, doi:10.1038/nature24489.
     """
     path = fetch(_HABER, progress=progress)
     with pd.read_csv(path, sep="\t", index_col=0, chunksize=_GENES_AT_ONCE) as reader:
@@ -170,26 +166,15 @@ def haber17(*, progress: bool = True) -> AnnData:
         ]
     genes = np.concatenate([index.to_numpy(dtype=str) for index, _, _ in blocks])
     names = blocks[0][1]
-    fields = [name.split("_", 3) for name in names]
-    strange = [
-        name
-        for name, parts in zip(names, fields, strict=True)
-        if len(parts) < 4 or parts[2] not in _HABER_CONDITIONS
-    ]
+    fields = names.str.extract(_HABER_NAME).set_axis(names.to_numpy(dtype=str))
+    strange = fields.index[fields.isna().any(axis=1)].tolist()
     if strange or not names.is_unique:
         raise InputError(
             f"{path.name} has columns {strange[:3]}; expected unique ones as "
             f"'B1_AAACATACCACAAC_Control_Stem', with a condition of {list(_HABER_CONDITIONS)}."
         )
-    batch, _, condition, cell_type = zip(*fields, strict=True)
-    obs = pd.DataFrame(
-        {
-            "condition": pd.Categorical(condition, list(_HABER_CONDITIONS)),
-            "cell_type": pd.Categorical(cell_type),
-            "batch": pd.Categorical(batch),
-        },
-        index=names.to_numpy(dtype=str),
-    )
+    obs = fields[["condition", "cell_type", "batch"]].astype("category")
+    obs["condition"] = obs["condition"].cat.set_categories(_HABER_CONDITIONS)
     x = sparse.vstack([block for _, _, block in blocks]).T.tocsr()
     var = pd.DataFrame(index=anndata.utils.make_index_unique(pd.Index(genes)))
     return AnnData(x, obs=obs, var=var)

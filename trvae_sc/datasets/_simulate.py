@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -46,48 +46,40 @@ def simulate(  # noqa: PLR0913
     .. math:: r_g \propto \exp\big(b_g + \textstyle\sum_p w_{lp} B_{pg} + h_{gp} u_p
        + (1 - s)\,\delta_{cg} + s \sum_p w_{lp} D_{cpg}\big)
 
-    with a label's position w on three programs, the cell's own state u, a response
-    :math:`\delta` common to all labels and one, :math:`D`, that depends on the programs. The knob
-    s (`specificity`) goes from additive (0: a mean shift is right) to fully label-specific (1). Totals
-    are log-normal, counts negative binomial. The first condition has no effect.
+    with a label's position w on three programs, the cell's own state u, a response :math:`\delta` common to
+    all labels and one, :math:`D`, that depends on the programs. Totals are log-normal, counts negative
+    binomial. The first condition has no effect.
 
     Parameters
     ----------
-    n_cells
-        Number of cells, spread over labels (unevenly) and conditions (evenly).
-    n_genes
-        Number of genes.
+    n_cells, n_genes
+        Number of cells, spread over labels (unevenly) and conditions (evenly), and of genes.
     n_labels
         Number of labels ("type_0", ...).
-    conditions
-        Names of the conditions; the first is the control.
+    conditions, n_conditions
+        Names of the conditions, first the control. Or their number: ``"control"``, ``"condition_1"``, ...
     specificity
-        Share of the response that depends on the label, 0 to 1.
+        Share s of the response that depends on the label, from 0 (a mean shift is right) to 1.
     effect_size
         Standard deviation of the response of responding genes, in natural log units.
     depth, depth_sd
         Median total count, and standard deviation of its log.
     dispersion
-        Median inverse dispersion theta of genes; the variance of a count is
+        Median inverse dispersion :math:`\theta` of genes; the variance of a count is
         :math:`\mu + \mu^2/\theta`.
     heterogeneity
         Standard deviation of a cell's state along the programs.
-    n_donors
-        Number of donors ("donor_0", ...), each with cells of every label and condition.
-    donor_sd
-        Standard deviation of how a donor differs from the mean, in natural log units: in the level of every
-        gene, and in the response of responding genes to each condition.
+    n_donors, donor_sd
+        Number of donors ("donor_0", ...), each with cells of every label and condition. How they differ, as
+        a standard deviation in natural log units: in the level of every gene, and in the response to each
+        condition.
     paired
-        Measure every cell under every condition, in one state, with a total of its own under each:
-        what no experiment can, and a paired translator needs. `n_cells` is rounded down to whole sets.
-    n_conditions
-        Number of conditions in place of names: ``"control"``, ``"condition_1"``, ...
-    features
-        Describe the conditions by four numbers in ``uns["condition_features"]`` (without the control):
-        ``"latent"``: responses depend smoothly on them; ``"noise"``: they have nothing to do with them.
-    feature_share
-        Share of the variance of responses that depends on the features, 0 to 1; the rest is a condition's
-        own.
+        Measure every cell under every condition, in one state, with a total of its own under each, as a
+        paired translator needs. `n_cells` is rounded down to whole sets.
+    features, feature_share
+        Describe the conditions but the control by four numbers in ``uns["condition_features"]``.
+        ``"latent"``: so large a share of the variance of responses (0 to 1) depends smoothly on them;
+        ``"noise"``: they have nothing to do with responses.
     seed
         Seed of everything.
 
@@ -95,16 +87,15 @@ def simulate(  # noqa: PLR0913
     -------
     AnnData with counts in ``X`` (CSR), ``obs["condition"]``, ``obs["cell_type"]``,
     ``obs["total_counts"]``, with several donors ``obs["donor"]`` and, if `paired`, the number of the cell,
-    ``obs["pair"]``.
-    ``varm["true_share"]`` holds the expected share of every gene by "label|condition", over the
-    states of all cells of the label: the truth also of combinations that are then held out;
+    ``obs["pair"]``. ``varm["true_share"]`` holds the expected share of every gene by "label|condition", the
+    mean over all cells of the label: the truth also of combinations that are then held out;
     ``varm["true_donor_share"]`` the same of donors, by "label|condition|donor".
 
     Raises
     ------
     InputError
-        Fewer cells than combinations, a share outside 0 to 1, a number that is too small, conditions that are
-        no names or not unique, unknown features.
+        Fewer cells than combinations, a number out of range, conditions that are no names or not unique,
+        unknown features.
 
     Examples
     --------
@@ -180,39 +171,45 @@ def simulate(  # noqa: PLR0913
                 own = shares(np.flatnonzero((label == k) & (donor == d)), c)
                 by_donor[f"type_{k}|{name}|donor_{d}"] = own.mean(0) if len(own) else np.nan
     counts = rng.poisson(rates * total[:, None] * rng.gamma(theta, 1 / theta, rates.shape))
-    genes = pd.Index([f"gene_{i}" for i in range(n_genes)])
     obs = pd.DataFrame(
         {
             "condition": pd.Categorical.from_codes(condition, list(conditions)),
             "cell_type": pd.Categorical.from_codes(label, [f"type_{k}" for k in range(n_labels)]),
             "total_counts": counts.sum(1).astype(np.float64),
-        },
-        index=[f"cell_{i}" for i in range(n_cells)],
-    )
-    adata = AnnData(
-        sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=pd.DataFrame(index=genes)
+        }
     )
     if paired:
-        adata.obs["pair"] = np.arange(n_cells) // n_each
+        obs["pair"] = np.arange(n_cells) // n_each
+    if n_donors > 1:
+        obs["donor"] = pd.Categorical.from_codes(donor, [f"donor_{d}" for d in range(n_donors)])
+    adata = as_data(counts, obs, truth, by_donor)
     if table is not None:
         adata.uns["condition_features"] = table
+    return adata
+
+
+def as_data(
+    counts: np.ndarray,
+    obs: pd.DataFrame,
+    truth: Mapping[str, np.ndarray],
+    of_donors: Mapping[str, np.ndarray] | None = None,
+) -> AnnData:
+    """Return cells that have counts, with the true shares of genes, also of donors if there are several."""
+    genes = pd.Index([f"gene_{i}" for i in range(counts.shape[1])])
+    obs.index = [f"cell_{i}" for i in range(len(obs))]
+    x = sparse.csr_matrix(counts, dtype=np.float32)
+    adata = AnnData(x, obs=obs, var=pd.DataFrame(index=genes))
     adata.varm["true_share"] = pd.DataFrame(truth, index=genes)
-    if n_donors > 1:
-        donors = [f"donor_{d}" for d in range(n_donors)]
-        adata.obs["donor"] = pd.Categorical.from_codes(donor, donors)
-        adata.varm["true_donor_share"] = pd.DataFrame(by_donor, index=genes)
+    if of_donors:
+        adata.varm["true_donor_share"] = pd.DataFrame(of_donors, index=genes)
     return adata[adata.obs["total_counts"] > 0].copy()
 
 
 def _donors(
     n_donors: int, sd: float, common: np.ndarray, n_cells: int, n_each: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the donor of each cell, and what is added to its logits under each condition.
-
-    Shapes (n_cells,) and (n_donors, n_conditions, n_genes). Their draws are their own: other data of a seed
-    stay what they are.
-    """
-    rng = np.random.default_rng([seed, 1])
+    """Return the donor of each cell, and what each donor adds to logits (n_donors x conditions x genes)."""
+    rng = np.random.default_rng([seed, 1])  # other data of a seed stay what they are
     donor = rng.permutation(np.arange(n_cells // n_each) % n_donors).repeat(n_each)
     level = rng.normal(0.0, sd, (n_donors, 1, common.shape[1]))
     response = rng.normal(0.0, sd, (n_donors, *common.shape)) * (common != 0)
@@ -235,11 +232,7 @@ def _responses(
 def _described(
     rng: np.random.Generator, shape: tuple[int, int], effect_size: float, share: float
 ) -> tuple[np.ndarray, ...]:
-    r"""Return features of all conditions but the first, and responses that depend on them smoothly.
-
-    Responses are :math:`\sqrt{a}\,h(\phi) + \sqrt{1 - a}\,r` of the share a, with the features
-    :math:`\phi`, random waves h over them and a condition's own r, in genes that respond to all conditions.
-    """
+    """Return features of all conditions but the first, and responses of which a share depends on them."""
     n_conditions, n_genes = shape
     phi = rng.normal(size=(n_conditions, _N_FEATURES))
     waves = rng.normal(size=(_N_FEATURES, _N_WAVES)), rng.uniform(0, 2 * np.pi, _N_WAVES)

@@ -105,7 +105,9 @@ class Results:
         n_methods = len({record["method"] for record in self.records} - {CEILING})
         tasks = {tuple(record["holdout"][k] for k in TASK) for record in self.records}
         quick = f"; {self.quick_look}" if self.quick_look else ""
-        return f"Results of {_n(n_methods, 'method')} on {_n(len(tasks), 'hold-out')}{quick}"
+        return (
+            f"Results of {counted(n_methods, 'method')} on {counted(len(tasks), 'hold-out')}{quick}"
+        )
 
     def _rounded(self) -> pd.DataFrame:
         """Return the main scores as they are shown: with three decimals, none of them -0."""
@@ -341,7 +343,8 @@ def loss(metric: str, value: Any) -> Any:
     return value if info.better == "lower" else -value
 
 
-def _n(number: int, of: str) -> str:
+def counted(number: int, of: str) -> str:
+    """Return a number with what it counts, in the plural where there are several."""
     return f"{number:,} {of}{'' if number == 1 else 's'}"
 
 

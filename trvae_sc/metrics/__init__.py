@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
+from scipy import sparse, stats
 
 from trvae_sc.errors import InputError, UndefinedScoreError
 from trvae_sc.metrics import _arrays
@@ -118,8 +118,8 @@ def effect_pearson(real: Cells, predicted: Cells, control: Cells) -> float:
     inflates it.
     Raises ValueError if cells are invalid (one suffices) or the real change is equal in all genes.
     """
-    a, b, c = _arrays.validated(real=real, predicted=predicted, control=control)
-    return _arrays.effect_pearson(a, b, c, np.zeros(a.shape[1]))
+    cells = _arrays.validated(real=real, predicted=predicted, control=control)
+    return specific_pearson(*cells, shift=np.zeros(cells[0].shape[1]))
 
 
 def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: ArrayLike) -> float:
@@ -130,8 +130,11 @@ def specific_pearson(real: Cells, predicted: Cells, control: Cells, *, shift: Ar
     no change leaves -s, which may correlate with the truth: doing nothing need not score 0.
     Raises ValueError if cells (one suffices) or `shift` are invalid, or all real change is usual.
     """
-    a, b, c = _arrays.validated(real=real, predicted=predicted, control=control)
-    return _arrays.effect_pearson(a, b, c, _arrays.vector(shift, "shift", a.shape[1]))
+    arrays = _arrays.validated(real=real, predicted=predicted, control=control)
+    shift = _arrays.vector(shift, "shift", arrays[0].shape[1])
+    *pair, m_control = (_arrays.mean(a) for a in arrays)
+    changes = (_arrays.centred(m - m_control - shift, m, m_control, shift) for m in pair)
+    return _arrays.pearson(*changes)
 
 
 def r2_mean(real: Cells, predicted: Cells) -> float:
@@ -208,17 +211,12 @@ def wasserstein(x: Cells, y: Cells) -> float:
     above 0 for two samples of one distribution, the more so the fewer cells.
     Raises ValueError if `x` or `y`, of at least one cell each, is invalid.
     """
-    x, y = (sparse.csc_array(a, dtype=np.float64) for a in _arrays.validated(x=x, y=y))
-    (n_x, n_genes), n_y = x.shape, y.shape[0]
-    total = 0.0
-    for j in range(n_genes):
-        u, v = (a.data[a.indptr[j] : a.indptr[j + 1]] for a in (x, y))
-        at_zero = v.size / n_y - u.size / n_x  # all values that are not stored are one point
-        values = np.concatenate([[0.0], u, v])
-        mass = np.repeat([at_zero, 1 / n_x, -1 / n_y], [1, u.size, v.size])
-        order = np.argsort(values)
-        total += np.abs(np.cumsum(mass[order])[:-1]) @ np.diff(values[order])
-    return float(total / n_genes)
+    pair = [sparse.csc_array(a) for a in _arrays.validated(x=x, y=y)]
+    distances = [
+        stats.wasserstein_distance(*(a[:, [j]].toarray().ravel() for a in pair))
+        for j in range(pair[0].shape[1])
+    ]
+    return float(np.mean(distances))
 
 
 def de_overlap(real: Cells, predicted: Cells, control: Cells, *, n: int = 100) -> float:

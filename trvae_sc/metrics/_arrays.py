@@ -129,13 +129,6 @@ def pearson(real: Vector, predicted: Vector) -> float:
     return float(np.clip(real @ predicted / norms, -1.0, 1.0))
 
 
-def effect_pearson(real: Cells, predicted: Cells, control: Cells, shift: Vector) -> float:
-    """Return the correlation of predicted and real mean change less `shift`."""
-    m_control = mean(control)
-    pair = (mean(real), mean(predicted))
-    return pearson(*(centred(m - m_control - shift, m, m_control, shift) for m in pair))
-
-
 def pooled_squared_distances(x: Cells, y: Cells, max_cells: int, seed: int) -> tuple[Vector, int]:
     """Return squared distances of the subsampled, pooled cells, and how many of them are of `x`."""
     if max_cells < 2:

@@ -71,9 +71,7 @@ def design(
         (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition of several columns may be given in
         parts, as a dictionary. A condition that one hides in all labels is
         framed as a whole. Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -196,9 +194,7 @@ def training(
     ----------
     history
         A trained model, its ``history``, or the same with lists in place of frames.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -261,9 +257,7 @@ def benchmark(
         Results of :func:`trvae_sc.evaluation.benchmark`, or their ``table``.
     metric, genes
         Score to draw.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns

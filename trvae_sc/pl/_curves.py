@@ -19,9 +19,7 @@ from trvae_sc.levels import as_list, as_text
 from trvae_sc.pl._cells import gene_values, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    COLORS,
     LOG_UNIT,
-    MARKERS,
     UNIT,
     axes_of,
     check_columns,
@@ -30,7 +28,7 @@ from trvae_sc.pl._style import (
     legend_beside,
     legend_height,
     line_styles,
-    names_width,
+    lines_of,
     plain,
     unit_of_cells,
 )
@@ -52,10 +50,8 @@ def dose_table(
 
     Parameters
     ----------
-    adata
-        Cells.
-    var_names
-        Gene or genes.
+    adata, var_names
+        Cells, and gene or genes.
     dose_key
         Column of ``obs`` with the dose: numbers, or text that reads as numbers.
     labels_key
@@ -66,9 +62,8 @@ def dose_table(
     Returns
     -------
     One row per gene, label and dose: ``gene``, ``label``, ``dose``, ``mean``, ``sem``, the standard
-    error :math:`\sqrt{v / n}` over cells (NaN for one cell), and ``n_cells``. Trap: cells of one sample
-    are no replicates, so differences between samples come on top of ``sem``. ``attrs["unit"]`` says what
-    the means are of.
+    error :math:`\sqrt{v / n}` over cells (NaN for one cell; differences between samples come on top), and
+    ``n_cells``. ``attrs["unit"]`` says what the means are of.
 
     Raises
     ------
@@ -84,24 +79,22 @@ def dose_table(
     dose = _numbers(adata.obs[dose_key], f"obs[{dose_key!r}]")
     if labels_key is not None and adata.obs[labels_key].isna().any():
         raise InputError(f"obs[{labels_key!r}] is missing (NaN) in some cells. Leave these out.")
-    known = layer is None or layer in adata.layers
-    if target_sum is not None and known and not looks_like_counts(matrix(adata, layer)):
+    frame = gene_values(
+        adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
+    )
+    if target_sum is not None and not looks_like_counts(matrix(adata, layer)):
         raise InputError(
             "adata holds other values than counts, whose logarithm target_sum= would take. Pass counts, or "
             "leave target_sum out."
         )
-    frame = gene_values(
-        adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
-    )
-    label = "all" if labels_key is None else as_text(adata.obs[labels_key]).to_numpy()
-    tidy = frame.assign(_label=label, _dose=dose).melt(
-        ["_label", "_dose"], names, var_name="_gene", value_name="_value"
-    )
-    tidy = tidy.rename(columns={"_label": "label", "_dose": "dose", "_gene": "gene"})
-    found = tidy.groupby(["gene", "label", "dose"], sort=True)["_value"]
-    table = found.agg(mean="mean", sem="sem", n_cells="size").reset_index()
-    table = table.sort_values("gene", key=lambda gene: gene.map(names.index), kind="stable")
-    table = table.reset_index(drop=True)
+    label = np.full(len(dose), "all")
+    if labels_key is not None:
+        label = as_text(adata.obs[labels_key]).to_numpy()
+    tables = {
+        gene: values.groupby([label, dose]).agg(mean="mean", sem="sem", n_cells="size")
+        for gene, values in frame.items()
+    }
+    table = pd.concat(tables, names=["gene", "label", "dose"]).reset_index()
     table.attrs[UNIT] = unit_of(layer, target_sum)
     return table
 
@@ -138,18 +131,14 @@ def dose_response(
         Output of :func:`dose_table`: ``label``, ``dose``, ``mean``, ``sem``, and ``gene`` if there are
         several.
     predicted
-        The same of predicted cells, at any doses; ``sem`` is not needed. May have labels that were not
-        observed.
+        The same of predicted cells, at any doses and of any labels; ``sem`` is not needed.
     gene
         Gene to draw; may be left out if there is one.
     log
-        Draw doses on a logarithmic axis. A dose of 0 then has its place at the left end: the axis is
-        linear below the lowest positive dose.
+        Draw doses on a logarithmic axis, linear from 0 to the lowest positive dose.
     unit, dose_unit
         Units of mean and dose, for the axis labels; that of the mean as the table says if None.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -176,40 +165,32 @@ def dose_response(
     width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
     ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
-    shapes = {label: MARKERS[i // len(COLORS) % len(MARKERS)] for i, label in enumerate(names)}
     for label, style in styles.items():
         points = observed[observed["label"].astype(str) == label].sort_values("dose")
         x, y, error = (points[name].to_numpy(float) for name in ("dose", "mean", "sem"))
-        marks: Any = {"fmt": shapes[label], "ms": 4, "capsize": 2, "elinewidth": 1}
+        marks: Any = {"fmt": style["marker"], "ms": 4, "capsize": 2, "elinewidth": 1}
         error = np.nan_to_num(error, nan=0.0)  # of one cell there is none
         ax.errorbar(x, y, error, **marks, c=style["color"], label=plain(label))
         line = curves[curves["label"].astype(str) == label].sort_values("dose")
-        ax.plot(line["dose"], line["mean"], **style, lw=1.4, label=f"{plain(label)}, predicted")
+        look = style | {"marker": "", "label": f"{plain(label)}, predicted"}
+        ax.plot(line["dose"], line["mean"], **look, lw=1.4)
     name = "dose" if dose_unit is None else f"dose ({plain(dose_unit)})"
     label_axes(ax, name, f"mean {plain(unit)}")
     if gene is not None:
         ax.set_title(plain(gene), fontsize=9)
-    _dose_legend(ax, styles, shapes, with_curves=len(curves) > 0)
+    _dose_legend(ax, styles, with_curves=len(curves) > 0)
     if log:
         _log_axis(ax, np.unique(observed["dose"].to_numpy(float)), doses)
     return finish(ax, "dose_response", show=show, save=save)
 
 
-def _dose_legend(
-    ax: Axes,
-    styles: Mapping[str, dict[str, Any]],
-    shapes: Mapping[str, str],
-    *,
-    with_curves: bool,
-) -> None:
+def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves: bool) -> None:
     """Draw the legend: labels by colour and shape, what is observed and what is predicted by mark."""
-    mark: dict[str, Any] = {"markersize": 4} | ({} if with_curves else {"linestyle": ""})
-    handles = [
-        Line2D([], [], **style | mark, marker=shapes[label], label=plain(label))
-        for label, style in styles.items()
-    ]
-    point: Any = {"marker": "o", "markersize": 4, "linestyle": ""}
-    handles.append(Line2D([], [], **point, c="k", label="observed mean\n\u00b1 standard error"))
+    dots: Any = {"markersize": 4, "linestyle": ""}
+    mark = {"markersize": 4} if with_curves else dots
+    handles = [Line2D([], [], **style | mark, label=plain(k)) for k, style in styles.items()]
+    text = "observed mean\n\u00b1 standard error"
+    handles.append(Line2D([], [], **dots, marker="o", c="k", label=text))
     if with_curves:
         handles.append(Line2D([], [], c="k", label="predicted mean"))
     legend_beside(ax, handles)
@@ -263,7 +244,7 @@ def interpolation_means(adata: AnnData, *, fraction_key: str = "fraction") -> pd
     Parameters
     ----------
     adata
-        Cells on the way, one or more a step, such as :func:`trvae_sc.family.interpolate` returns.
+        Cells on the way, as :func:`trvae_sc.family.interpolate` returns them.
     fraction_key
         Column of ``obs`` with the share of the way, 0 (source) to 1 (target).
 
@@ -295,10 +276,8 @@ def interpolation_table(
     means
         Mean expression, steps x genes; the index is the share of the way from source (0) to target (1).
         Or cells, of which :func:`interpolation_means` are taken.
-    var_names
-        Genes to take. If None, those of largest absolute change from the first step to the last.
-    n_genes
-        Number of genes taken without `var_names`.
+    var_names, n_genes
+        Genes to take. If None, so many of largest absolute change from the first step to the last.
 
     Returns
     -------
@@ -323,11 +302,11 @@ def interpolation_table(
         change = (table.iloc[-1] - table.iloc[0]).abs().to_numpy()
         table = table.iloc[:, np.argsort(-change, kind="stable")[:n_genes]]
     else:
-        var_names = as_list(var_names)
-        missing = [name for name in var_names if name not in table]
+        chosen = list(dict.fromkeys(as_list(var_names)))
+        missing = [name for name in chosen if name not in table]
         if missing:
             raise InputError(f"No genes {missing} in the table of {table.shape[1]:,} genes.")
-        table = table[list(var_names)]
+        table = table[chosen]
     if not table.shape[1]:
         raise InputError("There are no genes to draw. Give means of one gene at least.")
     return table.iloc[:, np.argsort(-table.iloc[-1].to_numpy(), kind="stable")]
@@ -351,14 +330,10 @@ def interpolation(
     ----------
     means, var_names, n_genes
         As in :func:`interpolation_table`.
-    source, target
-        Names of the conditions, for the axis label.
-    unit
-        What the means are of, for the axis label. If None, what the record of the cells says, else
-        "value"; of a table ``attrs["unit"]``, else log(1 + normalised count).
-    ax
-        Axes to draw on.
-    show, save
+    source, target, unit
+        Names of the conditions, and what the means are of, for the axis labels. If `unit` is None, what the
+        record of the cells says, else "value"; of a table ``attrs["unit"]``, else log(1 + normalised count).
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -373,14 +348,7 @@ def interpolation(
     means = means if isinstance(means, pd.DataFrame) else interpolation_means(means)
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)
     unit = means.attrs.get(UNIT, LOG_UNIT) if unit is None else unit
-    width = 4.9 + names_width(map(str, table.columns))
-    ax = axes_of(ax, width, max(3.3, legend_height(table.shape[1])))
-    for (gene, values), style in zip(
-        table.items(), line_styles(table.columns.astype(str)).values(), strict=True
-    ):
-        ax.plot(table.index, values, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
     gap = "\n" if len(source + target) > 25 else " "
     way = f"share of the way from {plain(source)} (0){gap}to {plain(target)} (1)"
-    label_axes(ax, way, f"mean {plain(unit)}")
-    legend_beside(ax)
+    ax = lines_of(table, ax, way, f"mean {plain(unit)}")
     return finish(ax, "interpolation", show=show, save=save)

@@ -203,9 +203,7 @@ def mean_correlation(
         Number of genes named, largest change first, rising and falling ones.
     unit
         Unit of the means, for the axis labels.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns

@@ -40,9 +40,7 @@ def next_experiments(
     experiments
         What :func:`trvae_sc.next_experiments` returned. The darker, the more of the expected error of all
         that is missing a measurement takes away; conditions that are new get a column of their own.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns

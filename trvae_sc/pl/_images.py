@@ -20,9 +20,7 @@ from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     axes_of,
     label_axes,
-    legend_beside,
-    legend_height,
-    line_styles,
+    lines_of,
     names_width,
     plain,
     unit_of_cells,
@@ -50,25 +48,18 @@ def grid(
     Parameters
     ----------
     cells
-        Images have the columns ``row`` and ``column`` in ``var``, as those of
-        :func:`trvae_sc.datasets.digits` and what is decoded from them.
+        Images have the columns ``row`` and ``column`` in ``var``, as :func:`trvae_sc.datasets.digits`.
     rows
         Column of ``obs``, such as the condition: one row a level, in order of appearance, and more where
-        they do not fit. If None, images are laid out one row after the other, and a heat map has a row a
-        cell.
-    columns
-        Column of ``obs`` that says where in its row an image is, and names it: one column a level. Images
-        of the same row and column are drawn one below the other. If None, images are in order.
-    n_columns
-        Most images a row, without `columns`.
+        they do not fit. If None, a heat map has a row a cell.
+    columns, n_columns
+        Column of ``obs`` that says where in its row an image is: one column a level, the same ones one below
+        the other. If None, images are in order, up to `n_columns` a row.
     n_genes, var_names
-        Genes of a heat map: so many that vary most between its rows (means of the cells of a level), or
-        these.
+        Genes of a heat map: so many that vary most between its rows (means of cells), or these.
     unit
         What their values are, for the colour bar. If None, what the record of `cells` says, else "value".
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -120,10 +111,8 @@ def traversal(
     n_genes
         Genes drawn, those of largest ``var["range"]``.
     unit
-        What the values are, for the axis label. If None, what the record of `walk` says, else "value".
-    ax
-        Axes to draw on.
-    show, save
+        What the values are, as in :func:`grid`.
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -147,12 +136,8 @@ def traversal(
         return finish(ax, "traversal", show=show, save=save)
     check_whole("n_genes", n_genes)
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
-    ax = axes_of(ax, 4.9 + names_width(map(str, genes)), max(3.3, legend_height(len(genes))))
-    for gene, style in line_styles(map(str, genes)).items():
-        x = dense(walk[:, gene].X).ravel()
-        ax.plot(walk.obs["value"], x, **style, lw=1.4, marker="o", ms=3, label=plain(gene))
-    label_axes(ax, name, plain(unit_of_cells(walk) if unit is None else unit))
-    legend_beside(ax)
+    shown = pd.DataFrame(dense(walk[:, genes].X), walk.obs["value"], genes)
+    ax = lines_of(shown, ax, name, plain(unit_of_cells(walk) if unit is None else unit))
     return finish(ax, "traversal", show=show, save=save)
 
 
@@ -174,10 +159,8 @@ def manifold(
     gene
         Gene to colour by; that of most variance if None. Not for images.
     unit
-        What its values are, for the colour bar. If None, what the record of `cells` says, else "value".
-    ax
-        Axes to draw on.
-    show, save
+        What its values are, as in :func:`grid`.
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -212,10 +195,8 @@ def manifold(
         bar = ax.figure.colorbar(drawn, ax=ax)
         unit = unit_of_cells(cells) if unit is None else unit
         bar.set_label(plain(f"{gene}, {unit}"), fontsize=9)
-        ax.set_xticks([])
-        ax.set_yticks([])
-    ax.set_xlabel("latent dimension 0", fontsize=9)
-    ax.set_ylabel("latent dimension 1", fontsize=9)
+        ax.set(xticks=[], yticks=[])
+    label_axes(ax, "latent dimension 0", "latent dimension 1")
     return finish(ax, "manifold", show=show, save=save)
 
 
@@ -226,27 +207,24 @@ def _are_images(cells: AnnData) -> bool:
     return {"row", "column"} <= set(cells.var)
 
 
-def _places(column: pd.Series) -> np.ndarray:
-    """Return the number of each level, by order of appearance."""
-    return pd.factorize(column, use_na_sentinel=False)[0]
-
-
 def _layout(
     obs: pd.DataFrame, rows: str | None, columns: str | None, n_columns: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the row and column of each image, and how many rows each level of `rows` takes."""
-    level = np.zeros(len(obs), dtype=int) if rows is None else _places(obs[rows])
+    level = pd.Series(0, range(len(obs)))
+    if rows is not None:
+        level[:] = pd.factorize(obs[rows], use_na_sentinel=False)[0]
     if columns is not None:
-        column = _places(obs[columns])
-        below = pd.Series(level).groupby([level, column]).cumcount().to_numpy()
+        column = pd.factorize(obs[columns], use_na_sentinel=False)[0]
+        below = level.groupby([level, column]).cumcount()
     else:
-        number = pd.Series(level).groupby(level).cumcount().to_numpy()
+        number = level.groupby(level).cumcount()
         if rows is not None:  # rows of a level that are as long as each other
             n_most = number.max() + 1
             n_columns = -(-n_most // -(-n_most // n_columns))
-        below, column = np.divmod(number, n_columns)
-    heights = pd.Series(below).groupby(level).max().to_numpy() + 1
-    return (np.cumsum(heights) - heights)[level] + below, column, heights
+        below, column = number // n_columns, (number % n_columns).to_numpy()
+    heights = below.groupby(level).max().to_numpy() + 1
+    return (np.cumsum(heights) - heights)[level] + below.to_numpy(), column, heights
 
 
 def _names(found: Iterable[Any]) -> list[str]:
@@ -307,15 +285,15 @@ def _heat_map(
     if rows is not None:
         code, found = pd.factorize(cells.obs[rows], use_na_sentinel=False)
         table = table.groupby(code).mean().set_axis(_names(found))
-    var_names = var_names if var_names is None else as_list(var_names)
-    missing = [name for name in var_names or () if name not in table]
-    if missing:
-        raise InputError(f"No genes {missing} among the {cells.n_vars:,} of the cells.")
     if var_names is None:
         check_whole("n_genes", n_genes)
-        order = np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]
-        var_names = table.columns[order]
-    table = table[list(var_names)]
+        table = table.iloc[:, np.argsort(-table.to_numpy().var(0), kind="stable")[:n_genes]]
+    else:
+        chosen = as_list(var_names)
+        missing = [name for name in chosen if name not in table]
+        if missing:
+            raise InputError(f"No genes {missing} among the {cells.n_vars:,} of the cells.")
+        table = table[chosen]
     width = 0.22 * table.shape[1] + 2.0 + names_width(map(str, table.index))
     height = max(0.22 * len(table) + 1.2, 2.6) + names_width(map(str, table.columns))
     ax = axes_of(ax, width, height)

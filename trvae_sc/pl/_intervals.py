@@ -20,8 +20,6 @@ from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.intervals import LEVEL
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
-    COLORS,
-    MARKERS,
     axes_of,
     check_bounds,
     check_columns,
@@ -45,19 +43,15 @@ def calibration_table(
 ) -> pd.DataFrame:
     r"""Return the share of genes whose real change is in the interval, by level of the interval.
 
-    A prediction stores one interval per gene, :math:`\hat d_g \pm h_g(p_0)` at level :math:`p_0` =
-    `level`. Without further arguments only its coverage is returned. Coverage at other levels p needs
-    other half-widths, from one of
-
-    - `half_widths`, computed from the labels at each level
-      (:func:`trvae_sc.intervals.half_width` with ``level=p``): exact.
-    - `n_labels` = L, an approximation. All half-widths are :math:`h_g(p) = q_p\,s_g`, with the scale
-      :math:`s_g` of a gene and the quantile :math:`q_p` of :math:`|e| / s` over residuals e of labels
-      that were left out. Levels thus differ by one factor for all genes, :math:`q_p / q_{p_0}`. As
-      :math:`q` is not stored, that of Student's t with L degrees of freedom takes its place, which is
-      right if residuals are normal and scales rest on L labels:
+    A prediction stores one interval per gene, of half-width :math:`h_g(p_0)` at level :math:`p_0` = `level`.
+    Other levels p need `half_widths` (exact) or the number L of labels, an approximation by Student's t that
+    is right if residuals of labels are normal:
 
     .. math:: h_g(p) = h_g(p_0)\,\frac{t_L^{-1}((1 + p) / 2)}{t_L^{-1}((1 + p_0) / 2)}
+
+    Those of real data have heavier tails: on Kang et al. 2018 without stimulated NK cells (7 labels) the
+    exact factor from level 0.9 to 0.5 is 0.28 and the approximate one 0.38, to 0.99 2.3 and 1.8. Genes are
+    not independent, so coverage scatters between labels more than their number suggests: show several.
 
     Parameters
     ----------
@@ -67,7 +61,7 @@ def calibration_table(
     level
         Level of the intervals in `genes`, between 0 and 1.
     half_widths
-        Half-widths by level, shape (n_genes,) each, in the order of `genes`.
+        Half-widths by level (:func:`trvae_sc.intervals.half_width`), shape (n_genes,) each.
     n_labels
         Number of labels that the intervals were learned from, ``n_labels_with_both`` in
         ``predicted.uns["trvae_sc"]["combinations"]``.
@@ -84,14 +78,6 @@ def calibration_table(
     InputError
         Columns are missing, a gene has no interval, levels outside 0 to 1, both ways to other levels,
         half-widths that are negative or not one per gene.
-
-    Notes
-    -----
-    Residuals of real data have heavier tails than the normal: on Kang et al. 2018 without stimulated
-    NK cells (7 labels) the exact factor from level 0.9 to 0.5 is 0.28 and the approximate one 0.38, to
-    0.99 2.3 and 1.8; in :func:`trvae_sc.datasets.simulate` (9 labels) 0.37 and 0.38, 1.7 and 1.8. Prefer
-    `half_widths`. Genes are not independent, so coverage scatters more between labels than their number
-    suggests: show several.
     """
     check_columns(genes, ("real_change", *BOUNDS), of="the output of evaluation.interval_table")
     check_bounds(genes)
@@ -139,9 +125,7 @@ def calibration(
     table
         Output of :func:`calibration_table`; several, each with a column ``label``, concatenated, give
         a line per label. Or results of a benchmark, for the intervals of every task (means over seeds).
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns
@@ -164,19 +148,19 @@ def calibration(
     ax = axes_of(ax, 4.0 + legend, max(4.0, legend_height(labels.nunique() + 2)))
     ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
-    shapes = {label: MARKERS[i // len(COLORS) % len(MARKERS)] for i, label in enumerate(styles)}
     for label, style in styles.items():
         part = table[labels == label].sort_values("level")
-        ax.plot(part["level"], part["coverage"], **style, lw=1.2, label=plain(label))
+        line = {"c": style["color"], "ls": style["linestyle"], "label": plain(label)}
+        ax.plot(part["level"], part["coverage"], lw=1.2, **line)
         for scaled, face in ((False, style["color"]), (True, "white")):
             points = part[part["scaled"] == scaled]
-            look = {"facecolors": face, "edgecolors": style["color"], "marker": shapes[label]}
+            look = {"facecolors": face, "edgecolors": style["color"], "marker": style["marker"]}
             ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **look)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_aspect("equal")
     label_axes(ax, "level of the interval", "share of genes covered")
-    _calibration_words(ax, table, styles, shapes)
+    _calibration_words(ax, table, styles)
     return finish(ax, "calibration", show=show, save=save)
 
 
@@ -190,20 +174,12 @@ def _of_results(results: Results) -> pd.DataFrame:
     several = [key for key in (*TASK, "method") if scores[key].nunique() > 1] or ["label"]
     covered = scores.groupby([*TASK, "method"], as_index=False)["value"].mean()
     n_genes = max(record["n_genes"] for record in results.records)
-    return pd.DataFrame(
-        {
-            "label": [", ".join(names) for names in covered[several].to_numpy()],
-            "level": LEVEL,
-            "coverage": covered["value"],
-            "n_genes": n_genes,
-            "scaled": False,
-        }
-    )
+    covered["label"] = covered[several].agg(", ".join, axis=1)
+    covered = covered.rename(columns={"value": "coverage"})
+    return covered.assign(level=LEVEL, n_genes=n_genes, scaled=False)
 
 
-def _calibration_words(
-    ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict], shapes: Mapping[str, str]
-) -> None:
+def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]) -> None:
     """Write legend and title."""
     stored = table[~table["scaled"].astype(bool)]
     if len(stored) == 1:
@@ -212,10 +188,7 @@ def _calibration_words(
         ax.set_title(f"{row['level']:.0%} intervals cover {covered}", fontsize=9)
     handles = []
     if len(styles) > 1:
-        handles = [
-            Line2D([], [], **style, marker=shapes[k], ms=5, label=plain(k))
-            for k, style in styles.items()
-        ]
+        handles = [Line2D([], [], **style, ms=5, label=plain(k)) for k, style in styles.items()]
     if table["scaled"].any():
         for label, face in (("computed", "k"), ("approximated", "white")):
             point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}

@@ -31,9 +31,7 @@ def response(
         A prediction of :meth:`trvae_sc.TRVAE.predict`, with ``obs["response"]``.
     basis
         Embedding in ``obsm`` to draw the cells on, with or without ``X_`` (``"umap"``); by label if None.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns

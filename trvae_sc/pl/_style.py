@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -210,12 +211,24 @@ MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come aga
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and dashes of each line; from the eighth on colours come again, dashed."""
-    hues = list(COLORS.values())
+    """Return colour, dashes and marker of each line; other ones of these where colours come again."""
+    looks = itertools.cycle(itertools.product(zip(STYLES, MARKERS, strict=True), COLORS.values()))
     return {
-        name: {"color": hues[i % len(hues)], "linestyle": STYLES[i // len(hues) % len(STYLES)]}
-        for i, name in enumerate(names)
+        name: {"color": color, "linestyle": dashes, "marker": marker}
+        for name, ((dashes, marker), color) in zip(names, looks, strict=False)
     }
+
+
+def lines_of(table: pd.DataFrame, ax: Axes | None, x: str, y: str) -> Axes:
+    """Draw each column of a table, a gene, against its index; `x` and `y` name the axes."""
+    table = table.rename(columns=str)
+    styles = line_styles(table)
+    ax = axes_of(ax, 4.9 + names_width(styles), max(3.3, legend_height(len(styles))))
+    for gene, style in styles.items():
+        ax.plot(table[gene], **style | {"marker": "o"}, lw=1.4, ms=3, label=plain(gene))
+    label_axes(ax, x, y)
+    legend_beside(ax)
+    return ax
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -258,10 +271,7 @@ def to_name(change: np.ndarray, n_labels: int) -> np.ndarray:
 
 
 def arrows(ax: Axes, axis: str, points: np.ndarray, color: str) -> None:
-    """Draw points (n_points, 2) that are outside of an axis as arrows at its end, with their values.
-
-    The limits of the axis have to be set.
-    """
+    """Draw points (n_points, 2) beyond the limits of an axis as arrows at its end, with their values."""
     at = "xy".index(axis)
     low, high = sorted((ax.get_xlim, ax.get_ylim)[at]())
     for point in points:

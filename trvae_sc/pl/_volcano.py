@@ -93,9 +93,7 @@ def volcano(
         Number of genes named: largest change first, rising and falling, of those in colour.
     unit
         Unit of the means, for the axis label.
-    ax
-        Axes to draw on.
-    show, save
+    ax, show, save
         As in :func:`effect`.
 
     Returns

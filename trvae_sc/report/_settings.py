@@ -10,6 +10,7 @@ import pandas as pd
 
 from trvae_sc.evaluation import CEILING, Results
 from trvae_sc.evaluation._holdouts import TASK
+from trvae_sc.evaluation._results import counted
 from trvae_sc.progress import duration
 
 _KEYS = {
@@ -19,11 +20,6 @@ _KEYS = {
     "layer": "layer",
     "total_counts_key": "total counts",
 }
-
-
-def counted(number: int, of: str) -> str:
-    """Return a number with what it counts, in the plural where there are several."""
-    return f"{number:,} {of}{'' if number == 1 else 's'}"
 
 
 def n_tasks(results: Results) -> int:
@@ -36,6 +32,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
     run, keys, design = results.run, results.run["keys"], results.design
     shape = f"{counted(len(design), 'label')}, {counted(design.shape[1], 'condition')}"
     seconds = sum(record["seconds"] for record in results.records)
+    seeds = _seeds(results.records)
+    once = "; methods that draw nothing ran once" if len(seeds) > 1 else ""
     entries = {
         "Data": f"{run['n_obs']:,} cells, {run['n_vars']:,} genes; {shape}; checksum {run['data'][:12]}",
         "Keys": "; ".join(f"{word}: {keys[key]}" for key, word in _KEYS.items() if keys.get(key)),
@@ -45,7 +43,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         "Methods": ", ".join(name for name in results.methods if name != CEILING),
         "Preset": _presets(results.records),
         "Epochs": _epochs(results.records),
-        "Seeds": _seeds(results.records),
+        "Seeds": ", ".join(map(str, seeds)) + once,
         "Computing": f"{counted(len(results.records), 'fit')}, {duration(seconds)}",
         "Versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
         "Date": _date(run),
@@ -59,8 +57,8 @@ def _hidden(results: Results) -> str:
     tasks = n_tasks(results)
     text = f"{counted(tasks, 'combination')}, one at a time" if tasks > 1 else "1 combination"
     also = [
-        {name.rsplit(":", 1)[-1] == r["holdout"]["target"] for name in r["holdout"].get("also", ())}
-        for r in results.records
+        {name.endswith(f":{holdout['target']}") for name in holdout.get("also", ())}
+        for holdout in (record["holdout"] for record in results.records)
     ]
     if not all(True in own for own in also):
         return text
@@ -83,7 +81,7 @@ def python_call(results: Results) -> str:
     given = {name: value for name, value in run["keys"].items() if value is not None}
     if given.get("is_count") is True:
         del given["is_count"]
-    given |= {"seeds": _all_seeds(records), "n_top_genes": run["n_top_genes"]}
+    given |= {"seeds": _seeds(records), "n_top_genes": run["n_top_genes"]}
     if run.get("max_epochs") is not None:
         given["max_epochs"] = run["max_epochs"]
     shown = {name: repr(value) for name, value in given.items()}
@@ -121,16 +119,9 @@ def _epochs(records: list[dict[str, Any]]) -> str:
     return "; ".join(texts)
 
 
-def _all_seeds(records: list[dict[str, Any]]) -> list[int]:
+def _seeds(records: list[dict[str, Any]]) -> list[int]:
     """Return all seeds of methods."""
     return sorted({int(r["seed"]) for r in records if r["method"] != CEILING})
-
-
-def _seeds(records: list[dict[str, Any]]) -> str:
-    """Return the seeds, and that not all methods have them."""
-    seeds = _all_seeds(records)
-    rest = "; methods that draw nothing ran once" if len(seeds) > 1 else ""
-    return ", ".join(map(str, seeds)) + rest
 
 
 def _range(values: Iterable[int]) -> str:
