@@ -24,7 +24,7 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.family._translator import Translator
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import as_text, codes_among
 from trvae_sc.model import checked_codes, per_code
 from trvae_sc.threads import suitable_threads
 
@@ -286,11 +286,10 @@ class ConditionalGAN(Translator):
             return torch.zeros(len(obs), dtype=torch.long)
         if key not in obs:
             raise InputError(f"No column '{key}' in adata.obs; there are {list(obs.columns)}.")
-        names = [level_name(label) for label in self.labels]
-        own = as_text(obs[key])
-        unknown = sorted(set(own) - set(names))
-        if unknown:
+        codes = codes_among(obs[key], self.labels)
+        if (codes < 0).any():
+            unknown = sorted(as_text(obs[key])[codes < 0].unique())
             raise InputError(
                 f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
             )
-        return torch.as_tensor(pd.Index(names).get_indexer(own), dtype=torch.long)
+        return torch.as_tensor(codes, dtype=torch.long)

@@ -165,10 +165,10 @@ class CycleGAN(BetweenTranslator):
         of_model = record.get("method") == type(self).__name__
         return self.keys.is_count and of_model and record["kappa"] == float(self.module.kappa)
 
-    def _checked(self, adata: AnnData | None) -> AnnData:
+    def _validate_anndata(self, adata: AnnData | None = None, *args: Any) -> AnnData:
         """Return cells with the model's genes; its own predictions are no counts any more."""
         if adata is None or not self._is_own(adata):
-            return super()._checked(adata)
+            return super()._validate_anndata(adata, *args)
         cells = align(adata, pd.Index(self.get_var_names()), None)
         cells.uns[RECORD] = adata.uns[RECORD]
         if self.keys.layer is not None:

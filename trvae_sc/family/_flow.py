@@ -124,9 +124,13 @@ class FlowModule(ExpressionModule):
         """Return latent codes of components, shape (n_cells, n_pcs)."""
         return self.flow().transform(p)
 
-    def encode_with_slope(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latent codes, and log |det| of the derivative of codes by components, (n_cells,)."""
-        return self.flow().transform.call_and_ladj(p)
+    def with_slopes(self, x: Tensor) -> Tensor:
+        """Return latent codes of values and, beside them, log |det| of their derivative by components.
+
+        Shape (n_cells, n_pcs + 1).
+        """
+        u, slope = self.flow().transform.call_and_ladj(self.to_components(x))
+        return torch.cat([u, slope[:, None]], 1)
 
     def decode(self, u: Tensor) -> Tensor:
         """Return components of latent codes, shape (n_cells, n_pcs)."""

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.special import softmax
+from scipy.stats import norm
 
 from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
@@ -159,8 +160,9 @@ class FlowSpace(Translator):
         self._check_if_trained(warn=False)
         around = self._around(exemplars, strength)
         cells = self._validate_anndata(adata)
-        u, log_slope = self._codes_and_slopes(cells)
-        return pd.Series(_log_normal(u, around) + log_slope, cells.obs_names, name="log_prob")
+        found = self._in_parts(self.module.with_slopes, self._values(cells)).astype(np.float64)
+        log_p = _log_normal(found[:, :-1], around) + found[:, -1]
+        return pd.Series(log_p, cells.obs_names, name="log_prob")
 
     def classify(
         self,
@@ -262,30 +264,15 @@ class FlowSpace(Translator):
 
     # -- parts ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _places(self, cells: AnnData) -> np.ndarray:
         """Return the places of cells; see :meth:`FlowModule.places`."""
-        parts = torch.as_tensor(self._values(cells)).split(1024)
-        found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
-        return found.cpu().numpy().astype(np.float64)
+        return self._in_parts(self.module.places, self._values(cells)).astype(np.float64)
 
     @torch.no_grad()
     def _values_at(self, places: np.ndarray) -> np.ndarray:
         """Return the values of cells at these places."""
         places = torch.as_tensor(places, dtype=torch.float32, device=self.device)
         return self.module.values_at(places).cpu().numpy()
-
-    @torch.no_grad()
-    def _codes_and_slopes(self, cells: AnnData) -> tuple[np.ndarray, np.ndarray]:
-        """Return codes, and the log of how much the flow stretches volumes at the cells."""
-        found = []
-        for part in torch.as_tensor(self._values(cells)).split(1024):
-            u, slope = self.module.encode_with_slope(
-                self.module.to_components(part.to(self.device))
-            )
-            found.append(torch.cat([u, slope[:, None]], 1).cpu().numpy().astype(np.float64))
-        found = np.concatenate(found)
-        return found[:, :-1], found[:, -1]
 
     def _around(self, exemplars: AnnData | None, strength: float) -> Gaussian:
         """Return N(0, I), or its posterior given exemplars."""
@@ -301,6 +288,5 @@ def _standard(n: int) -> Gaussian:
 
 def _log_normal(u: np.ndarray, around: Gaussian) -> np.ndarray:
     """Return the log density of codes under a Gaussian, shape (n_codes,)."""
-    variance = np.maximum(around.variance, _LEAST_VARIANCE)
-    square = np.square(u - around.mean) / variance
-    return -0.5 * (square + np.log(2 * np.pi * variance)).sum(1)
+    deviation = np.sqrt(np.maximum(around.variance, _LEAST_VARIANCE))
+    return norm.logpdf(u, around.mean, deviation).sum(1)

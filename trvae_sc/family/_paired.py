@@ -11,8 +11,6 @@ from anndata import AnnData
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
-from trvae_sc.arguments import check_known
-from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._networks import (
@@ -26,7 +24,6 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.levels import as_text, level_name, listing
-from trvae_sc.model import REGISTRATION
 
 logger = logging.getLogger(__name__)
 
@@ -166,18 +163,32 @@ class PairedTranslator(BetweenTranslator):
         InputError
             As there; also where pairs are not one to one.
         """
-        arguments = locals()
-        check_known(kwargs, cls.setup_anndata, REGISTRATION)
-        setup_method_args = cls._get_setup_method_args(**arguments)
-        if kwargs.get("source_registry") is None:
-            _check_pairs(adata, condition_key, pair_key)
-        cls._register_fields(adata, setup_method_args, **kwargs)
+        cls._register_fields(locals())
+
+    @classmethod
+    def _check_further(cls, adata: AnnData, given: dict[str, Any]) -> None:
+        """Raise where a pair has several cells of a condition."""
+        key = given["pair_key"]
+        if key not in adata.obs:
+            raise InputError(
+                f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}."
+            )
+        if adata.obs[key].isna().any():
+            raise InputError(f"adata.obs['{key}'] is missing (NaN) in some cells. Drop them.")
+        twice = adata.obs[[given["condition_key"], key]].duplicated()
+        if twice.any():
+            names = adata.obs.loc[twice, key].unique().tolist()
+            raise InputError(
+                f"Pairs are not one to one: {len(names)} values of adata.obs['{key}'] occur in "
+                f"several cells of one condition ({listing(names)}). Give each pair a name of its own; "
+                "cells without partners are for CycleGAN."
+            )
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the rows of each pair; raise where there is none."""
         given, obs = self.registry_["setup_args"], self.adata.obs
         condition = as_text(obs[given["condition_key"]])
-        _check_pairs(self.adata, given["condition_key"], given["pair_key"])
+        self._check_further(self.adata, given)
         sides = []
         for end in (self.source_, self.target_):
             rows = np.flatnonzero(condition == level_name(end))
@@ -191,23 +202,3 @@ class PairedTranslator(BetweenTranslator):
         n_alone = sum(len(side) for side in sides) - 2 * len(names)
         logger.info("%d pairs; %d cells have no partner.", len(names), n_alone)
         return [tuple(np.array([side[name]]) for side in sides) for name in names]
-
-
-def _check_pairs(adata: AnnData, condition_key: str, pair_key: str) -> None:
-    """Raise where a pair has several cells of a condition."""
-    check_type(adata)
-    for key in (condition_key, pair_key):
-        if key not in adata.obs:
-            raise InputError(
-                f"No column '{key}' in adata.obs; there are {list(adata.obs.columns)}."
-            )
-    if adata.obs[pair_key].isna().any():
-        raise InputError(f"adata.obs['{pair_key}'] is missing (NaN) in some cells. Drop them.")
-    twice = adata.obs[[condition_key, pair_key]].duplicated()
-    if twice.any():
-        names = adata.obs.loc[twice, pair_key].unique().tolist()
-        raise InputError(
-            f"Pairs are not one to one: {len(names)} values of adata.obs['{pair_key}'] occur in "
-            f"several cells of one condition ({listing(names)}). Give each pair a name of its own; "
-            "cells without partners are for CycleGAN."
-        )

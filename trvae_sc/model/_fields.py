@@ -213,10 +213,10 @@ def fields(
     *,
     labels_key: str | None,
     layer: str | None,
-    batch_key: str | None,
     total_counts_key: str | None,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
+    batch_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     condition_separator: str | None = None,
     condition_features: pd.DataFrame | None = None,
 ) -> list[Any]:
