@@ -106,20 +106,18 @@ class CycleGAN(BetweenTranslator):
        + \tfrac\mu d \big(E\lVert G(q) - q\rVert_1 + E\lVert F(p) - p\rVert_1\big)
 
     (Zhu et al. 2017, doi:10.1109/ICCV.2017.244, eqs. 2, 3 and section 5.2). The part of a cell outside of the
-    components stays as it was. Where labels are registered, minibatches have the same labels under both
-    conditions and the critics see them. To see how far the cycle closes, predict from a prediction: ``model.predict(model.predict(target=b), target=a)``.
+    components stays as it was. To see how far the cycle closes, predict from a prediction:
+    ``model.predict(model.predict(target=b), target=a)``.
 
-    Without labels a difference of composition is learned as if it were an effect, and nothing keeps a cell's
-    identity: a map that exchanges labels closes every cycle and pleases every critic as well as one that
-    does not, whatever the weight of the identity term. So give labels if there are any. The generators do
-    not see them, so that they can be used on labels never seen under the target.
+    Minibatches have the same labels under both conditions, and the critics see them. Without labels a
+    difference of composition is learned as if it were an effect, and a map that exchanges labels closes
+    every cycle and pleases every critic, whatever the weight of the identity term. The generators do not
+    see labels, so that they can be used on those never seen under the target.
 
     Parameters
     ----------
-    adata, registry, seed
-        As for :class:`Translator`.
-    source, target
-        The two conditions. May be None where the data have no others.
+    adata, registry, source, target, seed
+        As for :class:`BetweenTranslator`.
     n_pcs
         Principal components; fewer where cells or genes do not allow so many.
     n_hidden

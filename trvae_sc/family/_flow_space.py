@@ -45,10 +45,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No such rows, or genes are missing.
+        NotTrainedError, InputError
+            The model is not trained; no such rows, or genes are missing.
         """
         self._check_if_trained(warn=False)
         cells = self._validate_anndata(adata)
@@ -68,15 +66,13 @@ class FlowSpace(Translator):
 
         Returns
         -------
-        AnnData with a row per code: log values (values that are no counts: as they are) of cells with
-        nothing outside of the principal components. u in ``obsm["X_trvae"]``.
+        AnnData with a row per code: log values (values that are no counts: as they are) with nothing
+        outside of the principal components; u in ``obsm["X_trvae"]``.
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            Codes of another shape or that are not finite, an unknown condition.
+        NotTrainedError, InputError
+            The model is not trained; codes of another shape or that are not finite, an unknown condition.
         """
         self._check_if_trained(warn=False)
         u = checked_codes("u", u, len(self.module.spread))
@@ -117,10 +113,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            `n_obs` is no positive number, or `strength` is negative.
+        NotTrainedError, InputError
+            The model is not trained; `n_obs` is no positive number, or `strength` is negative.
         """
         check_whole("n_obs", n_obs)
         check_seed(seed)
@@ -152,10 +146,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            `strength` is negative.
+        NotTrainedError, InputError
+            The model is not trained; `strength` is negative.
         """
         self._check_if_trained(warn=False)
         around = self._around(exemplars, strength)
@@ -192,10 +184,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No labels were registered, or the exemplars lack their column.
+        NotTrainedError, InputError
+            The model is not trained; no labels were registered, or the exemplars lack their column.
         """
         self._check_if_trained(warn=False)
         key = self.keys.labels_key
@@ -244,18 +234,14 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No such cells, or fewer than two steps.
+        NotTrainedError, InputError
+            The model is not trained; no such cells, or fewer than two steps.
         """
         self._check_if_trained(warn=False)
         check_whole("steps", steps, 2)
         cells = self._validate_anndata(adata)
         end = self._places(cells[rows_of(cells, b)]).mean(0)
-        start = np.zeros_like(end)
-        if a is not None:
-            start = self._places(cells[rows_of(cells, a)]).mean(0)
+        start = 0.0 if a is None else self._places(cells[rows_of(cells, a)]).mean(0)
         fraction = np.linspace(0.0, 1.0, steps)
         places = (1.0 - fraction[:, None]) * start + fraction[:, None] * end
         obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])

@@ -108,14 +108,11 @@ class FlowTransfer(FlowSpace):
         """Return how many cells the prior is worth, from the labels measured under both conditions.
 
         Each of them is predicted without exemplars, from the shifts of the others, and compared with
-        its cells: see ``trvae_sc.family.worth_of_prior``. One number is for the principal components,
-        the other for what is outside of them.
+        its cells by :func:`worth_of_prior`: in the principal components, and outside of them.
 
         Parameters
         ----------
-        source, target
-            Conditions.
-        prior
+        source, target, prior
             As for :meth:`predict`.
 
         Raises
@@ -175,10 +172,8 @@ class FlowTransfer(FlowSpace):
 
         Parameters
         ----------
-        adata
-            Cells to start from; the model's own data if None. Not changed.
-        target
-            Condition to predict.
+        adata, target, source, labels, indices
+            As for :meth:`Translator.predict`.
         exemplars
             Cells under the target. Those of a label speak for it; labels without get the prior.
         strength
@@ -190,8 +185,6 @@ class FlowTransfer(FlowSpace):
         output
             ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: draws from
             the posterior, one for each source cell.
-        source, labels, indices
-            As for :meth:`Translator.predict`.
         seed
             Seed of the draws.
 
@@ -202,7 +195,7 @@ class FlowTransfer(FlowSpace):
 
         Raises
         ------
-        RuntimeError, InputError
+        NotTrainedError, InputError
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """

@@ -39,34 +39,23 @@ def generate(
     ----------
     model
         Trained model with its training cells.
-    condition
-        Condition to decode with; None for presets whose network does not see it.
-    n_obs
-        Number of cells.
-    label
-        Label (cell type) of the cells, whose codes then come from the posteriors of training cells of
-        that label.
-    latent
-        Where codes come from: the ``"prior"`` N(0, I), which knows no labels and which an autoencoder
-        has not, or the ``"posterior"`` of random training cells. If None, the prior without a `label`.
+    condition, n_obs, label, latent, seed
+        As in :meth:`trvae_sc.TRVAE.generate`, `label` as its `labels`. `latent` is None for the prior
+        without a label, the posterior with one.
     held_back
         Real cells that the model was not trained on, to compare with; training cells among
         themselves if None.
-    seed
-        Seed of all draws.
 
     Returns
     -------
-    AnnData of :meth:`trvae_sc.TRVAE.generate`: draws from the likelihood. ``uns["trvae_sc"]`` holds
-    ``"copy_check"``, what :func:`copy_check` finds on log(1 + kappa share) values (the values
-    themselves if they are no counts) against all training cells.
+    AnnData of :meth:`trvae_sc.TRVAE.generate`: draws from the likelihood. ``uns["trvae_sc"]["copy_check"]``:
+    what :func:`copy_check` finds on log(1 + kappa share) values (others: as they are).
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        Unknown condition or label; the prior with a label, or of an autoencoder, which has none.
+    NotTrainedError, InputError
+        The model is not trained; unknown condition or label; the prior with a label, or of an
+        autoencoder, which has none.
 
     Examples
     --------
@@ -89,12 +78,11 @@ def copy_check(
 ) -> dict[str, Any]:
     r"""Compare how near generated and real cells are to training cells.
 
-    For every cell, :math:`d_1` and :math:`d_2` are the Euclidean distances to the nearest and the
-    second nearest training cell. A generated cell is *close* where both :math:`d_1` and
-    :math:`d_1 / d_2` are below their 1 % quantiles over real cells: near to one training cell, and to
-    no other. (:math:`d_1` alone is also small for cells with too little noise, which are near to all.)
-    Generated cells are called copies where more of them than of the real cells are close (Fisher's
-    exact test, one-sided, p < 0.001).
+    With :math:`d_1` and :math:`d_2` the Euclidean distances of a cell to the nearest and the second
+    nearest training cell, it is *close* where both :math:`d_1` and :math:`d_1 / d_2` are below their
+    1 % quantiles over real cells: near to one training cell, and to no other. Generated cells are
+    called copies where more of them than of the real cells are close (Fisher's exact test, one-sided,
+    p < 0.001).
 
     Parameters
     ----------
@@ -103,8 +91,8 @@ def copy_check(
     train
         Training cells, the same genes.
     held_back
-        Real cells that were not trained on. If None, up to 1,000 training cells, each compared with
-        all others.
+        Real cells that were not trained on; up to 1,000 training cells, each compared with all others,
+        if None.
     seed
         Seed of the choice of those.
 
@@ -112,8 +100,7 @@ def copy_check(
     -------
     ``copies`` (whether), ``note`` (in words), ``n_close`` and ``n_generated``, ``n_close_real`` and
     ``n_real``, ``n_identical`` (generated cells equal to a training cell), ``median_distance`` and
-    ``median_distance_real`` (of :math:`d_1`), ``p_value``. This measures distance to single cells in
-    one space; it is no proof of anonymity.
+    ``median_distance_real`` (of :math:`d_1`), ``p_value``. It is no proof of anonymity.
 
     Raises
     ------

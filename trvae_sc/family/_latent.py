@@ -94,10 +94,9 @@ def interpolate(
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No such cells, fewer than two steps, an unknown condition, or several and no choice.
+    NotTrainedError, InputError
+        The model is not trained; no such cells, fewer than two steps, an unknown condition, or several
+        and no choice.
 
     Examples
     --------
@@ -146,8 +145,7 @@ def traverse(
     dimension
         Latent dimension, from 0.
     limits
-        Lowest and highest value of it. If None, the 1 % and 99 % quantiles over all cells of `adata`:
-        outside of them the decoder has seen next to nothing.
+        Lowest and highest value of it; the 1 % and 99 % quantiles over all cells of `adata` if None.
     at
         Cells whose mean code is the place to start from, given as in :func:`interpolate`; all if None.
     steps
@@ -161,16 +159,13 @@ def traverse(
     -------
     AnnData with a row per value. ``X``: expected values, on the scale of :func:`interpolate`;
     ``obs["value"]``: :math:`z_d`; ``var["slope"]``: change per unit of it; ``var["range"]``;
-    ``obsm["X_trvae"]``: z. Sort genes by ``range`` to see which respond; dimensions have no order, and
-    seeds permute them.
+    ``obsm["X_trvae"]``: z. Dimensions have no order, and seeds permute them.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No such dimension, or one that collapsed (not in ``model.active_dims``), fewer than two steps,
-        limits that do not rise, no such cells, an unknown condition, or several and no choice.
+    NotTrainedError, InputError
+        As :func:`interpolate`; also no such dimension, or one that collapsed (not in
+        ``model.active_dims``), or limits that do not rise.
     """
     check_model(model)
     n_latent, active = model.module.z_mean.out_features, model.active_dims
@@ -205,15 +200,15 @@ def traverse(
     return result
 
 
-# -- towards a characteristic -----------------------------------------------------------------------
-
-
 def _are_limits(limits: Any) -> bool:
     """Return whether something is two finite numbers that rise."""
     is_pair = isinstance(limits, Sequence | np.ndarray) and len(limits) == 2
     if not is_pair or not all(isinstance(end, Real) for end in limits):
         return False
     return bool(np.isfinite(limits).all() and limits[0] < limits[1])
+
+
+# -- towards a characteristic -----------------------------------------------------------------------
 
 
 def shift_attribute(
@@ -231,8 +226,7 @@ def shift_attribute(
        \qquad \text{mean:}\quad z' = z + \alpha\,(\bar z_{\mathrm{with}} - z)
 
     with the mean codes of the training cells that have the characteristic and of all others (Larsen et
-    al. 2016, arXiv:1512.09300, section 4.2.1). The difference leaves what else a code holds; the mean
-    replaces it, all of it at alpha = 1.
+    al. 2016, arXiv:1512.09300, section 4.2.1). The difference leaves what else a code holds.
 
     Parameters
     ----------
@@ -241,8 +235,7 @@ def shift_attribute(
     adata
         Cells to move, with the genes of the model; the model's own if None. Not changed.
     attribute
-        Characteristic, the value of a column of ``obs`` of the training cells, as in
-        ``{"cell_type": "NK"}`` (all of several); or rows of the training cells.
+        Training cells that have the characteristic, given as in :func:`interpolate`.
     by
         ``"difference"`` or ``"mean"``.
     alpha
@@ -253,16 +246,13 @@ def shift_attribute(
     Returns
     -------
     AnnData with a row per cell of `adata` and its ``obs``. ``X``: expected values, on the scale of
-    :func:`interpolate`: the noise of the cell, and whatever else the code does not hold, is gone at
-    any alpha. ``obsm["X_trvae"]``: z'.
+    :func:`interpolate`, without the cell's noise at any alpha. ``obsm["X_trvae"]``: z'.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No training cell has the characteristic, or all have (by difference); alpha is not finite, `by`
-        or the condition is unknown.
+    NotTrainedError, InputError
+        The model is not trained; no training cell has the characteristic, or all have (by difference);
+        alpha is not finite, `by` or the condition is unknown.
     """
     check_model(model)
     if not isinstance(alpha, Real) or not np.isfinite(alpha):

@@ -42,14 +42,10 @@ def translate(
     ----------
     train, source, target, keys
         As in :func:`trvae_sc.baselines.mean_shift`; source cells are of one condition.
-    seed
-        Seed of the model.
-    model_cls
-        Class of the model.
+    model_cls, seed, **model_kwargs
+        Class of the model, and its arguments.
     setup_kwargs, train_kwargs, predict_kwargs
         Arguments of its ``setup_anndata``, ``train`` and ``predict``.
-    **model_kwargs
-        Arguments of the model.
 
     Returns
     -------

@@ -84,25 +84,16 @@ class PairedTranslator(BetweenTranslator):
     for d principal components p, q of the cells of a pair (Isola et al. 2017,
     doi:10.1109/CVPR.2017.632, eq. 4; without noise, which G learns to ignore). The part of a cell
     outside of them stays as it was. Dissociated cells are measured once and have no partners: this
-    is for images, time-lapse data and simulations. It goes from source to target only; for the way back train
-    another with the two exchanged.
+    is for images, time-lapse data and simulations. It goes from source to target only.
 
     Parameters
     ----------
-    adata, registry, seed
-        As for :class:`Translator`.
-    source, target
-        The two conditions. May be None where the data have no others.
-    n_pcs
-        Principal components; fewer where cells or genes do not allow so many.
-    n_hidden
-        Widths of generator and critic.
+    adata, registry, source, target, seed
+        As for :class:`BetweenTranslator`.
+    n_pcs, n_hidden, adversarial, penalty_weight
+        As for :class:`CycleGAN`.
     l1_weight
         Weight :math:`\lambda` of the L1 loss (100: published).
-    adversarial
-        Loss of the critic, ``"wasserstein"`` or ``"hinge"``.
-    penalty_weight
-        Weight of the gradient penalty; 0 for none.
 
     Examples
     --------
@@ -148,15 +139,11 @@ class PairedTranslator(BetweenTranslator):
 
         Parameters
         ----------
-        adata
-            Cells x genes.
-        condition_key
-            Column of ``adata.obs`` with the condition of each cell.
+        adata, condition_key, labels_key, layer, total_counts_key, is_count, **kwargs
+            As for :meth:`Translator.setup_anndata`.
         pair_key
             Column that names each cell's pair: equal in a cell and its partner, and in no other
-            cell of either condition. A cell may lack a partner; it is not trained on.
-        labels_key, layer, total_counts_key, is_count, **kwargs
-            As for :meth:`Translator.setup_anndata`.
+            cell of either condition. Cells without a partner are not trained on.
 
         Raises
         ------
