@@ -108,19 +108,18 @@ def copy_check(
         Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
     """
     check_seed(seed)
-    given = {"generated": generated, "train": train, "held_back": held_back}
+    given = {"train": train, "generated": generated}
+    given |= {} if held_back is None else {"held_back": held_back}
     for name, x in given.items():
         if isinstance(x, AnnData):
             raise InputError(f"`{name}` is an AnnData: give its values on a log scale, a matrix.")
-        is_array = isinstance(x, np.ndarray) or sparse.issparse(x)
-        if x is not None and not (is_array and x.ndim == 2):
+        if not ((isinstance(x, np.ndarray) or sparse.issparse(x)) and x.ndim == 2):
             raise InputError(
                 f"`{name}` is no matrix, cells x genes: give an array or a sparse matrix."
             )
-        if x is not None and not np.isfinite(x.data if sparse.issparse(x) else x).all():
+        if not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
-    for name, x in given.items():
-        if x is not None and (not x.shape[0] or x.shape[1] != train.shape[1]):
+        if not x.shape[0] or x.shape[1] != train.shape[1]:
             raise InputError(
                 f"`{name}` has shape {x.shape} and `train` {train.shape}: give cells, of the same genes."
             )

@@ -12,10 +12,9 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
-from trvae_sc.family._cyclegan import CycleGAN
 from trvae_sc.family._flow_matching import FlowMatching
 from trvae_sc.family._flow_transfer import FlowTransfer
-from trvae_sc.family._paired import PairedTranslator
+from trvae_sc.family._gans import CycleGAN, PairedTranslator
 from trvae_sc.family._translator import Translator
 from trvae_sc.notes import unlogged
 
