@@ -131,8 +131,6 @@ class ConditionalGAN(Translator):
         self.init_params_ = self._get_init_params(locals())
         self._build(ConditionalGANModule, locals())
 
-    # -- cells from noise -----------------------------------------------------------------------------
-
     def generate(
         self, condition: Any, n_obs: int = 1000, *, labels: Any = None, seed: int = 0
     ) -> AnnData:

@@ -94,18 +94,16 @@ class FlowSpace(Translator):
         strength: float = 1.0,
         seed: int = 0,
     ) -> AnnData:
-        r"""Return new cells: f^-1(u) of u from N(0, I), or from its posterior around exemplars.
+        r"""Return new cells: f^-1(u) of u from N(0, I), or from its :func:`posterior` around exemplars.
 
         Parameters
         ----------
-        n_obs
-            Number of cells.
+        n_obs, seed
+            Number of cells, and seed of the draws.
         exemplars
-            Cells to be like, such as those of a label: u is then drawn from :func:`posterior` of N(0, I).
+            Cells to be like, such as those of a label.
         strength
             Number of exemplars that N(0, I) counts as.
-        seed
-            Seed of the draws.
 
         Returns
         -------
@@ -167,7 +165,7 @@ class FlowSpace(Translator):
 
         .. math:: P(l \mid x) = \frac{p_l(x)}{\sum_m p_m(x)}
 
-        with :math:`p_l` of :meth:`log_prob` around the exemplars of label l: labels are equally likely before.
+        with :math:`p_l` of :meth:`log_prob` around the exemplars of label l.
 
         Parameters
         ----------

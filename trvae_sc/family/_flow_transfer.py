@@ -32,14 +32,14 @@ class FlowTransfer(FlowSpace):
 
     .. math:: \mu_0 = m_s + \frac1L \sum_l (m_{lt} - m_{ls}), \qquad \sigma_0^2 = v_s
 
-    (``prior="source"``: without the mean shift of the other labels), the posterior given n exemplars
-    is :func:`posterior`, and each source cell is moved to its place in it and decoded:
+    (``prior="source"``: without the mean shift of the other labels), and each source cell is moved to its
+    place in the :func:`posterior` given n exemplars, and decoded:
 
     .. math:: u' = \mu_n + \frac{\sigma_n}{\sigma_0} (u - m_s), \qquad
        \hat p = f^{-1}(u')
 
-    The part of a cell outside of the components is moved in the same way, by the posterior of its mean
-    and without the flow; its deviation from that stays as it was.
+    The part of a cell outside of the components is moved by the posterior of its mean, and keeps its
+    deviation from that.
 
     Parameters
     ----------
@@ -182,11 +182,9 @@ class FlowTransfer(FlowSpace):
         prior
             ``"shift"``: source cells moved by the mean shift of the labels; ``"source"``: source
             cells as they are.
-        output
-            ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: draws from
-            the posterior, one for each source cell.
-        seed
-            Seed of the draws.
+        output, seed
+            ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: as many
+            draws from it, by the seed.
 
         Returns
         -------

@@ -34,9 +34,6 @@ from trvae_sc.levels import as_text, level_name, listing
 logger = logging.getLogger(__name__)
 
 
-# -- without pairs --------------------------------------------------------------------------------
-
-
 class CycleGANModule(BetweenModule):
     r"""Two generators :math:`G(p) = p + g(p), F(q) = q + f(q)` and a critic of each condition; see :class:`CycleGAN`."""
 
@@ -182,9 +179,6 @@ class CycleGAN(BetweenTranslator):
     def _values(self, adata: AnnData, kappa: float | None = None) -> np.ndarray:
         """Return log values, of a prediction as they are."""
         return np.float32(dense(adata.X)) if self._is_own(adata) else super()._values(adata, kappa)
-
-
-# -- with pairs -----------------------------------------------------------------------------------
 
 
 class PairedModule(BetweenModule):

@@ -54,8 +54,7 @@ def generate(
     Raises
     ------
     NotTrainedError, InputError
-        The model is not trained; unknown condition or label; the prior with a label, or of an
-        autoencoder, which has none.
+        As :meth:`trvae_sc.TRVAE.generate`.
 
     Examples
     --------

@@ -24,7 +24,7 @@ def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
     .. math:: z_{ij} = \big(\Phi^{-1}(u_i), \Phi^{-1}(u_j)\big), \qquad u_i \text{ from } \tfrac{1-c}2
        \text{ to } \tfrac{1+c}2
 
-    Kingma and Welling 2014, arXiv:1312.6114, appendix A. ``pl.manifold`` draws them once decoded.
+    Kingma and Welling 2014, arXiv:1312.6114, appendix A.
 
     Parameters
     ----------
@@ -52,9 +52,6 @@ def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
     check_number("coverage", coverage, 0.0, 1.0, closed=False)
     z = ndtri(0.5 + coverage * np.linspace(-0.5, 0.5, n))
     return np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
-
-
-# -- between cells --------------------------------------------------------------------------------
 
 
 def interpolate(
@@ -88,9 +85,8 @@ def interpolate(
 
     Returns
     -------
-    AnnData with a row per point. ``X``: expected values, log(1 + kappa share) for counts (as
-    ``predict(output="mean")``), ``obs["fraction"]``: f, ``obsm["X_trvae"]``: z. Batch and covariates
-    are those of the first cell of a. ``trvae_sc.pl.interpolation`` draws it.
+    AnnData with a row per point. ``X``: expected values, as of ``predict(output="mean")``;
+    ``obs["fraction"]``: f; ``obsm["X_trvae"]``: z. Batch and covariates are those of the first of a.
 
     Raises
     ------
@@ -118,9 +114,6 @@ def interpolate(
     return decoded_cells(model, adata, rows, z, condition, obs, "interpolate")
 
 
-# -- along one dimension --------------------------------------------------------------------------
-
-
 def traverse(
     model: TRVAE,
     dimension: int,
@@ -140,8 +133,8 @@ def traverse(
 
     Parameters
     ----------
-    model
-        Trained model, any preset.
+    model, condition, adata
+        As in :func:`interpolate`; a `condition` of None is that of the cells of `at`.
     dimension
         Latent dimension, from 0.
     limits
@@ -150,10 +143,6 @@ def traverse(
         Cells whose mean code is the place to start from, given as in :func:`interpolate`; all if None.
     steps
         Number of values.
-    condition
-        Condition to decode with. If None, that of the cells of `at`, which must be one.
-    adata
-        Cells to use; the model's own if None.
 
     Returns
     -------
@@ -206,9 +195,6 @@ def _are_limits(limits: Any) -> bool:
     if not is_pair or not all(isinstance(end, Real) for end in limits):
         return False
     return bool(np.isfinite(limits).all() and limits[0] < limits[1])
-
-
-# -- towards a characteristic -----------------------------------------------------------------------
 
 
 def shift_attribute(

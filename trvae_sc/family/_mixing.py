@@ -28,8 +28,6 @@ def mixing(
 ) -> pd.DataFrame:
     r"""Return how far codes tell the condition, within each label.
 
-    A code that holds what conditions share, such as the style of a digit, does not tell them apart.
-
     Parameters
     ----------
     model

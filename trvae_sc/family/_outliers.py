@@ -41,17 +41,16 @@ def outlier_score(
 ) -> pd.DataFrame:
     r"""Score cells by how far they are from training cells, and say how well the model explains them.
 
-    The score is the mean distance to the 5 nearest training cells (a training cell itself, which is known by its
-    values, is not counted) in principal components of the log values: in 10 or in 30 of them, whichever find
-    training labels better that are left out of the neighbours in turn (mean AUROC of their cells against all
-    others; without labels: in 20). What the model says finds outliers less well, and stands beside it:
+    The score is the mean distance to the 5 nearest training cells but itself, in 10 or 30 principal components
+    of the log values: in those where training labels that are left out of the neighbours in turn are found
+    better (mean AUROC of their cells against all others; without labels: in 20). Beside it stands
 
     .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x), \qquad
        \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)}
 
-    (importance sampling, Burda et al. 2016, arXiv:1509.00519; of an autoencoder and ``mse`` the likelihood at
-    the posterior mean). The likelihood itself is about how deep a cell is and how many genes it expresses
-    (Nalisnick et al. 2019, arXiv:1810.09136).
+    the deviance, which finds outliers less well (importance sampling, Burda et al. 2016, arXiv:1509.00519; of an
+    autoencoder and ``mse`` the likelihood at the posterior mean). The likelihood itself is about how deep a cell
+    is and how many genes it expresses (Nalisnick et al. 2019, arXiv:1810.09136).
 
     Parameters
     ----------
@@ -59,7 +58,6 @@ def outlier_score(
         Trained model, any preset.
     adata
         Cells to score, with the genes of the model and conditions it knows; the model's own if None.
-        Not changed.
     reference
         The cells that are no outliers. If None those that training held back to validate on
         (``train(train_size=0.9)``); if it held back none, with a warning, a random half of the training cells
@@ -72,10 +70,9 @@ def outlier_score(
 
     Returns
     -------
-    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``score``, the distance, the higher the less
-    like the training cells; and ``p_value``, the share of the m reference cells at as high a score,
-    :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: uniform for cells like them, small for outliers.
-    ``attrs["n_components"]`` says in how many components.
+    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``score``, the distance; and ``p_value``, the
+    share of the m reference cells at as high a score, :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: small for
+    outliers. ``attrs["n_components"]`` says in how many components.
 
     Raises
     ------

@@ -134,9 +134,6 @@ def _writable(array: np.ndarray, dtype: Any) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-# -- what fits ------------------------------------------------------------------------------------------
-
-
 def fitted(
     dataset: Dataset, device: torch.device, memory_budget: float | None
 ) -> Dataset | DeviceDataset:
