@@ -537,6 +537,8 @@ def test_pairs_must_be_there(shifted):
     with pytest.raises(InputError, match="Expected an AnnData, got str"):
         PairedTranslator.setup_anndata("cells.h5ad", "condition", pair_key="pair")
     adata = shifted[0].copy()
+    with pytest.raises(InputError, match="PairedTranslator takes one column"):
+        PairedTranslator.setup_anndata(adata, ["condition", "cell_type"], pair_key="pair")
     adata.obs["pair"] = np.arange(adata.n_obs)
     PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", is_count=False)
     with pytest.raises(InputError, match="there are no pairs"):

@@ -40,7 +40,7 @@ def test_a_term_has_levelled_off_where_it_falls_no_more():
 
 def test_training_says_how_long_it_takes_and_took(fit, capsys, monkeypatch):
     ticks = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("trvae_sc.training._clock.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("trvae_sc.training._callbacks.perf_counter", lambda: next(ticks))
     fit(train={"max_epochs": 12, "enable_progress_bar": True})
     lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith((".", "help."))]
     assert lines[0] == "11 more epochs will take about 2 min."  # 10 s each

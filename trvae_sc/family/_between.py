@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,43 +70,19 @@ class BetweenTranslator(Translator):
     def _sampler(self, n_batches: int, batch_size: int) -> torch.utils.data.Sampler:
         return Matched(self._groups(), n_batches, batch_size)
 
-    def predict(
-        self, adata: AnnData | None = None, *, target: Any, source: Any = None, **kwargs: Any
+    def _source_cells(
+        self, adata: AnnData | None, target: Any, *, source: Any = None, **selection: Any
     ) -> AnnData:
-        """Return the cells under the other condition; see :meth:`Translator.predict`.
-
-        Parameters
-        ----------
-        adata
-            Cells to start from; the model's own data if None.
-        target, source
-            The two conditions, in either order (a :class:`PairedTranslator`: as it was trained).
-        **kwargs
-            Further arguments of :meth:`Translator.predict`: ``labels``, ``indices``, ``seed``.
-
-        Raises
-        ------
-        RuntimeError, InputError
-            As :meth:`Translator.predict`; also a third condition.
-        """
-        target, ends = self._level_to_predict(target), [self.source_, self.target_]
-        for condition in (target, *([] if source is None else [source])):
+        ends = [self.source_, self.target_]
+        source = ends[ends[0] == target] if source is None else source
+        for condition in (target, source):
             if self.condition_space.level(condition) not in ends:
                 raise InputError(
                     f"The model translates between {ends[0]!r} and {ends[1]!r}, not {condition!r}."
                 )
-        source = ends[ends[0] == target] if source is None else source
-        return super().predict(adata, target=target, source=source, **kwargs)
+        return super()._source_cells(adata, target, source=source, **selection)
 
-    @torch.no_grad()
     def _translate(
         self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
     ) -> np.ndarray:
-        start = torch.as_tensor(x).split(1024)
-        backward = target == self.source_
-        return np.concatenate(
-            [
-                self.module.translate(part.to(self.device), backward=backward).cpu().numpy()
-                for part in start
-            ]
-        )
+        return self._in_parts(partial(self.module.translate, backward=target == self.source_), x)

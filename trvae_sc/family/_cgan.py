@@ -24,7 +24,7 @@ from trvae_sc.family._networks import (
     Terms,
 )
 from trvae_sc.family._translator import Translator
-from trvae_sc.levels import as_text, level_name
+from trvae_sc.levels import as_text, codes_among
 from trvae_sc.model import checked_codes, per_code
 from trvae_sc.threads import suitable_threads
 
@@ -85,22 +85,18 @@ class ConditionalGAN(Translator):
     .. math:: \hat x = G(\epsilon, s, l), \quad \epsilon \sim N(0, I), \qquad
        L_G = -E\,D(G(\epsilon, s, l), s, l)
 
-    with condition s and, where labels are registered, label l as one-hot codes (Mirza and Osindero
-    2014, arXiv:1411.1784). The critic D has the hinge or the Wasserstein loss, with a penalty on its
-    slope; see ``trvae_sc.family.critic_loss`` and ``gradient_penalty``.
+    with condition s and label l, if any, as one-hot codes (Mirza and Osindero 2014, arXiv:1411.1784).
+    The critic D has the :func:`critic_loss`, with a :func:`gradient_penalty`.
 
-    Nothing of a source cell enters a prediction but its label: the model has no encoder, and each
-    source cell is answered with a new cell of its label under the target. A combination that was
-    never seen rests on label and condition each having been seen in others. :meth:`generate` needs no
-    source cells at all.
+    There is no encoder: each source cell is answered with a new cell of its label under the target.
+    A combination that was never seen rests on label and condition each having been seen in others.
 
     Parameters
     ----------
     adata, registry, seed
         As for :class:`Translator`.
     n_pcs
-        Principal components that cells are generated in; fewer where cells or genes do not allow so
-        many. What is outside of them is not generated.
+        Most principal components; what is outside of them is not generated.
     n_noise
         Dimensions of the noise.
     n_hidden
@@ -135,8 +131,6 @@ class ConditionalGAN(Translator):
         self.init_params_ = self._get_init_params(locals())
         self._build(ConditionalGANModule, locals())
 
-    # -- cells from noise -----------------------------------------------------------------------------
-
     def generate(
         self, condition: Any, n_obs: int = 1000, *, labels: Any = None, seed: int = 0
     ) -> AnnData:
@@ -144,10 +138,8 @@ class ConditionalGAN(Translator):
 
         Parameters
         ----------
-        condition
-            Condition of the cells.
-        n_obs
-            Number of cells.
+        condition, n_obs
+            Condition and number of the cells.
         labels
             Label of the cells, or one for each; drawn as often as in training if None.
         seed
@@ -160,10 +152,8 @@ class ConditionalGAN(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            Unknown condition or labels, or `n_obs` is no positive number.
+        NotTrainedError, InputError
+            As :meth:`decode`; also `n_obs` is no positive number.
         """
         check_whole("n_obs", n_obs)
         check_seed(seed)
@@ -178,9 +168,7 @@ class ConditionalGAN(Translator):
         if labels is None and self.keys.labels_key is not None:
             cells = self.module.n_cells[:, self.conditions.index(level)].cpu().numpy()
             cells = cells if cells.sum() else np.ones_like(cells)
-            labels = np.asarray(self.labels, dtype=object)[
-                rng.choice(len(cells), n_obs, p=cells / cells.sum())
-            ]
+            labels = rng.choice(np.array(self.labels, object), n_obs, p=cells / cells.sum())
         return self.decode(noise, condition=level, labels=labels)
 
     def decode(self, z: np.ndarray, *, condition: Any, labels: Any = None) -> AnnData:
@@ -201,10 +189,9 @@ class ConditionalGAN(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            Noise of another shape or that is not finite, unknown condition or labels, or no labels where they are needed.
+        NotTrainedError, InputError
+            The model is not trained; noise of another shape or that is not finite; unknown condition
+            or labels, or no labels where they are needed.
         """
         level, key = self._level_to_predict(condition), self.keys.labels_key
         z = checked_codes("z", z, self.module.n_noise)
@@ -217,8 +204,7 @@ class ConditionalGAN(Translator):
         obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(z))])
         obs = obs.assign(**self.condition_space.columns([level] * len(z)))
         if key is not None:
-            obs[key] = per_code("labels", labels, len(z))
-            obs[key] = obs[key].astype("category")
+            obs[key] = pd.Categorical(per_code("labels", labels, len(z)))
         with torch.no_grad(), suitable_threads(self.module.widest):
             x = self._from_noise(torch.as_tensor(z), self._label_codes(obs), level)
         return self._as_cells(x, z, obs, "decode")
@@ -286,11 +272,10 @@ class ConditionalGAN(Translator):
             return torch.zeros(len(obs), dtype=torch.long)
         if key not in obs:
             raise InputError(f"No column '{key}' in adata.obs; there are {list(obs.columns)}.")
-        names = [level_name(label) for label in self.labels]
-        own = as_text(obs[key])
-        unknown = sorted(set(own) - set(names))
-        if unknown:
+        codes = codes_among(obs[key], self.labels)
+        if (codes < 0).any():
+            unknown = sorted(as_text(obs[key])[codes < 0].unique())
             raise InputError(
                 f"Unknown labels {unknown}; {type(self).__name__} generates {self.labels}."
             )
-        return torch.as_tensor(pd.Index(names).get_indexer(own), dtype=torch.long)
+        return torch.as_tensor(codes, dtype=torch.long)

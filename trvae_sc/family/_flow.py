@@ -28,8 +28,7 @@ class Gaussian(NamedTuple):
 def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) -> Gaussian:
     r"""Return mean and variance between a prior and n cells, dimension by dimension.
 
-    The prior counts as :math:`\kappa` cells (`strength`). With mean :math:`\bar u` and mean squared
-    deviation :math:`s^2` of the cells,
+    With mean :math:`\bar u` and mean squared deviation :math:`s^2` of the cells,
 
     .. math:: \mu_n = \frac{\kappa \mu_0 + n \bar u}{\kappa + n}, \qquad
        \sigma_n^2 = \frac{\kappa \sigma_0^2 + n s^2
@@ -46,7 +45,7 @@ def posterior(prior: Gaussian, cells: np.ndarray, strength: float | np.ndarray) 
     cells
         Latent codes, shape (n_cells, n_dimensions).
     strength
-        Number of cells that the prior counts as, from 0; one, or one for each dimension.
+        Number of cells :math:`\kappa` that the prior counts as, from 0; one, or one for each dimension.
 
     Raises
     ------
@@ -72,9 +71,8 @@ def worth_of_prior(expected: Sequence[np.ndarray], cells: Sequence[np.ndarray]) 
        - \frac{s_l^2}{n_l}\Big)
 
     for the means :math:`e_l` that are expected of several labels, and their :math:`n_l` cells of mean
-    :math:`\bar x_l` and variance :math:`s_l^2` (summed over dimensions): n cells miss the truth by
-    :math:`s^2 / n` in the mean, and what is subtracted is the noise of the means compared with. Labels of one
-    cell, whose variance is not known, do not count.
+    :math:`\bar x_l` and variance :math:`s_l^2` (summed over dimensions), of which a share
+    :math:`1 / n_l` is noise of the mean. Labels of one cell do not count.
 
     Parameters
     ----------
@@ -124,9 +122,13 @@ class FlowModule(ExpressionModule):
         """Return latent codes of components, shape (n_cells, n_pcs)."""
         return self.flow().transform(p)
 
-    def encode_with_slope(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latent codes, and log |det| of the derivative of codes by components, (n_cells,)."""
-        return self.flow().transform.call_and_ladj(p)
+    def with_slopes(self, x: Tensor) -> Tensor:
+        """Return latent codes of values and, beside them, log |det| of their derivative by components.
+
+        Shape (n_cells, n_pcs + 1).
+        """
+        u, slope = self.flow().transform.call_and_ladj(self.to_components(x))
+        return torch.cat([u, slope[:, None]], 1)
 
     def decode(self, u: Tensor) -> Tensor:
         """Return components of latent codes, shape (n_cells, n_pcs)."""

@@ -83,17 +83,14 @@ class FlowMatching(BetweenTranslator):
     minibatch, and t uniform on 0 to 1 (Lipman et al. 2023, arXiv:2210.02747; Tong et al. 2024,
     arXiv:2302.00482). Prediction integrates from 0 to 1, or back.
 
-    It works in principal components of the training cells rather than in the latent space of a VAE:
-    they are linear, so that the part of a cell outside of them is kept as it was, nothing has to be
-    decoded, and distances are those of expression. The velocity does not see the label, so that it
-    can be used on labels never seen under the target: it has to tell them by where they are.
+    Principal components of the training cells are linear: the part of a cell outside of them is kept as
+    it was, and distances are those of expression. The velocity does not see the label, so that it can be
+    used on labels never seen under the target: it has to tell them by where they are.
 
     Parameters
     ----------
-    adata, registry, seed
-        As for :class:`Translator`.
-    source, target
-        The two conditions. May be None where the data have no others.
+    adata, registry, source, target, seed
+        As for :class:`BetweenTranslator`.
     n_pcs
         Principal components; fewer where cells or genes do not allow so many.
     n_hidden

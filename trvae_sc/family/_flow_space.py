@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.special import softmax
+from scipy.stats import norm
 
 from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
@@ -44,10 +45,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No such rows, or genes are missing.
+        NotTrainedError, InputError
+            The model is not trained; no such rows, or genes are missing.
         """
         self._check_if_trained(warn=False)
         cells = self._validate_anndata(adata)
@@ -67,15 +66,13 @@ class FlowSpace(Translator):
 
         Returns
         -------
-        AnnData with a row per code: log values (values that are no counts: as they are) of cells with
-        nothing outside of the principal components. u in ``obsm["X_trvae"]``.
+        AnnData with a row per code: log values (values that are no counts: as they are) with nothing
+        outside of the principal components; u in ``obsm["X_trvae"]``.
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            Codes of another shape or that are not finite, an unknown condition.
+        NotTrainedError, InputError
+            The model is not trained; codes of another shape or that are not finite, an unknown condition.
         """
         self._check_if_trained(warn=False)
         u = checked_codes("u", u, len(self.module.spread))
@@ -97,18 +94,16 @@ class FlowSpace(Translator):
         strength: float = 1.0,
         seed: int = 0,
     ) -> AnnData:
-        r"""Return new cells: f^-1(u) of u from N(0, I), or from its posterior around exemplars.
+        r"""Return new cells: f^-1(u) of u from N(0, I), or from its :func:`posterior` around exemplars.
 
         Parameters
         ----------
-        n_obs
-            Number of cells.
+        n_obs, seed
+            Number of cells, and seed of the draws.
         exemplars
-            Cells to be like, such as those of a label: u is then drawn from :func:`posterior` of N(0, I).
+            Cells to be like, such as those of a label.
         strength
             Number of exemplars that N(0, I) counts as.
-        seed
-            Seed of the draws.
 
         Returns
         -------
@@ -116,10 +111,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            `n_obs` is no positive number, or `strength` is negative.
+        NotTrainedError, InputError
+            The model is not trained; `n_obs` is no positive number, or `strength` is negative.
         """
         check_whole("n_obs", n_obs)
         check_seed(seed)
@@ -151,16 +144,15 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            `strength` is negative.
+        NotTrainedError, InputError
+            The model is not trained; `strength` is negative.
         """
         self._check_if_trained(warn=False)
         around = self._around(exemplars, strength)
         cells = self._validate_anndata(adata)
-        u, log_slope = self._codes_and_slopes(cells)
-        return pd.Series(_log_normal(u, around) + log_slope, cells.obs_names, name="log_prob")
+        found = self._in_parts(self.module.with_slopes, self._values(cells)).astype(np.float64)
+        log_p = _log_normal(found[:, :-1], around) + found[:, -1]
+        return pd.Series(log_p, cells.obs_names, name="log_prob")
 
     def classify(
         self,
@@ -173,7 +165,7 @@ class FlowSpace(Translator):
 
         .. math:: P(l \mid x) = \frac{p_l(x)}{\sum_m p_m(x)}
 
-        with :math:`p_l` of :meth:`log_prob` around the exemplars of label l: labels are equally likely before.
+        with :math:`p_l` of :meth:`log_prob` around the exemplars of label l.
 
         Parameters
         ----------
@@ -190,10 +182,8 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No labels were registered, or the exemplars lack their column.
+        NotTrainedError, InputError
+            The model is not trained; no labels were registered, or the exemplars lack their column.
         """
         self._check_if_trained(warn=False)
         key = self.keys.labels_key
@@ -242,18 +232,14 @@ class FlowSpace(Translator):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            No such cells, or fewer than two steps.
+        NotTrainedError, InputError
+            The model is not trained; no such cells, or fewer than two steps.
         """
         self._check_if_trained(warn=False)
         check_whole("steps", steps, 2)
         cells = self._validate_anndata(adata)
         end = self._places(cells[rows_of(cells, b)]).mean(0)
-        start = np.zeros_like(end)
-        if a is not None:
-            start = self._places(cells[rows_of(cells, a)]).mean(0)
+        start = 0.0 if a is None else self._places(cells[rows_of(cells, a)]).mean(0)
         fraction = np.linspace(0.0, 1.0, steps)
         places = (1.0 - fraction[:, None]) * start + fraction[:, None] * end
         obs = pd.DataFrame({"fraction": fraction}, index=[f"step_{i}" for i in range(steps)])
@@ -262,30 +248,15 @@ class FlowSpace(Translator):
 
     # -- parts ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _places(self, cells: AnnData) -> np.ndarray:
         """Return the places of cells; see :meth:`FlowModule.places`."""
-        parts = torch.as_tensor(self._values(cells)).split(1024)
-        found = torch.cat([self.module.places(part.to(self.device)) for part in parts])
-        return found.cpu().numpy().astype(np.float64)
+        return self._in_parts(self.module.places, self._values(cells)).astype(np.float64)
 
     @torch.no_grad()
     def _values_at(self, places: np.ndarray) -> np.ndarray:
         """Return the values of cells at these places."""
         places = torch.as_tensor(places, dtype=torch.float32, device=self.device)
         return self.module.values_at(places).cpu().numpy()
-
-    @torch.no_grad()
-    def _codes_and_slopes(self, cells: AnnData) -> tuple[np.ndarray, np.ndarray]:
-        """Return codes, and the log of how much the flow stretches volumes at the cells."""
-        found = []
-        for part in torch.as_tensor(self._values(cells)).split(1024):
-            u, slope = self.module.encode_with_slope(
-                self.module.to_components(part.to(self.device))
-            )
-            found.append(torch.cat([u, slope[:, None]], 1).cpu().numpy().astype(np.float64))
-        found = np.concatenate(found)
-        return found[:, :-1], found[:, -1]
 
     def _around(self, exemplars: AnnData | None, strength: float) -> Gaussian:
         """Return N(0, I), or its posterior given exemplars."""
@@ -301,6 +272,5 @@ def _standard(n: int) -> Gaussian:
 
 def _log_normal(u: np.ndarray, around: Gaussian) -> np.ndarray:
     """Return the log density of codes under a Gaussian, shape (n_codes,)."""
-    variance = np.maximum(around.variance, _LEAST_VARIANCE)
-    square = np.square(u - around.mean) / variance
-    return -0.5 * (square + np.log(2 * np.pi * variance)).sum(1)
+    deviation = np.sqrt(np.maximum(around.variance, _LEAST_VARIANCE))
+    return norm.logpdf(u, around.mean, deviation).sum(1)

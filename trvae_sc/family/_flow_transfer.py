@@ -32,14 +32,14 @@ class FlowTransfer(FlowSpace):
 
     .. math:: \mu_0 = m_s + \frac1L \sum_l (m_{lt} - m_{ls}), \qquad \sigma_0^2 = v_s
 
-    (``prior="source"``: without the mean shift of the other labels), the posterior given n exemplars
-    is :func:`posterior`, and each source cell is moved to its place in it and decoded:
+    (``prior="source"``: without the mean shift of the other labels), and each source cell is moved to its
+    place in the :func:`posterior` given n exemplars, and decoded:
 
     .. math:: u' = \mu_n + \frac{\sigma_n}{\sigma_0} (u - m_s), \qquad
        \hat p = f^{-1}(u')
 
-    The part of a cell outside of the components is moved in the same way, by the posterior of its mean
-    and without the flow; its deviation from that stays as it was.
+    The part of a cell outside of the components is moved by the posterior of its mean, and keeps its
+    deviation from that.
 
     Parameters
     ----------
@@ -108,14 +108,11 @@ class FlowTransfer(FlowSpace):
         """Return how many cells the prior is worth, from the labels measured under both conditions.
 
         Each of them is predicted without exemplars, from the shifts of the others, and compared with
-        its cells: see ``trvae_sc.family.worth_of_prior``. One number is for the principal components,
-        the other for what is outside of them.
+        its cells by :func:`worth_of_prior`: in the principal components, and outside of them.
 
         Parameters
         ----------
-        source, target
-            Conditions.
-        prior
+        source, target, prior
             As for :meth:`predict`.
 
         Raises
@@ -175,10 +172,8 @@ class FlowTransfer(FlowSpace):
 
         Parameters
         ----------
-        adata
-            Cells to start from; the model's own data if None. Not changed.
-        target
-            Condition to predict.
+        adata, target, source, labels, indices
+            As for :meth:`Translator.predict`.
         exemplars
             Cells under the target. Those of a label speak for it; labels without get the prior.
         strength
@@ -187,13 +182,9 @@ class FlowTransfer(FlowSpace):
         prior
             ``"shift"``: source cells moved by the mean shift of the labels; ``"source"``: source
             cells as they are.
-        output
-            ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: draws from
-            the posterior, one for each source cell.
-        source, labels, indices
-            As for :meth:`Translator.predict`.
-        seed
-            Seed of the draws.
+        output, seed
+            ``"moved"``: each source cell at its own place in the posterior. ``"sample"``: as many
+            draws from it, by the seed.
 
         Returns
         -------
@@ -202,7 +193,7 @@ class FlowTransfer(FlowSpace):
 
         Raises
         ------
-        RuntimeError, InputError
+        NotTrainedError, InputError
             As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """

@@ -39,34 +39,22 @@ def generate(
     ----------
     model
         Trained model with its training cells.
-    condition
-        Condition to decode with; None for presets whose network does not see it.
-    n_obs
-        Number of cells.
-    label
-        Label (cell type) of the cells, whose codes then come from the posteriors of training cells of
-        that label.
-    latent
-        Where codes come from: the ``"prior"`` N(0, I), which knows no labels and which an autoencoder
-        has not, or the ``"posterior"`` of random training cells. If None, the prior without a `label`.
+    condition, n_obs, label, latent, seed
+        As in :meth:`trvae_sc.TRVAE.generate`, `label` as its `labels`. `latent` is None for the prior
+        without a label, the posterior with one.
     held_back
         Real cells that the model was not trained on, to compare with; training cells among
         themselves if None.
-    seed
-        Seed of all draws.
 
     Returns
     -------
-    AnnData of :meth:`trvae_sc.TRVAE.generate`: draws from the likelihood. ``uns["trvae_sc"]`` holds
-    ``"copy_check"``, what :func:`copy_check` finds on log(1 + kappa share) values (the values
-    themselves if they are no counts) against all training cells.
+    AnnData of :meth:`trvae_sc.TRVAE.generate`: draws from the likelihood. ``uns["trvae_sc"]["copy_check"]``:
+    what :func:`copy_check` finds on log(1 + kappa share) values (others: as they are).
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        Unknown condition or label; the prior with a label, or of an autoencoder, which has none.
+    NotTrainedError, InputError
+        As :meth:`trvae_sc.TRVAE.generate`.
 
     Examples
     --------
@@ -89,12 +77,11 @@ def copy_check(
 ) -> dict[str, Any]:
     r"""Compare how near generated and real cells are to training cells.
 
-    For every cell, :math:`d_1` and :math:`d_2` are the Euclidean distances to the nearest and the
-    second nearest training cell. A generated cell is *close* where both :math:`d_1` and
-    :math:`d_1 / d_2` are below their 1 % quantiles over real cells: near to one training cell, and to
-    no other. (:math:`d_1` alone is also small for cells with too little noise, which are near to all.)
-    Generated cells are called copies where more of them than of the real cells are close (Fisher's
-    exact test, one-sided, p < 0.001).
+    With :math:`d_1` and :math:`d_2` the Euclidean distances of a cell to the nearest and the second
+    nearest training cell, it is *close* where both :math:`d_1` and :math:`d_1 / d_2` are below their
+    1 % quantiles over real cells: near to one training cell, and to no other. Generated cells are
+    called copies where more of them than of the real cells are close (Fisher's exact test, one-sided,
+    p < 0.001).
 
     Parameters
     ----------
@@ -103,8 +90,8 @@ def copy_check(
     train
         Training cells, the same genes.
     held_back
-        Real cells that were not trained on. If None, up to 1,000 training cells, each compared with
-        all others.
+        Real cells that were not trained on; up to 1,000 training cells, each compared with all others,
+        if None.
     seed
         Seed of the choice of those.
 
@@ -112,8 +99,7 @@ def copy_check(
     -------
     ``copies`` (whether), ``note`` (in words), ``n_close`` and ``n_generated``, ``n_close_real`` and
     ``n_real``, ``n_identical`` (generated cells equal to a training cell), ``median_distance`` and
-    ``median_distance_real`` (of :math:`d_1`), ``p_value``. This measures distance to single cells in
-    one space; it is no proof of anonymity.
+    ``median_distance_real`` (of :math:`d_1`), ``p_value``. It is no proof of anonymity.
 
     Raises
     ------
@@ -121,19 +107,18 @@ def copy_check(
         Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
     """
     check_seed(seed)
-    given = {"generated": generated, "train": train, "held_back": held_back}
+    given = {"train": train, "generated": generated}
+    given |= {} if held_back is None else {"held_back": held_back}
     for name, x in given.items():
         if isinstance(x, AnnData):
             raise InputError(f"`{name}` is an AnnData: give its values on a log scale, a matrix.")
-        is_array = isinstance(x, np.ndarray) or sparse.issparse(x)
-        if x is not None and not (is_array and x.ndim == 2):
+        if not ((isinstance(x, np.ndarray) or sparse.issparse(x)) and x.ndim == 2):
             raise InputError(
                 f"`{name}` is no matrix, cells x genes: give an array or a sparse matrix."
             )
-        if x is not None and not np.isfinite(x.data if sparse.issparse(x) else x).all():
+        if not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
-    for name, x in given.items():
-        if x is not None and (not x.shape[0] or x.shape[1] != train.shape[1]):
+        if not x.shape[0] or x.shape[1] != train.shape[1]:
             raise InputError(
                 f"`{name}` has shape {x.shape} and `train` {train.shape}: give cells, of the same genes."
             )

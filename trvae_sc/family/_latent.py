@@ -24,7 +24,7 @@ def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
     .. math:: z_{ij} = \big(\Phi^{-1}(u_i), \Phi^{-1}(u_j)\big), \qquad u_i \text{ from } \tfrac{1-c}2
        \text{ to } \tfrac{1+c}2
 
-    Kingma and Welling 2014, arXiv:1312.6114, appendix A. ``pl.manifold`` draws them once decoded.
+    Kingma and Welling 2014, arXiv:1312.6114, appendix A.
 
     Parameters
     ----------
@@ -52,9 +52,6 @@ def lattice(n: int = 15, *, coverage: float = 0.95) -> np.ndarray:
     check_number("coverage", coverage, 0.0, 1.0, closed=False)
     z = ndtri(0.5 + coverage * np.linspace(-0.5, 0.5, n))
     return np.stack(np.meshgrid(z, z, indexing="ij"), -1).reshape(-1, 2)
-
-
-# -- between cells --------------------------------------------------------------------------------
 
 
 def interpolate(
@@ -88,16 +85,14 @@ def interpolate(
 
     Returns
     -------
-    AnnData with a row per point. ``X``: expected values, log(1 + kappa share) for counts (as
-    ``predict(output="mean")``), ``obs["fraction"]``: f, ``obsm["X_trvae"]``: z. Batch and covariates
-    are those of the first cell of a. ``trvae_sc.pl.interpolation`` draws it.
+    AnnData with a row per point. ``X``: expected values, as of ``predict(output="mean")``;
+    ``obs["fraction"]``: f; ``obsm["X_trvae"]``: z. Batch and covariates are those of the first of a.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No such cells, fewer than two steps, an unknown condition, or several and no choice.
+    NotTrainedError, InputError
+        The model is not trained; no such cells, fewer than two steps, an unknown condition, or several
+        and no choice.
 
     Examples
     --------
@@ -119,9 +114,6 @@ def interpolate(
     return decoded_cells(model, adata, rows, z, condition, obs, "interpolate")
 
 
-# -- along one dimension --------------------------------------------------------------------------
-
-
 def traverse(
     model: TRVAE,
     dimension: int,
@@ -141,36 +133,28 @@ def traverse(
 
     Parameters
     ----------
-    model
-        Trained model, any preset.
+    model, condition, adata
+        As in :func:`interpolate`; a `condition` of None is that of the cells of `at`.
     dimension
         Latent dimension, from 0.
     limits
-        Lowest and highest value of it. If None, the 1 % and 99 % quantiles over all cells of `adata`:
-        outside of them the decoder has seen next to nothing.
+        Lowest and highest value of it; the 1 % and 99 % quantiles over all cells of `adata` if None.
     at
         Cells whose mean code is the place to start from, given as in :func:`interpolate`; all if None.
     steps
         Number of values.
-    condition
-        Condition to decode with. If None, that of the cells of `at`, which must be one.
-    adata
-        Cells to use; the model's own if None.
 
     Returns
     -------
     AnnData with a row per value. ``X``: expected values, on the scale of :func:`interpolate`;
     ``obs["value"]``: :math:`z_d`; ``var["slope"]``: change per unit of it; ``var["range"]``;
-    ``obsm["X_trvae"]``: z. Sort genes by ``range`` to see which respond; dimensions have no order, and
-    seeds permute them.
+    ``obsm["X_trvae"]``: z. Dimensions have no order, and seeds permute them.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No such dimension, or one that collapsed (not in ``model.active_dims``), fewer than two steps,
-        limits that do not rise, no such cells, an unknown condition, or several and no choice.
+    NotTrainedError, InputError
+        As :func:`interpolate`; also no such dimension, or one that collapsed (not in
+        ``model.active_dims``), or limits that do not rise.
     """
     check_model(model)
     n_latent, active = model.module.z_mean.out_features, model.active_dims
@@ -205,9 +189,6 @@ def traverse(
     return result
 
 
-# -- towards a characteristic -----------------------------------------------------------------------
-
-
 def _are_limits(limits: Any) -> bool:
     """Return whether something is two finite numbers that rise."""
     is_pair = isinstance(limits, Sequence | np.ndarray) and len(limits) == 2
@@ -231,8 +212,7 @@ def shift_attribute(
        \qquad \text{mean:}\quad z' = z + \alpha\,(\bar z_{\mathrm{with}} - z)
 
     with the mean codes of the training cells that have the characteristic and of all others (Larsen et
-    al. 2016, arXiv:1512.09300, section 4.2.1). The difference leaves what else a code holds; the mean
-    replaces it, all of it at alpha = 1.
+    al. 2016, arXiv:1512.09300, section 4.2.1). The difference leaves what else a code holds.
 
     Parameters
     ----------
@@ -241,8 +221,7 @@ def shift_attribute(
     adata
         Cells to move, with the genes of the model; the model's own if None. Not changed.
     attribute
-        Characteristic, the value of a column of ``obs`` of the training cells, as in
-        ``{"cell_type": "NK"}`` (all of several); or rows of the training cells.
+        Training cells that have the characteristic, given as in :func:`interpolate`.
     by
         ``"difference"`` or ``"mean"``.
     alpha
@@ -253,16 +232,13 @@ def shift_attribute(
     Returns
     -------
     AnnData with a row per cell of `adata` and its ``obs``. ``X``: expected values, on the scale of
-    :func:`interpolate`: the noise of the cell, and whatever else the code does not hold, is gone at
-    any alpha. ``obsm["X_trvae"]``: z'.
+    :func:`interpolate`, without the cell's noise at any alpha. ``obsm["X_trvae"]``: z'.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        No training cell has the characteristic, or all have (by difference); alpha is not finite, `by`
-        or the condition is unknown.
+    NotTrainedError, InputError
+        The model is not trained; no training cell has the characteristic, or all have (by difference);
+        alpha is not finite, `by` or the condition is unknown.
     """
     check_model(model)
     if not isinstance(alpha, Real) or not np.isfinite(alpha):

@@ -12,10 +12,9 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys
 from trvae_sc.family._between import BetweenTranslator
 from trvae_sc.family._cgan import ConditionalGAN
-from trvae_sc.family._cyclegan import CycleGAN
 from trvae_sc.family._flow_matching import FlowMatching
 from trvae_sc.family._flow_transfer import FlowTransfer
-from trvae_sc.family._paired import PairedTranslator
+from trvae_sc.family._gans import CycleGAN, PairedTranslator
 from trvae_sc.family._translator import Translator
 from trvae_sc.notes import unlogged
 
@@ -42,14 +41,10 @@ def translate(
     ----------
     train, source, target, keys
         As in :func:`trvae_sc.baselines.mean_shift`; source cells are of one condition.
-    seed
-        Seed of the model.
-    model_cls
-        Class of the model.
+    model_cls, seed, **model_kwargs
+        Class of the model, and its arguments.
     setup_kwargs, train_kwargs, predict_kwargs
         Arguments of its ``setup_anndata``, ``train`` and ``predict``.
-    **model_kwargs
-        Arguments of the model.
 
     Returns
     -------

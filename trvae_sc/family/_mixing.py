@@ -28,8 +28,6 @@ def mixing(
 ) -> pd.DataFrame:
     r"""Return how far codes tell the condition, within each label.
 
-    A code that holds what conditions share, such as the style of a digit, does not tell them apart.
-
     Parameters
     ----------
     model
@@ -37,9 +35,8 @@ def mixing(
     adata
         Cells to use, with their condition; the model's own if None. Of more than 5,000 a random choice.
     on
-        ``"z"``, the code, or ``"y"``, the first decoder layer, which the MMD of trVAE aligns. No later layer
-        sees the condition: what a decoder makes of it must be in y, so cells of y can be told apart even where
-        conditions have the same mean and spread.
+        ``"z"``, the code, or ``"y"``, the first decoder layer, which the MMD of trVAE aligns. What a decoder
+        makes of the condition must be in y: its cells can be told apart even where means are the same.
     seed
         Seed of that choice and of the folds.
 
@@ -54,10 +51,8 @@ def mixing(
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        `on` is neither, or no label has two conditions.
+    NotTrainedError, InputError
+        The model is not trained; `on` is neither, or no label has two conditions.
     """
     check_model(model)
     if on not in ("z", "y"):

@@ -67,9 +67,8 @@ class Sizes(NamedTuple):
 class ExpressionModule(BaseModuleClass):
     r"""What networks on expression vectors need: levels, and the principal components they work on.
 
-    Networks see :math:`p = (x - \bar x) V / s`: principal components of the training cells, which are
-    linear, so that a change of components is one of genes and what is outside of them can be kept.
-    `whiten` divides each by its own deviation; else all are by the root of their mean variance.
+    Networks see :math:`p = (x - \bar x) V / s`, principal components of the training cells. `whiten`
+    divides each by its own deviation; else all are by the root of their mean variance.
     """
 
     def __init__(self, sizes: Sizes, *, whiten: bool = False) -> None:

@@ -41,19 +41,16 @@ def outlier_score(
 ) -> pd.DataFrame:
     r"""Score cells by how far they are from training cells, and say how well the model explains them.
 
-    The score is the mean distance to the 5 nearest training cells (a training cell itself, which is known by its
-    values, is not counted) in principal components of the log values: in 10 or in 30 of them, whichever find
-    training labels better that are left out of the neighbours in turn (mean AUROC of their cells against all
-    others; without labels: in 20). What the model says finds outliers less well, and stands beside the score, as
-    the deviance,
+    The score is the mean distance to the 5 nearest training cells but itself, in 10 or 30 principal components
+    of the log values: in those where training labels that are left out of the neighbours in turn are found
+    better (mean AUROC of their cells against all others; without labels: in 20). Beside it stands
 
     .. math:: d(x) = \log p(x \mid \mathrm{mean} = x) - \log \hat p(x), \qquad
        \log \hat p(x) = \log \frac1S \sum_{s} \frac{p(x \mid z_s)\,p(z_s)}{q(z_s \mid x)}
 
-    (importance sampling, Burda et al. 2016, arXiv:1509.00519; an autoencoder and ``mse`` have no likelihood of
-    cells, and that at the posterior mean takes its place). The likelihood itself is about how deep a cell is and
-    how many genes it expresses, however well they fit (Nalisnick et al. 2019, arXiv:1810.09136), and models
-    explain what they can compose from what they know.
+    the deviance, which finds outliers less well (importance sampling, Burda et al. 2016, arXiv:1509.00519; of an
+    autoencoder and ``mse`` the likelihood at the posterior mean). The likelihood itself is about how deep a cell
+    is and how many genes it expresses (Nalisnick et al. 2019, arXiv:1810.09136).
 
     Parameters
     ----------
@@ -61,12 +58,11 @@ def outlier_score(
         Trained model, any preset.
     adata
         Cells to score, with the genes of the model and conditions it knows; the model's own if None.
-        Not changed.
     reference
         The cells that are no outliers. If None those that training held back to validate on
-        (``train(train_size=0.9)``); if it held back none, a random half of the training cells (the other half
-        are the neighbours), with a warning: a network fits these better than any others. Most of `adata`
-        among the reference is another: p-values would then be uniform whatever the cells are.
+        (``train(train_size=0.9)``); if it held back none, with a warning, a random half of the training cells
+        (the other half are the neighbours). Where it holds most of `adata`, p-values are uniform whatever
+        the cells are.
     n_samples
         Samples S of each cell's posterior.
     seed
@@ -74,17 +70,15 @@ def outlier_score(
 
     Returns
     -------
-    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``score``, the distance, the higher the less
-    like the training cells; and ``p_value``, the share of the m reference cells at as high a score,
-    :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: uniform for cells like them, small for outliers.
-    ``attrs["n_components"]`` says in how many components.
+    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``score``, the distance; and ``p_value``, the
+    share of the m reference cells at as high a score, :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: small for
+    outliers. ``attrs["n_components"]`` says in how many components.
 
     Raises
     ------
-    NotTrainedError
-        The model is not trained.
-    InputError
-        `n_samples` is below 1, there is no cell to score, or fewer than 10 reference cells.
+    NotTrainedError, InputError
+        The model is not trained; `n_samples` is below 1, there is no cell to score, or fewer than 10
+        reference cells.
     """
     check_model(model)
     check_whole("n_samples", n_samples)
@@ -106,21 +100,14 @@ def outlier_score(
     compared = np.arange(known.n_obs) if model.adata is None else rows
     _warn_of_themselves(model, scored, known, compared)
     neighbors = Neighbors(model, train, trained_on)
-    score = neighbors.distances(scored)
-    p_value = _share_above(neighbors.distances(known, rows), score)
+    score, others = neighbors.distances(scored), np.sort(neighbors.distances(known, rows))
+    n_above = len(others) - np.searchsorted(others, score * (1.0 - _ROUNDING))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         table = _deviance(model, scored, n_samples)
-    table = table.assign(score=score, p_value=p_value)
+    table = table.assign(score=score, p_value=(1 + n_above) / (1 + len(others)))
     table.attrs["n_components"] = neighbors.n_components
     return table
-
-
-def _share_above(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the share of known values, and the value itself, that are as high as each value."""
-    as_high = values * (1.0 - _ROUNDING)
-    n_above = len(known) - np.searchsorted(np.sort(known), as_high, side="left")
-    return (1 + n_above) / (1 + len(known))
 
 
 def _split(model: TRVAE, train: AnnData) -> tuple[np.ndarray, np.ndarray, bool]:

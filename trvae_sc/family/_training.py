@@ -16,9 +16,8 @@ from trvae_sc.family._networks import ExpressionModule
 class Matched(torch.utils.data.Sampler):
     """Minibatches of source cells followed by as many target cells of the same labels.
 
-    The label of each pair of rows is drawn uniformly, so that every label weighs the same and
-    differences of composition do not enter; then one cell of it under each condition. `groups` are
-    the rows under source and under target, by label.
+    The label of each pair of rows is drawn uniformly, so that differences of composition do not
+    enter; then one cell of it under each condition. `groups` are the rows under both, by label.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -12,24 +12,28 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from torch import Tensor
 from torch.utils.data import Sampler, StackDataset
 
 from trvae_sc import checks
-from trvae_sc.arguments import check_number, check_seed, check_whole, named
+from trvae_sc.arguments import check_known, check_number, check_seed, check_whole, named
 from trvae_sc.baselines import as_prediction
 from trvae_sc.errors import InputError
-from trvae_sc.expression import dense, log_values, median_total, values
+from trvae_sc.expression import Keys, dense, log_values, median_total, values
 from trvae_sc.family._networks import ExpressionModule, Sizes
-from trvae_sc.family._registration import TranslatorRegistration
 from trvae_sc.family._training import Minibatches, PlayersPlan
 from trvae_sc.identity import among, cell_marks
 from trvae_sc.model import (
+    KEYS,
+    REGISTRATION,
     Request,
+    SavedModel,
     check_default_type,
     check_weights,
     check_widths,
     combination_notes,
     combination_table,
+    fields,
     interruption_notes,
     source_rows,
 )
@@ -39,6 +43,7 @@ from trvae_sc.training import (
     NOT_STARTED,
     Batches,
     Clock,
+    DataManager,
     TrainRunner,
     as_callbacks,
     check_trainer,
@@ -46,7 +51,7 @@ from trvae_sc.training import (
 )
 
 
-class Translator(TranslatorRegistration):
+class Translator(SavedModel):
     """A model that is trained on, and predicts, whole expression vectors.
 
     Counts enter as log(1 + kappa share) with kappa the median total of the training cells, other
@@ -108,6 +113,71 @@ class Translator(TranslatorRegistration):
             self.module = module_cls(sizes, **arguments)
         self.module.widest = max(arguments["n_hidden"])
 
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        condition_key: str,
+        *,
+        labels_key: str | None = None,
+        layer: str | None = None,
+        total_counts_key: str | None = None,
+        is_count: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Register the columns and values of an AnnData that the model uses.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes.
+        condition_key
+            Column of ``adata.obs`` with the condition of each cell.
+        labels_key, layer, total_counts_key, is_count
+            As in :class:`trvae_sc.evaluation.Keys`.
+        **kwargs
+            Passed to scvi-tools' registration (``source_registry``).
+
+        Raises
+        ------
+        InputError
+            As :meth:`trvae_sc.TRVAE.setup_anndata`, before anything is written.
+        """
+        cls._register_fields(locals())
+
+    @classmethod
+    def _register_fields(cls, arguments: dict[str, Any]) -> None:
+        """Check the columns that ``setup_anndata`` was given, and register them."""
+        adata, kwargs = arguments["adata"], arguments["kwargs"]
+        check_known(kwargs, cls.setup_anndata, REGISTRATION)
+        setup_method_args = cls._get_setup_method_args(**arguments)
+        given = setup_method_args["setup_args"]
+        condition_key = given["condition_key"]
+        if not isinstance(condition_key, str):
+            raise InputError(
+                f"condition_key is {condition_key!r}; {cls.__name__} takes one column. Join several "
+                "into one, or use TRVAE."
+            )
+        keys: dict[str, Any] = {name: given.get(name) for name in KEYS}
+        if kwargs.get("source_registry") is None:
+            checks.check_columns(adata, condition_key, **keys)
+            cls._check_further(adata, given)
+        else:
+            checks.check_other(adata, {"condition_key": condition_key, **keys})
+        manager = DataManager(fields(condition_key, keys), setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def _check_further(cls, adata: AnnData, given: dict[str, Any]) -> None:
+        """Raise on what ``setup_anndata`` of a subclass was given besides."""
+
+    @property
+    def keys(self) -> Keys:
+        """Where the data are."""
+        given = self.registry_["setup_args"]
+        return Keys(**{name: given[name] for name in Keys._fields if name in given})
+
     # -- training -----------------------------------------------------------------------------------
 
     def train(
@@ -122,21 +192,18 @@ class Translator(TranslatorRegistration):
     ) -> None:
         """Fit the model; ``history`` then holds the terms of every loss by epoch.
 
-        Every player (generator, critic, flow) has an optimizer and a loss of its own and is updated in turn, by
-        Lightning's manual optimisation, not by the training plan of scvi-tools.
+        Every player (generator, critic, flow) has an optimizer and a loss of its own and is updated in turn:
+        see :class:`PlayersPlan`.
 
         Parameters
         ----------
         max_epochs
-            Epochs, each of as many steps as there are minibatches in the training cells; by default
-            as many as make up 2,000 steps.
+            Passes over the training cells; by default as many as make up 2,000 steps.
         batch_size
             Cells a step (where cells of two conditions meet: of each).
         lr
             Learning rate; generators have a fifth of it.
-        accelerator, devices
-            As in Lightning.
-        **trainer_kwargs
+        accelerator, devices, **trainer_kwargs
             Arguments of :class:`scvi.train.Trainer`, such as ``enable_progress_bar``.
 
         Raises
@@ -148,16 +215,16 @@ class Translator(TranslatorRegistration):
         """
         check_default_type()
         check_trainer(trainer_kwargs, Translator.train)
-        for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-            if number is not None:
-                check_whole(name, number)
+        if max_epochs is not None:
+            check_whole("max_epochs", max_epochs)
+        check_whole("batch_size", batch_size)
         check_number("lr", lr, 0.0)
-        given = {
-            "early_stopping": trainer_kwargs.get("early_stopping_monitor", "elbo_validation"),
-            "enable_checkpointing": trainer_kwargs.get("checkpointing_monitor", "validation_loss"),
-        }
-        for name, monitor in given.items():
-            if trainer_kwargs.get(name) and "validation" in monitor:
+        for name, monitor in (
+            ("early_stopping", "early_stopping_monitor"),
+            ("enable_checkpointing", "checkpointing_monitor"),
+        ):
+            watched = trainer_kwargs.get(monitor, "validation")
+            if trainer_kwargs.get(name) and "validation" in watched:
                 raise InputError(
                     f"{name} needs cells to validate on, and a {type(self).__name__} trains on all. "
                     "Leave it out, and choose max_epochs."
@@ -215,6 +282,12 @@ class Translator(TranslatorRegistration):
             raise InputError("adata is on disk: read it into memory first (adata.to_memory()).")
         return dense(log_values(adata, self.keys, kappa)).astype(np.float32, copy=False)
 
+    @torch.no_grad()
+    def _in_parts(self, function: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:
+        """Return what a function of the module makes of values, of a thousand cells at a time."""
+        parts = torch.as_tensor(x).split(1024)
+        return torch.cat([function(part.to(self.device)).cpu() for part in parts]).numpy()
+
     # -- prediction ---------------------------------------------------------------------------------
 
     def predict(
@@ -232,8 +305,8 @@ class Translator(TranslatorRegistration):
         Parameters
         ----------
         adata
-            Cells to start from, with the genes of the model in any order; the model's own data if
-            None. Not changed.
+            Cells to start from, with the genes of the model in any order; the model's own if None.
+            Not changed.
         target
             Condition to predict.
         source
@@ -253,10 +326,9 @@ class Translator(TranslatorRegistration):
 
         Raises
         ------
-        NotTrainedError
-            The model is not trained.
-        InputError
-            Unknown target, source or labels; target equal to source; no cell selected; genes missing.
+        NotTrainedError, InputError
+            The model is not trained; unknown target, source or labels; target equal to source; no cell
+            selected; genes missing.
         """
         target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
@@ -280,7 +352,7 @@ class Translator(TranslatorRegistration):
 
     def _source_cells(self, adata: AnnData | None, target: Any, **selection: Any) -> AnnData:
         """Return the cells to start from, with the model's genes."""
-        registered = self._checked(adata)
+        registered = self._validate_anndata(adata)
         original = self.adata if adata is None else adata
         checks.check_free(original)
         rows = source_rows(self.known, original, Request(target, **selection))
@@ -290,10 +362,6 @@ class Translator(TranslatorRegistration):
         )
         cells.var = original.var.loc[registered.var_names].copy()
         return cells
-
-    def _checked(self, adata: AnnData | None) -> AnnData:
-        """Return cells with the model's genes, whose values are such as it was trained on."""
-        return self._validate_anndata(adata)
 
     def _as_cells(self, x: np.ndarray, z: np.ndarray, obs: pd.DataFrame, method: str) -> AnnData:
         """Return the cells that codes stand for, with the record of how they were made."""
@@ -316,8 +384,7 @@ class Translator(TranslatorRegistration):
         combinations = combination_table(
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
-        notes = combination_notes(combinations, self.known)
-        notes += interruption_notes(self.training_)
+        notes = combination_notes(combinations, self.known) + interruption_notes(self.training_)
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),

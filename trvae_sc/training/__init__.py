@@ -1,7 +1,6 @@
 """Data loading and training of TRVAE, behind scvi-tools' own ``train``."""
 
-from trvae_sc.training._best import BestWeights
-from trvae_sc.training._clock import Clock, levelled_off
+from trvae_sc.training._callbacks import BestWeights, Clock, levelled_off
 from trvae_sc.training._data import (
     Batches,
     DataLoader,

@@ -30,9 +30,8 @@ class Batches(torch.utils.data.Sampler):
 
     `weights`: cells are drawn with replacement, as many as there are. `window`: how many rows of a
     file are in memory together; a shuffled pass then draws contiguous blocks of rows, 32 to a window,
-    and permutes the rows of each window. `share`: in distributed training the number of this process,
-    and of all, among which a batch is divided; they agree on permutations by `seed`, which else are of
-    torch's global generator.
+    and permutes the rows of each window. `share`: the number of this process, and of all, among which
+    a batch is divided; they agree on permutations by `seed`, else these are of the global generator.
     """
 
     def __init__(
@@ -127,9 +126,8 @@ class Batches(torch.utils.data.Sampler):
 class DataLoader(torch.utils.data.DataLoader):
     """Minibatches of a registered AnnData as dictionaries of tensors.
 
-    Values in a file are read in long pieces while the minibatches before are in use. Takes the
-    arguments of :class:`scvi.dataloaders.AnnDataLoader` that scvi-tools passes. Further: `weights`,
-    one sampling weight for each of `indices`; `target_condition`, the condition features that the
+    Takes the arguments of :class:`scvi.dataloaders.AnnDataLoader` that scvi-tools passes. Further:
+    `balance_conditions`, of a shuffled pass; `target_condition`, the condition features that the
     decoder shall use for every cell; and `dataset`, where the data are already at hand.
     """
 
@@ -141,7 +139,7 @@ class DataLoader(torch.utils.data.DataLoader):
         shuffle: bool = False,
         drop_last: bool = False,
         *,
-        weights: np.ndarray | None = None,
+        balance_conditions: bool = False,
         target_condition: Tensor | None = None,
         data_and_attributes: list[str] | dict[str, Any] | None = None,
         load_sparse_tensor: bool = False,
@@ -164,11 +162,17 @@ class DataLoader(torch.utils.data.DataLoader):
             share = distributed.get_rank(), distributed.get_world_size()
             if drop_dataset_tail:
                 indices = indices[: len(indices) // share[1] * share[1]]
-        if weights is not None and (distributed_sampler or self.file is not None):
-            what = (
-                "several devices" if distributed_sampler else "data that are streamed from a file"
-            )
-            raise InputError(f"balance_conditions cannot be combined with {what}.")
+        weights = None
+        if balance_conditions and shuffle:
+            if distributed_sampler or self.file is not None:
+                other = (
+                    "several devices"
+                    if distributed_sampler
+                    else "data that are streamed from a file"
+                )
+                raise InputError(f"balance_conditions cannot be combined with {other}.")
+            codes = adata_manager.get_from_registry(CONDITION_KEY).ravel()[indices].astype(int)
+            weights = 1.0 / np.bincount(codes)[codes]
         self.indices = indices
         sampler = Batches(
             indices,
@@ -254,7 +258,7 @@ class DataSplitter(ScviDataSplitter):
     """scvi-tools' splitter with our loaders, its own seed and condition-balanced batches.
 
     Data are kept where they are fastest to get at: on the GPU that trains, dense or sparse; in
-    memory; or, where they are in a file and do not fit, they stay there and are streamed.
+    memory; or, where they do not fit, in their file, from which they are streamed.
 
     (The name matters: scvi-tools checks early stopping by the class name.)
 
@@ -298,11 +302,12 @@ class DataSplitter(ScviDataSplitter):
             super().__init__(adata_manager, train_size, validation_size, *args, **kwargs)
         except (Warning, ValueError) as error:  # scvi-tools raises either on bad rows
             raise InputError(f"The cells cannot be split as asked: {error}") from error
-        self.data_loader_kwargs["batch_size"] = batch_size
-        self.seed = seed_of(seed)
-        self.data_loader_kwargs["seed"] = self.seed
-        self.balance_conditions = balance_conditions
-        self.memory_budget = memory_budget
+        self.seed, self.memory_budget = seed_of(seed), memory_budget
+        self.data_loader_kwargs |= {
+            "batch_size": batch_size,
+            "seed": self.seed,
+            "balance_conditions": balance_conditions,
+        }
 
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, and put the data where they are fastest to get at."""
@@ -323,22 +328,6 @@ class DataSplitter(ScviDataSplitter):
     def teardown(self, stage: str | None = None) -> None:
         """Let go of the data."""
         self.data_loader_kwargs.pop("dataset", None)
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the training loader."""
-        kwargs = dict(self.data_loader_kwargs)
-        if self.balance_conditions:
-            codes = self.adata_manager.get_from_registry(CONDITION_KEY).ravel()[self.train_idx]
-            kwargs["weights"] = 1.0 / np.bincount(codes.astype(int))[codes.astype(int)]
-        return self.data_loader_cls(
-            self.adata_manager,
-            indices=self.train_idx,
-            shuffle=True,
-            drop_last=self.drop_last,
-            load_sparse_tensor=self.load_sparse_tensor,
-            pin_memory=self.pin_memory,
-            **kwargs,
-        )
 
     def statistics_dataloader(self) -> DataLoader:
         """Return the training cells once, in order."""

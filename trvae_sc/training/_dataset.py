@@ -134,17 +134,13 @@ def _writable(array: np.ndarray, dtype: Any) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-# -- what fits ------------------------------------------------------------------------------------------
-
-
 def fitted(
     dataset: Dataset, device: torch.device, memory_budget: float | None
 ) -> Dataset | DeviceDataset:
     """Return a dataset with its values where they are fastest to get at within a budget.
 
-    Values in a file are read if they fit into memory, and stay in the file otherwise. Values in
-    memory go to a GPU, dense if they fit so, which is faster, else sparse. The budget is in GB, there
-    and in memory; half of what is free if None.
+    Values in a file are read if they fit into memory. Values in memory go to a GPU, dense if they fit
+    so, which is faster, else sparse. The budget is in GB, in both; half of what is free if None.
     """
     file = dataset.file
     if file is not None:

@@ -87,10 +87,7 @@ class DataManager(AnnDataManager):
         return tuple(fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"].get("unknown", ()))
 
     def validate(self) -> None:
-        """Bring the codes up to date, and raise where the AnnData is not what was registered.
-
-        Codes are written anew, since another registration may have overwritten them.
-        """
+        """Write the codes, which another registration may have overwritten; raise on other data."""
         self._assert_anndata_registered()
         adata, known = self.adata, self.registered
         if not adata.var_names.equals(known.var_names):
@@ -122,9 +119,8 @@ class DataManager(AnnDataManager):
         ]
         if not changed and self._unknown_labels() != self.registered.unknown:
             changed = [(self.registry["setup_args"]["labels_key"], "some")]  # of the code 0
-        gone = [name for name, _ in changed if name not in self.adata.obs]
         labels = self.registry["setup_args"]["labels_key"]  # the one that may be missing
-        if labels in gone:
+        if labels in dict(changed) and labels not in self.adata.obs:
             raise InputError(
                 f"adata.obs['{labels}'] is gone, and was there when adata was registered. {_WHAT_TO_DO}"
             )

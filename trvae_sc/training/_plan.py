@@ -21,8 +21,8 @@ from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEMo
 from trvae_sc.rows import Rows
 from trvae_sc.training._data import Batches, seed_of
 
-#: The transfer loss is computed in one of so many steps, where it counts as many times: it is a mean
-#: over few cells of each label anyway, and costs a seventh of a step.
+#: The transfer loss, a seventh of the cost of a step, is computed in one of so many, where it counts
+#: as many times.
 TRANSFER_STEPS = 2
 OPTIMIZERS = ("Adam", "AdamW", "Custom")
 SCHEDULES = ("onecycle", None)
@@ -125,9 +125,8 @@ def _dispersion(
     :math:`\bar p\,\overline{1/T} + \bar p^2 / \theta`; both sides are summed over the labels of a
     condition. Where the counts are too few to tell, the median gene's is more likely.
 
-    `sums` are of the shares in each (label, condition), as are those of 1 / T and the numbers of cells;
-    `squares` sums of squared shares in each condition, shape (n_conditions, n_genes), as is what is
-    returned, 0.01 to 100.
+    `sums`, `inverse_totals` and `n_cells` are by label and condition; `squares` by condition, shape
+    (n_conditions, n_genes), as is what is returned, 0.01 to 100.
     """
 
     def over_labels(x: Tensor) -> Tensor:
@@ -147,7 +146,6 @@ def _dispersion(
 class TrainingPlan(ScviTrainingPlan):
     """scvi-tools' training plan, with metrics summed on the device and logged once an epoch.
 
-    The history has the same keys and values; scvi-tools spends about 2.3 ms a step on logging.
     Before the first step it collects the statistics of the training cells that the loss needs.
 
     Parameters
@@ -331,10 +329,8 @@ class TrainingPlan(ScviTrainingPlan):
         super().on_validation_epoch_end()
 
     def _optimizer_creator_fn(self, optimizer_cls: Any) -> Any:
-        """Return a maker of the fused optimizer: one kernel for all parameters.
-
-        In mixed precision Lightning cannot clip the gradients of a fused one.
-        """
+        """Return a maker of the fused optimizer: one kernel for all parameters."""
+        # in mixed precision Lightning cannot clip the gradients of a fused one
         fused = "mixed" not in str(self.trainer.precision)
         return lambda params: optimizer_cls(
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused

@@ -34,7 +34,7 @@ from trvae_sc.arguments import check_known, named
 from trvae_sc.errors import InputError
 from trvae_sc.files import as_path
 from trvae_sc.module import Peers
-from trvae_sc.training._best import BestWeights, SaveCheckpoint
+from trvae_sc.training._callbacks import BestWeights, SaveCheckpoint
 
 #: What Lightning and scvi-tools raise on arguments of the trainer.
 _REFUSED = (TypeError, ValueError, MisconfigurationException)
@@ -83,9 +83,8 @@ class OneRead(TorchCheckpointIO):
 class EpochCheckpoint(Checkpoint):
     """Writes the state of training to a folder after every epoch, and continues from it.
 
-    It includes the history and torch's random state, so that a run that was killed and resumed
-    ends with the numbers of one that was not. ``last.ckpt`` is written beside its place first, so
-    that a kill leaves the previous one. `run` is what identifies the run: data, model and arguments.
+    With the history and torch's random state, so that a run that was killed and resumed ends with the
+    numbers of one that was not. `run` is what identifies the run: data, model and arguments.
     """
 
     def __init__(self, folder: str | Path, run: str) -> None:
@@ -165,7 +164,7 @@ class EpochCheckpoint(Checkpoint):
         for name, frame in by_step.items():
             self.history[name] = ("step", frame.index.tolist(), frame[name].tolist())
         self.stopped = trainer.should_stop
-        temporary = self.file.with_suffix(".tmp")
+        temporary = self.file.with_suffix(".tmp")  # a kill leaves the file before
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             temporary.replace(self.file)
@@ -243,10 +242,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 class TrainRunner(ScviTrainRunner):
-    """scvi-tools' runner, leaving a usable model behind when training is interrupted.
-
-    `checkpoint` writes checkpoints, and knows where to continue from.
-    """
+    """scvi-tools' runner, leaving a usable model behind when training is interrupted."""
 
     def __init__(
         self, *args: Any, checkpoint: EpochCheckpoint | None = None, **kwargs: Any
