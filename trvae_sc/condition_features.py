@@ -157,15 +157,16 @@ class Description:
             )
         if name in self.measured:
             raise InputError(f"{name!r} was measured: it needs no features. Leave features out.")
-        row = self._row(features)[None]
-        if name in self.names and not np.array_equal(row[0], self.values[self.names.index(name)]):
+        row = self._row(features)
+        if name not in self.names:
+            values = np.concatenate([self.values, row[None]])
+            return replace(self, names=[*self.names, name], values=values)
+        if not np.array_equal(row, self.values[self.names.index(name)]):
             raise InputError(
                 f"The table has other features of {name!r}. Leave features out, or name the new condition "
                 "otherwise."
             )
-        kept = [i for i, other in enumerate(self.names) if other != name]
-        names = [*(self.names[i] for i in kept), name]
-        return replace(self, names=names, values=np.concatenate([self.values[kept], row]))
+        return self
 
     def _row(self, features: Any) -> np.ndarray:
         """Return the features of a level, given as a mapping, Series, one row of a table, or numbers in order."""
@@ -237,13 +238,7 @@ def description_of(table: pd.DataFrame, key: str, found: Sequence[Any]) -> Descr
 
 
 def table_of(adata: AnnData, given: Any) -> pd.DataFrame:
-    """Return a table of features: as it is, or from ``adata.uns``.
-
-    Raises
-    ------
-    InputError
-        It is no table of finite numbers whose rows and columns can be told apart.
-    """
+    """Return a table of features, given itself or by its name in ``adata.uns``; raise on one that is not fit."""
     if isinstance(given, str):
         if given not in adata.uns:
             raise InputError(

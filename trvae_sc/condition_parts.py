@@ -115,13 +115,7 @@ def design(parts: dict[str, Any], values: Sequence[Any]) -> np.ndarray:
 
 
 def parse(parts: dict[str, Any], condition: Any) -> tuple[Any, ...]:
-    """Return the parts of a condition: a mapping by column, a sequence in their order, or a name.
-
-    Raises
-    ------
-    InputError
-        Columns are missing or unknown, a level was never seen, or a number is not one.
-    """
+    """Return the parts of a condition: a mapping by column, a sequence in their order, or a name."""
     keys = parts["keys"]
     if isinstance(condition, Mapping):
         if set(condition) != set(keys):

@@ -69,14 +69,7 @@ def extended_sets(coding: dict[str, Any], known: Sequence[Any]) -> dict[str, Any
 
 
 def check_sets(obs: pd.DataFrame, key: Any, separator: Any) -> None:
-    """Raise on conditions that are no sets of parts.
-
-    Raises
-    ------
-    InputError
-        There are several columns; the separator is no text; no condition is called like a control; a part is
-        empty or there twice; two conditions are the same set.
-    """
+    """Raise on conditions that are no sets of parts."""
     if not isinstance(key, str):
         raise InputError(
             f"condition_key is {key!r}, but sets of parts (condition_separator) are those of one column. "
@@ -109,6 +102,7 @@ class ConditionSets(ConditionSpace):
 
     key: str
     parts: dict[str, Any]
+    is_of_one_part = False
 
     def level(self, condition: Any) -> Any:
         """Return a condition as in :attr:`levels`, or the name of a new set, in any order of its parts."""
@@ -157,10 +151,6 @@ class ConditionSets(ConditionSpace):
         )
         return np.concatenate([shown, own])[None].astype(np.float32)
 
-    def columns(self, levels: Sequence[Any]) -> dict[str, Any]:
-        """Return the obs column of cells under these conditions, one a cell."""
-        return {self.key: pd.Categorical(list(levels), categories=list(dict.fromkeys(levels)))}
-
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
         if level in self.levels:
@@ -182,27 +172,12 @@ class ConditionSets(ConditionSpace):
         """Return the parts of a condition."""
         return self.values(condition)
 
-    def testable(self, target: Any) -> list[Any]:
-        """Return conditions whose prediction, where each is left out, tells how well a new target is predicted.
-
-        Sets of parts that were measured alone, if the target is one; else all whose parts others have.
-        """
-        told = self.told_by_others()
-        if self.singles(target) is not None:
-            told = [level for level in told if self.singles(level) is not None]
-        return [level for level in told if level != target]
-
     def told_by_others(self) -> list[Any]:
         """Return the conditions that can be predicted from the others: all whose parts others have."""
         if self.description is not None:
             return list(self.levels)
         n = Counter(part for level in self.levels for part in self.values(level))
         return [level for level in self.levels if all(n[part] > 1 for part in self.values(level))]
-
-    @property
-    def is_of_one_part(self) -> bool:
-        """Whether conditions are the levels of one column; these are sets."""
-        return False
 
     def singles(self, target: Any) -> list[Any] | None:
         """Return the conditions that have one part of a set each; None of a single, or not measured, part."""
@@ -236,13 +211,7 @@ class ConditionSets(ConditionSpace):
 def checked_table(
     adata: AnnData, key: str | Sequence[str] | None, separator: str | None, given: Any
 ) -> pd.DataFrame | None:
-    """Return the table of features of conditions, if there is one; see :meth:`TRVAE.setup_anndata`.
-
-    Raises
-    ------
-    InputError
-        There are no conditions to describe; it is no table of numbers, or lacks what was measured.
-    """
+    """Return the table of features of conditions, if there is one; see :meth:`TRVAE.setup_anndata`."""
     if given is None:
         return None
     if key is None:

@@ -58,14 +58,9 @@ class ConditionSpace:
     parts: dict[str, Any] | None = None
 
     def level(self, condition: Any) -> Any:
-        """Return a condition as in ``levels``, or the name of a new combination.
+        """Return a condition as in ``levels``, or the name of a new combination; raise on an unknown one.
 
         Of one column it may be in a list or dictionary, too.
-
-        Raises
-        ------
-        InputError
-            There is no such condition.
         """
         if self.key is None:
             raise InputError(
@@ -105,11 +100,9 @@ class ConditionSpace:
     def features(self, condition: Any) -> np.ndarray:
         """Return the features of a condition, shape (1, n_features)."""
         level = self.level(condition)
-        if self.parts is not None:
-            return design(self.parts, self.values(level))[None]
-        row = np.zeros((1, len(self.levels)), dtype=np.float32)
-        row[0, self.code(level)] = 1.0
-        return row
+        if self.parts is None:
+            return np.eye(1, len(self.levels), self.code(level), dtype=np.float32)
+        return design(self.parts, self.values(level))[None]
 
     def column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the condition of each cell, as named in ``levels``."""
@@ -121,15 +114,16 @@ class ConditionSpace:
         return as_text(obs[self.key], known).infer_objects()
 
     def columns(self, levels: Sequence[Any]) -> dict[str, Any]:
-        """Return the obs columns of cells under these conditions, one a cell."""
+        """Return the obs columns of cells under these conditions, as :meth:`level` returns them, one a cell."""
         if self.key is None:
             return {}
-        keys = [self.key] if isinstance(self.key, str) else self.key
-        numbers = {} if self.parts is None else self.parts["scaling"]
+        if isinstance(self.key, str):
+            return {self.key: pd.Categorical(list(levels), list(dict.fromkeys(levels)))}
+        scaling = {} if self.parts is None else self.parts["scaling"]
         values = {level: self.values(level) for level in dict.fromkeys(levels)}
-        columns = {key: [values[level][i] for level in levels] for i, key in enumerate(keys)}
+        columns = {key: [values[level][i] for level in levels] for i, key in enumerate(self.key)}
         return {
-            key: found if key in numbers else pd.Categorical(found, list(dict.fromkeys(found)))
+            key: found if key in scaling else pd.Categorical(found, list(dict.fromkeys(found)))
             for key, found in columns.items()
         }
 
@@ -152,8 +146,14 @@ class ConditionSpace:
         return self.parts is not None
 
     def testable(self, target: Any) -> list[Any]:
-        """Return conditions whose prediction, where each is left out, tells how well a new target is predicted."""
-        return [level for level in self.told_by_others() if level != target]
+        """Return conditions whose prediction, where each is left out, tells how well a new target is predicted.
+
+        Sets of parts that were measured alone, if the target is one; else all that others tell of.
+        """
+        told = self.told_by_others()
+        if self.singles(target) is not None:
+            told = [level for level in told if self.singles(level) is not None]
+        return [level for level in told if level != target]
 
     def told_by_others(self) -> list[Any]:
         """Return the conditions that can be predicted from the others: all whose levels others have."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,13 +12,12 @@ from anndata import AnnData
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from trvae_sc import baselines, datasets, evaluation, metrics, pl
 from trvae_sc.expression import Keys
 from trvae_sc.files import write_anndata, write_text
 from trvae_sc.model import TRVAE
-from trvae_sc.pl._finish import png_of
+from trvae_sc.report._images import image
 
 _KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 _HOLDOUT = evaluation.Holdout("type_0", "stimulated", "control")
@@ -29,68 +27,41 @@ _SHOWN = {
     ("variance_ratio", "top100"): "variance ratio",
     ("energy_distance", "pcs"): "energy distance",
 }
-
-
 #: What predicted changes are drawn against.
 _TRUTHS = ("change measured in the hidden cells", "true change of the simulation")
+_N_GENES = 12  # in the table of the page
 _LITTLE, _MUCH = 0.5, 0.9  # shares of what a perfect prediction would score
 
 
 def run(folder: Path, *, seed: int = 0, max_epochs: int | None = None) -> pd.DataFrame:
     """Simulate, train, predict a combination that was hidden, score it and write what was found.
 
-    Writes ``predicted.h5ad``, ``effect.png`` and ``report.html`` to `folder`.
-
-    Parameters
-    ----------
-    folder
-        Folder to write to; made if missing.
-    seed
-        Seed of simulation and model.
-    max_epochs
-        Epochs of training; the model's default if None.
-
-    Returns
-    -------
-    Scores, one row per method: the model, predicting no change, the mean shift of the other cell
-    types, and the ceiling, what a perfect prediction would score.
+    Writes ``predicted.h5ad``, ``effect.png`` and ``report.html`` to `folder`. Returns one row of the main scores for
+    each of the model, two simple methods and the ceiling, what a perfect prediction would score.
     """
     adata = datasets.simulate(seed=seed)
     task = evaluation.prepare_task(adata, _HOLDOUT, keys=_KEYS, n_top_genes=None)
-    model = train_model(task, seed=seed, max_epochs=max_epochs)
+    TRVAE.setup_anndata(task.train, _KEYS.condition_key, **_KEYS.further())
+    model = TRVAE(task.train, seed=seed)
+    model.train(max_epochs)
     predicted = model.predict(target=_HOLDOUT.target, labels=_HOLDOUT.label)
-    others = {
-        name: getattr(baselines, name)(
-            task.train, task.source, target=_HOLDOUT.target, keys=task.keys
-        )
-        for name in ("mean_shift", "no_change")
-    }
-    scores = {"TRVAE": evaluation.score(task, predicted)}
-    scores |= {name: evaluation.score(task, other) for name, other in others.items()}
+    predictions = {"TRVAE": predicted}
+    for name in ("mean_shift", "no_change"):
+        method = getattr(baselines, name)
+        predictions[name] = method(task.train, task.source, target=_HOLDOUT.target, keys=task.keys)
+    scores = {name: evaluation.score(task, cells) for name, cells in predictions.items()}
     scores["truth ceiling"] = evaluation.ceiling(task)["ceiling"]
-    table = summary(scores)
+    wide = {name: found.set_index(["metric", "genes"])["value"] for name, found in scores.items()}
+    table = pd.DataFrame(wide).T[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
     folder.mkdir(parents=True, exist_ok=True)
     write_anndata(predicted, folder / "predicted.h5ad", overwrite=True)
-    figure = draw(task, adata, predicted)
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.4), layout="constrained")
+    draw(task, adata, predicted, axes)
+    figure.suptitle(f"{_HOLDOUT.label}, {_HOLDOUT.target}: never seen in training", fontsize=10)
     figure.savefig(folder / "effect.png", dpi=150)
     plt.close(figure)
     write_text(folder / "report.html", page(table, task, adata, predicted))
     return table
-
-
-def train_model(task: evaluation.Task, *, seed: int, max_epochs: int | None) -> TRVAE:
-    """Return a model trained on what a task shows."""
-    keys = task.keys
-    TRVAE.setup_anndata(task.train, keys.condition_key, **keys.further())
-    model = TRVAE(task.train, seed=seed)
-    model.train(max_epochs)
-    return model
-
-
-def summary(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return one row of the main scores per method."""
-    wide = {name: table.set_index(["metric", "genes"])["value"] for name, table in scores.items()}
-    return pd.DataFrame(wide).T[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
 
 
 def true_change(task: evaluation.Task, adata: AnnData) -> pd.Series:
@@ -101,40 +72,24 @@ def true_change(task: evaluation.Task, adata: AnnData) -> pd.Series:
     return change.loc[task.train.var_names]
 
 
-def draw(
-    task: evaluation.Task, adata: AnnData, predicted: AnnData, axes: Sequence[Axes] | None = None
-) -> Figure:
-    """Return predicted against real change, and against the simulated truth; on two Axes if given."""
+def draw(task: evaluation.Task, adata: AnnData, predicted: AnnData, axes: Iterable[Axes]) -> None:
+    """Draw predicted against real change, and against the simulated truth."""
     genes = evaluation.gene_table(task, predicted)
     expected = genes.assign(
         real_change=true_change(task, adata).loc[genes.index],
         predicted_change=predicted.var["predicted_change"].loc[genes.index],
     )
-    alone = axes is None
-    if axes is None:
-        axes = plt.subplots(1, 2, figsize=(9.2, 4.4), layout="constrained")[1]
     for ax, table, what in zip(axes, (genes, expected), _TRUTHS, strict=True):
         pl.effect(table, ax=ax)
         ax.set_xlabel(what, fontsize=9)
         ax.set_ylabel("predicted change of mean log(1 + normalised count)", fontsize=9)
-    figure: Any = axes[0].figure
-    if alone:
-        figure.suptitle(f"{_HOLDOUT.label}, {_HOLDOUT.target}: never seen in training", fontsize=10)
-    return figure
 
 
 # -- the page -----------------------------------------------------------------------------------------
 
 
-def page(
-    table: pd.DataFrame,
-    task: evaluation.Task,
-    adata: AnnData,
-    predicted: AnnData,
-    *,
-    n_genes: int = 12,
-) -> str:
-    """Return a page with what was asked, what came out in words, `n_genes` genes, and what to do next."""
+def page(table: pd.DataFrame, task: evaluation.Task, adata: AnnData, predicted: AnnData) -> str:
+    """Return a page with what was asked, what came out in words, some genes, and what to do next."""
     record = predicted.uns["trvae_sc"]
     found = evaluation.interval_table(task, predicted).assign(
         predicted_change=predicted.var["predicted_change"]
@@ -153,7 +108,7 @@ def page(
         answer=in_words(table["effect R2"]),
         scores=_html(table.map("{:.2f}".format).replace({"nan": "", "-0.00": "0.00"})),
         figures=list(_figures(task, adata, predicted)),
-        genes=_html(_gene_rows(found.loc[ranked[:n_genes]])),
+        genes=_html(_gene_rows(found.loc[ranked[:_N_GENES]])),
         coverage=_coverage(found, true_change(task, adata)),
         notes=[str(note) for note in record["notes"]],
         seed=record["model_seed"],
@@ -212,16 +167,13 @@ def _gene_rows(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _figures(
-    task: evaluation.Task, adata: AnnData, predicted: AnnData
-) -> Iterator[dict[str, Markup]]:
+def _figures(task: evaluation.Task, adata: AnnData, predicted: AnnData) -> Iterator[dict[str, str]]:
     """Yield the panels of :func:`draw` one by one, so that they stand below each other on a phone."""
     panels = [plt.subplots(figsize=(4.6, 4.4), layout="constrained") for _ in _TRUTHS]
     draw(task, adata, predicted, [ax for _, ax in panels])
     for (figure, _), what in zip(panels, _TRUTHS, strict=True):
         text = f"Predicted change of each gene against the {what}."
-        image = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(text, png_of(figure))
-        yield {"image": image, "text": Markup(text)}
+        yield {"image": image(figure, text), "text": text}
 
 
 def _html(frame: pd.DataFrame) -> Markup:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -78,34 +77,22 @@ def pathways(
     if method not in _METHODS:
         raise InputError(f"Unknown method {method!r}; there are {list(_METHODS)}.")
     wide = _wide(effects, "change")
-    sets = _sets(net)
-    shared = sets[sets["target"].isin(wide.columns)].groupby("source")["target"].size()
-    _check_overlap(sets, shared, wide.columns, min_genes)
+    sets = _large_enough(_sets(net), wide.columns, min_genes)
     if method in ("ulm", "mlm"):
-        _check_contrast(sets, shared, wide.columns, min_genes)
+        _check_contrast(sets, wide.columns)
     if method == "mlm":
-        _check_rank(sets, shared, wide.columns, min_genes)
-    found, keys = _scores(method, wide, sets, min_genes), list(wide.index.names)
+        _check_rank(sets, wide.columns)
+    found, keys = _scores(method, wide, sets), list(wide.index.names)
     if _REAL in effects:
-        real = _scores(method, _wide(effects, _REAL), sets, min_genes)
+        real = _scores(method, _wide(effects, _REAL), sets)
         names = {"score": "real_score", "qval": "real_qval"}  # sets may come in another order
         on = [*keys, "pathway"]
         found = found.merge(real.rename(columns=names), on=on, validate="one_to_one")
         found["agrees"] = np.sign(found["score"]) == np.sign(found["real_score"])
-    found.insert(found.columns.get_loc("score"), "n_genes", found["pathway"].map(shared))
+    n_genes = sets.groupby("source")["target"].size()
+    found.insert(found.columns.get_loc("score"), "n_genes", found["pathway"].map(n_genes))
     found = found.sort_values("score", key=abs, ascending=False, kind="stable")
     return found.sort_values(keys, kind="stable", ignore_index=True)
-
-
-def _decoupler() -> ModuleType:
-    """Return decoupler."""
-    try:
-        import decoupler
-    except ImportError as error:
-        raise MissingExtraError(
-            "pathways needs decoupler: pip install 'trvae_sc[pathways]', or pip install decoupler."
-        ) from error
-    return decoupler
 
 
 def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -130,7 +117,7 @@ def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
-    """Return sets of genes as a table."""
+    """Return sets of genes as a table with weights."""
     if isinstance(net, str | Path):
         path = as_path(net, "net")
         if not path.is_file():
@@ -143,9 +130,8 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             "net has no sets of genes. Give a table with the columns source (set) and target (gene), or a GMT "
             "file: name, description and genes of a set in a line, separated by tabs."
         )
-    net, of = net.dropna(subset=["source", "target"]), ["source", "target"]
-    if _WEIGHT not in net:
-        return net.drop_duplicates(of)
+    of = ["source", "target"]
+    net = net.assign(**{_WEIGHT: net.get(_WEIGHT, 1.0)}).dropna(subset=of)
     weight = pd.to_numeric(net[_WEIGHT], errors="coerce").astype(np.float64)
     if not np.isfinite(weight).all():
         raise InputError(
@@ -169,12 +155,10 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} cannot be read as text: {error}") from error
 
 
-def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+def _check_contrast(sets: pd.DataFrame, genes: pd.Index) -> None:
     """Raise where the genes of a set weigh as much as all others, so that no slope is defined."""
-    sets = sets[sets["target"].isin(genes)]
-    weight = sets.get(_WEIGHT, pd.Series(1.0, index=sets.index)).groupby(sets["source"])
-    is_one = weight.nunique() == 1
-    same = is_one & ((weight.size() == len(genes)) | (weight.max() == 0)) & (shared >= min_genes)
+    weight = sets.groupby("source")[_WEIGHT]
+    same = weight.nunique().eq(1) & (weight.size().eq(len(genes)) | weight.max().eq(0))
     if same.any():
         raise InputError(
             f"Of net {listing(sorted(same.index[same].astype(str)))} have the same weight for all "
@@ -182,10 +166,8 @@ def _check_contrast(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_
         )
 
 
-def _check_rank(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
+def _check_rank(sets: pd.DataFrame, genes: pd.Index) -> None:
     """Raise where sets cannot be told apart, so that no fit of all of them at once is defined."""
-    sets = sets[sets["target"].isin(genes) & sets["source"].map(shared).ge(min_genes)]
-    sets = sets.assign(**{_WEIGHT: sets.get(_WEIGHT, 1.0)})
     table = sets.pivot(index="target", columns="source", values=_WEIGHT).reindex(genes).fillna(0.0)
     x = np.column_stack([np.ones(len(genes)), table])
     if x.shape[1] < len(genes) and np.linalg.matrix_rank(x) == x.shape[1]:
@@ -198,8 +180,10 @@ def _check_rank(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_gene
     )
 
 
-def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_genes: int) -> None:
-    """Raise where no set has enough genes."""
+def _large_enough(sets: pd.DataFrame, genes: pd.Index, min_genes: int) -> pd.DataFrame:
+    """Return the genes of `genes` in sets that have enough of them; raise where no set has."""
+    there = sets[sets["target"].isin(genes)]
+    shared = there.groupby("source")["target"].size()
     if shared.empty:
         raise InputError(
             f"net and effects share no genes: net has {listing(list(sets['target'].unique()))}, effects "
@@ -210,29 +194,36 @@ def _check_overlap(sets: pd.DataFrame, shared: pd.Series, genes: pd.Index, min_g
             f"No set of net has {min_genes} genes among the {len(genes):,} of effects; the largest share is "
             f"{shared.max()} ({shared.idxmax()}). Train on more genes, or lower min_genes."
         )
-    few = sets["source"].drop_duplicates()
-    few = few[~few.map(shared).ge(min_genes)].astype(str)
+    enough = shared.index[shared >= min_genes]
+    few = sets["source"][~sets["source"].isin(enough)].astype(str).unique()
     if len(few):
         logger.info(
             "Left out, with fewer than %d of the %d genes of effects: %s.",
             *(min_genes, len(genes), listing(sorted(few))),
         )
+    return there[there["source"].isin(enough)]
 
 
-def _scores(method: Method, wide: pd.DataFrame, sets: pd.DataFrame, min_genes: int) -> pd.DataFrame:
+def _scores(method: Method, wide: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
     """Return score and q-value of every group and set."""
+    try:
+        import decoupler
+    except ImportError as error:
+        raise MissingExtraError(
+            "pathways needs decoupler: pip install 'trvae_sc[pathways]', or pip install decoupler."
+        ) from error
     plain = wide.set_axis([str(i) for i in range(len(wide))])
     changes = plain[plain.to_numpy().any(axis=1)]
-    run = getattr(_decoupler().mt, method)
-    score, qval = run(changes, sets, tmin=min_genes, empty=False, verbose=False)
+    run = getattr(decoupler.mt, method)
+    score, qval = run(changes, sets, tmin=1, empty=False, verbose=False)
     if method in ("ulm", "mlm"):  # decoupler rounds q-values, and leaves those of mlm unadjusted
         n_slopes = 1 if method == "ulm" else score.shape[1]
         pval = 2.0 * stats.t.sf(score.abs(), wide.shape[1] - n_slopes - 1)
         qval = pd.DataFrame(stats.false_discovery_control(pval, axis=1), *score.axes)
-    score = score.reindex(plain.index)
-    qval = score * np.nan if qval is None else qval.reindex(plain.index)
-    long = pd.concat(
-        {"score": score.stack(future_stack=True), "qval": qval.stack(future_stack=True)}, axis=1
-    ).reset_index(names=["group", "pathway"])
-    groups = wide.index.to_frame(index=False).iloc[long["group"].astype(int)].reset_index(drop=True)
-    return pd.concat([groups, long[["pathway", "score", "qval"]]], axis=1)
+    qval = score * np.nan if qval is None else qval
+    tables = {
+        name: table.reindex(plain.index).set_axis(wide.index).rename_axis(columns="pathway")
+        for name, table in (("score", score), ("qval", qval))
+    }
+    long = {name: table.stack(future_stack=True) for name, table in tables.items()}
+    return pd.concat(long, axis=1).reset_index()

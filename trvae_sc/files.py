@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from trvae_sc.errors import InputError
 
 if TYPE_CHECKING:  # anndata takes a second to import
@@ -36,13 +38,7 @@ def check_suffix(path: Path) -> None:
 
 
 def read(path: Path, *, backed: bool = False) -> AnnData:
-    """Read an h5ad or zarr file; with `backed` its X stays in the file, unless it is by column.
-
-    Raises
-    ------
-    InputError
-        No such file, it is neither, or it cannot be read.
-    """
+    """Read an h5ad or zarr file; with `backed` its X stays in the file, unless it is by column."""
     if not path.exists():
         raise InputError(f"No file {path}.")
     check_suffix(path)
@@ -113,28 +109,10 @@ def check_target(
     option: str = "overwrite=True",
     inputs: Iterable[Path] = (),
 ) -> None:
-    """Raise where a result cannot be written, before any work; writes nothing.
+    """Raise where a result cannot be written to a path, before any work; writes nothing.
 
-    Parameters
-    ----------
-    path
-        Where the result goes; a link is followed.
-    overwrite
-        Whether something of the same kind may be replaced.
-    replaces
-        Tells whether a folder is of the kind that is written, where that is a folder.
-    kind
-        What is written, in words.
-    option
-        What to pass to replace something.
-    inputs
-        Files and folders that the result is made from.
-
-    Raises
-    ------
-    InputError
-        Something of another kind is there, one of the inputs, or anything without `overwrite`; or
-        nothing can be written there.
+    With `overwrite` a result of the same kind may be replaced: a file, or a folder that `replaces` is true of; no
+    other kind, and none of the `inputs` it is made from. `kind` and `option` are the words of messages.
     """
     for i, part in enumerate(path.parts):
         if part == ".." and not (through := Path(*path.parts[:i])).exists():
@@ -175,36 +153,19 @@ def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> Non
     # files of newer versions of anndata have strings that older ones read but do not write unasked
     with anndata.settings.override(allow_write_nullable_strings=True):
         if path.suffix == ".zarr":
-            write_folder(path, adata.write_zarr, overwrite=overwrite)
+            write_whole(path, adata.write_zarr, overwrite=overwrite)
         else:
-            write_file(path, lambda p: adata.write_h5ad(p, compression="gzip"), overwrite=overwrite)
+            write_whole(
+                path, lambda p: adata.write_h5ad(p, compression="gzip"), overwrite=overwrite
+            )
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a text file, completely or not at all."""
-    write_file(path, lambda p: p.write_text(text, encoding="utf-8"), overwrite=overwrite)
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"), overwrite=overwrite)
 
 
-def write_file(path: Path, write: Callable[[Path], Any], *, overwrite: bool) -> None:
-    """Call `write` with a path beside `path`, and move the file into place if it succeeds.
-
-    Raises
-    ------
-    InputError
-        A file is there and `overwrite` is False, also if it came meanwhile.
-    """
-    path = path.resolve()
-    with _beside(path) as temporary:
-        write(temporary)
-        _flush(temporary)
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _move_to_free_place(temporary, path)
-        _flush(path.parent)
-
-
-def write_folder(
+def write_whole(
     path: Path,
     write: Callable[[Path], Any],
     *,
@@ -212,42 +173,19 @@ def write_folder(
     keep: bool = False,
     drop: Sequence[str] = (),
 ) -> None:
-    """Call `write` with a path beside `path`, and move the folder into place if it succeeds.
+    """Call `write` with a path beside `path`, and move the file or folder it makes into place.
 
-    Parameters
-    ----------
-    path
-        The folder.
-    write
-        Makes the folder at a path.
-    overwrite
-        Replace the folder that is there; otherwise it must not exist, or be empty.
-    keep
-        Keep what else is in the folder that is replaced ...
-    drop
-        ... but entries of these names.
-
-    Raises
-    ------
-    InputError
-        A folder is there and `overwrite` is False, also if it came meanwhile.
+    With `keep` a folder keeps what else is in the one it replaces, but entries named in `drop`. Raises InputError
+    where something is in the place and `overwrite` is False, also if it came meanwhile.
     """
     path = path.resolve()
     with _beside(path) as temporary:
         write(temporary)
         if keep and path.is_dir():
             _add_rest(path, temporary, drop)
-        for file in temporary.rglob("*"):
-            _flush(file)
-        if overwrite and path.exists():
-            _exchange(temporary, path)
-        else:
-            try:
-                temporary.rename(path)
-            except OSError as error:
-                if not path.exists():
-                    raise
-                raise InputError(f"{path} exists; it was made meanwhile.") from error
+        for part in (temporary, *temporary.rglob("*")):
+            _flush(part)
+        _put(temporary, path, overwrite=overwrite)
         _flush(path.parent)
 
 
@@ -269,18 +207,22 @@ def _link_or_copy(source: Any, target: Any) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _move_to_free_place(temporary: Path, path: Path) -> None:
-    """Move a file to where none is, in one step."""
+def _put(new: Path, place: Path, *, overwrite: bool) -> None:
+    """Move a file or folder into its place in one step."""
+    if overwrite and place.is_dir():
+        _exchange(new, place)
+        return
     try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise InputError(f"{path} exists; it was made meanwhile.") from error
-    except OSError:  # a file system without hard links
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        except FileExistsError as error:
-            raise InputError(f"{path} exists; it was made meanwhile.") from error
-        temporary.replace(path)
+        if new.is_file() and not overwrite:
+            try:
+                os.link(new, place)  # fails where something is, which replacing would not
+            except OSError:  # also on a file system without links
+                place.touch(exist_ok=False)
+        new.replace(place)
+    except OSError as error:
+        if overwrite or not place.exists():
+            raise
+        raise InputError(f"{place} exists; it was made meanwhile.") from error
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -355,20 +297,9 @@ def remove_left_over(parent: Path) -> None:
     """
     for folder in parent.glob(f"{_PREFIX}{_host()}-*"):
         pid = folder.name.removeprefix(f"{_PREFIX}{_host()}-").split("-")[0]
-        if not pid.isdigit() or _runs(int(pid)):
+        if not pid.isdigit() or psutil.pid_exists(int(pid)):
             continue
         for old in (folder / _REPLACED).glob("*"):
             if not (parent / old.name).exists():
                 old.rename(parent / old.name)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    """Return whether a process runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

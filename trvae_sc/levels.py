@@ -72,14 +72,7 @@ def _objects(found: Any) -> list[Any]:
 
 
 def check_levels(column: pd.Series) -> None:
-    """Raise on a column whose levels cannot be told apart, written to files or read back.
-
-    Raises
-    ------
-    InputError
-        Missing values, about as many levels as cells, levels that are no text, number or boolean, or several
-        that read the same.
-    """
+    """Raise on a column whose levels cannot be told apart, written to files or read back."""
     check_complete(column)
     found = levels(column)
     if len(found) > max(_FEW_LEVELS, len(column) // 2):
@@ -115,12 +108,7 @@ def check_complete(column: pd.Series) -> None:
 def as_text(column: pd.Series, names: dict[str, Any] | None = None) -> pd.Series:
     """Return the level of each cell as it reads; the index has no name, which may be a column's.
 
-    Levels that `names` has by how they read are called what it says.
-
-    Raises
-    ------
-    InputError
-        Values are missing.
+    Levels that `names` has by how they read are called what it says. Missing values raise InputError.
     """
     check_complete(column)
     codes, found = codes_of(column)
@@ -147,10 +135,7 @@ def codes_among(column: pd.Series, known: Sequence[Any]) -> np.ndarray:
 def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:
     """Return which of the known levels is meant: the one that reads the same, or is the number of a text.
 
-    Raises
-    ------
-    InputError
-        None of them reads like it: no such level `of` what it names, and the `hint` what to do.
+    `of` and `hint` are what levels are of, and what to do, in the message where none of them is.
     """
     name = level_name(level)
     number = _number(level) if isinstance(level, str) else None
@@ -186,16 +171,11 @@ def _zeros(name: str) -> int:
 
 
 def default_source(column: pd.Series) -> Any:
-    """Return the condition that predictions start from, if the data say which.
+    """Return the condition that predictions start from; raise where the data do not say which.
 
     The first of ordered categories, or the only one with the name of a control (:data:`CONTROLS`; of several
     columns all of whose parts are that, or 0) or with a dose of 0 at its end, as ``"drug:0"`` and ``"0 nM"`` (of
     several columns the one with most of them, in any order of the columns).
-
-    Raises
-    ------
-    InputError
-        Neither: the source has to be named.
     """
     found = levels(column)
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:

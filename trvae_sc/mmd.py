@@ -62,15 +62,10 @@ def rbf_kernel(d2: Tensor, kernel: Kernel = "median") -> Tensor:
     Kernel values, the shape of `d2`.
     """
     if kernel == "paper":
-        return torch.stack([torch.exp(-d2 / (2.0 * s)) for s in PAPER_BANDWIDTHS]).mean(0)
-    scaled = d2 / median_distance(d2)
-    # exp(-d2 / (b m)) for b = 4, 2, 1, 1/2, 1/4: each is the square of the one before.
-    k = torch.exp(-scaled / MEDIAN_FACTORS[-1])
-    total = k
-    for _ in MEDIAN_FACTORS[1:]:
-        k = k.square()
-        total = total + k
-    return total / len(MEDIAN_FACTORS)
+        widths = [2.0 * sigma for sigma in PAPER_BANDWIDTHS]
+    else:
+        widths = [factor * median_distance(d2) for factor in MEDIAN_FACTORS]
+    return torch.stack([torch.exp(-d2 / width) for width in widths]).mean(0)
 
 
 class _KernelSums(torch.autograd.Function):
@@ -163,13 +158,12 @@ def mmd(
     if x.shape[0] < 2:
         return x.sum() * 0.0
     n_groups = int(groups.max()) + 1 if n_groups is None else n_groups
-    codes = groups
     if strata is not None:  # compact codes of (stratum, group), at most n of them
-        codes, groups, strata = _joint_codes(groups, strata, n_groups)
-        n_groups = groups.shape[0]
+        joint, groups = torch.unique(strata * n_groups + groups, return_inverse=True)
+        strata, n_groups = joint // n_groups, joint.shape[0]
     with torch.autocast(x.device.type, enabled=False):  # differences of sums: all digits are needed
         x = x if x.dtype == torch.float64 else x.float()
-        member = torch.nn.functional.one_hot(codes, n_groups).to(x.dtype)
+        member = torch.nn.functional.one_hot(groups, n_groups).to(x.dtype)
         sums = _KernelSums.apply(x, member, kernel)
     n = member.sum(0)
     if unbiased:  # the diagonal of K is exactly 1, for that of d2 is exactly 0
@@ -185,9 +179,3 @@ def mmd(
     total = (pairs * (within[:, None] + within - 2.0 * between)).sum()
     least = 1.0 if strata is None else len(x) / 4.0
     return total if reduction == "sum" else total / pairs.sum().clamp_min(least)
-
-
-def _joint_codes(groups: Tensor, strata: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the compact code of each row, and group and stratum of each compact code."""
-    joint, codes = torch.unique(strata * n_groups + groups, return_inverse=True)
-    return codes, joint % n_groups, joint // n_groups

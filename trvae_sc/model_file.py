@@ -47,13 +47,7 @@ def model_file(folder: Path, prefix: str | None) -> Path:
 
 
 def write_model(file: Path, attributes: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Write the file of a model.
-
-    Raises
-    ------
-    InputError
-        An attribute has a type that neither format holds.
-    """
+    """Write the file of a model; raise on an attribute that neither format holds."""
     tensors = {f"{_WEIGHTS}{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
     plain = {name: _encode(value, tensors) for name, value in attributes.items()}
     header = {
@@ -66,13 +60,7 @@ def write_model(file: Path, attributes: dict[str, Any], weights: dict[str, torch
 
 
 def read_model(folder: Path, prefix: str | None) -> Stored:
-    """Return what the file of a model holds, read once.
-
-    Raises
-    ------
-    InputError
-        No model there; the file is damaged, holds something else, or comes from another version.
-    """
+    """Return what the file of a model holds, read once."""
     file = model_file(folder, prefix)
     if not file.is_file():
         raise InputError(f"No model at {file}.")

@@ -17,24 +17,9 @@ def sampling_variance(
 
     .. math:: \mathrm{var}\,f = \frac{1}{n}\,\frac{m / t + \phi\,m^2}{(1 + m)^2}
 
-    else the variance of a cell's value over n.
-
-    Parameters
-    ----------
-    f
-        Mean, shape (..., n_genes).
-    spread
-        Of counts the dispersion phi, else the variance of values within groups; shape (n_genes,).
-    n
-        Number of cells, broadcastable to `f`.
-    is_count
-        Whether the values are counts.
-    relative_total
-        t, harmonic mean of the cells' totals, in units of the median of training.
-
-    Returns
-    -------
-    Shape of `f`.
+    with `spread` the dispersion phi of each gene and `relative_total` t, the harmonic mean of the cells' totals in
+    units of the median of training; else `spread`, the variance of values within groups, over n. `n` is broadcast
+    to the shape of `f`, that of the result.
     """
     if not is_count:
         return np.broadcast_to(spread, f.shape) / n

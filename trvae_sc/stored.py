@@ -40,13 +40,7 @@ def path_of(x: Any) -> Path | None:
 
 
 def check_there(x: Any) -> None:
-    """Raise on a matrix whose file is gone: chunks that a zarr store lacks are read as zeros.
-
-    Raises
-    ------
-    FileNotFoundError
-        The file or folder is not there.
-    """
+    """Raise on a matrix whose file is gone: chunks that a zarr store lacks are read as zeros."""
     path = path_of(x) if is_file(x) else None
     if path is not None and not path.exists():
         raise FileNotFoundError(

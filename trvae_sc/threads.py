@@ -27,12 +27,7 @@ _NARROW = 512  # widest layer that one thread is enough for
 def suitable_threads(widest: int) -> Iterator[None]:
     """Let torch use as many threads as suit a network, numpy one, and both what was set before again afterwards.
 
-    One up to a width of 512, else the cores that are idle; never more than were set.
-
-    Parameters
-    ----------
-    widest
-        Width of its widest hidden layer.
+    One where its widest hidden layer has up to 512 units, else the cores that are idle; never more than were set.
     """
     import torch
 

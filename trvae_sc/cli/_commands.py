@@ -20,7 +20,7 @@ from trvae_sc.cli._shared import (
     write_prediction,
 )
 from trvae_sc.errors import InputError
-from trvae_sc.files import read, write_folder, write_text
+from trvae_sc.files import read, write_text, write_whole
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -49,7 +49,7 @@ def run_demo(args: argparse.Namespace) -> None:
         tables.append(demo.run(folder, seed=args.seed, max_epochs=args.max_epochs))
 
     quiet()
-    write_folder(args.out, write, overwrite=args.force)
+    write_whole(args.out, write, overwrite=args.force)
     (table,) = tables
     say(table.round(2).to_string())
     say(f"\nWrote {', '.join(_DEMO[:-1])} and {_DEMO[-1]} to {args.out}/")

@@ -17,7 +17,7 @@ from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_seed, check_whole
 from trvae_sc.checks import PREDICTED_VAR, RECORD, check_free, logger
 from trvae_sc.errors import InputError
-from trvae_sc.files import read, write_file, write_folder
+from trvae_sc.files import read, write_whole
 from trvae_sc.identity import among, marks_of
 from trvae_sc.levels import as_text, level_name, listing
 from trvae_sc.model._counts import Draws
@@ -226,8 +226,7 @@ def _write(prediction: _Prediction, layer: str | None) -> None:
         finally:
             writer.close()
 
-    is_folder = path.suffix == ".zarr"
-    (write_folder if is_folder else write_file)(path, write, overwrite=prediction.request.overwrite)
+    write_whole(path, write, overwrite=prediction.request.overwrite)
 
 
 def check_weights(module: torch.nn.Module) -> None:

@@ -15,7 +15,7 @@ from scvi.model.base._constants import SAVE_KEYS
 
 from trvae_sc import checks
 from trvae_sc.errors import InputError
-from trvae_sc.files import as_path, check_target, read, write_anndata, write_folder
+from trvae_sc.files import as_path, check_target, read, write_anndata, write_whole
 from trvae_sc.model._registration import AnnDataModel, with_genes
 from trvae_sc.model_file import Stored, model_file, read_model, write_model
 from trvae_sc.training import DataManager
@@ -67,7 +67,7 @@ class SavedModel(AnnDataModel):
             write_model(model_file(folder, prefix), attributes, self.module.state_dict())
 
         drop = () if save_anndata else (data_file,)  # of the model that is replaced
-        write_folder(path, write, overwrite=overwrite, keep=True, drop=drop)
+        write_whole(path, write, overwrite=overwrite, keep=True, drop=drop)
 
     @classmethod
     def load(

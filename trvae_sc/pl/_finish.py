@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,14 +58,6 @@ def _check_file(path: Path, figure: Any) -> None:
     known = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix and path.suffix[1:].lower() not in known:
         raise InputError(f"{path} ends in no format of figures; there are {', '.join(known)}.")
-
-
-def png_of(figure: Any) -> str:
-    """Return a figure as PNG in base64, for a page, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _path(name: str, text: str) -> Path:
