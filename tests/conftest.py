@@ -1,4 +1,8 @@
-"""Small seeded builders that every test file shares."""
+"""Small seeded builders that every test file shares.
+
+What takes long to import is imported in functions: with ``-n``, this file is read in one more process,
+which runs no tests and which the workers wait for.
+"""
 
 import gc
 import logging
@@ -10,19 +14,8 @@ import sys
 import uuid
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 import pytest
-import scvi
-import torch
-from anndata import AnnData
-from scipy import sparse
 
-from trvae_sc import TRVAE
-from trvae_sc.cli import main
-
-torch.set_num_threads(1)
 os.fsync = lambda handle: None  # tests outlive no power cut, and disks take long
 
 #: Arguments of ``train`` that keep a test small and quiet.
@@ -39,6 +32,11 @@ def _make_adata(n_cells=120, n_genes=30, *, seed=0, values="counts", effect=1.0)
     Counts are Poisson; ``values="log"`` makes them log1p. ``obs`` further has a batch, two
     categorical and one continuous covariate, and the total counts, which exceed the sum over genes.
     """
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+    from scipy import sparse
+
     rng = np.random.default_rng(seed)
     genes = np.random.default_rng(1)
     base = genes.gamma(2.0, 1.0, n_genes)
@@ -68,6 +66,8 @@ def _make_adata(n_cells=120, n_genes=30, *, seed=0, values="counts", effect=1.0)
 
 def _fit(adata=None, *, setup=None, train=None, **model):
     """Return a small model, trained for two epochs (``train=False``: not trained)."""
+    from trvae_sc import TRVAE
+
     likelihood = model.get("gene_likelihood", "nb")
     counts = likelihood in ("nb", "zinb", "poisson")
     if adata is None:
@@ -86,7 +86,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Keep what is imported from being searched for garbage again and again."""
+    """Run torch on one thread, and keep what is imported from being searched for garbage again and again."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 50)  # not 10: what tests import later is large, too
@@ -96,12 +99,17 @@ def pytest_collection_finish():
 def _no_figure_is_left():
     """Close what a test drew, for the next one."""
     yield
+    import matplotlib.pyplot as plt
+
     plt.close("all")
 
 
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path, monkeypatch):
     """Run every test in a folder of its own, on one thread, with Ctrl-C and settings as usual."""
+    import scvi
+    import torch
+
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)  # scanpy's neighbors sets as many as there are cores
     on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
@@ -118,6 +126,7 @@ def _own_directory(tmp_path, monkeypatch):
 @pytest.fixture
 def run(capsys):
     """Return a runner of the command line: exit code, stdout and stderr."""
+    from trvae_sc.cli import main
 
     def run(*arguments):
         capsys.readouterr()
@@ -190,6 +199,8 @@ def decoupler(monkeypatch):
 @pytest.fixture
 def only_draws_on_axes():
     """Return a check that a plot draws on the Axes given, and changes neither data nor settings."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
 
     def check(plot, data):
         before, settings = data.copy(), plt.rcParams.copy()

@@ -183,6 +183,46 @@ def test_history_by_step_has_a_row_for_every_step(fit):
     assert "train_loss_step" not in fit(train=STEPS).history
 
 
+class Told(lightning.Callback):
+    """Notes what callbacks and the progress bar are told at the end of training."""
+
+    def on_train_end(self, trainer, plan):
+        found = {**trainer.callback_metrics, **trainer.logged_metrics}
+        metrics = {k: (v.item(), v.dtype, v.shape) for k, v in found.items()}
+        names = list(trainer.callback_metrics), list(trainer.logged_metrics)
+        self.all = metrics, names, trainer.progress_bar_metrics
+
+
+def test_epochs_are_logged_as_by_lightning_and_scvi_tools(fit, monkeypatch):
+    """Which take four times as long."""
+    from lightning.pytorch.loggers import CSVLogger
+    from scvi.train._logger import SimpleExperiment
+
+    import trvae_sc.training._plan as plan_
+    import trvae_sc.training._run as run_
+
+    def usual(plan, metrics, *, shown=()):
+        for name, value in metrics.items():
+            plan.log(name, value, prog_bar=name in shown)
+
+    settings = {**VALIDATING, "check_val_every_n_epoch": 2, "plan_kwargs": {"on_step": True}}
+    runs = []
+    for logs, experiment in ((plan_.log_epoch, run_.History), (usual, SimpleExperiment)):
+        monkeypatch.setattr(plan_, "log_epoch", logs)
+        monkeypatch.setattr(run_, "History", experiment)
+        told = Told()
+        history = fit(train={**settings, "callbacks": [told]}).history
+        logger = CSVLogger(logs.__name__)
+        fit(train={**settings, "logger": logger})
+        runs.append((history, told, pd.read_csv(Path(logger.log_dir) / "metrics.csv")))
+    (found, told, table), (expected, told_usually, usual_table) = runs
+    assert list(found) == list(expected)
+    for name, frame in expected.items():
+        pd.testing.assert_frame_equal(found[name], frame, check_exact=True)
+    assert told.all == told_usually.all
+    pd.testing.assert_frame_equal(table, usual_table, check_exact=True)
+
+
 # -- schedules --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trvae_sc.family._networks import ExpressionModule
+from trvae_sc.training import log_epoch
 
 
 class Matched(torch.utils.data.Sampler):
@@ -145,4 +146,4 @@ class PlayersPlan(lightning.LightningModule):
                 f"{bad[0]} became {means[bad[0]].item()} in epoch {self.current_epoch}. Look for "
                 "extreme values in the data, or lower the learning rate (lr)."
             )
-        self.log_dict(means)
+        log_epoch(self, means)

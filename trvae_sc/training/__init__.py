@@ -9,6 +9,7 @@ from trvae_sc.training._data import (
     row_numbers,
     seed_of,
 )
+from trvae_sc.training._history import log_epoch
 from trvae_sc.training._manager import DataManager
 from trvae_sc.training._plan import MONITORS, TrainingPlan
 from trvae_sc.training._run import (
@@ -35,6 +36,7 @@ __all__ = [
     "check_splitting",
     "check_trainer",
     "levelled_off",
+    "log_epoch",
     "row_numbers",
     "seed_of",
 ]

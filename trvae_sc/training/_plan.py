@@ -20,6 +20,7 @@ from trvae_sc.identity import marks_of
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule
 from trvae_sc.rows import Rows
 from trvae_sc.training._data import Batches, seed_of
+from trvae_sc.training._history import log_epoch
 
 #: The transfer loss, a seventh of the cost of a step, is computed in one of so many, where it counts
 #: as many times.
@@ -304,13 +305,16 @@ class TrainingPlan(ScviTrainingPlan):
         totals = dict(zip(record["names"], values.float(), strict=True))
         n = totals.pop("n")
         means = {name: value / n for name, value in totals.items()}
-        name = "train_loss" if mode == "train" else "validation_loss"
-        self.log(name, means.pop("loss"), prog_bar=mode == "train")
+        loss = means.pop("loss")
         elbo = means["reconstruction_loss"] + means["kl_local"]
         metrics = {"elbo": elbo, **means, "kl_global": torch.zeros_like(n)}
-        self.log_dict({f"{key}_{mode}": value for key, value in metrics.items()})
-        if mode == "train":
-            self.log("kl_weight", float(self.kl_weight))
+        metrics = {f"{key}_{mode}": value for key, value in metrics.items()}
+        if mode == "validation":
+            self.log("validation_loss", loss)
+            self.log_dict(metrics)
+            return
+        weight = torch.full_like(n, float(self.kl_weight))
+        log_epoch(self, {"train_loss": loss, **metrics, "kl_weight": weight}, shown=["train_loss"])
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch; stop where the loss is no longer a number."""

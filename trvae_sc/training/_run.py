@@ -29,12 +29,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scvi.train import SaveCheckpoint as ScviSaveCheckpoint
 from scvi.train import Trainer as ScviTrainer
 from scvi.train import TrainRunner as ScviTrainRunner
+from scvi.train._logger import SimpleLogger
 
 from trvae_sc.arguments import check_known, named
 from trvae_sc.errors import InputError
 from trvae_sc.files import as_path
 from trvae_sc.module import Peers
 from trvae_sc.training._callbacks import BestWeights, SaveCheckpoint
+from trvae_sc.training._history import History
 
 #: What Lightning and scvi-tools raise on arguments of the trainer.
 _REFUSED = (TypeError, ValueError, MisconfigurationException)
@@ -268,6 +270,8 @@ class TrainRunner(ScviTrainRunner):
             if isinstance(error, InputError) or not isinstance(error, _REFUSED):
                 raise
             raise InputError(f"No trainer can be made with these arguments: {error}") from error
+        if isinstance(self.trainer.logger, SimpleLogger):
+            self.trainer.logger._experiment = History()
         self.trainer.callbacks = [
             SaveCheckpoint.like(callback) if isinstance(callback, ScviSaveCheckpoint) else callback
             for callback in self.trainer.callbacks

@@ -1,0 +1,65 @@
+"""Logging of epochs: what Lightning and scvi-tools keep of them, without what takes them longest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import lightning.pytorch as lightning
+import pandas as pd
+import torch
+from scvi.train._logger import SimpleExperiment
+from torch import Tensor
+
+
+class History(SimpleExperiment):
+    """scvi-tools' record of metrics, whose frames are made when they are asked for.
+
+    scvi-tools adds a row to the frame of each metric in each epoch, which takes 4 ms.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[str, pd.DataFrame] = {}
+        #: by metric and what its rows are numbered by ("epoch" or "step"): values by number
+        self._rows: dict[tuple[str, str], dict[int, float]] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Record metrics."""
+        metrics = dict(metrics)
+        numbered_by = next((name for name in ("step", "epoch") if name in metrics), None)
+        number = step if numbered_by is None else metrics.pop(numbered_by)
+        for name, value in metrics.items():
+            rows = self._rows.setdefault((name, numbered_by or "step"), {})
+            rows[number] = value.item() if isinstance(value, Tensor) else value
+
+    @property
+    def data(self) -> dict[str, pd.DataFrame]:
+        """By metric a frame with a row for each epoch or step."""
+        for (name, numbered_by), rows in self._rows.items():
+            index = pd.Index(list(rows), name=numbered_by)
+            frame = pd.DataFrame({name: list(rows.values())}, index=index, dtype=object)
+            known = self._frames.get(name)
+            if known is not None:
+                known = known[~known.index.isin(index)]
+                frame = pd.concat([known, frame]).rename_axis(known.index.name)
+            self._frames[name] = frame
+        self._rows = {}
+        return self._frames
+
+
+def log_epoch(
+    plan: lightning.LightningModule, metrics: Mapping[str, Tensor], *, shown: Collection[str] = ()
+) -> None:
+    """Log metrics at the end of an epoch of training, as ``plan.log_dict`` does in 5 ms.
+
+    `shown` are those that the progress bar shows.
+    """
+    trainer = plan.trainer
+    metrics = {name: value.detach() for name, value in metrics.items()}
+    trainer.callback_metrics.update(metrics)
+    trainer.logged_metrics.update(metrics)
+    trainer.progress_bar_metrics.update({name: metrics[name].item() for name in shown})
+    values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1  # Lightning's number of the last
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+        logger.save()
