@@ -38,6 +38,8 @@ def test_genes_are_ordered_and_those_that_lack_get_their_mean_share(make_adata, 
 def test_with_all_genes_values_are_what_they_were(make_adata, fit):
     model = fit(make_adata(n_cells=240))
     other = make_adata(n_cells=60, n_genes=40, seed=5)
+    with pytest.raises(InputError, match="The model is a AnnData"):
+        trvae_sc.align_genes(model.adata, other)
     shuffled = other[:, np.random.default_rng(0).permutation(40)].copy()
     found = trvae_sc.align_genes(shuffled, model)
     np.testing.assert_array_equal(found.X.toarray(), other.X.toarray()[:, :30])

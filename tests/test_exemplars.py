@@ -217,6 +217,28 @@ def test_a_gene_that_training_lacks_under_the_target_is_not_known_from_one_cell(
     assert "exemplars hold whole numbers" in caplog.text
 
 
+def test_a_gene_that_training_lacks_altogether_has_no_interval_of_no_width():
+    """Values that never vary: without a change they had the lowest p-value, and few cells left no doubt."""
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.normal(size=(240, 20)).astype(np.float32))
+    adata.obs["condition"] = np.tile(["control", "stimulated"], 120)
+    adata.obs["cell_type"] = np.repeat(list("abcd"), 60)
+    adata.X[:, :2] = 0.0
+    hidden = (adata.obs["condition"] == "stimulated") & (adata.obs["cell_type"] == "d")
+    train, few = adata[~hidden].copy(), adata[hidden][:6].copy()
+    few.X[:, 1] = shown = np.arange(6) / 2  # the cells show the second gene, and not the first
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    model = TRVAE(train, gene_likelihood="normal", n_latent=2, n_hidden=(8, 8))
+    model.train(1, **QUIET)
+    options = {"target": "stimulated", "labels": "d"}
+    alone, table = (model.effects(exemplars=e, **options).iloc[:2] for e in (None, few))
+    assert table["change"].iloc[0] == pytest.approx(alone["change"].iloc[0])
+    assert table["pval"].iloc[0] >= alone["pval"].iloc[0]
+    error = np.sqrt(shown.var() / 6)
+    assert 0 < table["change"].iloc[1] < shown.mean()
+    assert 0 < table["upper"].iloc[1] - table["change"].iloc[1] < 4 * error
+
+
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
 def test_exemplars_of_something_else_are_refused(hidden):
     model, cells, _ = hidden

@@ -127,6 +127,8 @@ def test_a_model_says_what_to_measure(model):
 def test_requests_that_cannot_be_met_say_why(model, fit, make_adata):
     with pytest.raises(InputError, match="Nothing is missing"):
         next_experiments(fit())
+    with pytest.raises(InputError, match=r"The model is a str; .*TRVAE\.load\("):
+        next_experiments("model/")
     with pytest.raises(InputError, match="n is 0"):
         next_experiments(model, 0)
     with pytest.raises(InputError, match="Unknown condition 'x'"):

@@ -432,6 +432,10 @@ def test_bad_requests_of_flow_transfer(transfer):
     kwargs = {"target": "stimulated", "labels": "A"}
     with pytest.raises(InputError, match=r"some are under \{.control.\}"):
         model.predict(exemplars=where(adata, "A", "control"), **kwargs)
+    with pytest.raises(InputError, match="exemplars has cells of 'B', but predicted are 'A'"):
+        model.predict(
+            exemplars=where(adata, "B", "stimulated"), **kwargs
+        )  # were left out without a word
     with pytest.raises(InputError, match=r"strength is -1"):
         model.predict(strength=-1, **kwargs)
     with pytest.raises(InputError, match="strength is nan"):

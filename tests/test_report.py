@@ -518,6 +518,8 @@ def test_nothing_to_report():
         report(make_results({"B": {"no_change": SCORES["B"]["no_change"]}}))
     with pytest.raises(InputError, match="No method 'best' in the results"):
         report(make_results(), method="best")
+    with pytest.raises(InputError, match="Expected results of a benchmark, got DataFrame"):
+        verdicts(make_results().table)
 
 
 def test_of_simple_methods_alone_the_least_simple_is_judged():

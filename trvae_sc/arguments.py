@@ -65,3 +65,12 @@ def check_number(
     if not (is_real and low <= value and (value < high or (closed and value == high < math.inf))):
         allowed = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
         raise InputError(f"{name} is {value!r}; a finite number is needed, {allowed}.")
+
+
+def check_trvae(model: Any) -> None:
+    """Raise on what is no TRVAE, such as another model of the family, or a folder."""
+    if not hasattr(model, "effects"):
+        raise InputError(
+            f"The model is a {type(model).__name__}; this is for a TRVAE that was trained (TRVAE.load(folder) if "
+            "it was saved)."
+        )

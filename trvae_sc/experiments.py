@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trvae_sc.arguments import check_whole
+from trvae_sc.arguments import check_trvae, check_whole
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_list, default_source, level_name, listing
@@ -66,7 +66,7 @@ def next_experiments(
     Raises
     ------
     InputError
-        The model is not trained or has no labels; the source or a condition is unknown, or outside of the
+        The model is no TRVAE, not trained or has no labels; the source or a condition is unknown, or outside of the
         numbers that were measured; nothing is missing; fewer than three changes were measured.
 
     Examples
@@ -82,6 +82,7 @@ def next_experiments(
     >>> table = trvae_sc.next_experiments(model, n=5)
     >>> ax = trvae_sc.pl.next_experiments(model.n_cells, table)
     """
+    check_trvae(model)
     model._check_if_trained(warn=False)
     for name, number in (("n", n), ("n_cells", n_cells)):
         if number is not None:

@@ -17,6 +17,7 @@ from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._flow_space import FlowSpace
 from trvae_sc.levels import as_text, level_name
+from trvae_sc.model import check_labels
 
 _ALL = 1e12  # cells that leave exemplars no weight
 _PRIORS = ("shift", "source")
@@ -194,7 +195,7 @@ class FlowTransfer(FlowSpace):
         Raises
         ------
         NotTrainedError, InputError
-            As :meth:`Translator.predict`; also exemplars of another condition, a negative strength,
+            As :meth:`Translator.predict`; also exemplars of another condition or label, a negative strength,
             no label to take the shift from, unknown `prior` or `output`.
         """
         _check_choice("prior", prior, _PRIORS)
@@ -205,6 +206,7 @@ class FlowTransfer(FlowSpace):
         target = self._level_to_predict(target)
         cells = self._source_cells(adata, target, source=source, labels=labels, indices=indices)
         shown = self._exemplar_places(exemplars, target)
+        check_labels(shown, self.known.groups(cells.obs)["label"].unique())
         places = self._places(cells)
         n_pcs = len(self.module.spread)
         noise = np.random.default_rng(seed).standard_normal((len(places), n_pcs))

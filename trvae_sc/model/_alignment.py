@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.alignment import ALIGNMENT
-from trvae_sc.arguments import check_number
+from trvae_sc.arguments import check_number, check_trvae
 from trvae_sc.checks import (
     TOTAL_COLUMN,
     check_matrix,
@@ -55,11 +55,12 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     Raises
     ------
     InputError
-        More genes are missing; the names of genes are not unique; there is no such layer.
+        More genes are missing; the names of genes are not unique; there is no such layer; the model is no TRVAE.
     """
     check_number("max_missing", max_missing, 0.0, 1.0)
     check_type(adata)
     check_names(adata)
+    check_trvae(model)
     args, module = model.registry_["setup_args"], model.module
     layer, total_key = args["layer"], args["total_counts_key"]
     check_matrix(adata, layer)

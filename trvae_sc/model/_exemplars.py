@@ -97,8 +97,11 @@ class Exemplars:
 
 
 def _weight(error: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Return the weight of a mean with the variance `noise`, beside a prediction with the variance `error`."""
-    return error / np.maximum(error + noise, np.finfo(float).tiny)
+    """Return the weight of a mean with the variance `noise`, beside a prediction with the variance `error`.
+
+    Cells of which nothing tells how much they vary, a noise of 0, have no weight.
+    """
+    return np.where(noise > 0, error / np.maximum(error + noise, np.finfo(float).tiny), 0.0)
 
 
 def exemplars_of(
@@ -210,6 +213,7 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
         spread = np.maximum(spread, trained.spread_of(None))  # of a gene that training lacks there
         x = values(cells, keys)
         variance = np.var(dense(x), axis=0, dtype=np.float64)
+        spread = np.where(spread > 0, spread, variance)  # of one that training lacks altogether
         return Exemplars(gene_means(x), cells.n_obs, 1.0, spread, variance, is_count=False)
     kappa = module.kappa.item()
     x = log_values(cells, keys, kappa)

@@ -96,7 +96,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        The method was not run, or nothing but ``no_change`` was.
+        No results of a benchmark, the method was not run, or nothing but ``no_change`` was.
     """
     method = main_method(results, method)
     table = results.table
@@ -155,6 +155,8 @@ def _errors(differences: pd.DataFrame) -> pd.Series:
 
 def main_method(results: Results, method: str | None = None) -> str:
     """Return the method to judge: the one named, which must have been run, a model, or the least simple one."""
+    if not isinstance(results, Results):
+        raise InputError(f"Expected results of a benchmark, got {type(results).__name__}.")
     run = [m for m in results.methods if m != CEILING]
     if method is not None:
         if method not in run:
