@@ -162,7 +162,8 @@ def simulate(  # noqa: PLR0913
     total = np.exp(rng.normal(np.log(depth), depth_sd, n_cells))
     theta = np.exp(rng.normal(np.log(dispersion), 0.5, n_genes))
     rates = np.empty((n_cells, n_genes))
-    truth, by_donor = {}, {}
+    truth: dict[str, Any] = {}
+    by_donor: dict[str, Any] = {}
     for c, name in enumerate(conditions):
         rates[condition == c] = shares(np.flatnonzero(condition == c), c)
         for k in range(n_labels):
