@@ -977,6 +977,18 @@ def test_a_method_of_ones_own_predicts_whatever_it_is_called(adata):
     assert np.abs(found.X - same.X).max() > 0.1
 
 
+def level_shift(adata, label):
+    """Return the mean over labels of what f of the mean share changes, by hand, added to a label's own."""
+    total, kappa = adata.obs["total_counts"], adata.obs["total_counts"].median()
+    x = dense(adata.X) / total.to_numpy()[:, None]
+    shares = pd.DataFrame(x, adata.obs_names, adata.var_names)
+    of = [adata.obs["cell_type"].astype(str), adata.obs["condition"].astype(str)]
+    f = np.log1p(kappa * shares.groupby(of).mean())
+    change = (f.xs("stimulated", level=1) - f.xs("control", level=1)).dropna().mean()
+    start = f.loc[(label, "control")]
+    return np.maximum(start + change, 0.0) - start
+
+
 def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
     methods = ["no_change", "mean_shift"]
     predicted = select(
@@ -989,6 +1001,10 @@ def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
     parts = {name: on_all(getattr(baselines, name), adata, "type_4").X for name in methods}
     expected = sum(weights[name] * dense(parts[name]) for name in methods)
     np.testing.assert_allclose(dense(predicted.X), expected, atol=1e-5)
+    # not the mean of moved logarithms, which is below it
+    change = weights["mean_shift"] * level_shift(adata, "type_4")[predicted.var_names]
+    found = predicted.var["predicted_change"].to_numpy()
+    assert found == pytest.approx(change.to_numpy(), abs=1e-4)
     assert "weights" in predicted.uns["trvae_sc"]["notes"][-1]
     predicted.write_h5ad("stack.h5ad")
     again = anndata.read_h5ad("stack.h5ad").uns["trvae_sc"]["selection"]["weights"]

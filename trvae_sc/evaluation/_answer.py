@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, lear
 from trvae_sc.baselines._simple import SIMPLE_METHODS
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
-from trvae_sc.evaluation._methods import Method, judged
+from trvae_sc.evaluation._methods import OUTPUT, Method, judged
 from trvae_sc.evaluation._scores import has_levels, on_scale
 from trvae_sc.expression import Keys, dense, gene_units, groups, mean_level
 from trvae_sc.intervals import half_width
@@ -45,12 +46,13 @@ def answer(
         half = None if half is None else half * unit
     used = {name: weight for name, weight in weights.items() if weight > 0}
     name = next(iter(used)) if len(used) == 1 else STACK
-    if name in SIMPLE_METHODS and methods[name].predict is SIMPLE_METHODS[name]:
-        (start,) = as_text(keys.conditions(source.obs)).unique()
-        labels = as_text(source.obs[keys.labels_key]).unique()
-        given = {"method": name, "source": start, "labels": labels, "keys": keys}
-        predicted = predict(train, target, output=output, seed=seed, **given)
-        return _with_interval(predicted, half, keys)
+    alone: dict[str, Any] = {
+        method: partial(_by_simple, train, method=method, keys=keys, seed=seed)
+        for method in used
+        if methods[method].predict is SIMPLE_METHODS.get(method)
+    }
+    if name in alone:
+        return _with_interval(alone[name](source, target, output=output)[output], half, keys)
     fits = {method: methods[method].fitted(train, keys=keys, seed=seed) for method in used}
     found = {method: fit(source, target) for method, fit in fits.items()}
     if len(found) == 1 and output in found[name]:
@@ -58,8 +60,8 @@ def answer(
         if "response" in predicted.obs or predicted.n_obs != source.n_obs:
             return _with_interval(predicted, half, keys)
     learned = learn(train, keys)
-    trained = {name: fits[name] for name in used if methods[name].fit_once is not None}
-    x, moved = _mean(learned, source, found, used, half, trained, target)
+    alone |= {name: fits[name] for name in used if methods[name].fit_once is not None}
+    x, moved = _mean(learned, source, found, used, half, alone, target)
     return finished(learned, name, moved, target, output=output, seed=seed, x=x)
 
 
@@ -69,12 +71,12 @@ def _mean(
     found: Mapping[str, Mapping[str, AnnData]],
     weights: Mapping[str, float],
     half: np.ndarray | None,
-    trained: Mapping[str, Callable[[AnnData, Any], Mapping[str, AnnData]]],
+    alone: Mapping[str, Callable[[AnnData, Any], Mapping[str, AnnData]]],
     target: Any,
 ) -> tuple[np.ndarray, list[Moved]]:
     """Return the weighted mean of what methods predict: log values, and the change of each label.
 
-    The change of a label is the one that methods say of it alone; `trained` are those that are asked again.
+    The change of a label is the one that methods say of it alone; `alone` asks those that can be asked again.
     """
     keys = learned.keys
     names = dict(groups(source.obs, keys))
@@ -90,11 +92,11 @@ def _mean(
         own = dense(on_scale(predicted, keys, learned.kappa)).astype(np.float64)
         x = x + weights[method] * own
         for group, rows in names.items():
-            end, alone = mean_level(own[rows], is_count=keys.is_count), predicted
-            if len(names) > 1 and method in trained:
-                alone = judged(trained[method](source[rows], target))
-            if "predicted_mean" in alone.var and has_levels(alone, keys):
-                end = alone.var["predicted_mean"].to_numpy()
+            end, of = mean_level(own[rows], is_count=keys.is_count), predicted
+            if method in alone and (len(names) > 1 or "predicted_mean" not in of.var):
+                of = judged(alone[method](source[rows], target))
+            if "predicted_mean" in of.var and has_levels(of, keys):
+                end = of.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
     at = learned.adata.obs_names.get_indexer(source.obs_names)
     moved = []
@@ -105,6 +107,16 @@ def _mean(
         factors = factors._replace(change=factors.change._replace(half_width=half))
         moved.append(Moved(at[rows], factors))
     return np.asarray(x, dtype=np.float32), moved
+
+
+def _by_simple(
+    train: AnnData, cells: AnnData, target: Any, *, keys: Keys, output: str = OUTPUT, **given: Any
+) -> dict[str, AnnData]:
+    """Return what a simple method of ours predicts of the labels of cells under one condition, by output."""
+    (source,) = as_text(keys.conditions(cells.obs)).unique()
+    labels = as_text(cells.obs[keys.labels_key]).unique()
+    given |= {"source": source, "labels": labels, "keys": keys}
+    return {output: predict(train, target, output=output, **given)}
 
 
 def _with_interval(predicted: AnnData, half: np.ndarray | None, keys: Keys) -> AnnData:
