@@ -91,8 +91,8 @@ def benchmark(
     holdouts
         Combinations to hide, of :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or pairs
         (label, target), predicted from the other one of two conditions or the one called like a control.
-    keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
+    keys, **names
+        Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -110,8 +110,6 @@ def benchmark(
         Also write predicted and real cells to ``folder/predictions`` (:func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

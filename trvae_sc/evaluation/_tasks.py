@@ -75,9 +75,9 @@ def training_data(
 ) -> tuple[AnnData, Keys]:
     """Return the cells that are not held out, with the genes chosen on them and whole-cell totals.
 
-    Genes are chosen on the returned cells alone (:func:`trvae_sc.evaluation.choose_genes`; a log line says which were left out).
-    Only the values and the columns of ``obs`` that are named are taken over: what was computed with all cells
-    knows the hidden ones.
+    Genes are chosen on the returned cells alone, by :func:`trvae_sc.evaluation.choose_genes` (a log line says which
+    were left out). Only the values and the columns of ``obs`` that are named are taken over: what was computed with
+    all cells knows the hidden ones.
 
     Parameters
     ----------
