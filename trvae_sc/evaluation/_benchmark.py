@@ -39,10 +39,9 @@ class Clock:
     """Says how long fits will take once one is done that is worth it, and at the end how long they took."""
 
     def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
-        slow = {fit.name for fit in fits if not fit.is_quick}
-        self.counted = slow or {fit.name for fit in fits}
+        slow = [fit for fit in fits if not fit.is_quick]
         self.kind = "more fits that train a network" if slow else "more fits"
-        self.left = sum(fit.name in self.counted for fit in fits)
+        self.counted, self.left = {fit.name for fit in slow or fits}, len(slow or fits)
         self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
         self.start, self.told = time.perf_counter(), False
 
