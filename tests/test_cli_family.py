@@ -1,6 +1,7 @@
 """The other models, and what is done in latent spaces, from the command line."""
 
 import json
+import signal
 
 import anndata
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from trvae_sc import TRVAE, family
 from trvae_sc.family import ConditionalGAN, CycleGAN, FlowTransfer
+from trvae_sc.family._training import PlayersPlan
 
 SETUP = ["--condition-key", "condition", "--labels-key", "cell_type"]
 TOTALS = ["--total-counts-key", "n_counts"]
@@ -46,6 +48,26 @@ def test_other_models_are_trained_and_predict(run, cells, name, model_cls):
     expected = model.predict(cells, target="stimulated", labels="NK")
     np.testing.assert_allclose(anndata.read_h5ad("out.h5ad").X, expected.X, rtol=1e-4, atol=1e-5)
     assert model.trained_on_["n_cells"] == 100
+
+
+def test_ctrl_c_leaves_a_usable_model(run, cells, monkeypatch):
+    """It is replaced by the same command."""
+    end = PlayersPlan.on_train_epoch_end
+
+    def interrupted(self):
+        end(self)
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    options = ["cells.h5ad", *SETUP, *TOTALS, *QUICK, "--model", "cgan", "--n-hidden", "16"]
+    command = ["train", *options, "--max-epochs", "5", "-o", "model"]
+    with monkeypatch.context() as patch:
+        patch.setattr(PlayersPlan, "on_train_epoch_end", interrupted)
+        assert run(*command)[0] == 130
+    options = ["--target", "stimulated", *CPU, "-o", "out.h5ad"]
+    assert run("predict", "model", "cells.h5ad", *options)[0] == 0
+    assert run(*command)[0] == 0
+    assert run(*command)[0] == 2
 
 
 def test_pairs_are_named(run, cells):

@@ -798,3 +798,11 @@ def test_names_in_a_csv_file_are_text(tmp_path):
     table = read_features(tmp_path / "t.csv")
     assert table.index.tolist() == ["01", "NA"]
     assert table.to_numpy().tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_csv_file_of_one_column_is_refused(tmp_path):
+    from trvae_sc.cli._shared import read_features
+
+    (tmp_path / "t.csv").write_text("drug;x\n01;1\n")
+    with pytest.raises(InputError, match=r"^\S*t.csv has one column; .* separated by commas\.$"):
+        read_features(tmp_path / "t.csv")

@@ -51,13 +51,7 @@ def trvae(
 
 
 def fit_trvae(
-    train: AnnData,
-    *,
-    keys: Keys,
-    seed: int = 0,
-    preset: str = "default",
-    train_kwargs: dict[str, Any] | None = None,
-    **model_kwargs: Any,
+    train: AnnData, *, keys: Keys, seed: int = 0, preset: str = "default", **kwargs: Any
 ) -> Fitted:
     """Train as :func:`trvae`, and return what predicts source cells under a target."""
     shown, given, kappa = train, keys, None
@@ -66,8 +60,8 @@ def fit_trvae(
         shown = _logged(train, keys, kappa)
         given = keys._replace(layer=None, total_counts_key=None, is_count=False)
     elif not keys.is_count:
-        model_kwargs = {"gene_likelihood": "normal", **model_kwargs}
-    model = _fit(shown, given, seed, preset=preset, train_kwargs=train_kwargs, **model_kwargs)
+        kwargs = {"gene_likelihood": "normal", **kwargs}
+    model = _fit(shown, given, seed, preset=preset, **kwargs)
     outputs: Any = ("counts", "delta") if model.module.is_count else ("mean", "delta")
 
     def predict(source: AnnData, target: Any) -> dict[str, AnnData]:
@@ -149,7 +143,7 @@ def _fit(
     keys: Keys,
     seed: int,
     *,
-    train_kwargs: dict[str, Any] | None,
+    train_kwargs: dict[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> TRVAE:
     """Return a trained model."""

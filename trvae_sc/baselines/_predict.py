@@ -53,10 +53,8 @@ def predict(
         ``"delta"`` (default otherwise): log values, or values, plus the shift.
     seed
         Seed of the counts.
-    keys
-        Where the data are: :class:`trvae_sc.evaluation.Keys` or a model, in place of `names`.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`trvae_sc.evaluation.Keys`.
+    keys, **names
+        Where the data are: :class:`trvae_sc.evaluation.Keys`, a model, or fields of that class by name.
 
     Returns
     -------

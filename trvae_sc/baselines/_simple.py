@@ -45,10 +45,8 @@ def mean_shift(train: AnnData, source: AnnData, *, target: Any, keys: Keys) -> A
 
     Parameters
     ----------
-    train
-        Training cells.
-    source
-        Cells to start from.
+    train, source
+        Cells to learn from, and to start from.
     target
         Condition to predict.
     keys

@@ -266,11 +266,11 @@ def run_generate(args: argparse.Namespace) -> None:
         given["exemplars"] = None if args.exemplars is None else read(args.exemplars)
     else:
         raise InputError(f"{args.model} is a {name}, which translates cells and draws none.")
-    options = ("condition", "labels", "latent", "output", "exemplars")
-    idle = [f"--{o}" for o in options if getattr(args, o) is not None and o not in given]
+    asked = _given(args, ["condition", "labels", "latent", "output", "exemplars"])
+    idle = [f"--{name}" for name in asked if name not in given]
     if idle:
         raise InputError(f"A {name} draws cells without {', '.join(idle)}: leave that out.")
-    model = _load(args, read(args.file) if args.file is not None and name == "TRVAE" else None)
+    model = _load(args, read(args.file) if name == "TRVAE" else None)
     _write_cells(model.generate(**given), args)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -315,21 +314,8 @@ def _add_names(
     **kwargs: Any,
 ) -> None:
     """Add an option that takes names, which its help lists; `words` say the default."""
-    parser.add_argument(
-        option,
-        type=_one_of(names, of),
-        choices=names,
-        metavar=of.upper(),
-        default=default,
-        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {words or default}",
-        **kwargs,
-    )
 
-
-def _one_of(names: Sequence[str], of: str) -> Callable[[str], str]:
-    """Return the check of an option's value: the name, or an error that lists what is allowed."""
-
-    def check(text: str) -> str:
+    def known(text: str) -> str:
         if text in names:
             return text
         close = get_close_matches(text, names, n=1)
@@ -338,4 +324,12 @@ def _one_of(names: Sequence[str], of: str) -> Callable[[str], str]:
             f"unknown {of} '{text}'; there are {', '.join(names)}.{meant}"
         )
 
-    return check
+    parser.add_argument(
+        option,
+        type=known,
+        choices=names,
+        metavar=of.upper(),
+        default=default,
+        help=f"{'some' if kwargs else 'one'} of {', '.join(names)}; by default {words or default}",
+        **kwargs,
+    )

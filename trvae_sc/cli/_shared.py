@@ -84,11 +84,11 @@ def read_features(path: Path | None) -> Any:
         first, *columns = pd.read_csv(path, nrows=0).columns
         missing = {column: ["", "NA", "NaN", "nan"] for column in columns}
         table = pd.read_csv(path, dtype={first: str}, keep_default_na=False, na_values=missing)
-        if not columns:
-            raise InputError(f"{path} has one column; names and numbers are separated by commas.")
-        return table.set_index(first)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}.") from error
+    if not columns:
+        raise InputError(f"{path} has one column; names and numbers are separated by commas.")
+    return table.set_index(first)
 
 
 def target_features(args: argparse.Namespace) -> Any:

@@ -39,10 +39,9 @@ class Clock:
     """Says how long fits will take once one is done that is worth it, and at the end how long they took."""
 
     def __init__(self, fits: Sequence[Fit], n_jobs: int) -> None:
-        slow = {fit.name for fit in fits if not fit.is_quick}
-        self.counted = slow or {fit.name for fit in fits}
+        slow = [fit for fit in fits if not fit.is_quick]
         self.kind = "more fits that train a network" if slow else "more fits"
-        self.left = sum(fit.name in self.counted for fit in fits)
+        self.counted, self.left = {fit.name for fit in slow or fits}, len(slow or fits)
         self.of, self.done, self.n_jobs = len(fits), 0, n_jobs
         self.start, self.told = time.perf_counter(), False
 
@@ -91,8 +90,8 @@ def benchmark(
     holdouts
         Combinations to hide, of :func:`trvae_sc.evaluation.holdouts`; or texts ``"label:target"`` or pairs
         (label, target), predicted from the other one of two conditions or the one called like a control.
-    keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
+    keys, **names
+        Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
     seeds
         Seeds, or how many; methods without a ``seed`` argument run once.
     n_top_genes
@@ -110,8 +109,6 @@ def benchmark(
         Also write predicted and real cells to ``folder/predictions`` (:func:`trvae_sc.evaluation.export_cells`).
     progress
         Show a progress bar.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

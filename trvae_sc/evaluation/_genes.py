@@ -56,12 +56,10 @@ def choose_genes(
     ----------
     train
         Training cells.
-    keys
-        Where the data are: :class:`Keys` or a model, in place of `names`.
+    keys, **names
+        Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
     n_top_genes
         Number of genes.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

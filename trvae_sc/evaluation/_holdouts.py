@@ -123,8 +123,8 @@ def holdouts(
     ----------
     adata
         All cells.
-    keys
-        Where the data are: :class:`Keys`, or a model for what it was set up with, in place of `names`.
+    keys, **names
+        Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
         with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
@@ -137,8 +137,6 @@ def holdouts(
         Cells that source and target of a combination need.
     together
         Number of combinations of a target that are hidden from the same training.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
 
     Returns
     -------

@@ -49,10 +49,8 @@ def predict_labels(
         Number of genes, chosen as by :func:`trvae_sc.evaluation.choose_genes`; all if None.
     seed
         Seed of the principal components.
-    keys
-        Where the data are: :class:`Keys` or a model, in place of `names`.
-    **names
-        ``condition_key=``, ``labels_key=`` and the other fields of :class:`Keys`.
+    keys, **names
+        Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
 
     Returns
     -------

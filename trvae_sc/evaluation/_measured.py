@@ -53,15 +53,14 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
             f"{name} lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
             f"{missing[:3].tolist()}. Pass measured cells with all of them."
         )
-    own = keys._replace(total_counts_key=None)
     if keys.is_count:
-        if not looks_like_counts(values(adata, own), adata.n_obs):
+        if not looks_like_counts(values(adata, keys), adata.n_obs):
             where = matrix_name(keys.layer).replace("adata", name, 1)
             raise InputError(
                 f"{where} holds no counts (negative or fractional values), and the prediction was made from counts. "
                 f"If a layer has them: {where} = {name}.layers[...]."
             )
-    elif _are_other_counts(adata, predicted, own):
+    elif _are_other_counts(adata, predicted, keys):
         raise InputError(
             f"{name} holds counts, and the prediction was made from other values. Pass the values that "
             "the model was set up with, in the same layer."

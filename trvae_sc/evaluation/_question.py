@@ -111,27 +111,22 @@ def inner_tasks(question: Question, min_cells: int, max_tasks: int | None) -> li
     Of a target that no label has besides the source these are other conditions, each hidden in all labels and
     scored in the label with most cells.
     """
-    if question.is_new:
-        return _conditions(question, min_cells, max_tasks)
-    target = level_name(question.target)
-    fewer = question.cells[[question.source, target]].min(axis=1)
-    enough = fewer[fewer >= max(min_cells, LEAST_HIDDEN)].sort_values(
-        ascending=False, kind="stable"
-    )
-    return [Holdout(label, target, question.source) for label in sorted(enough.index[:max_tasks])]
-
-
-def _conditions(question: Question, min_cells: int, max_tasks: int | None) -> list[Holdout]:
-    """Return the conditions to hide one at a time."""
     cells, source = question.cells, question.source
-    testable = question.space.testable(question.target)
-    others = [c for c in map(level_name, testable) if c != source]
-    fewer = pd.DataFrame({c: cells[[source, c]].min(axis=1) for c in others})
-    most = fewer.max().sort_values(ascending=False, kind="stable")
-    chosen = sorted(most[most >= max(min_cells, LEAST_HIDDEN)].index[:max_tasks])
+    if not question.is_new:
+        target = level_name(question.target)
+        labels = _with_most(cells[[source, target]].min(axis=1), min_cells, max_tasks)
+        return [Holdout(label, target, source) for label in labels]
+    testable = map(level_name, question.space.testable(question.target))
+    fewer = pd.DataFrame({c: cells[[source, c]].min(axis=1) for c in testable if c != source})
     found = []
-    for c in chosen:
+    for c in _with_most(fewer.max(), min_cells, max_tasks):
         label = fewer[c].idxmax()
         also = (Holdout(other, c, source) for other in cells.index[cells[c] > 0] if other != label)
         found.append(Holdout(label, c, source, also=tuple(also)))
     return found
+
+
+def _with_most(n_cells: pd.Series, min_cells: int, max_tasks: int | None) -> list[str]:
+    """Return what has enough cells, those with most, in the order of their names."""
+    enough = n_cells[n_cells >= max(min_cells, LEAST_HIDDEN)]
+    return sorted(enough.sort_values(ascending=False, kind="stable").index[:max_tasks])

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc import metrics
+from trvae_sc import metrics, names
 from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError, UndefinedScoreError, naming
 from trvae_sc.evaluation._tasks import Task
@@ -22,14 +22,11 @@ from trvae_sc.metrics import METRICS
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
 
-_BY_GENE = (
-    *("effect_r2", "effect_pearson", "specific_pearson"),
-    *("r2_mean", "r2_var", "variance_ratio"),
-)
+#: Scores that every prediction of every task has.
+SCORED = names.METRICS
 _IN_PCS = ("energy_distance", "mmd")
 _OF_TOP = ("de_overlap", "direction_accuracy")
-#: Scores that every prediction of every task has.
-SCORED = (*_BY_GENE, *_IN_PCS, *_OF_TOP)
+_BY_GENE = tuple(name for name in SCORED if name not in (*_IN_PCS, *_OF_TOP))
 
 
 def predicted_log_values(task: Task, predicted: AnnData) -> Any:
@@ -85,10 +82,8 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
 
     Parameters
     ----------
-    task
-        The task.
-    predicted
-        What a method returned.
+    task, predicted
+        The task, and what a method returned.
     n_top
         Number of genes, those that change most, which effects are scored over besides all.
 
@@ -147,10 +142,8 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
 
     Parameters
     ----------
-    task
-        The task.
-    predicted
-        A prediction with intervals, ``change_lower`` and ``change_upper`` in ``var``.
+    task, predicted
+        The task, and a prediction with intervals, ``change_lower`` and ``change_upper`` in ``var``.
 
     Returns
     -------
@@ -219,10 +212,8 @@ def export_cells(task: Task, predicted: AnnData, folder: str | Path) -> None:
 
     Parameters
     ----------
-    task
-        The task.
-    predicted
-        What a method returned.
+    task, predicted
+        The task, and what a method returned.
     folder
         Folder to write to; made if missing.
     """

@@ -14,6 +14,7 @@ from trvae_sc.baselines import SIMPLE
 from trvae_sc.checks import without_codes
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._benchmark import benchmark
+from trvae_sc.evaluation._checks import LEAST_GENES
 from trvae_sc.evaluation._fit import plain
 from trvae_sc.evaluation._holdouts import Holdout
 from trvae_sc.evaluation._left_out import LeftOut, left_out, stacked_scores, stacking_weights
@@ -72,8 +73,7 @@ def select(  # noqa: PLR0913
     target
         Condition to predict.
     keys
-        Where the data are, with labels: :class:`Keys`, or a model for what it was set up with. Or name the fields
-        of :class:`Keys`: ``condition_key=``, ``labels_key=`` and so on.
+        Where the data are, with labels: :class:`Keys`, a model, or fields of :class:`Keys` by name in `kwargs`.
     source
         Condition to start from. If None the other one of two, else the one that is called like a control.
     methods
@@ -145,6 +145,8 @@ def select(  # noqa: PLR0913
                 f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
             )
     check_whole("min_cells", min_cells, 0)
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
     seeds = check_seeds(seeds)
     check_known(kwargs, select, [*Keys._fields, *_OF_BENCHMARK], also=_ALSO)
     if combine not in ("best", "stack"):
@@ -207,11 +209,12 @@ def select(  # noqa: PLR0913
     )
     predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
-    record["notes"] = np.array([*record.get("notes", ()), *question.notes], dtype=object)
-    chosen: dict[str, Any] = {"method": next(iter(weights))}
+    notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
+    selection: dict[str, Any] = {"method": next(iter(weights))}
     if len(weights) > 1:
-        chosen = {"method": _answer.STACK, "weights": weights}
-    record["selection"] = {**chosen, "output": output, "metric": metric, **_evidence(tasks, best)}
+        selection = {"method": _answer.STACK, "weights": weights}
+    selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
+    predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
     return log_notes(predicted)
 
 

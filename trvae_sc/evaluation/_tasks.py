@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,9 +75,9 @@ def training_data(
 ) -> tuple[AnnData, Keys]:
     """Return the cells that are not held out, with the genes chosen on them and whole-cell totals.
 
-    Genes are chosen on the returned cells alone (:func:`trvae_sc.evaluation.choose_genes`; a log line says which were left out).
-    Only the values and the columns of ``obs`` that are named are taken over: what was computed with all cells
-    knows the hidden ones.
+    Genes are chosen on the returned cells alone, by :func:`trvae_sc.evaluation.choose_genes` (a log line says which
+    were left out). Only the values and the columns of ``obs`` that are named are taken over: what was computed with
+    all cells knows the hidden ones.
 
     Parameters
     ----------
@@ -155,47 +155,12 @@ def bare(
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What tasks of the same training cells share."""
-
-    train: AnnData  #: training cells with their chosen genes
-    keys: Keys  #: where the data are
-    kappa: float  #: median total of the training cells
-    means: GroupMeans  #: of the training cells
-    pca: PCA  #: principal components of the training cells' log values, 50 at most
-
-    @classmethod
-    def of(cls, train: AnnData, keys: Keys, kappa: float) -> Shared:
-        """Return what training cells tell."""
-        x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
-        n_components = min(N_PCS, min(x.shape) - 1)
-        pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
-        return cls(train, keys, kappa, profiles(train, keys), pca)
-
-    def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
-        """Return a task, given the cells of its label under the source and under all other conditions."""
-        conditions = as_text(self.keys.conditions(own.obs))
-        real = {
-            condition: log_values(own[(conditions == condition).to_numpy()], self.keys, self.kappa)
-            for condition in sorted(conditions.unique())
-        }
-        pairs = self.means.pairs(holdout.source, holdout.target)
-        return Task(
-            **vars(self),
-            holdout=holdout,
-            source=source,
-            real=real[level_name(holdout.target)],
-            control=log_values(source, self.keys, self.kappa),
-            shift=np.zeros(self.train.n_vars) if pairs is None else pairs.shifts.mean(0),
-            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Task(Shared):
+class Task:
     """A hold-out with everything that a method may see, and the truth that it may not."""
 
     holdout: Holdout  #: what is hidden
+    keys: Keys  #: where the data are
+    train: AnnData  #: training cells with their chosen genes
     source: AnnData  #: cells to start from; they are training cells, too
     real: Any  #: hidden cells, log values
     control: Any  #: source cells, log values
@@ -204,6 +169,8 @@ class Task(Shared):
     by_target: dict[
         str, np.ndarray
     ]  #: mean log values of the label under every condition but the source
+    kappa: float  #: median total of the training cells
+    pca: PCA  #: principal components of the training cells
 
     def _shown(self) -> dict[str, str]:
         return {
@@ -278,3 +245,42 @@ def prepare_tasks(
         source = train[holdout.sources(train, keys)].copy()
         tasks[holdout] = shared.task(holdout, source, own[:, train.var_names])
     return tasks
+
+
+class Shared(NamedTuple):
+    """What tasks of the same training cells share."""
+
+    train: AnnData
+    keys: Keys
+    kappa: float
+    means: GroupMeans
+    pca: PCA  #: of log values, 50 components at most
+
+    @classmethod
+    def of(cls, train: AnnData, keys: Keys, kappa: float) -> Shared:
+        """Return what training cells tell."""
+        x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
+        n_components = min(N_PCS, min(x.shape) - 1)
+        pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
+        return cls(train, keys, kappa, profiles(train, keys), pca)
+
+    def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
+        """Return a task, given the cells of its label under the source and under all other conditions."""
+        conditions = as_text(self.keys.conditions(own.obs))
+        real = {
+            condition: log_values(own[(conditions == condition).to_numpy()], self.keys, self.kappa)
+            for condition in sorted(conditions.unique())
+        }
+        pairs = self.means.pairs(holdout.source, holdout.target)
+        return Task(
+            holdout=holdout,
+            keys=self.keys,
+            train=self.train,
+            source=source,
+            real=real[level_name(holdout.target)],
+            control=log_values(source, self.keys, self.kappa),
+            shift=np.zeros(self.train.n_vars) if pairs is None else pairs.shifts.mean(0),
+            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
+            kappa=self.kappa,
+            pca=self.pca,
+        )
