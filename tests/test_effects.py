@@ -48,6 +48,18 @@ def test_effects_are_those_of_predictions(model):
     pd.testing.assert_frame_equal(one, expected)
 
 
+def test_effects_are_of_labels_in_the_data_that_a_model_was_trained_on_last(fit, make_adata):
+    """Of others the mean is kept, but no codes of the weights that are."""
+    adata = make_adata(n_cells=240)
+    model = fit(adata)
+    labels = sorted(adata.obs["cell_type"].unique())
+    model.adata = adata[adata.obs["cell_type"] != labels[-1]].copy()
+    model.train(max_epochs=1, accelerator="cpu", devices=1, enable_progress_bar=False)
+    assert sorted(model.effects(target="stimulated")["label"].unique()) == labels[:-1]
+    with pytest.raises(InputError, match=f"Training has no cells of {labels[-1]} under control"):
+        model.effects(target="stimulated", labels=labels[-1])
+
+
 def test_a_p_value_is_the_share_of_wrong_signs_that_reach_a_change():
     """Equal weights; scales of genes without a label: (sum of squares + mean over genes) / (labels + 1)."""
     predicted = np.array([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0], [-0.4, 2.0, 0.1], [2.0, 1.0, 0.2]])

@@ -118,11 +118,10 @@ def _filled(
     n_obs = present.shape[0]
     if not module.is_count:
         filled = np.broadcast_to(lacking, (n_obs, len(lacking)))
-    elif totals is None:  # a cell's total is that over the model's genes
-        total = row_sums(present, n_obs) / (1.0 - lacking.sum())
-        filled = np.rint(np.outer(total, lacking))
     else:
-        filled = np.rint(np.outer(totals.to_numpy(np.float64), lacking))
+        if totals is None:  # a cell's total is that over the model's genes
+            totals = row_sums(present, n_obs) / (1.0 - lacking.sum())
+        filled = np.rint(np.outer(np.asarray(totals, dtype=np.float64), lacking))
     order = is_missing.argsort(kind="stable").argsort()  # from present and lacking to the model's
     if sparse.issparse(present):
         filled = sparse.csr_matrix(filled.astype(present.dtype))

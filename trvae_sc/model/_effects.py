@@ -66,7 +66,8 @@ def effects(
         if code is None:
             raise InputError(f"The source {start!r} was not measured; there are {[*space.levels]}.")
         for label in chosen:
-            if n_cells := trained.n_cells_of(label, code):
+            n_cells = trained.n_cells_of(label, code)
+            if n_cells and trained.codes_of(trained.labels.index(label), code):
                 of_source = of_source or Sourced(trained, start, target, exemplars)
                 factors = of_source.factors(label)
                 tables += _tables(of_source, factors, genes, n_cells, by=by is not None)

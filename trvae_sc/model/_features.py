@@ -93,7 +93,7 @@ def of_known_conditions(
 ) -> tuple[AnnData | None, Any]:
     """Return cells, and indices, without conditions known by features only: these cannot be encoded."""
     description = trained.conditions.description
-    if adata is None or description is None or not isinstance(adata, AnnData) or adata.isbacked:
+    if description is None or not isinstance(adata, AnnData) or adata.isbacked:
         return adata, indices
     key = trained.conditions.key
     if any(column not in adata.obs for column in ([key] if isinstance(key, str) else key)):
@@ -115,18 +115,14 @@ def remarks(trained: Trained, sources: Sequence[Any], target: Any) -> list[str]:
     description = trained.conditions.description
     if description is None or trained.conditions.code(target) is not None:
         return []
-    profiles = trained.profiles()
-    known = [trained.conditions.level(source) for source in sources]
-    shares = [
-        trained.conditions.informed(profiles, trained.conditions.code(source)).description.share
-        for source in known
-    ]
     if len(description.measured) < 4:
         return [
             f"Only {len(description.measured)} described conditions were measured: too few to tell whether "
             "their features say anything."
         ]
-    if not np.any(shares):
+    space, profiles = trained.conditions, trained.profiles()
+    codes = [space.code(space.level(source)) for source in sources]
+    if not any(space.informed(profiles, code).description.share for code in codes):
         return [
             "The features say nothing of how the measured conditions differ (each is predicted no better from "
             "the others by them): this is the mean of the measured conditions."

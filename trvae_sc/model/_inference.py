@@ -247,10 +247,13 @@ class EncodingModel(RNASeqMixin, VAEMixin, SavedModel):
         return self._checked(super().get_feature_correlation_matrix, *args, **kwargs)
 
     def get_importance_weights(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`; nb and zinb only.
+        """See :meth:`scvi.model.base.RNASeqMixin.get_importance_weights`.
 
-        Not with ``total_counts_key``: scvi-tools would multiply by the sum over the registered
-        genes.
+        Raises
+        ------
+        NotImplementedError
+            For other likelihoods than nb and zinb, and with ``total_counts_key``: scvi-tools would
+            multiply our shares of the whole total by the sum over the registered genes.
         """
         self._needs_totals_of_genes()
         return super().get_importance_weights(*args, **kwargs)

@@ -310,7 +310,13 @@ class AnnDataModel(BaseModelClass):
 
     @property
     def keys(self) -> Keys:
-        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others."""
+        """Columns and layer that the model was set up with, for :func:`trvae_sc.select` and others.
+
+        Raises
+        ------
+        InputError
+            There is no condition.
+        """
         args = self.registry_["setup_args"]
         if args["condition_key"] is None:
             raise InputError("The model was set up without condition_key, which this needs.")
