@@ -211,9 +211,9 @@ def _one_gene(table: pd.DataFrame, gene: str | None) -> tuple[str | None, pd.Dat
 
 def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
     """Make the axis of doses logarithmic, with those observed as ticks if they are few."""
-    lowest = doses[doses > 0].min(initial=np.inf)
-    if not np.isfinite(lowest):
+    if not doses.any():
         return
+    lowest = doses[doses > 0].min()
     if (doses == 0).any():
         ax.set_xscale("symlog", linthresh=lowest, linscale=0.5)
     else:

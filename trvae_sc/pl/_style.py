@@ -82,20 +82,22 @@ def names_width(names: Iterable[str]) -> float:
     return 0.07 * max(max(map(len, names), default=0) - 14, 0)
 
 
-def names_height(names: Sequence[str]) -> float:
-    """Return what names of columns need in inches where :func:`name_columns` turns them."""
-    return 0.045 * max(map(len, names)) if _are_turned(names) else 0.0
-
-
-def name_columns(ax: Axes, names: Sequence[str]) -> None:
-    """Write names below columns of 0.9 inches: at an angle if they are many or long."""
-    ax.set_xticks(range(len(names)), [plain(name) for name in names], fontsize=8)
-    if _are_turned(names):
+def matrix_axes(
+    ax: Axes | None, rows: Sequence[str], columns: Sequence[str], height: float
+) -> Axes:
+    """Return Axes of a matrix: names beside rows, and below columns, at an angle if many or long."""
+    longest = max(map(len, columns))
+    are_turned = len(columns) > 4 or longest > 13
+    width = 2.2 + 0.9 * len(columns) + names_width(rows)
+    ax = axes_of(ax, width, height + (0.045 * longest if are_turned else 0.0))
+    ax.set_xticks(range(len(columns)), [plain(name) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [plain(name) for name in rows], fontsize=8)
+    if are_turned:
         turn_names(ax)
-
-
-def _are_turned(names: Sequence[str]) -> bool:
-    return len(names) > 4 or max(map(len, names)) > 13
+    ax.tick_params(length=0)
+    ax.grid(visible=False)  # scanpy's settings draw one
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
