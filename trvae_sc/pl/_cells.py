@@ -77,8 +77,13 @@ def expression_table(
         raise InputError(f"Groups {empty} have no cells. Leave them out.")
     if not names or not groups:
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
-    if target_sum is not None and total_counts_key is None:
-        _check_same_genes(groups)
+    genes = {frozenset(cells.var_names) for cells in groups.values()}
+    if target_sum is not None and total_counts_key is None and len(genes) > 1:
+        found = {group: cells.n_vars for group, cells in groups.items()}
+        raise InputError(
+            f"The groups have different genes (numbers: {found}), so their total counts do not "
+            "compare. Give total_counts_key, or cells of the same genes."
+        )
     options: Any = {"layer": layer, "target_sum": target_sum, "total_counts_key": total_counts_key}
     frames = {group: gene_values(cells, names, **options) for group, cells in groups.items()}
     _check_same_scale(groups, layer, target_sum)
@@ -97,16 +102,6 @@ def unit_of(layer: str | None, target_sum: float | None) -> str:
     if target_sum is not None:
         return LOG_UNIT
     return "value in X" if layer is None else f"value in layer '{layer}'"
-
-
-def _check_same_genes(groups: Mapping[str, AnnData]) -> None:
-    """Raise where totals over the genes of groups would not be comparable."""
-    if len({frozenset(cells.var_names) for cells in groups.values()}) > 1:
-        found = {group: cells.n_vars for group, cells in groups.items()}
-        raise InputError(
-            f"The groups have different genes (numbers: {found}), so their total counts do not "
-            "compare. Give total_counts_key, or cells of the same genes."
-        )
 
 
 def _check_same_scale(
@@ -153,6 +148,8 @@ def gene_values(
     total_counts_key: str | None = None,
 ) -> pd.DataFrame:
     """Return cells x genes of an AnnData; see :func:`expression_table`."""
+    if not names:
+        raise InputError("var_names is empty: name a gene or several.")
     missing = [name for name in names if name not in adata.var_names]
     if missing:
         raise InputError(

@@ -77,8 +77,9 @@ def dose_table(
     if missing:
         raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
     dose = _numbers(adata.obs[dose_key], f"obs[{dose_key!r}]")
-    if labels_key is not None and adata.obs[labels_key].isna().any():
-        raise InputError(f"obs[{labels_key!r}] is missing (NaN) in some cells. Leave these out.")
+    label = np.full(adata.n_obs, "all")
+    if labels_key is not None:
+        label = as_text(adata.obs[labels_key]).to_numpy()
     frame = gene_values(
         adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
     )
@@ -87,9 +88,6 @@ def dose_table(
             "adata holds other values than counts, whose logarithm target_sum= would take. Pass counts, or "
             "leave target_sum out."
         )
-    label = np.full(len(dose), "all")
-    if labels_key is not None:
-        label = as_text(adata.obs[labels_key]).to_numpy()
     tables = {
         gene: values.groupby([label, dose]).agg(mean="mean", sem="sem", n_cells="size")
         for gene, values in frame.items()

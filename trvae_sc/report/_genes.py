@@ -24,7 +24,7 @@ def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame
     Parameters
     ----------
     results, method
-        As in :func:`report`.
+        As in :func:`trvae_sc.report.report`.
 
     Returns
     -------

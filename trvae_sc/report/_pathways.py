@@ -34,7 +34,7 @@ def task_pathways(
     Parameters
     ----------
     results, method
-        As in :func:`report`.
+        As in :func:`trvae_sc.report.report`.
     net, **options
         Sets of genes, and further arguments of :func:`trvae_sc.pathways`.
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from trvae_sc.pl._style import number as rounded
+
 
 class Cell(NamedTuple):
     """A cell of a table."""
@@ -52,11 +54,10 @@ def _cell(value: Any, is_number: bool, is_small: bool) -> Cell:  # noqa: FBT001
 
 
 def number(value: float) -> str:
-    """Return a number as text, whole ones without digits, none of them -0; empty if it is missing."""
+    """Return a number as text, whole ones without digits; empty if it is missing."""
     if isinstance(value, int):
         return f"{value:,}"
-    text = "" if math.isnan(value) else f"{value:.2f}"
-    return text.removeprefix("-") if text and not float(text) else text
+    return "" if math.isnan(value) else rounded(value)
 
 
 def csv_link(frame: pd.DataFrame) -> str:

@@ -80,7 +80,7 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     Parameters
     ----------
     results, method
-        As in :func:`report`.
+        As in :func:`trvae_sc.report.report`.
 
     Returns
     -------
