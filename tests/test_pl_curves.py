@@ -69,6 +69,8 @@ def test_dose_table_refuses():
         pl.dose_table(adata, "a", dose_key="amount")
     with pytest.raises(InputError, match=r"Genes \['z'\]"):
         pl.dose_table(adata, "z", dose_key="dose")
+    with pytest.raises(InputError, match="var_names is empty"):
+        pl.dose_table(adata, [], dose_key="dose")
     with pytest.raises(InputError, match=r"obs\['cell_type'\] has \['B', 'NK'\].* not numbers"):
         pl.dose_table(adata, "a", dose_key="cell_type")
     with pytest.raises(InputError, match=r"obs\['dose'\] has \['inf'\]"):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import ndimage
 
 from trvae_sc.errors import InputError
 
@@ -85,7 +86,7 @@ def digits(
     source = load_digits()
     n_rows, n_columns = source.images.shape[1:]
     uns: dict[str, Any] = {"image_shape": np.array([n_rows, n_columns])}
-    drawn_by = _drawings()
+    drawn_by = _DRAWINGS
     if isinstance(styles, pd.DataFrame):
         table = uns["condition_features"] = _parameters(styles)
         drawn_by = {str(name): partial(_mapped, **row) for name, row in table.iterrows()}
@@ -140,8 +141,6 @@ def _mapped(
     images: np.ndarray, *, angle: float, shear: float, scale: float, thickness: float
 ) -> np.ndarray:
     """Return images turned, sheared and resized about their middle, then thicker or thinner."""
-    from scipy import ndimage
-
     turn = np.deg2rad(angle)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     # of places in the result, (row, column), to those in the image
@@ -153,27 +152,25 @@ def _mapped(
     return drawn + abs(thickness) * (neighbours(drawn, size=(1, 2, 2)) - drawn)
 
 
-def _drawings() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return what draws images (n_images x rows x columns) in each style."""
-    from scipy import ndimage
+def _right(images: np.ndarray, n: int) -> np.ndarray:
+    return ndimage.shift(images, (0, 0, n), order=0)
 
-    def right(images: np.ndarray, n: int) -> np.ndarray:
-        return ndimage.shift(images, (0, 0, n), order=0)
 
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    return {
-        "normal": lambda images: images,
-        "thick": lambda images: ndimage.grey_dilation(images, size=(1, 2, 2)),
-        "inverted": lambda images: _WHITE - images,
-        "rotated": lambda images: np.rot90(images, axes=(1, 2)),
-        "outlined": lambda images: ndimage.grey_dilation(images, footprint=cross) - images,
-        "mirrored": lambda images: images[:, :, ::-1],
-        "dark": lambda images: images / 2,
-        "slanted": lambda images: np.concatenate(
-            [right(images[:, :3], 1), images[:, 3:5], right(images[:, 5:], -1)], axis=1
-        ),
-        "shifted": lambda images: right(images, 1),
-    }
+_CROSS = ndimage.generate_binary_structure(2, 1)[None]
+#: What draws images (n_images x rows x columns) in each style.
+_DRAWINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "normal": lambda images: images,
+    "thick": lambda images: ndimage.grey_dilation(images, size=(1, 2, 2)),
+    "inverted": lambda images: _WHITE - images,
+    "rotated": lambda images: np.rot90(images, axes=(1, 2)),
+    "outlined": lambda images: ndimage.grey_dilation(images, footprint=_CROSS) - images,
+    "mirrored": lambda images: images[:, :, ::-1],
+    "dark": lambda images: images / 2,
+    "slanted": lambda images: np.concatenate(
+        [_right(images[:, :3], 1), images[:, 3:5], _right(images[:, 5:], -1)], axis=1
+    ),
+    "shifted": lambda images: _right(images, 1),
+}
 
 
 def _split(digit: np.ndarray, n_styles: int, rng: np.random.Generator) -> np.ndarray:

@@ -26,13 +26,6 @@ def fetch(url: str, *, known_hash: str | None = None, progress: bool = True) -> 
     The cache is the folder that ``TRVAE_SC_DATA`` names, or the user's cache folder. The sha256 of a
     file without a known one is written beside it (``.sha256``) once the file was found intact, and
     later calls compare. What an interrupted download brought (``.part``) is continued.
-
-    Raises
-    ------
-    ConnectionError
-        The file could not be downloaded; the message says where to put it by hand.
-    InputError
-        The file is damaged.
     """
     import pooch
     import requests
@@ -123,7 +116,7 @@ def _verify(path: Path, known_hash: str | None) -> None:
     """Raise if a file in the cache is not what it was, or must be."""
     import pooch
 
-    record = _record_of(path)
+    record = path.with_name(f"{path.name}.sha256")
     found = pooch.file_hash(str(path))
     if known_hash is None and not record.is_file():  # put there by hand
         damage = _damage(path)
@@ -140,12 +133,7 @@ def _verify(path: Path, known_hash: str | None) -> None:
         )
 
 
-def _record_of(path: Path) -> Path:
-    """Return where the sha256 of a file is written."""
-    return path.with_name(path.name + ".sha256")
-
-
 def _record(path: Path, found: str) -> None:
     """Write the sha256 of a file beside it, as ``sha256sum`` does, unless the folder is read-only."""
     if os.access(path.parent, os.W_OK):
-        write_text(_record_of(path), f"{found}  {path.name}\n")
+        write_text(path.with_name(f"{path.name}.sha256"), f"{found}  {path.name}\n")

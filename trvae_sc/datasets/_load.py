@@ -41,10 +41,8 @@ def load(name: str | os.PathLike[str]) -> AnnData:
     path = Path(name).expanduser()
     with_suffix = path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
     folder = data_folder()
-    candidates = [path, with_suffix]
-    if folder is not None:
-        candidates = [folder / with_suffix, *candidates]
-    for candidate in candidates:
+    in_folder = [] if folder is None else [folder / with_suffix]
+    for candidate in (*in_folder, path, with_suffix):
         if candidate.is_file():
             return read(candidate)
     if folder is None:

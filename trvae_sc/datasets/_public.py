@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from scipy.io import mmread
 
 from trvae_sc.datasets._download import fetch
 from trvae_sc.errors import InputError
@@ -106,8 +107,6 @@ def _kang_arm(
     files: dict[str, Path], arm: str, annotation: pd.DataFrame, n_genes: int
 ) -> tuple[sparse.csr_matrix, pd.DataFrame]:
     """Return counts (n_cells x n_genes) and annotation of the cells of one condition."""
-    from scipy.io import mmread
-
     matrix, listed = files[f"{arm} matrix"], files[f"{arm} barcodes"]
     counts = sparse.csr_matrix(mmread(matrix, spmatrix=False).T, dtype=np.float32)
     barcodes = pd.read_csv(listed, sep="\t", header=None, dtype=str)[0]

@@ -193,7 +193,7 @@ def as_data(
     counts: np.ndarray,
     obs: pd.DataFrame,
     truth: Mapping[str, np.ndarray],
-    of_donors: Mapping[str, np.ndarray] | None = None,
+    of_donors: Mapping[str, np.ndarray | float] | None = None,
 ) -> AnnData:
     """Return cells that have counts, with the true shares of genes, also of donors if there are several."""
     genes = pd.Index([f"gene_{i}" for i in range(counts.shape[1])])

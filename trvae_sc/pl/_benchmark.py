@@ -33,9 +33,8 @@ from trvae_sc.pl._style import (
     label_axes,
     legend_beside,
     legend_height,
+    matrix_axes,
     method_colors,
-    name_columns,
-    names_height,
     names_width,
     plain,
     within,
@@ -67,10 +66,10 @@ def design(
     condition_key, labels_key
         Columns of ``obs``, for cells; of the condition one or several.
     hidden
-        Pairs (label, condition) that are hidden from training, texts ``"label:condition"``, or hold-outs
-        (:func:`trvae_sc.evaluation.holdouts`), one or several; a condition of several columns may be given in
-        parts, as a dictionary. A condition that one hides in all labels is
-        framed as a whole. Where a part of the cells of a combination is hidden, as those of a donor, nothing is framed.
+        What is hidden from training, one or several: pairs (label, condition), texts ``"label:condition"`` or
+        hold-outs (:func:`trvae_sc.evaluation.holdouts`); a condition of several columns may be a dictionary.
+        A condition that one hides in all labels is framed as a whole. Where only a part of the cells of a
+        combination is hidden, as those of a donor, nothing is framed.
     ax, show, save
         As in :func:`effect`.
 
@@ -85,14 +84,8 @@ def design(
         that names none of the combinations.
     """
     data, cells = cells, checked_cells(cells, condition_key, labels_key)
-    n_rows, n_columns = cells.shape
+    n_rows = len(cells)
     labels, conditions = cells.index.tolist(), cells.columns.tolist()
-    width = 2.2 + 0.9 * n_columns + names_width(labels)
-    ax = axes_of(ax, width, 1.0 + 0.32 * n_rows + names_height(conditions))
-    counts = cells.to_numpy(dtype=float)
-    shade = np.log10(counts + 1)
-    # pale enough for black numbers
-    ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
     hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
     if isinstance(data, AnnData):  # conditions may be given by their parts
         key = condition_key if isinstance(condition_key, str) else tuple(condition_key or ())
@@ -103,6 +96,11 @@ def design(
         one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known)) for one in hidden
     ]
     marked, whole = _hidden(hidden, cells)
+    ax = matrix_axes(ax, labels, conditions, 1.0 + 0.32 * n_rows)
+    counts = cells.to_numpy(dtype=float)
+    shade = np.log10(counts + 1)
+    # pale enough for black numbers
+    ax.imshow(shade, cmap="Blues", aspect="auto", vmin=0, vmax=2.2 * shade.max())
     for (i, j), n in np.ndenumerate(counts):
         name = (labels[i], conditions[j])
         text, color = (f"{int(n):,}", "k") if n else ("none", COLORS["red"])
@@ -111,11 +109,6 @@ def design(
             _frame(ax, (j - 0.46, i - 0.44), 0.88, "-" if name in marked else ":")
     for column in whole:
         _frame(ax, (conditions.index(column) - 0.46, -0.46), n_rows - 0.08)
-    name_columns(ax, conditions)
-    ax.set_yticks(range(n_rows), [plain(label) for label in labels], fontsize=8)
-    ax.tick_params(length=0)
-    ax.grid(visible=False)  # scanpy's settings draw one
-    ax.spines[:].set_visible(False)
     turns = "hidden,\none at a time" if len({one.hides for one in hidden}) > 1 else "hidden"
     framed = f"cells; framed: {turns}" if marked or whole else "cells; hidden: parts of these"
     ax.set_title(framed if hidden else "cells", fontsize=9)
@@ -156,10 +149,10 @@ def checked_cells(
             raise InputError(
                 "Name the columns of adata.obs: pl.design(adata, condition_key, labels_key)."
             )
-        is_one, obs = isinstance(condition_key, str), cells.obs
-        columns = as_list(condition_key)
+        columns, obs = as_list(condition_key), cells.obs
         check_obs(cells, [*columns, labels_key])
-        condition = obs[columns[0]] if is_one else joint_column(obs, columns)[0]
+        is_one = isinstance(condition_key, str)
+        condition = obs[condition_key] if is_one else joint_column(obs, columns)[0]
         of = (column.reset_index(drop=True) for column in (obs[labels_key], condition))
         cells = pd.crosstab(*of)  # names of cells play no role
     if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
@@ -193,7 +186,7 @@ def training(
     Parameters
     ----------
     history
-        A trained model, its ``history``, or the same with lists in place of frames.
+        A trained model, or its ``history``.
     ax, show, save
         As in :func:`effect`.
 
@@ -216,17 +209,13 @@ def training(
         )
     ax = axes_of(ax, 4.6, 3.2)
     for term, color in _TERMS.items():
-        for part, style in (("train", "-"), ("validation", ":")):
-            values = history.get(f"{term}_weighted_{part}")
-            if values is None:
-                continue
-            y = np.asarray(values, dtype=float).ravel()
+        for part, end, style in (("train", "", "-"), ("validation", ", validation", ":")):
+            values = pd.DataFrame(history.get(f"{term}_weighted_{part}", ()))
+            y = values.to_numpy(float).ravel()
             if (y != 0).any():  # else a term that is switched off
-                # validation may be every so many epochs
-                x = values.index if isinstance(values, pd.DataFrame) else np.arange(len(y))
-                name = term if part == "train" else f"{term}, validation"
                 mark: Any = {"marker": "o", "ms": 3} if len(y) == 1 else {}
-                ax.plot(x + 1, y, style, c=COLORS[color], lw=1.4, label=name, **mark)
+                look: Any = {"c": COLORS[color], "lw": 1.4, "label": term + end} | mark
+                ax.plot(values.index + 1, y, style, **look)  # validation may be of some epochs only
     ax.set_yscale("symlog", linthresh=0.1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(ax, "epoch", "weighted term of the loss per cell")
@@ -295,10 +284,9 @@ def benchmark(
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
             style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}
         ax.scatter(wide[method, output], y, **style)
-    ax.set_yticks(y, [plain(task) for task in wide.index], fontsize=8)
+    label_axes(ax, f"{metric.replace('_', ' ').replace('r2', 'R2')} ({genes})", "")
+    ax.set_yticks(y, [plain(task) for task in wide.index])
     ax.set_ylim(-0.6, len(wide) - 0.4)
-    ax.set_xlabel(f"{metric.replace('_', ' ').replace('r2', 'R2')} ({genes})", fontsize=9)
-    ax.tick_params(labelsize=8)
     ax.grid(axis="y", lw=0.4, c="#DDDDDD")
     ax.set_axisbelow(True)
     legend_beside(ax)

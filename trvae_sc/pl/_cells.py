@@ -49,11 +49,9 @@ def expression_table(
         Layer with the values; ``X`` if None.
     target_sum
         If given, values are counts and become log(1 + target_sum x count / total of the cell);
-        ``predicted.uns["trvae_sc"]["kappa"]`` is the scale of a model. If None, they are taken as
-        they are.
+        ``predicted.uns["trvae_sc"]["kappa"]`` is the scale of a model.
     total_counts_key
-        Column of ``obs`` with the cells' total counts. If None, their sum over the genes that are
-        there, which must then be the same in all groups.
+        Column of ``obs`` with the cells' total counts; their sum over the genes if None.
 
     Returns
     -------
@@ -79,18 +77,20 @@ def expression_table(
         raise InputError(f"Groups {empty} have no cells. Leave them out.")
     if not names or not groups:
         raise InputError(f"Give groups of cells and genes, at least one of each, not {names}.")
-    _check_same_genes(groups, counts=target_sum is not None and total_counts_key is None)
-    _check_same_scale(groups, layer, target_sum)
-    frames = [
-        gene_values(
-            cells, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
+    genes = {frozenset(cells.var_names) for cells in groups.values()}
+    if target_sum is not None and total_counts_key is None and len(genes) > 1:
+        found = {group: cells.n_vars for group, cells in groups.items()}
+        raise InputError(
+            f"The groups have different genes (numbers: {found}), so their total counts do not "
+            "compare. Give total_counts_key, or cells of the same genes."
         )
-        for cells in groups.values()
-    ]
+    options: Any = {"layer": layer, "target_sum": target_sum, "total_counts_key": total_counts_key}
+    frames = {group: gene_values(cells, names, **options) for group, cells in groups.items()}
+    _check_same_scale(groups, layer, target_sum)
     parts = [
         pd.DataFrame({"gene": gene, "group": str(group), "value": frame[gene].to_numpy()})
         for gene in names
-        for group, frame in zip(groups, frames, strict=True)
+        for group, frame in frames.items()
     ]
     table = pd.concat(parts, ignore_index=True)
     table.attrs[UNIT] = unit_of(layer, target_sum)
@@ -104,27 +104,12 @@ def unit_of(layer: str | None, target_sum: float | None) -> str:
     return "value in X" if layer is None else f"value in layer '{layer}'"
 
 
-def _check_same_genes(groups: Mapping[str, AnnData], *, counts: bool) -> None:
-    """Raise where totals over the genes of groups would not be comparable."""
-    sizes = {group: frozenset(cells.var_names) for group, cells in groups.items()}
-    if counts and len(set(sizes.values())) > 1:
-        found = {group: len(genes) for group, genes in sizes.items()}
-        raise InputError(
-            f"The groups have different genes (numbers: {found}), so their total counts do not "
-            "compare. Give total_counts_key, or cells of the same genes."
-        )
-
-
 def _check_same_scale(
     groups: Mapping[str, AnnData], layer: str | None, target_sum: float | None
 ) -> None:
     """Raise where values of several scales would be drawn beside each other."""
-    known = {g: cells for g, cells in groups.items() if layer is None or layer in cells.layers}
-    is_count = {
-        group: looks_like_counts(matrix(cells, layer), cells.n_obs)
-        for group, cells in known.items()
-    }
-    counts, others = ([g for g in is_count if is_count[g] == kind] for kind in (True, False))
+    counts = [g for g, cells in groups.items() if looks_like_counts(matrix(cells, layer))]
+    others = [g for g in groups if g not in counts]
     if others and target_sum is not None:
         raise InputError(
             f"Groups {others} hold other values than counts, whose logarithm target_sum= would take. Pass counts "
@@ -163,6 +148,8 @@ def gene_values(
     total_counts_key: str | None = None,
 ) -> pd.DataFrame:
     """Return cells x genes of an AnnData; see :func:`expression_table`."""
+    if not names:
+        raise InputError("var_names is empty: name a gene or several.")
     missing = [name for name in names if name not in adata.var_names]
     if missing:
         raise InputError(
@@ -198,7 +185,7 @@ def gene_distribution(
         Output of :func:`expression_table`.
     kind
         ``"violin"``: density of the values, with the mean as a point. ``"ecdf"``: share of cells up
-        to each value; shows exactly how many are zero.
+        to each value.
     palette
         Colour by group; ``control``, ``predicted`` and ``real`` have theirs.
     ncols

@@ -77,8 +77,9 @@ def dose_table(
     if missing:
         raise InputError(f"No columns {missing} in obs; there are {list(adata.obs)}.")
     dose = _numbers(adata.obs[dose_key], f"obs[{dose_key!r}]")
-    if labels_key is not None and adata.obs[labels_key].isna().any():
-        raise InputError(f"obs[{labels_key!r}] is missing (NaN) in some cells. Leave these out.")
+    label = np.full(adata.n_obs, "all")
+    if labels_key is not None:
+        label = as_text(adata.obs[labels_key]).to_numpy()
     frame = gene_values(
         adata, names, layer=layer, target_sum=target_sum, total_counts_key=total_counts_key
     )
@@ -87,9 +88,6 @@ def dose_table(
             "adata holds other values than counts, whose logarithm target_sum= would take. Pass counts, or "
             "leave target_sum out."
         )
-    label = np.full(len(dose), "all")
-    if labels_key is not None:
-        label = as_text(adata.obs[labels_key]).to_numpy()
     tables = {
         gene: values.groupby([label, dose]).agg(mean="mean", sem="sem", n_cells="size")
         for gene, values in frame.items()
@@ -211,9 +209,9 @@ def _one_gene(table: pd.DataFrame, gene: str | None) -> tuple[str | None, pd.Dat
 
 def _log_axis(ax: Axes, observed: np.ndarray, doses: np.ndarray) -> None:
     """Make the axis of doses logarithmic, with those observed as ticks if they are few."""
-    lowest = doses[doses > 0].min(initial=np.inf)
-    if not np.isfinite(lowest):
+    if not doses.any():
         return
+    lowest = doses[doses > 0].min()
     if (doses == 0).any():
         ax.set_xscale("symlog", linthresh=lowest, linscale=0.5)
     else:

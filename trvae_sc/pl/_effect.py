@@ -64,12 +64,9 @@ def effect(
         Number of genes named, largest change first, rising and falling ones.
     unit
         Unit of the means, for the axis labels.
-    ax
-        Axes to draw on.
-    show
-        Show the figure and return None.
-    save
-        Save it, as in scanpy: True or an ending of the file's name; or a Path.
+    ax, show, save
+        Axes to draw on; show the figure and return None; save it, as in scanpy: True or an ending of the
+        file's name; or a Path.
 
     Returns
     -------
@@ -94,9 +91,10 @@ def effect(
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
     color = color_of(predicted)
     _lines_of_equal(ax, genes)
-    _dots(ax, rest[_CHANGES], "other genes", s=6, c=PALE)
-    _dots(ax, top[_CHANGES], f"top {len(top):,} genes", s=14, c=color)
     x, y = (top[column].to_numpy(float) for column in _CHANGES)
+    style: Any = {"s": 6, "c": PALE, "lw": 0, "label": "other genes"}
+    ax.scatter(rest["real_change"], rest["predicted_change"], **style)
+    ax.scatter(x, y, s=14, c=color, lw=0, label=f"top {len(top):,} genes")
     ax.set_title(_effect_title(x, y, name), fontsize=9)
     label_axes(ax, f"real change of mean {unit}", f"predicted change of mean {unit}")
     ax.margins(x=0.18)  # room for names
@@ -132,16 +130,11 @@ def _effect_title(real: np.ndarray, predicted: np.ndarray, label: str) -> str:
     return titled(label, f"effect R2 = {number(r2)} (no change: 0), r = {number(r)}")
 
 
-def _dots(ax: Axes, points: pd.DataFrame, label: str, *, s: float, c: str) -> None:
-    """Draw genes as dots, the first column of `points` across and the second up."""
-    ax.scatter(points.iloc[:, 0], points.iloc[:, 1], s=s, c=c, lw=0, label=label)
-
-
 _MEANS = ("control_mean", "real_mean", "predicted_mean")
 
 
 def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
-    r"""Return the squared correlation of means of the prediction and of no change.
+    """Return the squared correlation of means of the prediction and of no change.
 
     Parameters
     ----------
@@ -152,9 +145,8 @@ def mean_table(genes: pd.DataFrame, *, n_top: int = 100) -> pd.DataFrame:
 
     Returns
     -------
-    Rows ``"all"`` and ``"top"`` (the first `n_top`); columns ``n_genes``, ``predicted`` and
-    ``no_change``: the squared Pearson correlation r\ :sup:`2` with the real means (0 to 1, higher is better;
-    :func:`trvae_sc.metrics.r2_mean`), NaN where the real means are all equal.
+    Rows ``"all"`` and ``"top"``; columns ``n_genes``, ``predicted`` and ``no_change``: the squared correlation
+    with the real means (:func:`trvae_sc.metrics.r2_mean`), NaN where these are all equal.
 
     Raises
     ------
@@ -194,17 +186,11 @@ def mean_correlation(
 
     Parameters
     ----------
-    predicted, truth, control, label
+    predicted, truth, control, label, n_labels, unit, ax, show, save
         As in :func:`effect`.
     n_top
         Number of genes that change most, drawn in colour, and as open circles where they would be
         without any change.
-    n_labels
-        Number of genes named, largest change first, rising and falling ones.
-    unit
-        Unit of the means, for the axis labels.
-    ax, show, save
-        As in :func:`effect`.
 
     Returns
     -------
@@ -221,23 +207,24 @@ def mean_correlation(
     scores = mean_table(genes, n_top=n_top)
     ax = axes_of(ax, 5.2, 4.9)  # of the title
     top, rest = genes.iloc[:n_top], genes.iloc[n_top:]
-    columns, before = ["real_mean", "predicted_mean"], ["real_mean", "control_mean"]
     if len(rest):
-        _dots(ax, rest[columns], "other genes", s=6, c=PALE)
-    hollow: Any = {"facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
-    x, control_mean = top[before].to_numpy().T
-    ax.scatter(x, control_mean, s=14, **hollow, label=f"top {len(top):,} genes, control")
-    _dots(ax, top[columns], f"top {len(top):,} genes, predicted", s=14, c=color_of(predicted))
+        style: Any = {"s": 6, "c": PALE, "lw": 0, "label": "other genes"}
+        ax.scatter(rest["real_mean"], rest["predicted_mean"], **style)
+    style = {"s": 14, "facecolors": "none", "edgecolors": COLORS["grey"], "lw": 0.7}
+    text = f"top {len(top):,} genes"
+    ax.scatter(top["real_mean"], top["control_mean"], **style, label=f"{text}, control")
+    style = {"s": 14, "c": color_of(predicted), "lw": 0, "label": f"{text}, predicted"}
+    ax.scatter(top["real_mean"], top["predicted_mean"], **style)
     ends = [genes[list(_MEANS)].min().min(), genes[list(_MEANS)].max().max()]
     ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
     title = _mean_title(scores)
     ax.set_title(f"{plain(name)}\n{title}" if name else title, fontsize=9)
     label_axes(ax, f"real mean {unit}", f"predicted mean {unit}")
     legend_below(ax)
-    xy = top[columns].to_numpy()
-    named = to_name(x - control_mean, n_labels)
-    both = np.concatenate([xy, top[before].to_numpy()])
-    name_points(ax, top.index[named], xy[named], avoid=both)
+    xy = top[["real_mean", "predicted_mean"]].to_numpy()
+    before = top[["real_mean", "control_mean"]].to_numpy()
+    named = to_name(before[:, 0] - before[:, 1], n_labels)
+    name_points(ax, top.index[named], xy[named], avoid=np.concatenate([xy, before]))
     return finish(ax, "mean_correlation", show=show, save=save)
 
 
@@ -264,11 +251,9 @@ def effect_table(
     ----------
     tables
         Output of :func:`trvae_sc.evaluation.gene_table` by label. Its genes may differ.
-    var_names
+    var_names, n_genes
         Gene or genes to take, in this order. If None, the `n_genes` of largest absolute real change in any
         label, of those that all labels have, sorted by real change (mean over labels), rising first.
-    n_genes
-        Number of genes taken without `var_names`.
 
     Returns
     -------
@@ -278,8 +263,8 @@ def effect_table(
     Raises
     ------
     InputError
-        Changes are missing from a table, or genes from some label. `n_genes` is below 1.
-        No tables, no common genes, or a gene that is in a table twice.
+        Changes are missing from a table, or genes from some label; no tables, no common genes, or a gene
+        that is in a table twice.
     """
     check_whole("n_genes", n_genes)
     if not isinstance(tables, Mapping):
@@ -349,13 +334,10 @@ def effect_heatmap(
     truth, control
         Measured cells, as for :func:`trvae_sc.compare`, with predicted ones.
     vmax
-        Change at the ends of the colours, -`vmax` to `vmax`. If None, the absolute value that 98 %
-        do not exceed: one gene of large change would leave the others pale.
+        Change at the ends of the colours. If None, the absolute value that 98 % do not exceed.
     cmap
-        Diverging colour map; the default is safe with any colour vision.
-    unit
-        Unit of the means, for the colour bar.
-    show, save
+        Diverging colour map.
+    unit, show, save
         As in :func:`effect`.
 
     Returns

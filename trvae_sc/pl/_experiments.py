@@ -11,16 +11,7 @@ from matplotlib.axes import Axes
 from trvae_sc.errors import InputError
 from trvae_sc.pl._benchmark import checked_cells
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import (
-    COLORS,
-    PALE,
-    axes_of,
-    check_columns,
-    name_columns,
-    names_height,
-    names_width,
-    plain,
-)
+from trvae_sc.pl._style import COLORS, PALE, check_columns, matrix_axes
 
 
 def next_experiments(
@@ -38,8 +29,8 @@ def next_experiments(
     cells
         Numbers of cells by label (row) and condition (column): ``model.n_cells``.
     experiments
-        What :func:`trvae_sc.next_experiments` returned. The darker, the more of the expected error of all
-        that is missing a measurement takes away; conditions that are new get a column of their own.
+        What :func:`trvae_sc.next_experiments` returned. The darker, the more of the expected error a
+        measurement takes away; new conditions get a column of their own.
     ax, show, save
         As in :func:`effect`.
 
@@ -65,9 +56,8 @@ def next_experiments(
         raise InputError(f"Labels {unknown} are not in the numbers of cells, of {labels}.")
     columns = list(dict.fromkeys([*known, *experiments["condition"]]))
     counts = cells.reindex(columns=columns).fillna(0)
-    width = 2.2 + 0.9 * len(columns) + names_width(labels)
     height = max(1.2 + 0.34 * len(labels), 2.6)  # of the words beside the scale
-    ax = axes_of(ax, width, height + names_height(columns))
+    ax = matrix_axes(ax, labels, columns, height)
     shade = np.full(counts.shape, np.nan)
     texts = {at: "none" if not n else f"{int(n):,}" for at, n in np.ndenumerate(counts.to_numpy())}
     for rank, row in enumerate(experiments.itertuples(), 1):
@@ -76,20 +66,18 @@ def next_experiments(
     most = min(1.3 * experiments["lowers"].max(), 1.0) or 1.0
     image = ax.imshow(shade, cmap="Oranges", aspect="auto", vmin=0, vmax=most)
     for (i, j), text in texts.items():
-        style: Any = {"weight": "bold", "size": 10}
-        if np.isnan(shade[i, j]):
-            style = {"size": 8, "color": COLORS["grey"]}
-        elif shade[i, j] > 0.6 * most:
-            style["color"] = "w"
+        style: Any = {"size": 8, "color": COLORS["grey"]}
+        if not np.isnan(shade[i, j]):
+            style = {
+                "weight": "bold",
+                "size": 10,
+                "color": "w" if shade[i, j] > 0.6 * most else "k",
+            }
         ax.text(j, i, text, ha="center", va="center", **style)
-    name_columns(ax, columns)
-    ax.set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
     ax.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
-    ax.grid(visible=False)
     ax.grid(which="minor", color=PALE, lw=0.6)
-    ax.tick_params(which="both", length=0)
-    ax.spines[:].set_visible(False)
+    ax.tick_params(which="minor", length=0)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
     bar.set_label("share of expected error taken away", fontsize=8)
     bar.ax.tick_params(labelsize=7)

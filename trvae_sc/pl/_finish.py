@@ -30,7 +30,11 @@ def finish(drawn: Drawn, name: str, *, show: bool | None, save: Save) -> Drawn |
                 f"save is {save!r}; give True, an ending of the file's name, or a Path."
             )
         path = as_path(save, "save") if is_file else _path(name, "" if save is True else str(save))
-        _check_file(path, figure)
+        known = sorted(figure.canvas.get_supported_filetypes())
+        if path.is_dir():
+            raise InputError(f"save is '{path}', a folder. Name a file in it.")
+        if path.suffix and path.suffix[1:].lower() not in known:
+            raise InputError(f"{path} ends in no format of figures; there are {', '.join(known)}.")
         dpi = plt.rcParams["savefig.dpi"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,15 +53,6 @@ def figure_of(ax: Axes) -> Any:
     while figure.figure not in (None, figure):
         figure = figure.figure
     return figure
-
-
-def _check_file(path: Path, figure: Any) -> None:
-    """Raise where a figure cannot be written; without an ending it is a PNG."""
-    if path.is_dir():
-        raise InputError(f"save is '{path}', a folder. Name a file in it.")
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix and path.suffix[1:].lower() not in known:
-        raise InputError(f"{path} ends in no format of figures; there are {', '.join(known)}.")
 
 
 def _path(name: str, text: str) -> Path:

@@ -183,7 +183,7 @@ def manifold(
     at = [np.searchsorted(end, z[:, d].round(6)) for d, end in enumerate(ends)]
     ax = axes_of(ax, 5.2, 4.8)
     if _are_images(cells):
-        _draw_tiles(ax, _tiles(cells, len(ends[1]) - 1 - at[1], at[0]), (), ())
+        _draw_tiles(ax, _tiles(cells, len(ends[1]) - 1 - at[1], at[0]), (), (), np.ones(1))
     else:
         x = pd.DataFrame(dense(cells.X), columns=cells.var_names)
         gene = x.var().idxmax() if gene is None else gene
@@ -249,13 +249,12 @@ def _draw_tiles(
     tiles: np.ndarray,
     row_names: Sequence[str],
     column_names: Sequence[str],
-    heights: np.ndarray | None = None,
+    heights: np.ndarray,
 ) -> None:
     """Draw images; names of rows, so many tiles high, and of columns in their middle."""
     cmap = plt.get_cmap("gray").with_extremes(bad=_MISSING)
     limits = np.nanquantile(tiles, (0.01, 0.99))  # decoded pixels may be off by a little
     ax.imshow(tiles, cmap=cmap, interpolation="nearest", vmin=limits[0], vmax=limits[1])
-    heights = np.ones(max(len(row_names), 1)) if heights is None else heights
     for axis, names, length, sizes in (
         (ax.yaxis, row_names, tiles.shape[0], heights),
         (ax.xaxis, column_names, tiles.shape[1], np.ones(max(len(column_names), 1))),

@@ -20,7 +20,15 @@ from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import codes_of, level_name, levels
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, MARKERS, legend_beside, legend_height, plain
+from trvae_sc.pl._style import (
+    COLORS,
+    MARKERS,
+    label_axes,
+    legend_beside,
+    legend_height,
+    line_styles,
+    plain,
+)
 
 
 def embedding(
@@ -37,17 +45,14 @@ def embedding(
     Parameters
     ----------
     adata
-        Cells with the representation in ``obsm``: z, as in ``adata.obsm["X_trvae"] =
-        model.get_latent_representation()`` (predicted cells have it), or the decoder layer that the
-        MMD between conditions is taken on, ``adata.obsm["X_mmd"] = model.get_mmd_representation()``.
+        Cells with the representation in ``obsm``, as in ``adata.obsm["X_trvae"] =
+        model.get_latent_representation()`` (predicted cells have it).
     color
         Column or columns of ``obs``, each once.
     basis
         Key of ``obsm``, with or without ``X_``.
     method
-        ``"pca"``: first two principal components. ``"umap"``: UMAP of scanpy; distances
-        between clusters mean little there. If None, two columns are taken as they are,
-        and more go through ``"pca"``.
+        ``"pca"``, or ``"umap"`` of scanpy. If None, two columns are taken as they are, more through ``"pca"``.
     n_neighbors, random_state
         Of UMAP, as in scanpy.
 
@@ -80,11 +85,9 @@ def embedding(
     n_wrong = int((~np.isfinite(z)).any(axis=1).sum())
     if n_wrong:
         raise InputError(f"obsm[{key!r}] is not finite in {n_wrong:,} cells. Leave these out.")
-    if method is None and z.shape[1] > 2:
-        method = "pca"
-    if method is None:
+    if method is None and z.shape[1] == 2:
         xy, prefix = z, key.removeprefix("X_").upper()
-    elif method == "pca":
+    elif method in (None, "pca"):
         xy, prefix = PCA(2, svd_solver="full").fit_transform(z), "PC"
     elif method == "umap":
         xy, prefix = _umap(z, n_neighbors, random_state), "UMAP"
@@ -110,7 +113,6 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
 
 _UMAP_CELLS = 4  # its spectral start has more rows than columns
 _MISSING = "#DDDDDD"  # colour of cells of which it is not known
-_HUES = list(COLORS.values())
 
 
 def latent(
@@ -138,8 +140,7 @@ def latent(
 
     Returns
     -------
-    The Axes, one a column. Cells are drawn in random (the same) order, so that none is on top. From the eighth
-    group on colours come again, with another marker. Cells without a number are grey.
+    The Axes, one a column.
 
     Raises
     ------
@@ -149,9 +150,10 @@ def latent(
     columns = _columns(cells)
     if size is not None:
         check_number("size", size, 0.0)
-    order = np.random.default_rng(0).permutation(len(cells))
+    order = np.random.default_rng(0).permutation(len(cells))  # so that no group is on top
     shuffled = cells.iloc[order]
-    groups = {name: [] if _on_scale(cells[name]) else _groups(cells[name]) for name in columns}
+    numbers = [k for k in columns if is_number(cells[k]) and cells[k].nunique() > len(COLORS)]
+    groups = {name: [] if name in numbers else _groups(cells[name]) for name in columns}
     extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
     height = max(3.4, legend_height(max(map(len, groups.values()))))
     inches = (3.2 * len(columns) + extra, height)
@@ -163,10 +165,8 @@ def latent(
         else:
             _scatter_numbers(ax, shuffled, name, area)
         ax.set_title(plain(name), fontsize=9)
-        ax.set_xlabel(cells.columns[0], fontsize=9)
-        ax.set_ylabel(cells.columns[1], fontsize=9)
-        ax.set_xticks([])
-        ax.set_yticks([])
+        label_axes(ax, *cells.columns[:2])
+        ax.set(xticks=[], yticks=[])
     return finish(list(axes.flat), "latent", show=show, save=save)
 
 
@@ -187,11 +187,6 @@ def _columns(cells: pd.DataFrame) -> list[str]:
     return columns
 
 
-def _on_scale(column: pd.Series) -> bool:
-    """Return whether a column has more numbers than there are colours."""
-    return is_number(column) and column.nunique() > len(_HUES)
-
-
 def _groups(column: pd.Series) -> list[str]:
     """Return the groups of a column that have cells, in order; ``"missing"`` last."""
     known = column.dropna()
@@ -200,7 +195,7 @@ def _groups(column: pd.Series) -> list[str]:
         ordered = codes_of(pd.Series(categories))[1]
     else:
         ordered = list(dict.fromkeys(map(level_name, levels(known))))
-    limit = len(_HUES) * len(MARKERS)
+    limit = len(COLORS) * len(MARKERS)
     if len(ordered) > limit:
         raise InputError(
             f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
@@ -218,10 +213,10 @@ def _scatter_groups(
     palette: Mapping[str, str],
 ) -> None:
     """Draw cells in the colours and markers of their groups, with a legend."""
-    rest = [g for g in groups if g != "missing"]
-    colors = {g: palette.get(g, _HUES[i % len(_HUES)]) for i, g in enumerate(rest)}
-    markers = {g: MARKERS[i // len(_HUES)] for i, g in enumerate(rest)}
-    colors["missing"], markers["missing"] = _MISSING, "o"
+    looks = line_styles(g for g in groups if g != "missing")
+    colors = {g: palette.get(g, look["color"]) for g, look in looks.items()}
+    colors["missing"] = _MISSING
+    markers = {g: look["marker"] for g, look in looks.items()} | {"missing": "o"}
     codes, found = codes_of(cells[name])
     names = pd.Series(np.array([*found, "missing"], dtype=object)[codes], index=cells.index)
     marker = names.map(markers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
@@ -12,7 +13,7 @@ from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 from trvae_sc.levels import as_text
 from trvae_sc.pl._finish import Save, finish
-from trvae_sc.pl._style import COLORS, PALE, axes_of, names_width, plain
+from trvae_sc.pl._style import COLORS, PALE, axes_of, label_axes, names_width, plain
 
 
 def response(
@@ -52,10 +53,10 @@ def response(
         raise InputError(
             "obs['response'] is NaN: the network is not calibrated, so labels have no change of their own."
         )
-    if basis is not None:
-        ax = _on_embedding(predicted, value, basis, ax)
-    else:
+    if basis is None:
         ax = _by_label(predicted, value, ax)
+    else:
+        ax = _on_embedding(predicted, value, basis, ax)
     return finish(ax, "response", show=show, save=save)
 
 
@@ -65,12 +66,13 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
     names = np.full(len(value), "all cells")
     if key in predicted.obs:
         names = as_text(predicted.obs[key]).to_numpy()
-    found = [name for name in sorted(set(names)) if np.isfinite(value[names == name]).any()]
-    found.sort(key=lambda name: -np.ptp(np.nanpercentile(value[names == name], [10, 90])))
+    known = np.isfinite(value)
+    groups = {name: own.to_numpy() for name, own in pd.Series(value[known]).groupby(names[known])}
+    found = sorted(groups, key=lambda name: -np.ptp(np.percentile(groups[name], [10, 90])))
     ax = axes_of(ax, 5.0 + names_width(found), 1.35 + 0.32 * len(found))
     rng = np.random.default_rng(0)
     for y, name in enumerate(found):
-        own = value[(names == name) & np.isfinite(value)]
+        own = groups[name]
         shown = rng.permutation(own)[:500]
         height = y + rng.uniform(-0.28, 0.28, len(shown))
         ax.scatter(shown, height, s=5, c=PALE, lw=0, zorder=1, rasterized=True)
@@ -107,9 +109,7 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
     bar = ax.figure.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    name = key.removeprefix("X_")
-    ax.set_xlabel(f"{name.upper()} 1", fontsize=9)
-    ax.set_ylabel(f"{name.upper()} 2", fontsize=9)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    name = key.removeprefix("X_").upper()
+    label_axes(ax, f"{name} 1", f"{name} 2")
+    ax.set(xticks=[], yticks=[])
     return ax

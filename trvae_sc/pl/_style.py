@@ -38,8 +38,8 @@ PALE = "#C8C8C8"  # what is there, but not what is looked at
 _EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
 _PAIRS = 300_000  # of names that are compared while places are found: some seconds
 #: Colours of groups of cells that have the same meaning in every plot.
-_KNOWN = {"control": "grey", "predicted": "blue", "real": "orange"}
-_OTHERS = [color for name, color in COLORS.items() if name not in _KNOWN.values()]
+_KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
+_OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
 
 
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
@@ -82,20 +82,22 @@ def names_width(names: Iterable[str]) -> float:
     return 0.07 * max(max(map(len, names), default=0) - 14, 0)
 
 
-def names_height(names: Sequence[str]) -> float:
-    """Return what names of columns need in inches where :func:`name_columns` turns them."""
-    return 0.045 * max(map(len, names)) if _are_turned(names) else 0.0
-
-
-def name_columns(ax: Axes, names: Sequence[str]) -> None:
-    """Write names below columns of 0.9 inches: at an angle if they are many or long."""
-    ax.set_xticks(range(len(names)), [plain(name) for name in names], fontsize=8)
-    if _are_turned(names):
+def matrix_axes(
+    ax: Axes | None, rows: Sequence[str], columns: Sequence[str], height: float
+) -> Axes:
+    """Return Axes of a matrix: names beside rows, and below columns, at an angle if many or long."""
+    longest = max(map(len, columns))
+    are_turned = len(columns) > 4 or longest > 13
+    width = 2.2 + 0.9 * len(columns) + names_width(rows)
+    ax = axes_of(ax, width, height + (0.045 * longest if are_turned else 0.0))
+    ax.set_xticks(range(len(columns)), [plain(name) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [plain(name) for name in rows], fontsize=8)
+    if are_turned:
         turn_names(ax)
-
-
-def _are_turned(names: Sequence[str]) -> bool:
-    return len(names) > 4 or max(map(len, names)) > 13
+    ax.tick_params(length=0)
+    ax.grid(visible=False)  # scanpy's settings draw one
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def check_columns(table: pd.DataFrame, names: Iterable[str], *, of: str) -> None:
@@ -141,16 +143,11 @@ def check_bounds(table: pd.DataFrame) -> None:
 
 def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return a colour for each group: that of `palette`, that of its meaning, or one of the rest."""
-    palette = dict(palette or {})
-    unknown = [name for name in palette if name not in names]
+    unknown = [name for name in palette or () if name not in names]
     if unknown:
         raise InputError(f"palette names {unknown}; the groups are {list(names)}.")
-    rest = [name for name in names if name not in palette and name not in _KNOWN]
-    return {
-        name: palette.get(name)
-        or (COLORS[_KNOWN[name]] if name in _KNOWN else _OTHERS[rest.index(name) % len(_OTHERS)])
-        for name in names
-    }
+    known, others = _KNOWN | dict(palette or {}), itertools.cycle(_OTHERS)
+    return {name: known[name] if name in known else next(others) for name in names}
 
 
 def unit_of_cells(cells: AnnData) -> str:
@@ -197,12 +194,10 @@ def method_colors(names: Iterable[str]) -> dict[str, str]:
     """Return the colour of each method; of one that is not ours by its name, if no other has it."""
     found: dict[str, str] = {}
     for name in names:
-        if name in METHOD_COLORS:
-            found[name] = METHOD_COLORS[name]
-            continue
-        start = zlib.crc32(name.encode())
-        order = [_FREE[(start + i) % len(_FREE)] for i in range(len(_FREE))]
-        found[name] = next((color for color in order if color not in found.values()), order[0])
+        start = zlib.crc32(name.encode()) % len(_FREE)
+        order = [*_FREE[start:], *_FREE[:start]]
+        own = next((color for color in order if color not in found.values()), order[0])
+        found[name] = METHOD_COLORS.get(name, own)
     return found
 
 

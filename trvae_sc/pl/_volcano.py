@@ -39,12 +39,12 @@ def volcano_table(var: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     var
-        ``predicted.var`` of a prediction: ``predicted_change``, ``change_lower``, ``change_upper``.
+        ``predicted.var`` of a prediction.
 
     Returns
     -------
-    Columns ``predicted_change``, ``half_widths`` = :math:`2\,|change| / (upper - lower)` (no unit;
-    inf where an interval has no width) and ``excludes_zero``: whether zero is outside of the interval.
+    Columns ``predicted_change``, ``half_widths`` = :math:`2\,|change| / (upper - lower)` (inf where an
+    interval has no width) and ``excludes_zero``, whether zero is outside of the interval.
 
     Raises
     ------
@@ -76,24 +76,19 @@ def volcano(
 ) -> Axes | None:
     """Predicted change of each gene against the evidence for it.
 
-    Of the table of :meth:`trvae_sc.TRVAE.effects` the evidence is the p-value: how often a change as large
-    is predicted of a gene that does not change so, as told by how well labels predict each other, not by
-    replicates. Of a prediction, or its ``var``, it is how far the change is from zero in half-widths of its
-    interval.
-
     Parameters
     ----------
     effects
-        Table of :meth:`trvae_sc.TRVAE.effects`, a prediction of one label, or its ``var``.
+        Table of :meth:`trvae_sc.TRVAE.effects`: the evidence is the p-value, which tells how well labels
+        predict each other, not replicates. Or a prediction of one label, or its ``var``: how far the change
+        is from zero in half-widths of its interval.
     label
         Label to draw; may be left out if there is one.
     max_qval
         Largest q-value of genes in colour.
     n_labels
-        Number of genes named: largest change first, rising and falling, of those in colour.
-    unit
-        Unit of the means, for the axis label.
-    ax, show, save
+        Number of genes named, of those in colour: largest change first, rising and falling.
+    unit, ax, show, save
         As in :func:`effect`.
 
     Returns

@@ -58,21 +58,17 @@ def report(
 ) -> str:
     """Return a self-contained HTML page to explore: verdicts, scores, genes, pathways, what is missing.
 
-    Tables are sorted by a click on their header and filtered by a word; a search shows a gene in all labels.
-    Without JavaScript the tables and pictures remain.
-
     Parameters
     ----------
     results
         Results of a benchmark.
     predictions
-        Predicted cells to list, one or several, with the notes that came with them. Genes of predictions of one label can be
-        searched, too.
+        Predicted cells to list, one or several, with their notes. Genes of those of one label can be searched.
     method
         The method that is judged; ``"trvae"`` if it was run, else the first that is not simple, else the least
         simple.
     pathways
-        Scores of pathways to show, as :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` return them.
+        Scores of pathways, as :func:`trvae_sc.pathways` or :func:`trvae_sc.report.task_pathways` return them.
     next_experiments
         What to measure next, as :func:`trvae_sc.next_experiments` returns it.
     title
@@ -80,7 +76,7 @@ def report(
 
     Returns
     -------
-    HTML without any reference to the network. All names in it are text: nothing that data hold is code.
+    HTML without any reference to the network. Nothing that data hold is code in it.
 
     Raises
     ------
@@ -202,8 +198,8 @@ def _training(results: Results, method: str) -> dict[str, Any] | None:
 
 def _several(predictions: AnnData | Sequence[AnnData]) -> Sequence[AnnData]:
     """Return one or several predictions as a sequence, checked."""
-    given = [predictions] if isinstance(predictions, AnnData | str | Path) else predictions
-    listed = given if isinstance(given, Sequence) else [given]
+    is_one = isinstance(predictions, str) or not isinstance(predictions, Sequence)
+    listed: Sequence[Any] = [predictions] if is_one else predictions
     other = [one for one in listed if not isinstance(one, AnnData)]
     if other:
         raise InputError(

@@ -73,14 +73,8 @@ def _next(experiments: pd.DataFrame) -> Table:
         raise InputError(
             f"next_experiments is {what}; give what trvae_sc.next_experiments(model) returns."
         )
-    shown = pd.DataFrame(
-        {
-            "rank": range(1, len(experiments) + 1),
-            "label": experiments["label"].astype(str).to_numpy(),
-            "condition": experiments["condition"].astype(str).to_numpy(),
-            "expected error": experiments["expected_error"].to_numpy(float),
-            "takes away, %": 100 * experiments["lowers"].to_numpy(float),
-            "left, %": 100 * experiments["left"].to_numpy(float),
-        }
-    )
-    return table_of(shown)
+    shown = experiments[list(_NEEDED)].astype({"label": str, "condition": str})
+    shown[["lowers", "left"]] *= 100.0
+    shown.insert(0, "rank", range(1, len(shown) + 1))
+    words = {"expected_error": "expected error", "lowers": "takes away, %", "left": "left, %"}
+    return table_of(shown.rename(columns=words))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from trvae_sc.evaluation import Results
 from trvae_sc.evaluation._holdouts import TASK
-from trvae_sc.evaluation._scores import BOUNDS
 from trvae_sc.report._verdicts import main_method
 
 #: Columns of the table, those of effects and the real change.
@@ -24,23 +23,20 @@ def gene_changes(results: Results, *, method: str | None = None) -> pd.DataFrame
 
     Parameters
     ----------
-    results
-        Results of a benchmark.
-    method
-        The model whose predictions are taken; ``"trvae"`` if it was run, else the first that is not simple.
+    results, method
+        As in :func:`trvae_sc.report.report`.
 
     Returns
     -------
-    One row a combination and gene, the columns as of :meth:`trvae_sc.TRVAE.effects`: ``label``, ``source``,
-    ``target``, ``gene``; ``change``, ``lower`` and ``upper``, predicted change and its 90 % interval (means
-    over seeds; NaN where the method has no interval), and ``real_change``, on the same scale: log(1 + kappa
-    share) of the mean share of counts, of other values their mean. The largest real change of a combination
-    is first.
+    One row a combination and gene, that of the largest real change first: ``label``, ``source``, ``target``,
+    ``gene``; ``change``, ``lower`` and ``upper``, predicted change and its 90 % interval (means over seeds;
+    NaN where the method has no interval), and ``real_change``, on the same scale: log(1 + kappa share) of
+    the mean share of counts, of other values their mean.
 
     Raises
     ------
     InputError
-        The method was not run, or there are only simple ones.
+        The method was not run.
     """
     method = main_method(results, method)
     tasks: dict[tuple[str, ...], list[pd.DataFrame]] = {}
@@ -59,31 +55,20 @@ def _of_task(task: Sequence[str], seeds: list[pd.DataFrame]) -> pd.DataFrame:
     whole = [table.set_index("gene").reindex(columns=names) for table in seeds]
     values = np.mean([table.to_numpy(np.float64) for table in whole], axis=0)
     found = pd.DataFrame(values, whole[0].index, names).rename(columns=_NAMES).reset_index()
-    order = np.argsort(-found["real_change"].abs().to_numpy(), kind="stable")
-    return found.iloc[order].assign(**dict(zip(TASK, task, strict=True)))[COLUMNS]
+    found = found.sort_values("real_change", key=abs, ascending=False, kind="stable")
+    return found.assign(**dict(zip(TASK, task, strict=True)))[COLUMNS]
 
 
 def predicted_changes(predictions: Sequence[AnnData]) -> pd.DataFrame:
-    """Return the changes of predictions of one label and source each, the largest predicted one first.
-
-    Columns as of :func:`trvae_sc.report.gene_changes`, and ``origin``, which of the predictions it is;
-    ``real_change`` is not known, NaN.
-    """
-    tables = [
-        table.assign(origin=f"prediction {i}")
-        for i, predicted in enumerate(predictions, 1)
-        for table in _of_prediction(predicted)
-    ]
+    """Return the changes of predictions of one label and source each, as :func:`gene_changes`, with origin."""
+    tables = []
+    for i, predicted in enumerate(predictions, 1):
+        combinations, var = predicted.uns.get("trvae_sc", {}).get("combinations"), predicted.var
+        if combinations is None or len(combinations) != 1 or "predicted_change" not in var:
+            continue
+        task: dict[str, Any] = {name: str(combinations[name].iloc[0]) for name in TASK}
+        found = var.reindex(columns=list(_NAMES)).rename(columns=_NAMES).astype(np.float64)
+        found = found.assign(**task, real_change=np.nan, gene=predicted.var_names)
+        found = found.sort_values("change", key=abs, ascending=False, kind="stable")
+        tables.append(found[COLUMNS].assign(origin=f"prediction {i}"))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
-
-
-def _of_prediction(predicted: AnnData) -> Iterator[pd.DataFrame]:
-    """Yield the table of a prediction if it has one."""
-    combinations = predicted.uns.get("trvae_sc", {}).get("combinations")
-    if combinations is None or len(combinations) != 1 or "predicted_change" not in predicted.var:
-        return
-    task: dict[str, Any] = {name: str(combinations[name].iloc[0]) for name in TASK}
-    found = predicted.var.reindex(columns=["predicted_change", *BOUNDS]).rename(columns=_NAMES)
-    found = found.astype(np.float64).assign(**task, real_change=np.nan, gene=predicted.var_names)
-    order = np.argsort(-found["change"].abs().to_numpy(), kind="stable")
-    yield found.iloc[order][COLUMNS]

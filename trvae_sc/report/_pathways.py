@@ -33,18 +33,14 @@ def task_pathways(
 
     Parameters
     ----------
-    results
-        Results of a benchmark.
-    net
-        Sets of genes, a table or a GMT file, as for :func:`trvae_sc.pathways`.
-    method
-        The model whose predictions are taken; ``"trvae"`` if it was run, else the first that is not simple.
-    **options
-        Further arguments of :func:`trvae_sc.pathways`.
+    results, method
+        As in :func:`trvae_sc.report.report`.
+    net, **options
+        Sets of genes, and further arguments of :func:`trvae_sc.pathways`.
 
     Returns
     -------
-    What :func:`trvae_sc.pathways` returns for each combination, whose genes differ, one below the other.
+    What :func:`trvae_sc.pathways` returns for each combination, one below the other.
 
     Raises
     ------
@@ -88,9 +84,7 @@ def _heatmap(table: pd.DataFrame) -> tuple[Figure, bool]:
             column = column + before + table[key].astype(str)
     kinds = [name for name in ("score", "real_score") if name in table]
     wide = [
-        table.assign(_at=column).pivot_table(
-            index="pathway", columns="_at", values=kind, dropna=False
-        )
+        table.pivot_table(kind, index="pathway", columns=column.rename("at"), dropna=False)
         for kind in kinds
     ]
     largest = wide[0].abs().max(axis=1).sort_values(ascending=False, kind="stable")

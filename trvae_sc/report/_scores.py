@@ -13,7 +13,7 @@ from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import WORDS, main_columns
 from trvae_sc.report._images import image
-from trvae_sc.report._tables import Cell, Table, number, packed_csv, table_of
+from trvae_sc.report._tables import Table, number, packed_csv, table_of
 
 _ROW = [*TASK, "method", "output"]
 _SCORES = (("effect_r2", f"top{N_TOP}"), ("energy_distance", "pcs"))  # that are drawn
@@ -90,29 +90,21 @@ def gene_sections(changes: pd.DataFrame) -> Iterator[dict[str, Any]]:
         drawn = None
         if i < _PICTURES:
             drawn = image(_scatter(genes), f"Predicted against real change, {name}")
-        shown = genes.head(_LISTED)
-        columns = {
-            "gene": shown["gene"].astype(str),
-            "real change": shown["real_change"].astype(float),
-            "predicted": shown["change"].astype(float),
-        }
-        table = table_of(pd.DataFrame(columns))
-        if shown["lower"].notna().any():
-            table = _with_interval(table, shown)
-        yield {"name": name, "image": drawn, "table": table}
+        yield {"name": name, "image": drawn, "table": _gene_table(genes.head(_LISTED))}
 
 
-def _with_interval(table: Table, genes: pd.DataFrame) -> Table:
-    """Return a table of genes with the interval, and whether the real change is in it."""
-    head = [*table.columns, Cell("90 % interval", "", is_number=True), Cell("inside")]
-    low, real, high = (genes[name].astype(float) for name in ("lower", "real_change", "upper"))
-    ends = [f"{number(a)} to {number(b)}" for a, b in zip(low, high, strict=True)]
-    inside = ["yes" if own else "no" for own in ((low <= real) & (real <= high)).tolist()]
-    rows = [
-        [*row, Cell(text, f"{width:.6g}", is_number=True), Cell(word)]
-        for row, text, width, word in zip(table.rows, ends, high - low, inside, strict=True)
-    ]
-    return Table(head, rows)
+def _gene_table(genes: pd.DataFrame) -> Table:
+    """Return the changes of genes with the interval, if there is one, and whether the real change is in it."""
+    words = {"real_change": "real change", "change": "predicted"}
+    shown = genes[["gene", *words]].astype({"gene": str}).rename(columns=words)
+    if genes["lower"].isna().all():
+        return table_of(shown)
+    width = genes["upper"] - genes["lower"]
+    inside = genes["real_change"].between(genes["lower"], genes["upper"])
+    table = table_of(shown.assign(**{"90 % interval": width, "inside": inside}))
+    for row, low, high in zip(table.rows, genes["lower"], genes["upper"], strict=True):
+        row[-2] = row[-2]._replace(text=f"{number(low)} to {number(high)}")
+    return table
 
 
 def _scatter(genes: pd.DataFrame) -> Any:

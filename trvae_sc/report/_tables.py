@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from trvae_sc.pl._style import number as rounded
+
 
 class Cell(NamedTuple):
     """A cell of a table."""
@@ -31,14 +33,12 @@ def table_of(frame: pd.DataFrame, *, small: Collection[str] = ()) -> Table:
 
     Small numbers tell in the columns `small`, too: q-values.
     """
-    columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
-    kinds = [pd.api.types.is_numeric_dtype(c) and c.dtype != bool for c in columns]
-    head = [Cell(str(name), "", kind) for name, kind in zip(frame.columns, kinds, strict=True)]
-    cells = [
-        [_cell(value, kind, name in small) for value in column.tolist()]
-        for name, column, kind in zip(frame.columns, columns, kinds, strict=True)
-    ]
-    return Table(head, [list(row) for row in zip(*cells, strict=True)])
+    head, columns = [], []
+    for name, column in frame.items():
+        is_number = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
+        head.append(Cell(str(name), "", is_number))
+        columns.append([_cell(value, is_number, name in small) for value in column.tolist()])
+    return Table(head, [list(row) for row in zip(*columns, strict=True)])
 
 
 def _cell(value: Any, is_number: bool, is_small: bool) -> Cell:  # noqa: FBT001
@@ -54,11 +54,10 @@ def _cell(value: Any, is_number: bool, is_small: bool) -> Cell:  # noqa: FBT001
 
 
 def number(value: float) -> str:
-    """Return a number as text, whole ones without digits, none of them -0; empty if it is missing."""
+    """Return a number as text, whole ones without digits; empty if it is missing."""
     if isinstance(value, int):
         return f"{value:,}"
-    text = "" if math.isnan(value) else f"{value:.2f}"
-    return text.removeprefix("-") if text and not float(text) else text
+    return "" if math.isnan(value) else rounded(value)
 
 
 def csv_link(frame: pd.DataFrame) -> str:

@@ -43,8 +43,7 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
     Returns
     -------
     Advice and reason. Nothing is to be trusted where the better of the two has less than 30 % of what a
-    perfect prediction would score, or where that is less than 0.3 itself. A difference that is no larger
-    than its standard error is too close to call: the simple method is as good.
+    perfect prediction would score, or where that is less than 0.3 itself.
     """
     ours, theirs = (scores.get(name or "", np.nan) for name in (decision.model, decision.simple))
     judged = decision.model if decision.model in SIMPLEST_FIRST else "the model"
@@ -75,17 +74,13 @@ def verdict(decision: Decision, scores: Mapping[str, float], *, ceiling: float) 
 def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     """Return one row per task the model has finished: scores that matter, ``advice``, ``reason``.
 
-    Methods are compared by the output that :meth:`trvae_sc.evaluation.Results.best` compares them by.
     The standard error of a task's difference is that over its seeds, pooled over tasks, and no less than
     that of the mean difference over tasks; with one seed, the standard deviation over tasks.
 
     Parameters
     ----------
-    results
-        Results of a benchmark.
-    method
-        The model that is judged; ``"trvae"`` if it was run, else the first that is not simple, else the least
-        simple method.
+    results, method
+        As in :func:`trvae_sc.report.report`.
 
     Returns
     -------
@@ -111,19 +106,18 @@ def verdicts(results: Results, *, method: str | None = None) -> pd.DataFrame:
     for task in ours.index:
         own = {name: float(t.loc[task].mean()) for name, t in scores.items() if task in t.index}
         other = best["name"].get(task)
-        gap = np.nan if other is None else own[method] - own[other]
-        decision = decide(gap, errors[task], model=method, simple=other)
-        found = verdict(decision, own, ceiling=own.get(CEILING, np.nan))
+        theirs, ceiling = (own.get(name or "", np.nan) for name in (other, CEILING))
+        decision = decide(own[method] - theirs, errors[task], model=method, simple=other)
+        found = verdict(decision, own, ceiling=ceiling)
         rows.append(
             {
                 **dict(zip(TASK, task, strict=True)),
                 "model": own[method],
                 "sd_seeds": float(ours.loc[task].std()),
-                "best simple": np.nan if other is None else own[other],
+                "best simple": theirs,
                 "simple": other or "",
-                "ceiling": own.get(CEILING, np.nan),
-                "advice": found.advice,
-                "reason": found.reason,
+                "ceiling": ceiling,
+                **found._asdict(),
                 "note": results.quick_look,
             }
         )
