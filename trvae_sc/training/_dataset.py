@@ -38,7 +38,6 @@ class Dataset(AnnTorchDataset):
         return x if isinstance(x, FileRows) else None
 
     def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
-        """Return the registered arrays of some rows."""
         rows = np.atleast_1d(indexes)
         return {key: self.rows(key, rows) for key in self.keys_and_dtypes}
 
@@ -113,11 +112,9 @@ class DeviceDataset(torch.utils.data.Dataset):
             self.arrays[key] = torch.as_tensor(_writable(data, dtype)).to(device)
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return self.n_obs
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return the registered tensors of some rows."""
         found = {}
         for key, array in self.arrays.items():
             if isinstance(array, CSRTensor):
