@@ -102,7 +102,7 @@ class DeviceDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, device: torch.device, *, dense: bool) -> None:
         self.arrays: dict[str, Tensor | CSRTensor] = {}
-        self.n_obs = len(dataset)
+        self.n_obs, self.device = len(dataset), device
         for key, dtype in dataset.keys_and_dtypes.items():
             data = dataset.data[key]
             if sparse.issparse(data) and not dense:
@@ -115,14 +115,11 @@ class DeviceDataset(torch.utils.data.Dataset):
         return self.n_obs
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        found = {}
-        for key, array in self.arrays.items():
-            if isinstance(array, CSRTensor):
-                found[key] = array[rows]
-            else:
-                at = torch.as_tensor(rows).to(array.device, non_blocking=True)
-                found[key] = array.index_select(0, at)
-        return found
+        at = torch.as_tensor(rows).to(self.device, non_blocking=True)
+        return {
+            key: array[rows] if isinstance(array, CSRTensor) else array.index_select(0, at)
+            for key, array in self.arrays.items()
+        }
 
 
 def _writable(array: np.ndarray, dtype: Any) -> np.ndarray:
