@@ -89,14 +89,10 @@ class FlowTransfer(FlowSpace):
             super().train(max_epochs, **kwargs)
         finally:
             if self.history_ is not before and self.trainer.global_step:
-                self._keep_means()
-
-    def _keep_means(self) -> None:
-        """Keep the mean places of training cells, which the prior rests on."""
-        places = self._places(self.adata)
-        self.latent_means_ = {}
-        for (label, condition), rows in groups(self.adata.obs, self.keys):
-            self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
+                places = self._places(self.adata)
+                self.latent_means_ = {}
+                for (label, condition), rows in groups(self.adata.obs, self.keys):
+                    self.latent_means_.setdefault(condition, {})[label] = places[rows].mean(0)
 
     def _shifts(self, source: Any, target: Any) -> dict[str, np.ndarray]:
         """Return how the mean place of every label measured under both differs."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
@@ -100,7 +98,7 @@ def outlier_score(
     compared = np.arange(known.n_obs) if model.adata is None else rows
     _warn_of_themselves(model, scored, known, compared)
     neighbors = Neighbors(model, train, trained_on)
-    score, others = neighbors.distances(scored), np.sort(neighbors.distances(known, rows))
+    score, others = neighbors.distances(scored), np.sort(neighbors.distances(known[rows]))
     n_above = len(others) - np.searchsorted(others, score * (1.0 - _ROUNDING))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -160,10 +158,9 @@ class Neighbors:
         self.n_components = min(_components(cells, label), n_most)
         self.tree = NearestNeighbors(n_neighbors=_NEIGHBORS + 1).fit(cells[:, : self.n_components])
 
-    def distances(self, adata: AnnData, rows: Sequence[int] | None = None) -> np.ndarray:
+    def distances(self, adata: AnnData) -> np.ndarray:
         """Return the mean distance of cells to the nearest training cells, themselves not counted."""
-        rows = np.arange(adata.n_obs) if rows is None else np.asarray(rows)
-        x = dense(values_of(self.model, adata[rows]))
+        x = dense(values_of(self.model, adata))
         at = self.pca.transform(x.astype(np.float32))
         distance = self.tree.kneighbors(at[:, : self.n_components])[0]
         own = among(cell_marks(x), self.marks)

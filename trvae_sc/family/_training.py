@@ -28,7 +28,6 @@ class Matched(torch.utils.data.Sampler):
         self.n_groups, self.n_batches, self.batch_size = len(groups), n_batches, batch_size
 
     def __len__(self) -> int:
-        """Return the number of minibatches of a pass."""
         return self.n_batches
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -61,7 +61,6 @@ class Batches(torch.utils.data.Sampler):
             self.n_batches = max(self.n_batches, 1)
 
     def __len__(self) -> int:
-        """Return the number of batches of a pass."""
         return self.n_batches
 
     @property
@@ -75,7 +74,6 @@ class Batches(torch.utils.data.Sampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield arrays of row numbers."""
         for batches in self.groups():
             yield from batches
 

@@ -38,7 +38,6 @@ class Dataset(AnnTorchDataset):
         return x if isinstance(x, FileRows) else None
 
     def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
-        """Return the registered arrays of some rows."""
         rows = np.atleast_1d(indexes)
         return {key: self.rows(key, rows) for key in self.keys_and_dtypes}
 
@@ -103,7 +102,7 @@ class DeviceDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, device: torch.device, *, dense: bool) -> None:
         self.arrays: dict[str, Tensor | CSRTensor] = {}
-        self.n_obs = len(dataset)
+        self.n_obs, self.device = len(dataset), device
         for key, dtype in dataset.keys_and_dtypes.items():
             data = dataset.data[key]
             if sparse.issparse(data) and not dense:
@@ -113,19 +112,14 @@ class DeviceDataset(torch.utils.data.Dataset):
             self.arrays[key] = torch.as_tensor(_writable(data, dtype)).to(device)
 
     def __len__(self) -> int:
-        """Return the number of cells."""
         return self.n_obs
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return the registered tensors of some rows."""
-        found = {}
-        for key, array in self.arrays.items():
-            if isinstance(array, CSRTensor):
-                found[key] = array[rows]
-            else:
-                at = torch.as_tensor(rows).to(array.device, non_blocking=True)
-                found[key] = array.index_select(0, at)
-        return found
+        at = torch.as_tensor(rows).to(self.device, non_blocking=True)
+        return {
+            key: array[rows] if isinstance(array, CSRTensor) else array.index_select(0, at)
+            for key, array in self.arrays.items()
+        }
 
 
 def _writable(array: np.ndarray, dtype: Any) -> np.ndarray:

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -71,17 +70,6 @@ def as_callbacks(given: Any) -> list[lightning.Callback]:
     return found
 
 
-class OneRead(TorchCheckpointIO):
-    """Gives Lightning what was read of a checkpoint and checked, so that no file is read again."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self.content = content
-
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the content of the checkpoint."""
-        return copy.deepcopy(self.content)
-
-
 class EpochCheckpoint(Checkpoint):
     """Writes the state of training to a folder after every epoch, and continues from it.
 
@@ -92,7 +80,6 @@ class EpochCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path, run: str) -> None:
         folder = as_path(folder, "checkpoint_dir")
         self.file = folder / "last.ckpt"
-        self.content: dict[str, Any] | None = None  #: of the file, once it was read and checked
         self._lock = FileLock(folder / ".lock")
         self.run = hashlib.sha256(run.encode()).hexdigest()
         #: by metric: what the rows are numbered by ("epoch" or "step"), numbers, values
@@ -101,7 +88,7 @@ class EpochCheckpoint(Checkpoint):
         self.stopped = False
 
     def resume_from(self) -> str | None:
-        """Return the checkpoint to continue from, or None; read it, and keep others off the folder."""
+        """Return the checkpoint to continue from, or None; check it, and keep others off the folder."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -118,8 +105,8 @@ class EpochCheckpoint(Checkpoint):
         if not self.file.exists():
             return None
         try:
-            self.content = torch.load(self.file, map_location="cpu", weights_only=True)
-            run = self.content["callbacks"].get(self.state_key, {}).get("run")
+            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            run = content["callbacks"].get(self.state_key, {}).get("run")
         except _DAMAGE as error:
             raise InputError(
                 f"{self.file} is damaged, or no checkpoint of ours. Delete it to start anew."
@@ -281,8 +268,6 @@ class TrainRunner(ScviTrainRunner):
         if checkpoint is not None:  # after the trainer has sorted its own callbacks
             self.trainer.callbacks.append(checkpoint)
             checkpoint.before = self._before
-            if checkpoint.content is not None:
-                self.trainer.strategy.checkpoint_io = OneRead(checkpoint.content)
 
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
