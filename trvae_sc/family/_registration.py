@@ -71,15 +71,13 @@ class TranslatorRegistration(SavedModel):
                 "into one, or use TRVAE."
             )
         unused = ("batch_key", "categorical_covariate_keys", "continuous_covariate_keys")
-        names = ("labels_key", "layer", "total_counts_key", *unused)
+        names = ("condition_key", "labels_key", "layer", "total_counts_key", *unused)
         keys: dict[str, Any] = {name: given.get(name) for name in names}
         if kwargs.get("source_registry") is None:
-            checks.check_columns(adata, condition_key, **keys)
+            checks.check_columns(adata, keys)
         else:
-            checks.check_other(adata, {"condition_key": condition_key, **keys})
-        manager = DataManager(
-            fields=fields(condition_key, **keys), setup_method_args=setup_method_args
-        )
+            checks.check_other(adata, keys)
+        manager = DataManager(fields=fields(**keys), setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

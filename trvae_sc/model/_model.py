@@ -272,7 +272,8 @@ class TRVAE(PredictingModel):
         continuous_covariate_keys = as_keys(continuous_covariate_keys)
         arguments = locals()
         check_known(kwargs, cls.setup_anndata, REGISTRATION)
-        keys = {
+        keys: dict[str, Any] = {
+            "condition_key": condition_key,
             "labels_key": labels_key,
             "layer": layer,
             "batch_key": batch_key,
@@ -281,7 +282,7 @@ class TRVAE(PredictingModel):
             "continuous_covariate_keys": continuous_covariate_keys,
         }
         if kwargs.get("source_registry") is None:
-            checks.check_columns(adata, condition_key, **keys, replicate_key=replicate_key)
+            checks.check_columns(adata, keys, replicate_key)
             if condition_separator is not None:
                 check_sets(adata.obs, condition_key, condition_separator)
             if replicate_key is not None:
@@ -293,14 +294,11 @@ class TRVAE(PredictingModel):
             told = {"described": features is not None, "separator": condition_separator}
             hints.say_setup(adata, condition_key, labels_key, nuisances, **told)
         else:
-            checks.check_other(adata, {"condition_key": condition_key, **keys})
+            checks.check_other(adata, keys)
             features = None
         setup_method_args = cls._get_setup_method_args(**arguments)
         manager_fields = fields(
-            condition_key,
-            **keys,
-            condition_separator=condition_separator,
-            condition_features=features,
+            **keys, condition_separator=condition_separator, condition_features=features
         )
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
