@@ -196,12 +196,11 @@ class ConditionSets(ConditionSpace):
         Parts that are described count for others as far as they are alike (:meth:`Description.alike`).
         """
         known, description = self._known(), self.description
-        x = np.array(
-            [[part in self._given(c) for part in known] for c in conditions], dtype=np.float64
-        )
-        change = x - np.array([part in self._given(source) for part in known], dtype=np.float64)
+        sets = [self._given(condition) for condition in (*conditions, source)]
+        x = np.array([[part in given for part in known] for given in sets], dtype=np.float64)
+        change = x[:-1] - x[-1]
         nothing = ~change.any(1)
-        same = (x[:, None] == x).all(2)
+        same = (change[:, None] == change).all(2)
         parts = np.eye(len(known)) if description is None else description.alike(known, known)
         kernel = change @ parts @ change.T + joint * (1.0 + same)
         kernel[nothing], kernel[:, nothing] = 0.0, 0.0

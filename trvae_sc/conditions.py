@@ -101,7 +101,7 @@ class ConditionSpace:
         """Return the features of a condition, shape (1, n_features)."""
         level = self.level(condition)
         if self.parts is None:
-            return np.eye(1, len(self.levels), self.code(level), dtype=np.float32)
+            return np.eye(1, len(self.levels), self.levels.index(level), dtype=np.float32)
         return design(self.parts, self.values(level))[None]
 
     def column(self, obs: pd.DataFrame) -> pd.Series:

@@ -74,25 +74,23 @@ def _objects(found: Any) -> list[Any]:
 def check_levels(column: pd.Series) -> None:
     """Raise on a column whose levels cannot be told apart, written to files or read back."""
     check_complete(column)
-    found = levels(column)
+    found, where = levels(column), f"adata.obs['{column.name}']"
     if len(found) > max(_FEW_LEVELS, len(column) // 2):
         raise InputError(
-            f"adata.obs['{column.name}'] has {len(found)} levels ({listing(found)}) in {len(column):,} cells, about "
-            "one for each, so that nothing can be learned of them. Name a column of groups of cells."
+            f"{where} has {len(found)} levels ({listing(found)}) in {len(column):,} cells, about one for each, so "
+            "that nothing can be learned of them. Name a column of groups of cells."
         )
     odd = [v for v in found if not isinstance(v, _TYPES)]
     if odd:
         raise InputError(
-            f"adata.obs['{column.name}'] has levels of type {type(odd[0]).__name__} ({listing(odd)}); "
-            f"text, numbers and booleans can be used. Make them text: adata.obs['{column.name}'] = "
-            f"adata.obs['{column.name}'].astype(str)."
+            f"{where} has levels of type {type(odd[0]).__name__} ({listing(odd)}); text, numbers and booleans "
+            f"can be used. Make them text: {where} = {where}.astype(str)."
         )
     names = pd.Series([level_name(v) for v in found], dtype=object)
     if names.duplicated().any():
         twice = [v for v, again in zip(found, names.duplicated(keep=False), strict=True) if again]
         raise InputError(
-            f"Levels {listing(twice)} of adata.obs['{column.name}'] read the same. Make them one: "
-            f"adata.obs['{column.name}'] = adata.obs['{column.name}'].astype(str)."
+            f"Levels {listing(twice)} of {where} read the same. Make them one: {where} = {where}.astype(str)."
         )
 
 
@@ -112,10 +110,8 @@ def as_text(column: pd.Series, names: dict[str, Any] | None = None) -> pd.Series
     """
     check_complete(column)
     codes, found = codes_of(column)
-    called = np.empty(len(found), dtype=object)
-    called[:] = [(names or {}).get(name, name) for name in found]
-    index = column.index.rename(None)
-    return pd.Series(called[codes] if len(called) else called, index=index, dtype=object)
+    called = np.array([(names or {}).get(name, name) for name in found], dtype=object)
+    return pd.Series(called[codes], index=column.index.rename(None), dtype=object)
 
 
 def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
