@@ -79,9 +79,7 @@ class ConditionSpace:
 
     def values(self, condition: Any) -> Sequence[Any]:
         """Return the parts of a condition."""
-        if self.parts is None:
-            return [condition]
-        if isinstance(self.key, str):
+        if self.parts is None or isinstance(self.key, str):
             return [self.level(condition)]
         if isinstance(condition, str) and condition in self.levels:
             return self.parts["values"][self.levels.index(condition)]

@@ -6,6 +6,7 @@ Files lose the type of a level (a csv has text only), so its text is all that id
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,8 +134,10 @@ def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") ->
 
     `of` and `hint` are what levels are of, and what to do, in the message where none of them is.
     """
-    name = level_name(level)
-    number = _number(level) if isinstance(level, str) else None
+    name, number = level_name(level), None
+    if isinstance(level, str):
+        with contextlib.suppress(ValueError):
+            number = float(level)
     for other in known:
         is_number = isinstance(other, int | float) and not isinstance(other, bool)
         if level_name(other) == name or (is_number and other == number):
@@ -142,14 +145,6 @@ def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") ->
                 logger.debug("%s %r is taken for %r.", of, level, other)
             return other
     raise InputError(f"Unknown {of} {level!r}; there are {list(known)}.{hint}")
-
-
-def _number(text: str) -> float | None:
-    """Return the number that a text is, None if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 _NO_DOSE = re.compile(r"(^|[\s:|/,=+@])0+(\.0*)?(\s*[^\W\d]+)?$")
