@@ -153,19 +153,13 @@ class ConditionSets(ConditionSpace):
 
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
-        if level in self.levels:
-            return []
-        notes = [f"No cell was measured under {level}: it is predicted from its parts."]
-        largest = max(len(self.values(known)) for known in self.levels)
-        if len(self.values(level)) > largest:
-            notes.append(
+        notes, largest = super().remarks(level), max(map(len, self.parts["values"]))
+        if notes and len(self.values(level)) > largest:
+            larger = (
                 f"{level} has more parts than any condition that was measured ({largest}): its intervals are those "
                 "of smaller ones, and may be too narrow."
             )
-        if self.description is not None:
-            notes += [
-                note for part in self.values(level) for note in self.description.remarks(part)
-            ]
+            notes.insert(1, larger)
         return notes
 
     def described_levels(self, condition: Any) -> list[Any]:
