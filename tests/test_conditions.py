@@ -14,7 +14,7 @@ from trvae_sc.baselines import METHODS
 from trvae_sc.baselines._cells import learn
 from trvae_sc.cli import main
 from trvae_sc.condition_kernels import is_dose
-from trvae_sc.condition_parts import design, joint_column, new_parts, parse, remarks
+from trvae_sc.condition_parts import design, joint_column, new_parts, parse
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.datasets import simulate_doses
 from trvae_sc.errors import InputError
@@ -297,12 +297,12 @@ def test_of_numbers_that_are_nearly_the_same_the_nearest_is_meant():
 
 
 def test_remarks_name_what_was_not_measured():
-    parts = new_parts(table(), ["drug", "dose"])
-    assert remarks(parts, ["a", 1.0]) == []
-    assert remarks(parts, ["b", 5.0]) == [
+    conditions = space(table().to_numpy().tolist())
+    assert conditions.remarks("a + 1") == []
+    assert conditions.remarks("b + 5") == [
         "No cell was measured under drug b, dose 5: it is predicted from its parts."
     ]
-    (_, outside) = remarks(parts, ["b", 11.0])
+    (_, outside) = conditions.remarks("b + 11")
     assert (
         "dose 11 is outside of what was measured, 0 to 10.5: the prediction extrapolates" in outside
     )

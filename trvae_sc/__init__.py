@@ -11,29 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("trvae_sc")
-__all__ = [
-    "PRESETS",
-    "TRVAE",
-    "InputError",
-    "__version__",
-    "align_genes",
-    "baselines",
-    "choose_genes",
-    "compare",
-    "datasets",
-    "evaluation",
-    "family",
-    "hub",
-    "metrics",
-    "next_experiments",
-    "pathways",
-    "pl",
-    "predict_labels",
-    "pseudobulk",
-    "report",
-    "select",
-]
-
+#: Modules of the public names that are in one.
 _HOMES = {
     "InputError": "trvae_sc.errors",
     "PRESETS": "trvae_sc.model",
@@ -47,21 +25,19 @@ _HOMES = {
     "pseudobulk": "trvae_sc.bulk",
     "select": "trvae_sc.evaluation",
 }
-
-
+_MODULES = ("baselines", "datasets", "evaluation", "family", "hub", "metrics", "pl", "report")
+__all__ = ["__version__", *_HOMES, *_MODULES]
 #: Names that bring torch and scvi-tools.
 _HEAVY = ("PRESETS", "TRVAE", "align_genes", "family", "hub")
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: torch and scvi-tools take seconds, which ``--help`` need not pay."""
-    if name in _HOMES:
-        with _importing(name):
-            return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in __all__:
-        with _importing(name):
-            return importlib.import_module(f"trvae_sc.{name}")
-    raise AttributeError(f"module 'trvae_sc' has no attribute '{name}'")
+    if name not in __all__:
+        raise AttributeError(f"module 'trvae_sc' has no attribute '{name}'")
+    with _importing(name):
+        module = importlib.import_module(_HOMES.get(name, f"trvae_sc.{name}"))
+        return getattr(module, name) if name in _HOMES else module
 
 
 @contextlib.contextmanager

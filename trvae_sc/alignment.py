@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import TOTAL_COLUMN, check_matrix, matrix
+from trvae_sc.checks import TOTAL_COLUMN, check_matrix, check_names, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.hints import say_totals
 from trvae_sc.identity import row_chunks, row_sums
@@ -24,11 +24,6 @@ def align(
 
     The object passed is not changed, and its values are not copied where the genes agree. Where training
     data got their totals from :func:`trvae_sc.evaluation.training_data`, sums over all its genes are.
-
-    Raises
-    ------
-    InputError
-        Genes are missing or not unique.
     """
     check_matrix(adata, layer)
     sums = None
@@ -41,8 +36,7 @@ def align(
                 f"adata lacks {len(missing):,} of the {len(var_names):,} genes of the model: "
                 f"{listing(missing)}. trvae_sc.align_genes(adata, model) fills in a few."
             )
-        if not adata.var_names.is_unique:
-            raise InputError("adata.var_names are not unique. Run adata.var_names_make_unique().")
+        check_names(adata, "var_names")
         in_file = adata.isbacked or is_file(matrix(adata, layer))
         adata = _in_memory(adata, var_names, layer) if in_file else adata[:, var_names]
     layers = {} if layer is None else {layer: adata.layers[layer]}

@@ -15,9 +15,9 @@ from scipy import sparse
 
 from trvae_sc.errors import InputError
 from trvae_sc.identity import row_chunks
-from trvae_sc.levels import SEPARATOR, check_complete, check_levels, levels, listing
+from trvae_sc.levels import SEPARATOR, as_list, check_complete, check_levels, levels, listing
 from trvae_sc.roles import check_roles
-from trvae_sc.stored import files_of, is_by_column
+from trvae_sc.stored import is_by_column, is_file, path_of
 
 logger = logging.getLogger(__name__)
 # scvi.settings.verbosity counts here too
@@ -33,6 +33,8 @@ RECORD = "trvae_sc"  #: key of ``uns`` with the record of a prediction
 OWN_COLUMNS = ("_scvi_", "_trvae_sc_")  #: how columns of ``obs`` begin that registrations write
 #: Column of ``obs`` that totals over all genes are written to, where no other is named.
 TOTAL_COLUMN = "trvae_sc_total_counts"
+_COVARIATES = ("categorical_covariate_keys", "continuous_covariate_keys")
+_SQUARABLE = 1e15  # of values above, squares may be no float32
 _MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
 
 
@@ -40,24 +42,9 @@ _MOST = 2**31  # counts above are no counts of molecules, and overflow what they
 
 
 def check_columns(
-    adata: AnnData,
-    condition_key: str | Sequence[str] | None,
-    *,
-    labels_key: str | None = None,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    total_counts_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] | None = None,
-    continuous_covariate_keys: Sequence[str] | None = None,
-    replicate_key: str | None = None,
+    adata: AnnData, setup_args: dict[str, Any], replicate_key: str | None = None
 ) -> None:
-    """Raise on an AnnData that cannot be registered, before anything is written to it.
-
-    Raises
-    ------
-    InputError
-        With what was found, what is allowed and what to do.
-    """
+    """Raise on an AnnData that cannot be registered, before anything is written to it."""
     check_type(adata)
     check_free(adata)
     if adata.is_view:
@@ -67,7 +54,8 @@ def check_columns(
     if adata.n_vars < 1:
         raise InputError("adata has no genes; at least 1 is needed.")
     check_names(adata)
-    check_matrix(adata, layer)
+    check_matrix(adata, setup_args["layer"])
+    condition_key, labels_key = setup_args["condition_key"], setup_args["labels_key"]
     conditions = [] if condition_key is None else condition_key
     conditions = [conditions] if isinstance(conditions, str) else conditions
     if not isinstance(conditions, Sequence) or (condition_key is not None and not conditions):
@@ -78,22 +66,15 @@ def check_columns(
         raise InputError(
             f"condition_key is {condition_key}; name one column, or several different."
         )
-    check_roles(
-        conditions,
-        labels_key,
-        batch_key=batch_key,
-        replicate_key=replicate_key,
-        categorical_covariate_keys=categorical_covariate_keys,
-        continuous_covariate_keys=continuous_covariate_keys,
-    )
+    others = {name: setup_args.get(name) for name in ("batch_key", *_COVARIATES)}
+    check_roles(conditions, labels_key, replicate_key=replicate_key, **others)
     if labels_key in adata.obs and adata.obs[labels_key].isna().any():
         raise InputError(
             f"adata.obs['{labels_key}'] is missing (NaN) in {int(adata.obs[labels_key].isna().sum()):,} cells. "
             "Fill it in or drop them; trvae_sc.predict_labels(adata, ...) finds the most likely labels."
         )
-    categorical = [*conditions, labels_key, batch_key, replicate_key]
-    categorical += categorical_covariate_keys or ()
-    check_obs(adata, categorical, [total_counts_key, *(continuous_covariate_keys or ())])
+    check_obs(adata, [labels_key, replicate_key])
+    check_other(adata, setup_args)
     if condition_key is None:
         return
     if not isinstance(condition_key, str):
@@ -142,17 +123,11 @@ def is_number(column: pd.Series) -> bool:
 def check_other(adata: AnnData, setup_args: dict[str, Any]) -> None:
     """Raise where an AnnData lacks a column that a model was set up with; labels may be absent."""
     labels_key, condition_key = setup_args["labels_key"], setup_args["condition_key"]
-    categorical = [
-        *(condition_key if isinstance(condition_key, list | tuple) else [condition_key]),
-        labels_key if labels_key in adata.obs else None,
-        setup_args.get("batch_key"),
-        *(setup_args.get("categorical_covariate_keys") or ()),
-    ]
-    numeric = [
-        setup_args["total_counts_key"],
-        *(setup_args.get("continuous_covariate_keys") or ()),
-    ]
-    check_obs(adata, categorical, numeric)
+    conditions = [] if condition_key is None else as_list(condition_key)
+    labels = labels_key if labels_key in adata.obs else None
+    covariates, numbers = (setup_args.get(name) or () for name in _COVARIATES)
+    categorical = [*conditions, labels, setup_args.get("batch_key"), *covariates]
+    check_obs(adata, categorical, [setup_args["total_counts_key"], *numbers])
 
 
 def check_type(adata: Any) -> None:
@@ -180,10 +155,17 @@ def check_type(adata: Any) -> None:
 
 def files_read(*given: Any) -> list[Path]:
     """Return the files that values of several AnnData, or None, are read from; raise on anything else."""
-    cells = [adata for adata in given if adata is not None]
-    for adata in cells:
+    paths: list[Path | None] = []
+    for adata in given:
+        if adata is None:
+            continue
         check_type(adata)
-    return [path for adata in cells for path in files_of(adata)]
+        if adata.isbacked:
+            paths.append(adata.filename)
+        matrices = [adata.layers[name] for name in layer_names(adata)]
+        matrices += [] if adata.isbacked else [adata.X]
+        paths += [path_of(x) for x in matrices if is_file(x)]
+    return [path for path in paths if path is not None]
 
 
 def check_obs(
@@ -253,11 +235,15 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
     """Raise where there is no matrix of real numbers, or one that rows cannot be read from."""
     if layer is not None and layer not in layer_names(adata):
         raise InputError(f"No layer '{layer}' in adata.layers; there are {layer_names(adata)}.")
-    if layer is None and not _has_x(adata):
+    name = matrix_name(layer)
+    try:
+        x = matrix(adata, layer)
+    except KeyError:  # of a file that has no X
+        x = None
+    if x is None:
         raise InputError(
-            f"adata.X is None. Name one of the layers {layer_names(adata)} with layer=."
+            f"{name} is None. Name one of the layers {layer_names(adata)} with layer=."
         )
-    x, name = matrix(adata, layer), matrix_name(layer)
     if is_by_column(x):
         raise InputError(
             f"{name} is stored by column (CSC) in its file, from which cells cannot be read. Read the "
@@ -270,13 +256,6 @@ def check_matrix(adata: AnnData, layer: str | None) -> None:
         raise InputError(
             f"{name} has dtype {dtype}; real numbers are needed: {name} = {name}.astype('float32')."
         )
-
-
-def _has_x(adata: AnnData) -> bool:
-    try:
-        return adata.X is not None
-    except KeyError:  # of a file that it stays in
-        return False
 
 
 def matrix(adata: AnnData, layer: str | None) -> Any:
@@ -296,12 +275,6 @@ def check_values(
 
     `totals` are those of each cell over all its genes, if they are known; `n_obs` is the number of cells, where
     `x` does not know it (the layers of an AnnCollection).
-
-    Raises
-    ------
-    InputError
-        NaN or infinite values; for counts also negative, fractional or huge values, cells without
-        counts, and totals below the sum over the genes.
     """
     for start, block in row_chunks(x, x.shape[0] if n_obs is None else n_obs):
         values = block.data if sparse.issparse(block) else np.asarray(block)
@@ -312,9 +285,14 @@ def check_values(
                 "or drop those cells or genes."
             )
         if not is_count:
-            _check_size(values, name)
+            largest = np.abs(values).max(initial=0)
+            if largest > _SQUARABLE:
+                raise InputError(
+                    f"{name} holds values up to {largest:.3g}, beyond what can be computed with. Divide them, "
+                    "or take logarithms."
+                )
             continue
-        if values.size and values.min() < 0:
+        if values.min(initial=0) < 0:
             raise InputError(
                 f"{name} holds negative values (smallest {values.min():.3g}); count likelihoods need "
                 "raw counts. Pass them with layer=, or use gene_likelihood='normal'."
@@ -324,23 +302,13 @@ def check_values(
                 f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
                 "likelihoods need raw counts. Pass them with layer=, or use gene_likelihood='normal'."
             )
-        if values.size and float(values.max()) > _MOST:
+        if values.max(initial=0) > _MOST:
             raise InputError(
                 f"{name} holds values up to {values.max():.3g}, which are no counts of molecules. Pass "
                 "raw counts with layer=, or use gene_likelihood='normal'."
             )
         sums = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         _check_totals(sums, None if totals is None else totals[start : start + len(sums)], start)
-
-
-def _check_size(values: np.ndarray, name: str) -> None:
-    """Raise on values whose squares are no float32."""
-    largest = float(np.abs(values).max()) if values.size else 0.0
-    if largest > 1e15:
-        raise InputError(
-            f"{name} holds values up to {largest:.3g}, beyond what can be computed with. Divide them, "
-            "or take logarithms."
-        )
 
 
 def looks_like_counts(x: Any, n_obs: int | None = None, *, least: float = 0) -> bool:

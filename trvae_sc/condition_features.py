@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.spatial.distance import cdist
+from sklearn.utils.extmath import svd_flip
 
 from trvae_sc.errors import InputError
 from trvae_sc.levels import CONTROLS, level_name, levels, listing
@@ -66,10 +67,8 @@ class Description:
 
     def standardised(self, levels: Sequence[Any]) -> np.ndarray:
         """Return standardised features of levels, shape (n, n_features); NaN of one without any."""
-        place = {name: i for i, name in enumerate(self.names)}
-        at = [place.get(level_name(level), -1) for level in levels]
-        rows = np.vstack([self.values, np.full((1, len(self.columns)), np.nan)])
-        return (rows[at] - self.mean) / self.scale
+        rows = self.frame.reindex([level_name(level) for level in levels]).to_numpy()
+        return (rows - self.mean) / self.scale
 
     @cached_property
     def size(self) -> float:
@@ -227,8 +226,7 @@ def description_of(table: pd.DataFrame, key: str, found: Sequence[Any]) -> Descr
     # principal axes, so that order and signs of columns, and those that do not differ, play no role
     scores, sizes, axes = np.linalg.svd(z, full_matrices=False)
     kept = max(int((sizes > 1e-9 * sizes.max(initial=1e-300)).sum()), 1)
-    largest = scores[np.abs(scores).argmax(0), np.arange(len(sizes))]
-    axes = (np.where(largest < 0, -1.0, 1.0)[:, None] * axes)[:kept].T
+    axes = svd_flip(scores, axes)[1][:kept].T
     size = np.sqrt(np.square(z @ axes).sum(1).mean()) or 1.0
     columns = [str(c) for c in table.columns]
     return Description(key, names, columns, values, measured, mean, scale, SHOWN * axes / size)

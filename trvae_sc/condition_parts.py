@@ -151,29 +151,3 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
     if description is not None and key == description.key:
         return match_level(value, description.and_described(known), of=f"'{key}'", hint=UNKNOWN)
     return match_level(value, known, of=f"'{key}'")
-
-
-def remarks(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
-    """Return what is to be said of a condition that was not measured."""
-    if list(values) in parts["values"]:
-        return []
-    own, description = dict(zip(parts["keys"], values, strict=True)), Description.of(parts)
-    named = ", ".join(f"{key} {name_of([value])}" for key, value in own.items())
-    parts_of = "its parts" if len(own) > 1 or description is None else "its features"
-    notes = [f"No cell was measured under {named}: it is predicted from {parts_of}."]
-    if description is not None:
-        notes += description.remarks(own[description.key])
-    for key in outside(parts, values):
-        low, high = parts["scaling"][key][2:]
-        notes.append(
-            f"{key} {own[key]:g} is outside of what was measured, {low:g} to {high:g}: the prediction extrapolates, "
-            "and nothing tells how far to trust it."
-        )
-    return notes
-
-
-def outside(parts: dict[str, Any], values: Sequence[Any]) -> list[str]:
-    """Return the columns of numbers that are outside of what was measured."""
-    ranges = parts.get("scaling") or {}
-    own = zip(parts["keys"], values, strict=True) if ranges else ()
-    return [k for k, x in own if k in ranges and not ranges[k][2] <= x <= ranges[k][3]]

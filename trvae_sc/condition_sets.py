@@ -153,19 +153,13 @@ class ConditionSets(ConditionSpace):
 
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
-        if level in self.levels:
-            return []
-        notes = [f"No cell was measured under {level}: it is predicted from its parts."]
-        largest = max(len(self.values(known)) for known in self.levels)
-        if len(self.values(level)) > largest:
-            notes.append(
+        notes, largest = super().remarks(level), max(map(len, self.parts["values"]))
+        if notes and len(self.values(level)) > largest:
+            larger = (
                 f"{level} has more parts than any condition that was measured ({largest}): its intervals are those "
                 "of smaller ones, and may be too narrow."
             )
-        if self.description is not None:
-            notes += [
-                note for part in self.values(level) for note in self.description.remarks(part)
-            ]
+            notes.insert(1, larger)
         return notes
 
     def described_levels(self, condition: Any) -> list[Any]:
@@ -196,12 +190,11 @@ class ConditionSets(ConditionSpace):
         Parts that are described count for others as far as they are alike (:meth:`Description.alike`).
         """
         known, description = self._known(), self.description
-        x = np.array(
-            [[part in self._given(c) for part in known] for c in conditions], dtype=np.float64
-        )
-        change = x - np.array([part in self._given(source) for part in known], dtype=np.float64)
+        sets = [self._given(condition) for condition in (*conditions, source)]
+        x = np.array([[part in given for part in known] for given in sets], dtype=np.float64)
+        change = x[:-1] - x[-1]
         nothing = ~change.any(1)
-        same = (x[:, None] == x).all(2)
+        same = (change[:, None] == change).all(2)
         parts = np.eye(len(known)) if description is None else description.alike(known, known)
         kernel = change @ parts @ change.T + joint * (1.0 + same)
         kernel[nothing], kernel[:, nothing] = 0.0, 0.0

@@ -17,7 +17,7 @@ import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, GRID, Description
 from trvae_sc.condition_kernels import JOINT, MEASURED, kernel_of, left_out_together
-from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, outside, parse, remarks
+from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, parse
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
 from trvae_sc.levels import as_text, level_name, match_level
@@ -79,9 +79,7 @@ class ConditionSpace:
 
     def values(self, condition: Any) -> Sequence[Any]:
         """Return the parts of a condition."""
-        if self.parts is None:
-            return [condition]
-        if isinstance(self.key, str):
+        if self.parts is None or isinstance(self.key, str):
             return [self.level(condition)]
         if isinstance(condition, str) and condition in self.levels:
             return self.parts["values"][self.levels.index(condition)]
@@ -129,11 +127,37 @@ class ConditionSpace:
 
     def remarks(self, level: Any) -> list[str]:
         """Return what is to be said of a condition that was not measured."""
-        return [] if self.parts is None else remarks(self.parts, self.values(level))
+        if self.parts is None or self.code(level) is not None:
+            return []
+        keys, description = self.parts.get("keys", ()), self.description  # sets have no keys
+        own = dict(zip(keys, self.values(level), strict=False))
+        named = ", ".join(f"{key} {level_name(value)}" for key, value in own.items()) or level
+        told_by = "its features" if description is not None and len(own) == 1 else "its parts"
+        notes = [f"No cell was measured under {named}: it is predicted from {told_by}."]
+        if description is not None:
+            for part in self.described_levels(level):
+                notes += description.remarks(part)
+        for key in self._outside(level):
+            low, high = self.parts["scaling"][key][2:]
+            notes.append(
+                f"{key} {own[key]:g} is outside of what was measured, {low:g} to {high:g}: the prediction "
+                "extrapolates, and nothing tells how far to trust it."
+            )
+        return notes
 
     def is_outside(self, condition: Any) -> bool:
         """Return whether a number of a condition is outside of what was measured."""
-        return self.parts is not None and bool(outside(self.parts, self.values(condition)))
+        return bool(self._outside(condition))
+
+    def _outside(self, condition: Any) -> list[str]:
+        """Return the columns whose numbers are outside of what was measured."""
+        if self.parts is None or not self.parts.get("scaling"):
+            return []
+        own, ranges = (
+            zip(self.parts["keys"], self.values(condition), strict=True),
+            self.parts["scaling"],
+        )
+        return [k for k, x in own if k in ranges and not ranges[k][2] <= x <= ranges[k][3]]
 
     @property
     def description(self) -> Description | None:

@@ -67,11 +67,8 @@ def pathways(
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> net = pd.DataFrame(
-    ...     {"source": "interferon", "target": ["ISG15", "IFI6", "MX1", "IFIT1", "IFIT3"]}
-    ... )
-    >>> trvae_sc.pathways(model.effects(target="stimulated"), net)  # doctest: +SKIP
+    >>> effects = model.effects(target="stimulated")
+    >>> trvae_sc.pathways(effects, "hallmark.gmt")  # doctest: +SKIP
     """
     check_whole("min_genes", min_genes)
     if method not in _METHODS:
@@ -122,7 +119,11 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
         path = as_path(net, "net")
         if not path.is_file():
             raise InputError(f"No file {path}. net is a table of sets, or a GMT file with them.")
-        fields = (line.split("\t") for line in _text(path).splitlines())
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # some programs begin it with a mark
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as text: {error}") from error
+        fields = (line.split("\t") for line in text.splitlines())
         rows = [(f[0], gene) for f in fields for gene in f[2:] if gene]
         net = pd.DataFrame(rows, columns=["source", "target"])
     if not isinstance(net, pd.DataFrame) or not {"source", "target"} <= set(net) or net.empty:
@@ -145,14 +146,6 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             f"net has several weights for the same gene of a set, such as {target!r} of {source!r}. Keep one."
         )
     return net
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file, without the mark that some programs begin it with."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from error
 
 
 def _check_contrast(sets: pd.DataFrame, genes: pd.Index) -> None:

@@ -71,15 +71,7 @@ def next_experiments(
 
     Examples
     --------
-    >>> adata = trvae_sc.datasets.simulate(600, 60, n_labels=6)
-    >>> missing = adata.obs.cell_type.isin(["type_0", "type_1"]) & (
-    ...     adata.obs.condition == "stimulated"
-    ... )
-    >>> train = adata[~missing].copy()
-    >>> trvae_sc.TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
-    >>> model = trvae_sc.TRVAE(train)
-    >>> model.train(1)
-    >>> table = trvae_sc.next_experiments(model, n=5)
+    >>> table = trvae_sc.next_experiments(model)
     >>> ax = trvae_sc.pl.next_experiments(model.n_cells, table)
     """
     check_trvae(model)
@@ -143,10 +135,8 @@ def _missing(
     found = []
     for condition in conditions:
         code = space.code(condition)
-        if code is None:
-            found += [(int(label), condition) for label in labels]
-        elif condition != source:
-            found += [(int(i), condition) for i in labels if profiles.n_cells[i, code] == 0]
+        lacking = labels if code is None else labels[profiles.n_cells[labels, code] == 0]
+        found += [(int(label), condition) for label in lacking]
     if not found:
         raise InputError(
             f"Nothing is missing: every label with cells under {source!r} has cells under "
@@ -165,8 +155,8 @@ def _posterior(
     """
     s = space.levels.index(source)
     codes = np.flatnonzero(profiles.measured(s).any(0))
-    targets = list(dict.fromkeys(condition for _, condition in missing))
-    every = list(dict.fromkeys([*(space.levels[c] for c in codes), *targets]))
+    label, wanted = zip(*missing, strict=True)
+    every = list(dict.fromkeys([*(space.levels[c] for c in codes), *wanted]))
     alike = space.informed(profiles, s).alike(source, every)
     own = slice(len(codes))
     ridge = Ridge(profiles, s, Likeness(codes, alike[own, own], np.ones(len(codes))), common=1.0)
@@ -175,17 +165,15 @@ def _posterior(
             f"{len(ridge.groups)} changes from {source!r} were measured; at least {_LEAST} are needed to "
             "learn how far labels predict each other."
         )
-    label = np.array([label for label, _ in missing])
-    at = np.array([every.index(condition) for _, condition in missing])
+    label, at = np.array(label), [every.index(condition) for condition in wanted]
     measured = alike[np.ix_(at, ridge.condition)]
     across = measured * ridge.labels_alike(label, ridge.groups[:, 0])
     prior = alike[np.ix_(at, at)] * ridge.labels_alike(label, label)
     covariance = prior - across @ ridge.solve(across.T)
-    scale = _scale(ridge, [space.code(c) if c in space.levels else -1 for c in targets])
-    return ridge, covariance, scale[[targets.index(c) for _, c in missing]]
+    return ridge, covariance, _scale(ridge, [space.code(condition) for condition in wanted])
 
 
-def _scale(ridge: Ridge, codes: Sequence[int]) -> np.ndarray:
+def _scale(ridge: Ridge, codes: Sequence[int | None]) -> np.ndarray:
     r"""Return how large errors under conditions are, in units of what is expected of them.
 
     :math:`\sigma_c^2` is the mean of :math:`e_i^2 / v_i` over genes and the labels left out, with one more of

@@ -8,23 +8,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.checks import is_number, logger
-from trvae_sc.levels import level_name, levels
+from trvae_sc.levels import as_list, level_name, levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _said: contextvars.ContextVar[set[Any] | None] = contextvars.ContextVar("said", default=None)
 _UNLABELED = (
-    "unknown",
-    "unassigned",
-    "unlabeled",
-    "unlabelled",
-    "undetermined",
-    "na",
-    "nan",
-    "none",
-    "",
+    *("unknown", "unassigned", "unlabeled", "unlabelled", "undetermined"),
+    *("na", "nan", "none", ""),
 )
 
 
@@ -77,51 +71,38 @@ def say_setup(
     separator: str | None = None,
 ) -> None:
     """Say what is to be said of columns that are registered; `described`: by features of conditions."""
-    if not described:
-        say_numeric(adata, condition_key)
-    if separator is not None:
-        say_no_sets(adata, condition_key, separator)
-    say_unlabeled(adata, labels_key)
-    say_confounded(adata, condition_key, nuisances)
-
-
-def say_no_sets(adata: AnnData, condition_key: Any, separator: str) -> None:
-    """Warn where no condition is a set of several parts."""
-    if not any(separator in level_name(level) for level in levels(adata.obs[condition_key])):
+    found = levels(adata.obs[condition_key]) if isinstance(condition_key, str) else []
+    if found and not described and is_number(adata.obs[condition_key]):
+        logger.info(
+            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
+            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
+            *(condition_key, condition_key),
+        )
+    if separator is not None and not any(separator in level_name(level) for level in found):
         logger.warning(
             "No condition in adata.obs['%s'] has '%s' between parts: each is a part of its own, and sets of them, "
             "none of which was measured, are predicted as sums.",
             *(condition_key, separator),
         )
-
-
-def say_unlabeled(adata: AnnData, labels_key: str | None) -> None:
-    """Warn of a label that seems to mean that none is known: it is learned as if it were one."""
-    if labels_key is None:
-        return
-    found = [level for level in levels(adata.obs[labels_key]) if str(level).lower() in _UNLABELED]
-    if found:
+    labels = [] if labels_key is None else levels(adata.obs[labels_key])
+    unlabeled = [level for level in labels if str(level).lower() in _UNLABELED]
+    if unlabeled:
         logger.warning(
             "adata.obs['%s'] has the label %r, which is learned as a label of its own. If it means that the "
             "label is not known, find the most likely ones first: trvae_sc.predict_labels(adata, "
             "unlabeled_category=%r, ...).",
-            *(labels_key, found[0], found[0]),
+            *(labels_key, unlabeled[0], unlabeled[0]),
+        )
+    if condition_key is not None:
+        _say_confounded(
+            adata.obs, as_list(condition_key), [key for key in nuisances if key is not None]
         )
 
 
-def say_confounded(
-    adata: AnnData, condition_key: str | Sequence[str] | None, nuisances: Sequence[str | None]
-) -> None:
+def _say_confounded(obs: pd.DataFrame, keys: list[str], nuisances: Sequence[str]) -> None:
     """Warn of batches or covariates of which every level has cells of one condition only."""
-    if condition_key is None:
-        return
-    keys = [condition_key] if isinstance(condition_key, str) else list(condition_key)
-    if len(adata.obs[keys].drop_duplicates()) < 2:  # cells of a query
-        return
     for nuisance in nuisances:
-        if nuisance is None:
-            continue
-        pairs = adata.obs[[nuisance, *keys]].drop_duplicates()
+        pairs = obs[[nuisance, *keys]].drop_duplicates()
         if pairs[nuisance].is_unique:
             logger.warning(
                 "Every level of adata.obs['%s'] has cells of one condition only, so that what it changes and "
@@ -129,14 +110,3 @@ def say_confounded(
                 "taken for a nuisance. Leave it out, or add levels with cells of several conditions.",
                 nuisance,
             )
-
-
-def say_numeric(adata: AnnData, condition_key: str | Sequence[str] | None) -> None:
-    """Log that the numbers of a column are taken for levels."""
-    if isinstance(condition_key, str) and is_number(adata.obs[condition_key]):
-        logger.info(
-            "adata.obs['%s'] holds numbers, which are taken for levels. For a dose or a time, of which "
-            "others than those measured can be predicted, pass it in a list: condition_key=['%s'].",
-            condition_key,
-            condition_key,
-        )

@@ -57,25 +57,20 @@ def model_card(
     """
     if not model.is_trained:
         raise InputError("The model is not trained: there is nothing to share. Run model.train().")
-    cited = [f"- {text}" for text in references]
-    parts = [
-        _header(license_info),
-        "# TRVAE: cells under conditions they were not measured in",
-        description,
-        "## Use",
-        _USE,
-        "## Training cells by label and condition",
-        _markdown(model.n_cells.rename_axis("label").reset_index()),
-        "## Benchmark",
-        _benchmark(results),
-        "## Model",
-        _markdown(_settings(model)),
-        "## Training",
-        _markdown(_last_losses(model)),
-        "## References",
-        "\n".join([*cited, "- trVAE: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+    cited = [*references, "trVAE: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800"]
+    sections = {
+        "Use": _USE,
+        "Training cells by label and condition": _markdown(
+            model.n_cells.rename_axis("label").reset_index()
+        ),
+        "Benchmark": _benchmark(results),
+        "Model": _markdown(_settings(model)),
+        "Training": _markdown(_last_losses(model)),
+        "References": "\n".join(f"- {text}" for text in cited),
+    }
+    title = "# TRVAE: cells under conditions they were not measured in"
+    told = [f"## {heading}\n\n{text}" for heading, text in sections.items()]
+    return "\n\n".join([_header(license_info), title, description, *told]) + "\n"
 
 
 def hub_model(

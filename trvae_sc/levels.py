@@ -6,6 +6,7 @@ Files lose the type of a level (a csv has text only), so its text is all that id
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,25 +75,23 @@ def _objects(found: Any) -> list[Any]:
 def check_levels(column: pd.Series) -> None:
     """Raise on a column whose levels cannot be told apart, written to files or read back."""
     check_complete(column)
-    found = levels(column)
+    found, where = levels(column), f"adata.obs['{column.name}']"
     if len(found) > max(_FEW_LEVELS, len(column) // 2):
         raise InputError(
-            f"adata.obs['{column.name}'] has {len(found)} levels ({listing(found)}) in {len(column):,} cells, about "
-            "one for each, so that nothing can be learned of them. Name a column of groups of cells."
+            f"{where} has {len(found)} levels ({listing(found)}) in {len(column):,} cells, about one for each, so "
+            "that nothing can be learned of them. Name a column of groups of cells."
         )
     odd = [v for v in found if not isinstance(v, _TYPES)]
     if odd:
         raise InputError(
-            f"adata.obs['{column.name}'] has levels of type {type(odd[0]).__name__} ({listing(odd)}); "
-            f"text, numbers and booleans can be used. Make them text: adata.obs['{column.name}'] = "
-            f"adata.obs['{column.name}'].astype(str)."
+            f"{where} has levels of type {type(odd[0]).__name__} ({listing(odd)}); text, numbers and booleans "
+            f"can be used. Make them text: {where} = {where}.astype(str)."
         )
     names = pd.Series([level_name(v) for v in found], dtype=object)
     if names.duplicated().any():
         twice = [v for v, again in zip(found, names.duplicated(keep=False), strict=True) if again]
         raise InputError(
-            f"Levels {listing(twice)} of adata.obs['{column.name}'] read the same. Make them one: "
-            f"adata.obs['{column.name}'] = adata.obs['{column.name}'].astype(str)."
+            f"Levels {listing(twice)} of {where} read the same. Make them one: {where} = {where}.astype(str)."
         )
 
 
@@ -112,10 +111,8 @@ def as_text(column: pd.Series, names: dict[str, Any] | None = None) -> pd.Series
     """
     check_complete(column)
     codes, found = codes_of(column)
-    called = np.empty(len(found), dtype=object)
-    called[:] = [(names or {}).get(name, name) for name in found]
-    index = column.index.rename(None)
-    return pd.Series(called[codes] if len(called) else called, index=index, dtype=object)
+    called = np.array([(names or {}).get(name, name) for name in found], dtype=object)
+    return pd.Series(called[codes], index=column.index.rename(None), dtype=object)
 
 
 def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
@@ -137,8 +134,10 @@ def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") ->
 
     `of` and `hint` are what levels are of, and what to do, in the message where none of them is.
     """
-    name = level_name(level)
-    number = _number(level) if isinstance(level, str) else None
+    name, number = level_name(level), None
+    if isinstance(level, str):
+        with contextlib.suppress(ValueError):
+            number = float(level)
     for other in known:
         is_number = isinstance(other, int | float) and not isinstance(other, bool)
         if level_name(other) == name or (is_number and other == number):
@@ -146,14 +145,6 @@ def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") ->
                 logger.debug("%s %r is taken for %r.", of, level, other)
             return other
     raise InputError(f"Unknown {of} {level!r}; there are {list(known)}.{hint}")
-
-
-def _number(text: str) -> float | None:
-    """Return the number that a text is, None if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 _NO_DOSE = re.compile(r"(^|[\s:|/,=+@])0+(\.0*)?(\s*[^\W\d]+)?$")

@@ -136,15 +136,11 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return [_encode(v, tensors) for v in value]
     if isinstance(value, tuple):
         return {"tuple": [_encode(v, tensors) for v in value]}
-    if isinstance(value, torch.Tensor | np.ndarray | pd.api.extensions.ExtensionArray | pd.Index):
-        return _encode_array(value, tensors)
-    raise InputError(f"Cannot save a value of type {type(value).__name__}: {value!r}.")
-
-
-def _encode_array(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         tensors[name := f"array.{len(tensors)}"] = value.detach().cpu().contiguous()
         return {"tensor": name}
+    if not isinstance(value, np.ndarray | pd.api.extensions.ExtensionArray | pd.Index):
+        raise InputError(f"Cannot save a value of type {type(value).__name__}: {value!r}.")
     array = np.asarray(value)
     if array.dtype.kind in "biuf":
         tensors[name := f"array.{len(tensors)}"] = torch.as_tensor(array.copy())

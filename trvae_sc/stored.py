@@ -58,14 +58,3 @@ def file_state(x: Any) -> tuple[Any, ...]:
         return state.st_mtime_ns, state.st_size
     inside = [path, *path.glob("*"), *path.glob("*/*")]  # chunk files are not listed one by one
     return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in inside if p.is_dir()))
-
-
-def files_of(adata: Any) -> list[Path]:
-    """Return the files or folders that values of an AnnData are read from."""
-    found = [Path(adata.filename)] if adata.isbacked and adata.filename else []
-    matrices = [adata.layers[name] for name in adata.layers.keys() if name is not None]  # noqa: SIM118
-    for x in matrices if adata.isbacked else [adata.X, *matrices]:
-        path = path_of(x) if x is not None and is_file(x) else None
-        if path is not None:
-            found.append(path)
-    return found

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -29,10 +28,13 @@ def suitable_threads(widest: int) -> Iterator[None]:
 
     One where its widest hidden layer has up to 512 units, else the cores that are idle; never more than were set.
     """
+    import psutil
     import torch
 
-    before = torch.get_num_threads()
-    n_threads = min(before, 1 if widest <= _NARROW else _idle_cores())
+    n_threads, before = 1, torch.get_num_threads()
+    if widest > _NARROW:
+        load = psutil.getloadavg()[0]  # of the last minute
+        n_threads = max(int((psutil.cpu_count(logical=False) or 1) - load), 1)
     if n_threads < before:
         _say(n_threads, before)
         torch.set_num_threads(n_threads)
@@ -50,14 +52,6 @@ def _libraries() -> ThreadpoolController:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-def _idle_cores() -> int:
-    """Return the physical cores that the load of the last minute leaves, at least one."""
-    import psutil
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(int((psutil.cpu_count(logical=False) or 1) - load), 1)
 
 
 @functools.cache  # once

@@ -111,8 +111,8 @@ def check_data(adata: AnnData, args: argparse.Namespace, keys: Keys) -> None:
 
     if getattr(args, "holdout", None) and args.labels_key is None:
         raise InputError("--holdout needs --labels-key.")
-    replicate_key = getattr(args, "replicate_key", None)
-    check_columns(adata, keys.condition_key, **keys.further(), replicate_key=replicate_key)
+    columns = {"condition_key": keys.condition_key, **keys.further()}
+    check_columns(adata, columns, getattr(args, "replicate_key", None))
     check_cells(adata, keys, name="X" if args.layer is None else f"layer '{args.layer}'")
 
 

@@ -160,11 +160,11 @@ class Translator(SavedModel):
             )
         keys: dict[str, Any] = {name: given.get(name) for name in KEYS}
         if kwargs.get("source_registry") is None:
-            checks.check_columns(adata, condition_key, **keys)
+            checks.check_columns(adata, keys)
             cls._check_further(adata, given)
         else:
-            checks.check_other(adata, {"condition_key": condition_key, **keys})
-        manager = DataManager(fields(condition_key, keys), setup_method_args)
+            checks.check_other(adata, keys)
+        manager = DataManager(fields(keys), setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

@@ -28,9 +28,9 @@ from trvae_sc.levels import SEPARATOR, codes_among, level_name, levels, listing
 from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 
 _OWN = "_trvae_sc_"
-#: Arguments of ``setup_anndata`` that name columns, or the layer, besides the condition.
+#: Arguments of ``setup_anndata`` that name columns, or the layer.
 KEYS = (
-    *("labels_key", "layer", "batch_key", "total_counts_key"),
+    *("condition_key", "labels_key", "layer", "batch_key", "total_counts_key"),
     *("categorical_covariate_keys", "continuous_covariate_keys"),
 )
 
@@ -198,17 +198,14 @@ class CovariatesField(CategoricalJointObsField):
 
 
 def fields(
-    condition_key: str | Sequence[str] | None,
-    keys: Mapping[str, Any],
-    separator: str | None = None,
-    features: pd.DataFrame | None = None,
+    keys: Mapping[str, Any], separator: str | None = None, features: pd.DataFrame | None = None
 ) -> list[Any]:
     """Return the fields of a registration; `keys` are the arguments named in :data:`KEYS`."""
     found = [
         LayerField(
             REGISTRY_KEYS.X_KEY, keys["layer"], is_count_data=False, correct_data_format=False
         ),
-        ConditionField(CONDITION_KEY, condition_key, separator, features),
+        ConditionField(CONDITION_KEY, keys["condition_key"], separator, features),
         CategoryField(REGISTRY_KEYS.BATCH_KEY, keys["batch_key"]),
         CategoryField(REGISTRY_KEYS.LABELS_KEY, keys["labels_key"]),
         NumericalObsField(TOTAL_KEY, keys["total_counts_key"], required=False),

@@ -274,7 +274,7 @@ class TRVAE(PredictingModel):
         check_known(kwargs, cls.setup_anndata, REGISTRATION)
         keys = {name: arguments[name] for name in KEYS}
         if kwargs.get("source_registry") is None:
-            checks.check_columns(adata, condition_key, **keys, replicate_key=replicate_key)
+            checks.check_columns(adata, keys, replicate_key)
             if condition_separator is not None:
                 check_sets(adata.obs, condition_key, condition_separator)
             if replicate_key is not None:
@@ -286,10 +286,10 @@ class TRVAE(PredictingModel):
             told = {"described": features is not None, "separator": condition_separator}
             hints.say_setup(adata, condition_key, labels_key, nuisances, **told)
         else:
-            checks.check_other(adata, {"condition_key": condition_key, **keys})
+            checks.check_other(adata, keys)
             features = None
         setup_method_args = cls._get_setup_method_args(**arguments)
-        manager_fields = fields(condition_key, keys, condition_separator, features)
+        manager_fields = fields(keys, condition_separator, features)
         manager = DataManager(fields=manager_fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
