@@ -285,6 +285,13 @@ def run(*arguments):
     return act
 
 
+def start_little_of_ray():
+    """Have Ray start with one worker and without a dashboard, where a command starts it."""
+    import ray
+
+    ray.init = partial(ray.init, num_cpus=1, include_dashboard=False)
+
+
 def table_of(folder):
     """Return the scores in a folder of results."""
     records = [json.loads(p.read_text()) for p in sorted((folder / "fits").glob("*.json"))]
@@ -362,6 +369,8 @@ def kill_at_random(folder, chosen):
     """Kill each command at random moments: a rerun ends with the numbers of an undisturbed run."""
     rng, n_kills = random.Random(0), 0
     fork_exec.fork_exec = fork_worker
+    if "benchmark on Ray" in chosen:
+        start_little_of_ray()
     data = folder / "cells.h5ad"
     write_anndata(cells(120), data)
     model_of(0).save(folder / "trained")
