@@ -19,15 +19,17 @@ import uuid
 from functools import partial
 from pathlib import Path
 
+import adjustText  # noqa: F401, not to be imported by every child
 import numpy as np
 import pandas as pd
-import zarr  # noqa: F401, not to be imported by every child
+import zarr  # noqa: F401, nor this
 from anndata import AnnData
 from joblib.externals.loky.backend import fork_exec
 from scipy import sparse
 from warm import own_lock
 
 import trvae_sc.evaluation
+import trvae_sc.family
 import trvae_sc.report  # noqa: F401, nor these
 from trvae_sc import TRVAE
 from trvae_sc.cli import _commands, main  # noqa: F401
