@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
@@ -302,10 +301,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             self.adata_manager.get_from_registry(key).ravel().astype(int)
             for key in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY)
         ]
-        present = pd.crosstab(*codes) > 0
+        present = np.zeros((len(self.labels), len(self.conditions)), dtype=bool)
+        present[tuple(codes)] = True
         only = {
-            self.labels[label]: self.conditions[row.idxmax()]
-            for label, row in present.iterrows()
+            label: self.conditions[row.argmax()]
+            for label, row in zip(self.labels, present, strict=True)
             if row.sum() == 1
         }
         if only:
