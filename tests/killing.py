@@ -5,6 +5,7 @@ found wrong, one line each, and how many kills there were.
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -416,5 +417,7 @@ if __name__ == "__main__":
         os.environ[MARK] = uuid.uuid4().hex
         if os.getsid(0) != os.getpid():  # what this process has from its start its forks have too
             os.execv(sys.executable, [sys.executable, *sys.argv])
+    gc.freeze()  # forks search and copy nothing of it
+    gc.disable()  # they end soon
     kill = partial(kill_at_random, chosen=chosen) if kind == "random" else kill_at_every_step
     sys.stdout.write(json.dumps({"kills": kill(Path(place)), "wrong": wrong}))
