@@ -4,6 +4,7 @@ What takes long to import is imported in functions: with ``-n``, this file is re
 which runs no tests and which the workers wait for.
 """
 
+import functools
 import gc
 import logging
 import os
@@ -88,7 +89,9 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Run torch on one thread, and keep what is imported from being searched for garbage again and again."""
     import torch
+    from lightning.fabric.utilities import registry
 
+    registry.entry_points = functools.cache(registry.entry_points)  # each trainer looks for plugins
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

@@ -5,6 +5,7 @@ found wrong, one line each, and how many kills there were.
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -19,15 +20,17 @@ import uuid
 from functools import partial
 from pathlib import Path
 
+import adjustText  # noqa: F401, not to be imported by every child
 import numpy as np
 import pandas as pd
-import zarr  # noqa: F401, not to be imported by every child
+import zarr  # noqa: F401, nor this
 from anndata import AnnData
 from joblib.externals.loky.backend import fork_exec
 from scipy import sparse
 from warm import own_lock
 
 import trvae_sc.evaluation
+import trvae_sc.family
 import trvae_sc.report  # noqa: F401, nor these
 from trvae_sc import TRVAE
 from trvae_sc.cli import _commands, main  # noqa: F401
@@ -285,6 +288,13 @@ def run(*arguments):
     return act
 
 
+def start_little_of_ray():
+    """Have Ray start with one worker and without a dashboard, where a command starts it."""
+    import ray
+
+    ray.init = partial(ray.init, num_cpus=1, include_dashboard=False)
+
+
 def table_of(folder):
     """Return the scores in a folder of results."""
     records = [json.loads(p.read_text()) for p in sorted((folder / "fits").glob("*.json"))]
@@ -362,6 +372,8 @@ def kill_at_random(folder, chosen):
     """Kill each command at random moments: a rerun ends with the numbers of an undisturbed run."""
     rng, n_kills = random.Random(0), 0
     fork_exec.fork_exec = fork_worker
+    if "benchmark on Ray" in chosen:
+        start_little_of_ray()
     data = folder / "cells.h5ad"
     write_anndata(cells(120), data)
     model_of(0).save(folder / "trained")
@@ -405,5 +417,7 @@ if __name__ == "__main__":
         os.environ[MARK] = uuid.uuid4().hex
         if os.getsid(0) != os.getpid():  # what this process has from its start its forks have too
             os.execv(sys.executable, [sys.executable, *sys.argv])
+    gc.freeze()  # forks search and copy nothing of it
+    gc.disable()  # they end soon
     kill = partial(kill_at_random, chosen=chosen) if kind == "random" else kill_at_every_step
     sys.stdout.write(json.dumps({"kills": kill(Path(place)), "wrong": wrong}))

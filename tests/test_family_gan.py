@@ -157,6 +157,7 @@ def relative_error(model, adata, shift, **kwargs):
     return np.square(change - shift).sum() / np.square(shift).sum()
 
 
+@pytest.mark.slow  # with the others of this model, by one process
 def test_cyclegan_finds_the_shift_and_the_way_back(cycle, shifted):
     adata, shift = shifted
     assert all(np.isfinite(frame.to_numpy(dtype=float)).all() for frame in cycle.history.values())
@@ -165,6 +166,7 @@ def test_cyclegan_finds_the_shift_and_the_way_back(cycle, shifted):
     assert relative_error(cycle, adata, -shift, target="control", labels=known) < 0.05
 
 
+@pytest.mark.slow  # with the others of this model, by one process
 def test_cyclegan_is_not_misled_by_composition(cycle, shifted):
     """The label that the target lacks must not be turned into the others."""
     assert relative_error(cycle, *shifted, target="stimulated", labels="A") < 0.4
@@ -264,6 +266,7 @@ def test_conditional_gan_refuses_what_it_cannot_generate(cgan):
         cgan.interpolate("control", labels="A", steps=1)
 
 
+@pytest.mark.slow  # with the others of this model, by one process
 def test_cyclegan_takes_its_own_prediction(cycle):
     there = cycle.predict(target="stimulated", labels="B")
     back = cycle.predict(there, target="control")

@@ -1,6 +1,7 @@
 """How the package is built: one-way imports, small files, prediction on plain data."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,17 @@ def imported(file):
     return {name for name in found if name in MODULES}
 
 
-IMPORTS = {name: imported(file) - {name} for name, file in MODULES.items()}
+@functools.cache
+def imports():
+    """Return by module what it imports of the others; not read where tests are collected only."""
+    return {name: imported(file) - {name} for name, file in MODULES.items()}
 
 
 def test_no_module_imports_what_imports_it():
     """Packages are not their modules here: their own ``__init__`` collects these."""
     graph = {
         name: {other for other in others if MODULES[other].name != "__init__.py"}
-        for name, others in IMPORTS.items()
+        for name, others in imports().items()
         if MODULES[name].name != "__init__.py"
     }
     for start in graph:
@@ -58,7 +62,7 @@ def test_no_package_imports_one_that_imports_it():
         return ".".join(parts[:2])
 
     graph: dict[str, set[str]] = {}
-    for name, others in IMPORTS.items():
+    for name, others in imports().items():
         for other in others:
             if len(other.split(".")) > 1 and package(name) != package(other) and name != "trvae_sc":
                 graph.setdefault(package(name), set()).add(package(other))
@@ -76,13 +80,13 @@ def test_files_are_short(file):
 def test_prediction_is_on_plain_data(name):
     """Not on the model object, nor on the files that have its class."""
     of_class = ("_model", "_prediction", "_training", "_inference", "_saving", "_registration")
-    found = IMPORTS[f"trvae_sc.model.{name}"]
+    found = imports()[f"trvae_sc.model.{name}"]
     assert not {f"trvae_sc.model.{other}" for other in of_class} & found
     assert "trvae_sc" not in found
 
 
 def test_the_family_takes_public_names_of_other_packages():
-    for name, others in IMPORTS.items():
+    for name, others in imports().items():
         if name.startswith("trvae_sc.family"):
             private = {
                 other

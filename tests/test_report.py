@@ -1,6 +1,7 @@
 """The report: the verdict follows from the numbers, and the page stands alone."""
 
 import base64
+import functools
 import html
 import os
 from html.parser import HTMLParser
@@ -111,6 +112,12 @@ def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",), n_vars=
         "versions": {"trvae_sc": "0.1.0", "torch": "9.8.7"},
     }
     return Results(run, records)
+
+
+@functools.cache
+def usual_page(n_vars=12):
+    """Return the page of usual results, drawn once for all tests that read it."""
+    return report(make_results(n_vars=n_vars))
 
 
 class Page(HTMLParser):
@@ -393,7 +400,7 @@ def test_the_model_to_judge():
 
 
 def test_page_stands_alone_and_is_well_formed():
-    text = report(make_results())
+    text = usual_page()
     page = Page(text)  # every tag is closed by its own
     assert page.stack == []
     assert "http://" not in text
@@ -430,7 +437,7 @@ def test_page_escapes_what_comes_from_the_data():
 
 
 def test_page_has_every_label_verdict_and_number():
-    page = Page(report(make_results(n_vars=5678)))
+    page = Page(usual_page(5678))
     table = {row[0]: row[1:] for row in page.tables[0][1:]}
     assert table == {
         f"{EVIL} ctrl \u2192 stim & more": [
@@ -486,7 +493,7 @@ def test_page_without_a_history_has_no_training():
     text = report(make_results(history=None, notes=()))
     assert "Training (" not in text
     assert text.count("<img") == 6
-    assert "Training (" in report(make_results())
+    assert "Training (" in usual_page()
 
 
 def test_page_of_one_task_with_a_simple_method_judged():
@@ -498,13 +505,13 @@ def test_page_of_one_task_with_a_simple_method_judged():
 def test_a_quick_look_is_called_one_on_top_of_the_page():
     results = make_results(n_vars=5678)
     assert set(verdicts(results)["note"]) == {"quick look (12 of 5,678 genes)"}
-    text = report(results)
+    text = usual_page(5678)
     told = "<b>Quick look (12 of 5,678 genes).</b>"
     assert text.lower().count("quick look") == 1
     assert text.index(told) < text.index("<h2>Settings</h2>") < text.index("<h2>Verdicts</h2>")
     whole = make_results()  # all of 12 genes
     assert set(verdicts(whole)["note"]) == {""}
-    assert "quick look" not in report(whole).lower()
+    assert "quick look" not in usual_page().lower()
     short = [{**r, "epochs": [3, 400] if r["method"] == "trvae" else None} for r in whole.records]
     assert "Quick look (3 epochs, fewer than by default)" in report(Results(whole.run, short))
 
@@ -594,4 +601,4 @@ def test_a_page_is_text_and_its_file_has_a_name(tmp_path):
     with pytest.raises(InputError, match="text is Results"):
         write_report(tmp_path / "page.html", make_results())
     with pytest.raises(InputError, match="too long for the name of a file"):
-        write_report(report(make_results()), "page.html")
+        write_report(usual_page(), "page.html")

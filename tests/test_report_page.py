@@ -1,6 +1,7 @@
 """Parts of the report: settings, singular and plural, what is missing, pathways, and files."""
 
 import base64
+import functools
 import html
 import io
 import re
@@ -82,6 +83,12 @@ def some(labels=("B", "NK"), seeds=(0, 1), **run):
         record("trvae", label, seed, 0.6 + 0.1 * seed, **told) for label in labels for seed in seeds
     ]
     return results_of(records, **run)
+
+
+@functools.cache
+def usual_page():
+    """Return the page of usual results, drawn once for all tests that read it."""
+    return report(some())
 
 
 # -- settings -----------------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ def csv_of(text, name):
 
 def test_scores_are_a_table_and_a_file_with_their_spread():
     """Seeds score 0.6 and 0.7: mean 0.65, standard deviation 0.1 / sqrt 2."""
-    text = report(some())
+    text = usual_page()
     table = csv_of(text, "scores.csv").set_index(["label", "method"])
     assert len(table) == 4
     row = table.loc[("NK", "trvae")]
@@ -285,8 +292,8 @@ def test_what_is_missing_is_listed_by_label():
 
 
 def test_the_page_says_what_is_missing_and_how_to_rank_it():
-    assert "nothing is\nmissing" in report(some())
-    assert "next_experiments" not in report(some())
+    assert "nothing is\nmissing" in usual_page()
+    assert "next_experiments" not in usual_page()
     one = report(some(cells=[[40, 20], [30, 0]]))
     assert "One combination has no cells:" in one
     assert "<code>trvae_sc.next_experiments(model)</code>" in one
@@ -360,7 +367,7 @@ def test_pathways_are_a_picture_a_table_and_a_file():
         ["set 1", "5", "1.00", "1e-05"],
         ["set 0", "5", "0.00", "1e-05"],
     ]
-    assert 'id="pathways"' not in report(some())
+    assert 'id="pathways"' not in usual_page()
     many = report(some(), pathways=scores(300))
     assert "400 largest of 600" in many
     for bad in (scores().drop(columns="qval"), scores().iloc[:0], "sets.gmt"):

@@ -53,6 +53,8 @@ def serve(address, owner):
 
     import trvae_sc
     import trvae_sc.cli._commands
+    import trvae_sc.family
+    import trvae_sc.report
 
     trvae_sc.TRVAE  # noqa: B018  # imports torch and scvi-tools
     gc.freeze()

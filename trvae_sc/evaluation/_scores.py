@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -104,23 +105,42 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     return table
 
 
-def score_values(task: Task, predicted: Any, real: Any, *, n_top: int = N_TOP) -> pd.DataFrame:
-    """Return the scores of log values against others; columns as of :func:`score`."""
+def score_values(
+    task: Task,
+    predicted: Any,
+    real: Any,
+    *,
+    n_top: int = N_TOP,
+    without: Collection[tuple[str, str]] = (),
+) -> pd.DataFrame:
+    """Return the scores of log values against others; columns as of :func:`score`.
+
+    Scores in `without`, by metric and genes, are NaN and not computed.
+    """
     top, everything = metrics.top_genes(task.real, task.control, n_top), np.arange(real.shape[1])
-    rows = []
+    rows: list[list[Any]] = []
+
+    def add(name: str, genes: str, data: dict[str, Any], **options: Any) -> None:
+        skipped = (name, genes) in without
+        rows.append([name, genes, float("nan") if skipped else _value(name, data, **options)])
+
     for genes, index in ((f"top{n_top}", top), ("all", everything)):
         data = {"real": real[:, index], "predicted": predicted[:, index]}
         data |= {"control": task.control[:, index], "shift": task.shift[index]}
-        rows += [(name, genes, _value(name, data)) for name in _BY_GENE]
-    data = {"real": task.project(real), "predicted": task.project(predicted)}
-    rows += [(name, "pcs", _value(name, data)) for name in _IN_PCS]
+        for name in _BY_GENE:
+            add(name, genes, data)
+    if not {(name, "pcs") for name in _IN_PCS} <= set(without):
+        data = {"real": task.project(real), "predicted": task.project(predicted)}
+    for name in _IN_PCS:
+        add(name, "pcs", data)
     data = {"real": real, "predicted": predicted, "control": task.control}
     n = min(n_top, real.shape[1])
-    rows += [(name, f"top{n_top}", _value(name, data, n=n)) for name in _OF_TOP]
+    for name in _OF_TOP:
+        add(name, f"top{n_top}", data, n=n)
     if len(task.by_target) > 2:
         data = {"real_by_target": task.by_target, "predicted": gene_means(predicted)[None]}
         data["target"] = level_name(task.holdout.target)
-        rows.append(("target_rank", "all", _value("target_rank", data)))
+        add("target_rank", "all", data)
     return pd.DataFrame(rows, columns=["metric", "genes", "value"])
 
 

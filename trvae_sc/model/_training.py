@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
@@ -281,10 +280,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         """Log the labels with cells under one condition only."""
         if self.adata is None or not self.labels or not self.conditions:
             return
-        present = pd.crosstab(*self._group_codes().T) > 0
+        present = np.zeros((len(self.labels), len(self.conditions)), dtype=bool)
+        present[tuple(self._group_codes().T)] = True
         only = {
-            self.labels[label]: self.conditions[row.idxmax()]
-            for label, row in present.iterrows()
+            label: self.conditions[row.argmax()]
+            for label, row in zip(self.labels, present, strict=True)
             if row.sum() == 1
         }
         if only:

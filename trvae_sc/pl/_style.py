@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -48,10 +49,29 @@ def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
 
 
 def drawn(ax: Axes) -> Any:
-    """Return the figure of Axes once it is drawn; until then they do not have their size."""
+    """Return the figure of Axes once it is laid out; until then they do not have their size."""
     figure = figure_of(ax)
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    if layout is None:
+        figure.draw_without_rendering()
+    else:
+        layout.execute(figure)
+        ax.get_tightbbox()  # puts the labels of the axes where they are drawn
     return figure
+
+
+@contextmanager
+def _laid_out(ax: Axes) -> Iterator[None]:
+    """Keep what was laid out as it is while it is drawn, which is faster."""
+    figure = figure_of(ax)
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        if layout is not None:
+            figure.set_layout_engine(layout)
 
 
 def label_axes(ax: Axes, x: str, y: str) -> None:
@@ -318,20 +338,21 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
         return
     legend = ax.get_legend()
     line = {"arrowstyle": "-", "color": COLORS["grey"], "lw": 0.5}
-    _, lines = adjust_text(
-        texts,
-        x=avoid[:, 0],
-        y=avoid[:, 1],
-        target_x=xy[:, 0],
-        target_y=xy[:, 1],
-        objects=None if legend is None else [legend],
-        ax=ax,
-        arrowprops=line,
-        expand=_EXPAND,
-        force_static=(0.3, 0.5),
-        force_text=(0.2, 0.4),
-        iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
-    )
+    with _laid_out(ax):  # adjust_text draws the figure
+        _, lines = adjust_text(
+            texts,
+            x=avoid[:, 0],
+            y=avoid[:, 1],
+            target_x=xy[:, 0],
+            target_y=xy[:, 1],
+            objects=None if legend is None else [legend],
+            ax=ax,
+            arrowprops=line,
+            expand=_EXPAND,
+            force_static=(0.3, 0.5),
+            force_text=(0.2, 0.4),
+            iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
+        )
     points = ax.transData.transform(xy)
     taken = [] if legend is None else [legend.get_window_extent()]
     for text in texts:

@@ -93,6 +93,7 @@ def report(
     predictions = _several(predictions)
     method = main_method(results, method)
     table, listed = verdicts(results, method=method), [_prediction(p) for p in predictions]
+    plan, sets = design(results, next_experiments), None if pathways is None else panel(pathways)
     changes, rows = gene_changes(results, method=method), score_rows(results)
     forecast = predicted_changes(predictions)
     notes = {note for record in results.records for note in record["notes"]}
@@ -114,7 +115,7 @@ def report(
         method=method,
         top=_top(results),
         n_drawn=N_TOP,
-        design=design(results, next_experiments),
+        design=plan,
         figures=list(images(results)),
         over=f"{counted(n_tasks(results), 'task')} and {counted(n_seeds, 'seed')}",
         summary=summary(results),
@@ -124,7 +125,7 @@ def report(
         genes=list(gene_sections(changes)),
         packed=packed_genes(every),
         is_count=results.run["keys"].get("is_count", True),
-        pathways=None if pathways is None else panel(pathways),
+        pathways=sets,
         predictions=listed,
         notes=[*results.run.get("notes", ()), *sorted(notes)],
     )

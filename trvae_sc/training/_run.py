@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import functools
 import hashlib
 import logging
 import pickle
@@ -52,9 +53,15 @@ def check_trainer(
     given: Iterable[str], train: Callable[..., Any], *further: Callable[..., Any]
 ) -> None:
     """Raise on names that neither ``train`` nor what it passes them to takes: `further`, and the trainers."""
-    takers = (*further, ScviTrainer, lightning.Trainer)
-    names = [name for taker in takers for name in named(taker)]
+    names = [name for taker in further for name in named(taker)]
+    names += _of_trainers()
     check_known(given, train, [*names, "ckpt_path"], also=", and those of scvi.train.Trainer")
+
+
+@functools.cache
+def _of_trainers() -> tuple[str, ...]:
+    """Return the names of the arguments of scvi-tools' trainer and of Lightning's."""
+    return (*named(ScviTrainer), *named(lightning.Trainer))
 
 
 def as_callbacks(given: Any) -> list[lightning.Callback]:
