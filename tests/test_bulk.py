@@ -33,10 +33,14 @@ def test_counts_are_summed():
     assert fewer.obs_names.tolist() == ["type_0", "type_1"]
 
 
-def test_small_groups_are_left_out_and_bad_input_refused(make_adata):
+def test_small_groups_are_left_out_and_bad_input_refused(make_adata, caplog):
     adata = cells()
     few = adata[:300].copy()
-    assert (trvae_sc.pseudobulk(few, BY, min_cells=20).obs["n_cells"] >= 20).all()
+    with caplog.at_level("INFO", logger="trvae_sc"):
+        assert (trvae_sc.pseudobulk(few, BY, min_cells=20).obs["n_cells"] >= 20).all()
+    n_cells = few.obs[BY].value_counts()
+    small = sorted("_".join(row) for row in n_cells.index[n_cells < 20])
+    assert f"fewer than 20 cells: {small[0]!r}" in caplog.text  # donors were gone without a word
     with pytest.raises(InputError, match="has 5000 cells; the largest"):
         trvae_sc.pseudobulk(adata, BY, min_cells=5000)
     with pytest.raises(InputError, match="No column 'x'"):

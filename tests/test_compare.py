@@ -174,8 +174,10 @@ def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
         trvae_sc.compare(predicted, logged)
     with pytest.raises(InputError, match="Labels \\['X'\\] were not predicted"):
         trvae_sc.compare(predicted, adata, label="X")
-    with pytest.raises(InputError, match="truth lacks measured cells"):
-        trvae_sc.compare(predicted, without(adata))
+    sources = predicted.copy()
+    sources.obs["source_condition"] = [f"source_{i % 2}" for i in range(sources.n_obs)]
+    with pytest.raises(InputError, match=r"are needed \(0 cells of [^;]*\)\.$"):  # once
+        trvae_sc.compare(sources, without(adata))
     with pytest.raises(InputError, match="No column 'cell_type'"):
         trvae_sc.compare(predicted, bare)
 

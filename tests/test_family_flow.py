@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from trvae_sc import compare
+from trvae_sc import compare, pl
 from trvae_sc.errors import InputError
 from trvae_sc.family import (
     FlowMatching,
@@ -370,6 +370,13 @@ def test_a_comparison_says_that_exemplars_are_no_truth(transfer):
     for exemplars, told in ((shown, True), (None, False)):
         predicted = model.predict(target="stimulated", labels="A", exemplars=exemplars)
         assert ("Leave these out of truth" in str(compare(predicted, adata))) == told
+
+
+def test_a_volcano_says_that_the_prediction_has_no_intervals(transfer):
+    """One group was called several."""
+    predicted = transfer[0].predict(target="stimulated", labels="A")
+    with pytest.raises(InputError, match="A prediction by FlowTransfer has no change of each gene"):
+        pl.volcano(predicted)
 
 
 def test_flow_transfer_is_saved(transfer, tmp_path):

@@ -1005,10 +1005,26 @@ def test_a_stack_is_the_mean_of_methods_with_the_weights_it_names(adata):
     change = weights["mean_shift"] * level_shift(adata, "type_4")[predicted.var_names]
     found = predicted.var["predicted_change"].to_numpy()
     assert found == pytest.approx(change.to_numpy(), abs=1e-4)
-    assert "weights" in predicted.uns["trvae_sc"]["notes"][-1]
+    note = predicted.uns["trvae_sc"]["notes"][-1]
+    assert "weights" in note
+    assert "4 known labels best" in note
+    assert note.endswith(
+        " This was a quick look (50 of 80 genes)."
+    )  # which was said of the best only
     predicted.write_h5ad("stack.h5ad")
     again = anndata.read_h5ad("stack.h5ad").uns["trvae_sc"]["selection"]["weights"]
     assert again == pytest.approx(weights)
+
+
+def test_a_stack_for_a_new_set_names_the_sets_that_were_left_out_and_a_score_below_zero():
+    """They were called labels, and there was no warning."""
+    names = ("control", "A", "B", "C", "D", "A+B", "B+C", "C+D")
+    cells = datasets.simulate(600, 40, n_labels=1, conditions=names, effect_size=0.0, seed=3)
+    keys = Keys("condition", "cell_type", condition_separator="+")
+    options = {**QUIET, "keys": keys, "combine": "stack", "methods": ["sum_of_parts"]}
+    note = select(cells, "A+C", **options).uns["trvae_sc"]["notes"][-1]
+    assert "predict 3 known sets of parts best" in note
+    assert note.endswith(" Do not trust it: below 0 it is worse than predicting no change.")
 
 
 def test_a_stack_says_of_a_label_what_it_says_of_it_alone(full, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,10 @@ from trvae_sc.checks import (
     matrix_name,
 )
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_list, as_text, codes_of, levels
+from trvae_sc.levels import as_list, as_text, codes_of, levels, listing
 from trvae_sc.replicates import group_sums
+
+logger = logging.getLogger(__name__)
 
 _N_CELLS = "n_cells"  # column of the result
 
@@ -43,7 +46,7 @@ def pseudobulk(
     layer
         Layer with the counts; ``adata.X`` if None.
     min_cells
-        Cells that a combination needs; others are left out.
+        Cells that a combination needs; others are left out, and named in the log.
 
     Returns
     -------
@@ -90,8 +93,11 @@ def pseudobulk(
             f"No combination of {by} has {min_cells} cells; the largest has {int(n_cells.max())}. Lower "
             "min_cells, or name fewer columns."
         )
-    obs = keys.drop_duplicates().sort_values(by)[enough]
-    obs = obs.apply(lambda column: column.cat.remove_unused_categories())
+    obs = keys.drop_duplicates().sort_values(by)
+    if not enough.all():
+        small = ["_".join(row) for row in obs[~enough].to_numpy()]
+        logger.info("Left out, with fewer than %d cells: %s.", min_cells, listing(small))
+    obs = obs[enough].apply(lambda column: column.cat.remove_unused_categories())
     names = pd.Index(["_".join(row) for row in obs.to_numpy()], dtype=str)
     obs = obs.set_axis(make_index_unique(names)).assign(**{_N_CELLS: n_cells[enough].astype(int)})
     counts = np.rint(sums[enough]).astype(np.int64)

@@ -224,9 +224,9 @@ def _chosen(
         else:
             lacking.append(f"{n_cells} cells{of} under {to}")
     if not found or (label is not None and lacking):
+        found_few = "; ".join(dict.fromkeys(lacking))  # once, whatever the number of sources
         raise InputError(
-            f"truth lacks measured cells to compare with, at least {LEAST_HIDDEN} are needed "
-            f"({'; '.join(lacking)})."
+            f"truth lacks measured cells to compare with, at least {LEAST_HIDDEN} are needed ({found_few})."
         )
     return found
 

@@ -187,7 +187,9 @@ def select(  # noqa: PLR0913
         evidence = left_out(results, list(known))
         if combine == "stack":
             weights = stacking_weights(evidence)
-            question.notes.append(_stack_note(weights, results, evidence, best, metric))
+            question.notes.append(
+                _stack_note(weights, results, evidence, best, metric, question.units)
+            )
         else:
             weights = {best.method: 1.0}
             question.notes.append(_note(best, metric, results.quick_look, question.units))
@@ -314,16 +316,24 @@ def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
 
 
 def _stack_note(
-    weights: Mapping[str, float], results: Results, evidence: LeftOut, best: Best, metric: str
+    weights: Mapping[str, float],
+    results: Results,
+    evidence: LeftOut,
+    best: Best,
+    metric: str,
+    units: str,
 ) -> str:
     """Return how methods were combined, in words."""
     shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     own = stacked_scores(results, evidence)
+    mean = _shown(own["value"].mean())
     scores = ", ".join(f"{r.method} {_shown(r.mean)}" for r in best.table.itertuples())
     return (
         f"The prediction is the mean of methods with the weights {shares}, which predict {len(own)} known "
-        f"labels best that were left out in turn. Its mean effect_r2 on each of them, with weights from the "
-        f"others: {_shown(own['value'].mean())}. Mean {metric} of the methods: {scores}."
+        f"{units} best that were left out in turn. Its mean effect_r2 on each of them, with weights from the "
+        f"others: {mean}. Mean {metric} of the methods: {scores}."
+        + (f" This was a {results.quick_look}." if results.quick_look else "")
+        + (_WORSE if float(mean) < 0 else "")
     )
 
 

@@ -152,7 +152,7 @@ def check_bounds(table: pd.DataFrame) -> None:
     if unknown.any():
         raise InputError(
             f"{unknown.sum():,} of {len(table):,} genes have no interval. "
-            "Intervals need three labels or more that were seen under source and target."
+            "Intervals need the default preset, and three labels or more that were seen under source and target."
         )
     n_wrong = (table["change_lower"] > table["change_upper"]).sum()
     if n_wrong:

@@ -140,6 +140,11 @@ def _var_of(predicted: AnnData) -> pd.DataFrame:
     combinations = predicted.uns.get(RECORD, {}).get("combinations")
     if combinations is not None and "predicted_change" not in predicted.var:
         groups = [f"{row.label} from {row.source}" for row in combinations.itertuples()]
+        if len(groups) == 1:
+            raise InputError(
+                f"A prediction by {predicted.uns[RECORD].get('method')} has no change of each gene with its interval. "
+                "Give one of TRVAE with the default preset, of select, or of baselines.predict."
+            )
         raise InputError(
             f"The prediction is of several groups, {listing(groups)}, and has no single change of a gene. Draw "
             "one of the table of all: pl.volcano(model.effects(target=..., source=...), label=...)."
