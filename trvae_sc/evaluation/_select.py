@@ -299,6 +299,9 @@ def _shown(score: float) -> str:
     return f"{round(score, 7) + 0.0:.3g}"
 
 
+_WORSE = " Do not trust it: below 0 it is worse than predicting no change."
+
+
 def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
     """Return how the method was chosen, in words."""
     table, answer = best.table.set_index("method"), _ANSWERS[best.decision.answer]
@@ -311,7 +314,7 @@ def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
     )
     note += f" This was a {quick_look}." if quick_look else ""
     if metric == "effect_r2" and float(_shown(table["mean"][best.method])) < 0:
-        note += " Do not trust it: below 0 it is worse than predicting no change."
+        note += _WORSE
     return note
 
 
