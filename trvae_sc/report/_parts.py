@@ -1,14 +1,18 @@
-"""Tables of the page, and tables as files in it."""
+"""Parts of the page: tables, files in it and images."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import io
 import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from markupsafe import Markup
+from PIL import Image
 
 from trvae_sc.pl._style import number as rounded
 
@@ -70,3 +74,20 @@ def packed_csv(frame: pd.DataFrame) -> str:
     """Return a frame as CSV, compressed, in base64: the same each time."""
     text = frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+_COLORS = 256  # of an image: lines, dots and letters need no more
+
+
+def image(figure: Any, text: str) -> Markup:
+    """Return a figure as an image in the page, with the text to read where it is not seen, and close it."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    plt.close(figure)
+    pixels = Image.open(drawn).convert("RGB")
+    pixels.quantize(_COLORS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    data = base64.b64encode(small.getvalue()).decode()
+    # the text is escaped; the rest is numbers and base64
+    tag = '<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">'
+    width, height = (round(100 * inches) for inches in figure.get_size_inches())
+    return Markup(tag).format(text, width, height, data)
