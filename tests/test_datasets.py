@@ -734,6 +734,12 @@ def test_donors_differ_as_told():
         simulate(donor_sd=-1)
 
 
+def test_styles_may_be_numbered():
+    numbered = datasets.digits(pd.DataFrame({"angle": [0.0, 10.0]}))
+    named = datasets.digits(pd.DataFrame({"angle": [0.0, 10.0]}, index=["0", "1"]))
+    np.testing.assert_array_equal(numbered.X, named.X)
+
+
 def test_styles_that_read_the_same_are_refused():
     with pytest.raises(InputError, match="each style once"):
         datasets.digits(pd.DataFrame({"angle": [0.0, 10.0]}, index=[1, "1"]))

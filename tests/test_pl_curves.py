@@ -237,7 +237,7 @@ def test_interpolation_table_takes_what_changes_from_end_to_end():
     assert pl.interpolation_table(MEANS, n_genes=1).columns.tolist() == ["down"]
     assert pl.interpolation_table(MEANS).columns.tolist() == ["flat", "up", "down"]
     assert pl.interpolation_table(MEANS, var_names="down").columns.tolist() == ["down"]
-    chosen = pl.interpolation_table(MEANS, var_names=["down", "flat"])
+    chosen = pl.interpolation_table(MEANS, var_names=["down", "flat", "down"])
     assert chosen.columns.tolist() == ["flat", "down"]
 
 

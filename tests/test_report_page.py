@@ -17,10 +17,9 @@ import trvae_sc
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import CEILING, Results
 from trvae_sc.report import report, task_pathways
-from trvae_sc.report._design import missing_combinations
-from trvae_sc.report._pathways import _heatmap
-from trvae_sc.report._settings import counted, python_call, settings
-from trvae_sc.report._tables import Cell, number, table_of
+from trvae_sc.report._genes import _heatmap
+from trvae_sc.report._parts import Cell, number, table_of
+from trvae_sc.report._settings import counted, missing_combinations, python_call, settings
 
 EVIL = "</script><script>alert(1)</script>"
 GENES = [f"g{i}" for i in range(12)]

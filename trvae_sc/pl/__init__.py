@@ -6,7 +6,7 @@ What is computed before it is drawn comes from functions that end in ``_table`` 
 :func:`embedding`), which return a DataFrame.
 """
 
-from trvae_sc.pl._benchmark import benchmark, design, training
+from trvae_sc.pl._benchmark import benchmark, design, next_experiments, training
 from trvae_sc.pl._cells import expression_table, gene_distribution
 from trvae_sc.pl._curves import (
     dose_response,
@@ -22,13 +22,10 @@ from trvae_sc.pl._effect import (
     mean_correlation,
     mean_table,
 )
-from trvae_sc.pl._experiments import next_experiments
 from trvae_sc.pl._images import grid, manifold, traversal
-from trvae_sc.pl._intervals import calibration, calibration_table
-from trvae_sc.pl._latent import embedding, latent
-from trvae_sc.pl._response import response
+from trvae_sc.pl._intervals import calibration, calibration_table, volcano, volcano_table
+from trvae_sc.pl._latent import embedding, latent, response
 from trvae_sc.pl._style import COLORS
-from trvae_sc.pl._volcano import volcano, volcano_table
 
 __all__ = [
     "COLORS",

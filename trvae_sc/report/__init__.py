@@ -17,10 +17,8 @@ from trvae_sc.errors import InputError
 from trvae_sc.evaluation import N_TOP, Results
 from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.files import as_path, check_target, write_text
-from trvae_sc.report._design import design
-from trvae_sc.report._genes import gene_changes, predicted_changes
-from trvae_sc.report._images import image
-from trvae_sc.report._pathways import panel, task_pathways
+from trvae_sc.report._genes import gene_changes, panel, predicted_changes, task_pathways
+from trvae_sc.report._parts import csv_link, image, number, table_of
 from trvae_sc.report._scores import (
     gene_sections,
     images,
@@ -30,8 +28,7 @@ from trvae_sc.report._scores import (
     spread,
     summary,
 )
-from trvae_sc.report._settings import counted, n_tasks, python_call, settings
-from trvae_sc.report._tables import csv_link, number, table_of
+from trvae_sc.report._settings import counted, design, n_tasks, python_call, settings
 from trvae_sc.report._verdicts import Verdict, main_method, verdict, verdicts
 
 __all__ = [

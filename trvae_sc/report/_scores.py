@@ -12,8 +12,7 @@ from trvae_sc import pl
 from trvae_sc.evaluation import CEILING, N_TOP, Results
 from trvae_sc.evaluation._holdouts import TASK
 from trvae_sc.evaluation._results import WORDS, main_columns
-from trvae_sc.report._images import image
-from trvae_sc.report._tables import Table, number, packed_csv, table_of
+from trvae_sc.report._parts import Table, image, number, packed_csv, table_of
 
 _ROW = [*TASK, "method", "output"]
 _SCORES = (("effect_r2", f"top{N_TOP}"), ("energy_distance", "pcs"))  # that are drawn
