@@ -180,6 +180,10 @@ def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
         trvae_sc.compare(sources, without(adata))
     with pytest.raises(InputError, match="No column 'cell_type'"):
         trvae_sc.compare(predicted, bare)
+    renamed = predicted.copy()
+    renamed.obs["condition"] = renamed.obs["source_condition"]
+    with pytest.raises(InputError, match="under control that were made from cells under control"):
+        trvae_sc.compare(renamed, adata)  # was a KeyError
 
 
 def test_too_few_predicted_cells_are_told(adata, predicted):

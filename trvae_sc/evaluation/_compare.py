@@ -191,6 +191,11 @@ def _groups(
         if name not in wanted:
             continue
         of = of_labels([name], labelled=keys.labels_key is not None)
+        if start == to:
+            raise InputError(
+                f"predicted has cells{of} under {to} that were made from cells under {start}. Its condition is that "
+                "which was predicted: undo what changed predicted.obs."
+            )
         if len(at) == 1:
             raise InputError(
                 f"predicted has 1 cell{of} under {to}; how cells vary is scored from 2 on."
