@@ -28,6 +28,9 @@ from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name, of_labels
 
+_LEAST_SHARE = (
+    0.9  # of the counts of a cell, below which totals over all genes are no sums over some
+)
 _LEAST = 4  # measured cells, which the ceiling halves
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
@@ -115,6 +118,8 @@ def compare(
     keys = keys._replace(total_counts_key=TOTAL if keys.is_count else None)
     measured = pd.DataFrame({"label": label_column(cells, keys), "condition": cells.obs[CONDITION]})
     chosen = _groups(predicted, record, keys, measured, label)
+    if record["scale"] == "counts" and record["keys"].get("total_counts_key"):
+        _check_totals(chosen, cells)
     hidden = pd.MultiIndex.from_frame(measured).isin([(g.label, g.target) for g in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], keys, kappa)
@@ -238,6 +243,23 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
             )
         found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
+
+
+def _check_totals(chosen: Sequence[_Group], cells: AnnData) -> None:
+    """Raise where totals of one side are sums over its genes, and those of the other over many more."""
+    sides = {"predicted": [group.predicted for group in chosen], "truth": [cells]}
+    sums = {
+        k: np.concatenate([row_sums(x.X, x.n_obs) for x in parts]) for k, parts in sides.items()
+    }
+    totals = {k: np.concatenate([x.obs[TOTAL] for x in parts]) for k, parts in sides.items()}
+    for name, other in (("predicted", "truth"), ("truth", "predicted")):
+        share = sums[other].sum() / max(totals[other].sum(), 1.0)
+        if (sums[name] >= totals[name] * (1 - 1e-6)).all() and share < _LEAST_SHARE:
+            raise InputError(
+                f"Total counts of {name} are sums over its {cells.n_vars:,} genes, as scanpy's calculate_qc_metrics "
+                f"writes them, and those of {other} over more ({share:.0%} are of these genes). Both must be over the "
+                f"same: put back the totals that {name} had."
+            )
 
 
 def _counts_of(predicted: AnnData, layer: str | None) -> Any:
