@@ -147,6 +147,12 @@ def test_totals_below_the_sum_are_refused(make_adata):
         InputError, match=r"row 0 \(1\) are below the sum .* genes \(\d+\)\. Totals"
     ):
         TRVAE(adata)
+    adata.obs["n_counts"] = (
+        0.0  # such as those of another kind of genes: cells were said to be empty
+    )
+    setup(adata, total_counts_key="n_counts")
+    with pytest.raises(InputError, match=r"row 0 \(0\) are below the sum"):
+        TRVAE(adata)
 
 
 def test_no_values_at_all_are_refused(make_adata):

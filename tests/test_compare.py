@@ -162,6 +162,18 @@ def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
     assert {"top7", "all", "pcs"} == set(scores["genes"])
 
 
+@pytest.mark.parametrize("side", ["predicted", "truth"])
+def test_totals_that_were_overwritten_by_sums_over_the_genes_are_refused(adata, fit, side):
+    """As scanpy's calculate_qc_metrics does: shares were many times too large, and effect R2 next to 0."""
+    adata.obs["n_counts"] *= 3
+    predicted = fit(without(adata).copy()).predict(target="stimulated", labels="NK")
+    trvae_sc.compare(predicted, adata)
+    wrong = {"predicted": predicted, "truth": adata}[side]
+    wrong.obs["n_counts"] = np.asarray(wrong.X.sum(axis=1)).ravel()
+    with pytest.raises(InputError, match=f"Total counts of {side} are sums over its 30 genes"):
+        trvae_sc.compare(predicted, adata)
+
+
 def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
     with pytest.raises(InputError, match="This is no prediction"):
         trvae_sc.compare(adata, adata)
@@ -180,6 +192,10 @@ def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
         trvae_sc.compare(sources, without(adata))
     with pytest.raises(InputError, match="No column 'cell_type'"):
         trvae_sc.compare(predicted, bare)
+    renamed = predicted.copy()
+    renamed.obs["condition"] = renamed.obs["source_condition"]
+    with pytest.raises(InputError, match="under control that were made from cells under control"):
+        trvae_sc.compare(renamed, adata)  # was a KeyError
 
 
 def test_too_few_predicted_cells_are_told(adata, predicted):

@@ -163,6 +163,10 @@ def test_interpolate_refuses(model, arguments, error, match):
 
 
 def test_latent_tools_refuse(model, fit):
+    with pytest.raises(
+        InputError, match=r"The model is a str; .* preset\.$"
+    ):  # a str can be encoded
+        family.traverse("model/", 0)
     with pytest.raises(InputError, match="start and end are 2"):
         family.interpolate(model, 0, 2, steps=1)
     with pytest.raises(InputError, match="Unknown condition 'x'"):

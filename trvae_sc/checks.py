@@ -334,9 +334,9 @@ def _log_hint(values: np.ndarray) -> str:
 
 def _check_totals(sums: np.ndarray, totals: np.ndarray | None, start: int) -> None:
     """Raise on cells without counts and on totals that cannot be."""
-    seen = sums if totals is None else totals
-    if (seen <= 0).any():
-        rows = start + np.flatnonzero(seen <= 0)
+    empty = sums <= 0 if totals is None else (sums <= 0) & (totals <= 0)
+    if empty.any():
+        rows = start + np.flatnonzero(empty)
         raise InputError(
             f"{len(rows)} or more cells have no counts (rows {listing(rows.tolist())}). Remove them: "
             "sc.pp.filter_cells(adata, min_counts=1)."

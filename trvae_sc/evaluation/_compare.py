@@ -33,6 +33,8 @@ _SHOWN = {
     "r2_var": "top",
     "interval_coverage": "all",
 }
+#: Of the counts of a cell, below which totals over all genes are no sums over some.
+_LEAST_SHARE = 0.9
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
     "against what it was given."
@@ -147,6 +149,8 @@ def compare(
     )
     measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
     chosen = _chosen(predicted, record, keys, measured, label)
+    if record["scale"] == "counts" and keys.total_counts_key is not None:
+        _check_totals(chosen.values(), cells)
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
@@ -214,6 +218,11 @@ def _chosen(
         if name not in wanted:
             continue
         of = of_labels([name], labelled=keys.labels_key is not None)
+        if start == to:
+            raise InputError(
+                f"predicted has cells{of} under {to} that were made from cells under {start}. Its condition is that "
+                "which was predicted: undo what changed predicted.obs."
+            )
         if len(rows) == 1:
             raise InputError(
                 f"predicted has 1 cell{of} under {to}; how cells vary is scored from 2 on."
@@ -265,6 +274,22 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
             )
         found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
+
+
+def _check_totals(predicted: Iterable[AnnData], cells: AnnData) -> None:
+    """Raise where totals of one side are sums over its genes, and those of the other over many more."""
+    sides = {"predicted": [*predicted], "truth": [cells]}
+    share = {
+        name: sum(x.X.sum() for x in parts) / max(sum(x.obs[TOTAL].sum() for x in parts), 1.0)
+        for name, parts in sides.items()
+    }
+    for name, other in (("predicted", "truth"), ("truth", "predicted")):
+        if share[name] >= 1.0 - 1e-6 and share[other] < _LEAST_SHARE:
+            raise InputError(
+                f"Total counts of {name} are sums over its {cells.n_vars:,} genes, as scanpy's calculate_qc_metrics "
+                f"writes them, and those of {other} over more ({share[other]:.0%} are of these genes). Both must be "
+                f"over the same: put back the totals that {name} had."
+            )
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:

@@ -24,7 +24,8 @@ def check_model(model: TRVAE) -> None:
     """Raise where a model is no trained TRVAE."""
     if not isinstance(model, TRVAE):
         name = type(model).__name__
-        own = [m for m in ("generate", "interpolate", "encode", "decode") if hasattr(model, m)]
+        methods = ("generate", "interpolate", "encode", "decode") if hasattr(model, "train") else ()
+        own = [m for m in methods if hasattr(model, m)]
         raise InputError(
             f"The model is a {name}; this is for a TRVAE with any preset."
             + (f" A {name} has methods of its own: {', '.join(own)}." if own else "")
