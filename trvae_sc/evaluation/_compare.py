@@ -279,10 +279,10 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
 def _check_totals(predicted: Iterable[AnnData], cells: AnnData) -> None:
     """Raise where totals of one side are sums over its genes, and those of the other over many more."""
     sides = {"predicted": [*predicted], "truth": [cells]}
-    share = {
-        name: sum(x.X.sum() for x in parts) / max(sum(x.obs[TOTAL].sum() for x in parts), 1.0)
-        for name, parts in sides.items()
-    }
+    share = {}
+    for name, parts in sides.items():
+        total = sum(x.obs[TOTAL].sum() for x in parts)
+        share[name] = sum(row_sums(x.X, x.n_obs).sum() for x in parts) / max(total, 1.0)
     for name, other in (("predicted", "truth"), ("truth", "predicted")):
         if share[name] >= 1.0 - 1e-6 and share[other] < _LEAST_SHARE:
             raise InputError(
