@@ -188,7 +188,7 @@ def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
             file = folder / f"{number}.joblib"
             joblib.dump(tasks, file)
             for part in _parts(fits):
-                yield joblib.delayed(_run_part)(file, part, threads, os.getpid())
+                yield joblib.delayed(_run_part)(file, part, threads)
 
     pool = joblib.Parallel(
         n_jobs,
@@ -196,6 +196,8 @@ def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
         return_as="generator_unordered",
         batch_size=1,
         pre_dispatch=_AHEAD * n_jobs,
+        initializer=_end_with,  # not with the first fit: until that is sent, this may be killed
+        initargs=(os.getpid(),),
     )
     with scratch() as folder:
         try:
@@ -207,11 +209,10 @@ def run_local(prepared: Prepared, n_jobs: int) -> Iterator[dict[str, Any]]:
             get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def _run_part(file: Path, fits: Sequence[Fit], threads: int, parent: int) -> list[dict[str, Any]]:
+def _run_part(file: Path, fits: Sequence[Fit], threads: int) -> list[dict[str, Any]]:
     """Run fits of the same training cells in a worker."""
     import torch
 
-    _end_with(parent)
     torch.set_num_threads(threads)
     return list(_records(joblib.load(file, mmap_mode="r"), fits))
 
