@@ -19,6 +19,9 @@ from trvae_sc.module import CONDITION_KEY
 class BetweenTranslator(Translator):
     """A model that translates between two conditions, learned from labels measured under both.
 
+    :meth:`predict` goes from either to the other (a :class:`PairedTranslator`: as it was trained), and
+    refuses a third condition.
+
     Parameters
     ----------
     adata, registry, seed

@@ -72,13 +72,8 @@ def decoding_condition(model: TRVAE, adata: AnnData, rows: np.ndarray, condition
 
 def values_of(model: TRVAE, adata: AnnData) -> Any:
     """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
-    setup_args = model.registry_["setup_args"]
-    keys = Keys(
-        "",
-        layer=setup_args["layer"],
-        total_counts_key=setup_args["total_counts_key"],
-        is_count=model.module.is_count,
-    )
+    given = {name: model.registry_["setup_args"][name] for name in ("layer", "total_counts_key")}
+    keys = Keys("", is_count=model.module.is_count, **given)
     return log_values(adata, keys, float(model.module.kappa))
 
 

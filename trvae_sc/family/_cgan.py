@@ -205,7 +205,7 @@ class ConditionalGAN(Translator):
         obs = obs.assign(**self.condition_space.columns([level] * len(z)))
         if key is not None:
             obs[key] = pd.Categorical(per_code("labels", labels, len(z)))
-        with torch.no_grad(), suitable_threads(self.module.widest):
+        with suitable_threads(self.module.widest):
             x = self._from_noise(torch.as_tensor(z), self._label_codes(obs), level)
         return self._as_cells(x, z, obs, "decode")
 
@@ -250,6 +250,7 @@ class ConditionalGAN(Translator):
         cells.obs["fraction"] = f.ravel()
         return cells
 
+    @torch.no_grad()
     def _from_noise(self, noise: torch.Tensor, label: torch.Tensor, condition: Any) -> np.ndarray:
         """Return the values of cells of these labels, as codes, under a condition."""
         code = torch.full_like(label, self.conditions.index(condition))
@@ -257,7 +258,6 @@ class ConditionalGAN(Translator):
         generated = self.module.generate(noise.to(self.device), context)
         return (self.module.center + self.module.change_of(generated)).cpu().numpy()
 
-    @torch.no_grad()
     def _translate(
         self, cells: AnnData, x: np.ndarray, target: Any, generator: torch.Generator
     ) -> np.ndarray:

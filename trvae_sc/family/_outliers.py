@@ -116,10 +116,10 @@ def _split(model: TRVAE, train: AnnData) -> tuple[np.ndarray, np.ndarray, bool]:
     parts = [getattr(model, f"{name}_indices", None) for name in ("train", "validation", "test")]
     parts = [np.zeros(0, int) if part is None else np.asarray(part, int) for part in parts]
     is_own = sum(map(len, parts)) == train.n_obs  # else other data were attached since
-    if len(parts[1]) < _FEWEST or not is_own:
-        halves = np.array_split(np.random.default_rng(0).permutation(train.n_obs), 2)
-        return *(evenly_spaced(np.sort(half), _MAX_CELLS) for half in halves), False
-    return *(evenly_spaced(np.sort(part), _MAX_CELLS) for part in parts[:2]), True
+    is_apart = is_own and len(parts[1]) >= _FEWEST
+    if not is_apart:
+        parts = np.array_split(np.random.default_rng(0).permutation(train.n_obs), 2)
+    return *(evenly_spaced(np.sort(part), _MAX_CELLS) for part in parts[:2]), is_apart
 
 
 def _warn_of_themselves(model: TRVAE, scored: AnnData, known: AnnData, rows: np.ndarray) -> None:
