@@ -285,7 +285,7 @@ def check_values(
                 "or drop those cells or genes."
             )
         if not is_count:
-            largest = np.abs(values).max(initial=0)
+            largest = float(np.abs(values).max(initial=0))
             if largest > _SQUARABLE:
                 raise InputError(
                     f"{name} holds values up to {largest:.3g}, beyond what can be computed with. Divide them, "
@@ -302,7 +302,7 @@ def check_values(
                 f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
                 "likelihoods need raw counts. Pass them with layer=, or use gene_likelihood='normal'."
             )
-        if values.max(initial=0) > _MOST:
+        if float(values.max(initial=0)) > _MOST:  # in float16 the limit is infinite
             raise InputError(
                 f"{name} holds values up to {values.max():.3g}, which are no counts of molecules. Pass "
                 "raw counts with layer=, or use gene_likelihood='normal'."

@@ -153,11 +153,9 @@ class ConditionSpace:
         """Return the columns whose numbers are outside of what was measured."""
         if self.parts is None or not self.parts.get("scaling"):
             return []
-        own, ranges = (
-            zip(self.parts["keys"], self.values(condition), strict=True),
-            self.parts["scaling"],
-        )
-        return [k for k, x in own if k in ranges and not ranges[k][2] <= x <= ranges[k][3]]
+        own = dict(zip(self.parts["keys"], self.values(condition), strict=True))
+        ranges = {key: scale[2:] for key, scale in self.parts["scaling"].items()}
+        return [key for key, (low, high) in ranges.items() if not low <= own[key] <= high]
 
     @property
     def description(self) -> Description | None:

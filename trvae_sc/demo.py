@@ -17,7 +17,7 @@ from trvae_sc import baselines, datasets, evaluation, metrics, pl
 from trvae_sc.expression import Keys
 from trvae_sc.files import write_anndata, write_text
 from trvae_sc.model import TRVAE
-from trvae_sc.report._images import image
+from trvae_sc.report._parts import image
 
 _KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
 _HOLDOUT = evaluation.Holdout("type_0", "stimulated", "control")
