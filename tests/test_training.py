@@ -580,9 +580,12 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(fit, name, hook):
     arguments, train = RUNS[name]
     expected = fit(train=train, **arguments)
     with pytest.raises(Killed):
-        fit(train={**train, "checkpoint_dir": "run", "callbacks": [At(2, kill, hook)]}, **arguments)
-    keep = Keep()
-    resumed = fit(train={**train, "checkpoint_dir": "run", "callbacks": [keep]}, **arguments)
+        fit(
+            train={**train, "checkpoint_dir": "http_run", "callbacks": [At(2, kill, hook)]},
+            **arguments,
+        )
+    keep = Keep()  # "http" is no address
+    resumed = fit(train={**train, "checkpoint_dir": "http_run", "callbacks": [keep]}, **arguments)
     assert len(keep.weights) == 3  # epochs 2, 3, 4
     assert_same_run(resumed, expected)
 

@@ -118,12 +118,13 @@ def copy_check(
             )
         if not np.isfinite(x.data if sparse.issparse(x) else x).all():
             raise InputError(f"`{name}` holds NaN or infinite values; give finite ones.")
+    if train.shape[0] < 3:
+        raise InputError(f"`train` has {train.shape[0]} cells; at least 3 are needed.")
+    for name, x in given.items():
         if not x.shape[0] or x.shape[1] != train.shape[1]:
             raise InputError(
                 f"`{name}` has shape {x.shape} and `train` {train.shape}: give cells, of the same genes."
             )
-    if train.shape[0] < 3:
-        raise InputError(f"`train` has {train.shape[0]} cells; at least 3 are needed.")
     neighbors = NearestNeighbors(algorithm="brute").fit(train)
     if held_back is None:
         rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ class Draws:
 
 
 def transport_counts(
-    counts: np.ndarray | sparse.csr_matrix,
+    counts: sparse.csr_matrix,
     ratio: np.ndarray,
     gain: np.ndarray,
     theta: np.ndarray | None,
@@ -64,15 +64,29 @@ def draw_counts(
     if theta is not None:
         theta = np.broadcast_to(theta, mean.shape)
     p_zero = np.exp(-minus_log_p_zero(mean, theta))
-    where = np.divmod(np.flatnonzero(u > p_zero), mean.shape[1])
-    t = None if theta is None else theta[where]
-    values = _invert(u[where], p_zero[where], mean[where], t).astype(np.float32)
-    return sparse.csr_matrix((values, where), shape=mean.shape)
+    where = np.flatnonzero(u > p_zero)
+    u, p, m = u.ravel()[where], p_zero.ravel()[where], mean.ravel()[where]
+    t = None if theta is None else theta[np.divmod(where, mean.shape[1])]
+    values = _invert(u, p, m, t).astype(np.float32)
+    return _csr(values, where, mean.shape)
 
 
 def minus_log_p_zero(mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
     """Return -log P(count = 0) of negative binomial (Poisson if `theta` is None) counts."""
     return mean if theta is None else theta * np.log1p(mean / theta)
+
+
+def by_row(dense: np.ndarray) -> sparse.csr_matrix:
+    """Return the sparse matrix of a dense one (scipy's own way over 2-d indices takes longer)."""
+    where = np.flatnonzero(dense != 0)
+    return _csr(dense.ravel()[where], where, dense.shape)
+
+
+def _csr(values: np.ndarray, where: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return a sparse matrix of values at places of the flat matrix, in order."""
+    indptr = np.searchsorted(where, np.arange(shape[0] + 1) * shape[1])
+    columns = where - np.repeat(np.arange(shape[0]) * shape[1], np.diff(indptr))
+    return sparse.csr_matrix((values, columns.astype(np.int32), indptr), shape=shape)
 
 
 def _invert(u: np.ndarray, p: np.ndarray, mean: np.ndarray, theta: np.ndarray | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
-from trvae_sc.model._counts import Draws, draw_counts, minus_log_p_zero, transport_counts
+from trvae_sc.model._counts import Draws, by_row, draw_counts, minus_log_p_zero, transport_counts
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY, TRVAEModule, expected_and_spared, expected_values
 
@@ -195,7 +195,7 @@ def predicted_values(
         return draw_counts(batch.target * batch.total, theta, draws.add, kept)
     ratio = batch.target / np.maximum(batch.source, 1e-30)
     gain = np.maximum(batch.target - batch.source, 0.0) if batch.gain is None else batch.gain
-    return transport_counts(batch.observed, ratio, gain * batch.total, theta, draws)
+    return transport_counts(by_row(batch.observed), ratio, gain * batch.total, theta, draws)
 
 
 def predicted_totals(batch: Batch, counts: sparse.csr_matrix) -> np.ndarray:

@@ -30,8 +30,13 @@ from trvae_sc.module import CONDITION_KEY, TOTAL_KEY
 _OWN = "_trvae_sc_"
 #: Arguments of ``setup_anndata`` that name columns, or the layer.
 KEYS = (
-    *("condition_key", "labels_key", "layer", "batch_key", "total_counts_key"),
-    *("categorical_covariate_keys", "continuous_covariate_keys"),
+    "condition_key",
+    "labels_key",
+    "layer",
+    "batch_key",
+    "total_counts_key",
+    "categorical_covariate_keys",
+    "continuous_covariate_keys",
 )
 
 

@@ -49,9 +49,9 @@ class History(SimpleExperiment):
 def log_epoch(
     plan: lightning.LightningModule, metrics: Mapping[str, Tensor], *, shown: Collection[str] = ()
 ) -> None:
-    """Log metrics at the end of an epoch of training, as ``plan.log_dict`` does in 5 ms.
+    """Log metrics at the end of an epoch of training; ``plan.log_dict`` would take 5 ms for the same.
 
-    `shown` are those that the progress bar shows.
+    `shown` are those that the progress bar shows. For ``on_train_epoch_end`` only.
     """
     trainer = plan.trainer
     metrics = {name: value.detach() for name, value in metrics.items()}

@@ -123,7 +123,7 @@ class EpochCheckpoint(Checkpoint):
                 f"{self.file} is of a run with other data or arguments. Choose another folder, or "
                 "delete it to start anew."
             )
-        return str(self.file)
+        return str(self.file.absolute())  # Lightning takes "http..." for an address
 
     def release(self) -> None:
         """Let others use the folder."""
