@@ -13,6 +13,7 @@ from anndata.io import read_elem, sparse_dataset
 from trvae_sc import TRVAE, pl
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
+from trvae_sc.files import write_anndata, write_text
 from trvae_sc.report import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -30,6 +31,27 @@ def home(tmp_path, monkeypatch):
 
 def found(folder):
     return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_never_replaces_a_folder():
+    """What came meanwhile in the place of a result was lost."""
+    folder = Path("page.html")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(OSError):
+        write_text(folder, "page")
+    with pytest.raises(OSError):
+        write_anndata(AnnData(np.ones((2, 3))), folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert found(Path()) == {"page.html"}
+
+
+def test_a_store_replaces_a_file():
+    place = Path("cells.zarr")
+    place.write_text("old")
+    write_anndata(AnnData(np.ones((2, 3))), place, overwrite=True)
+    assert anndata.read_zarr(place).shape == (2, 3)
+    assert found(Path()) == {"cells.zarr"}
 
 
 def test_a_tilde_is_the_home_folder(home, fit, make_adata):

@@ -208,17 +208,17 @@ def _link_or_copy(source: Any, target: Any) -> None:
 
 
 def _put(new: Path, place: Path, *, overwrite: bool) -> None:
-    """Move a file or folder into its place in one step."""
-    if overwrite and place.is_dir():
+    """Move a file or folder into its place in one step; no file replaces a folder."""
+    if overwrite and new.is_dir() and place.exists():
         _exchange(new, place)
         return
     try:
         if new.is_file() and not overwrite:
             try:
                 os.link(new, place)  # fails where something is, which replacing would not
-            except OSError:  # also on a file system without links
+            except OSError:  # something is, or the file system has no links
                 place.touch(exist_ok=False)
-        new.replace(place)
+        new.replace(place)  # a link to it is the same file, and stays
     except OSError as error:
         if overwrite or not place.exists():
             raise
@@ -226,7 +226,7 @@ def _put(new: Path, place: Path, *, overwrite: bool) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Let two folders change places: in one step where the system can, else the old one is kept aside."""
+    """Let a folder and what it replaces change places: in one step where the system can, else the old one is kept aside."""
     if _rename_exchange(new, old):
         return
     aside = new.parent / _REPLACED

@@ -64,8 +64,12 @@ def rbf_kernel(d2: Tensor, kernel: Kernel = "median") -> Tensor:
     if kernel == "paper":
         widths = [2.0 * sigma for sigma in PAPER_BANDWIDTHS]
     else:
-        widths = [factor * median_distance(d2) for factor in MEDIAN_FACTORS]
-    return torch.stack([torch.exp(-d2 / width) for width in widths]).mean(0)
+        median = median_distance(d2)
+        widths = [factor * median for factor in MEDIAN_FACTORS]
+    total = torch.zeros_like(d2)
+    for width in widths:
+        total = total + torch.exp(-d2 / width)
+    return total / len(widths)
 
 
 class _KernelSums(torch.autograd.Function):

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, stats
+from scipy import sparse
 
 from trvae_sc.errors import InputError, UndefinedScoreError
 from trvae_sc.metrics import _arrays
@@ -211,9 +211,11 @@ def wasserstein(x: Cells, y: Cells) -> float:
     above 0 for two samples of one distribution, the more so the fewer cells.
     Raises ValueError if `x` or `y`, of at least one cell each, is invalid.
     """
+    from scipy.stats import wasserstein_distance  # which takes long to import
+
     pair = [sparse.csc_array(a) for a in _arrays.validated(x=x, y=y)]
     distances = [
-        stats.wasserstein_distance(*(a[:, [j]].toarray().ravel() for a in pair))
+        wasserstein_distance(*(a[:, [j]].toarray().ravel() for a in pair))
         for j in range(pair[0].shape[1])
     ]
     return float(np.mean(distances))

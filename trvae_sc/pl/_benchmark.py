@@ -211,12 +211,14 @@ def training(
     ax = axes_of(ax, 4.6, 3.2)
     for term, color in _TERMS.items():
         for part, end, style in (("train", "", "-"), ("validation", ", validation", ":")):
-            values = pd.DataFrame(history.get(f"{term}_weighted_{part}", ()))
-            y = values.to_numpy(float).ravel()
+            values = history.get(f"{term}_weighted_{part}", ())
+            y = np.asarray(values, dtype=float).ravel()
             if (y != 0).any():  # else a term that is switched off
                 mark: Any = {"marker": "o", "ms": 3} if len(y) == 1 else {}
                 look: Any = {"c": COLORS[color], "lw": 1.4, "label": term + end} | mark
-                ax.plot(values.index + 1, y, style, **look)  # validation may be of some epochs only
+                # validation may be of some epochs only
+                epochs = values.index if isinstance(values, pd.DataFrame) else np.arange(len(y))
+                ax.plot(epochs + 1, y, style, **look)
     ax.set_yscale("symlog", linthresh=0.1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(ax, "epoch", "weighted term of the loss per cell")

@@ -12,7 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import check_type
+from trvae_sc.checks import check_names, check_type
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import as_list, level_name
@@ -135,6 +135,7 @@ def traversal(
         ax.set_title(name, fontsize=9)
         return finish(ax, "traversal", show=show, save=save)
     check_whole("n_genes", n_genes)
+    check_names(walk, "var_names")
     genes = walk.var["range"].sort_values(ascending=False, kind="stable").index[:n_genes]
     shown = pd.DataFrame(dense(walk[:, genes].X), walk.obs["value"], genes)
     ax = lines_of(shown, ax, name, plain(unit_of_cells(walk) if unit is None else unit))
