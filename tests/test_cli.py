@@ -825,7 +825,7 @@ def test_an_unfinished_model_of_other_cells_is_not_replaced(run, folder, monkeyp
     before = tree()
     write(read(folder / "cells.h5ad"), "other.h5ad")
     other = ["train", "other.h5ad", *command_[2:]]
-    for again in ([*command_, *HOLDOUT], other):
+    for again in ([*command_, *HOLDOUT], other, [*command_, "--model", "cgan"]):
         code, _, err = run(*again)
         assert (code, "model exists. Pass --force to replace it." in err) == (2, True)
     Path("other.h5ad").unlink()

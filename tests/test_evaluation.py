@@ -186,7 +186,9 @@ def test_holdouts_of_a_label_in_a_batch(make_adata):
     own = (adata.obs[["batch", "cell_type"]] == ["b0", "B"]).all(axis=1)
     expected = own & (adata.obs["condition"] == "stimulated")
     assert (first.hidden(adata, COUNTS) == expected).all()
-    task = prepare_task(adata, first, keys=COUNTS, n_top_genes=None)
+    listed = Holdout("B", "stimulated", "control", key="cell_type", within=[["batch", "b0"]])
+    task = prepare_task(adata, listed, keys=COUNTS, n_top_genes=None)
+    assert task.holdout == first
     assert task.real.shape[0] == expected.sum()
     assert task.train.n_obs == 240 - expected.sum()
     assert set(task.source.obs["batch"]) == {"b0"}

@@ -30,6 +30,8 @@ def end_of(method: str, start: np.ndarray, end: np.ndarray, profile: np.ndarray)
     """Return f of the target, from f of source and target of the labels measured under both, and f of the source."""
     if method == "no_change":
         return profile
+    if method not in ("mean_shift", "nearest_shift"):
+        raise KeyError(method)
     shifts = end - start
     if method == "nearest_shift":
         distance = np.linalg.norm(start - profile, axis=1)
@@ -175,6 +177,8 @@ def weights_of(
             )
         nearest = np.isclose(distance, np.nanmin(distance), rtol=ROUNDING, atol=0.0)
         return nearest / nearest.sum()
+    if method != "sum_of_parts":
+        raise KeyError(method)
     summands = _summands(space, target)
     absent = sorted(set(summands) - {*levels, source})
     if absent:

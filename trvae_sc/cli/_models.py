@@ -118,15 +118,16 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _is_unfinished(folder: Path, args: argparse.Namespace) -> bool:
-    """Return whether a folder holds a model of the same cells whose training was interrupted."""
+    """Return whether a folder holds a model of the same class and cells whose training was interrupted."""
     if not (folder / "model.pt").is_file():
         return False
     from trvae_sc.model_file import read_model
 
     try:
         found = read_model(folder, None).attributes
-        known = found["trained_on_"]
+        known, of = found["trained_on_"], found["registry_"]["model_name"]
         is_same = known["file"] == str(args.file) and known["holdouts"] == args.holdout
+        is_same = is_same and of == MODELS[args.model]
         return bool(is_same and found["training_"]["interrupted"])
     except (InputError, LookupError, TypeError):  # no model of ours
         return False
@@ -267,7 +268,7 @@ def run_generate(args: argparse.Namespace) -> None:
     else:
         raise InputError(f"{args.model} is a {name}, which translates cells and draws none.")
     asked = _given(args, ["condition", "labels", "latent", "output", "exemplars"])
-    idle = [f"--{name}" for name in asked if name not in given]
+    idle = [f"--{option}" for option in asked if option not in given]
     if idle:
         raise InputError(f"A {name} draws cells without {', '.join(idle)}: leave that out.")
     model = _load(args, read(args.file) if name == "TRVAE" else None)

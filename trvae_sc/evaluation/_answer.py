@@ -92,11 +92,11 @@ def _mean(
         own = dense(on_scale(predicted, keys, learned.kappa)).astype(np.float64)
         x = x + weights[method] * own
         for group, rows in names.items():
-            end, of = mean_level(own[rows], is_count=keys.is_count), predicted
-            if method in alone and (len(names) > 1 or "predicted_mean" not in of.var):
-                of = judged(alone[method](source[rows], target))
-            if "predicted_mean" in of.var and has_levels(of, keys):
-                end = of.var["predicted_mean"].to_numpy()
+            end, asked = mean_level(own[rows], is_count=keys.is_count), predicted
+            if method in alone and (len(names) > 1 or "predicted_mean" not in asked.var):
+                asked = judged(alone[method](source[rows], target))
+            if "predicted_mean" in asked.var and has_levels(asked, keys):
+                end = asked.var["predicted_mean"].to_numpy()
             ends[group] = ends[group] + weights[method] * end
     at = learned.adata.obs_names.get_indexer(source.obs_names)
     moved = []

@@ -31,8 +31,8 @@ _N_STEPS = 200  # that fit it
 def ceiling(task: Task, *, seed: int = 0, n_top: int = N_TOP) -> dict[str, pd.DataFrame]:
     r"""Return what a perfect prediction would score on these hidden cells.
 
-    Scores of means: true changes are drawn from what the hidden cells leave possible, and scored against as many
-    cells drawn around them as the control cells vary. The observed changes :math:`d_g` have errors
+    Scores of means: true changes are drawn from what the hidden cells leave possible, and each is scored against as
+    many cells drawn around it, which vary as the control cells do. The observed changes :math:`d_g` have errors
     :math:`s_g = \sqrt{v_g / n}`, and the true ones a mixture of normal distributions of mean 0 fitted to them; draws
     from the posterior are scaled to the length :math:`\sum_g d_g^2 - s_g^2`. Of up to 20 cells, scores over the genes
     that change most depend on which those are by chance: there the ceiling is off by up to 0.1.

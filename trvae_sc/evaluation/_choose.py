@@ -32,7 +32,7 @@ class Decision:
 
 
 def decide(difference: float, error: float, *, model: str | None, simple: str | None) -> Decision:
-    """Return which of two methods to use, None where there is none of the kind.
+    """Return which of two methods to use; `model` or `simple` is None where there is none of the kind.
 
     `difference` is the loss of the simple method less that of the model; within its standard error (NaN where there
     is none) it is too close to call.

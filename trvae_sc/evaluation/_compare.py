@@ -293,7 +293,7 @@ def _check_totals(predicted: Iterable[AnnData], cells: AnnData) -> None:
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:
-    """Return what training cells tell; kappa of a prediction, in single precision, is taken for that of the cells."""
+    """Return what training cells tell; their own kappa counts where that of the prediction is the same to 1e-6."""
     own = median_total(train, keys)
     return Shared.of(
         train, keys, own if keys.is_count and np.isclose(own, kappa, rtol=1e-6) else kappa

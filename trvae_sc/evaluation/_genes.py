@@ -164,10 +164,9 @@ def _most_variable(x: Any, condition: np.ndarray, keys: Keys) -> np.ndarray:
     by the mean of variances on their own scale.
     """
     names, counts = np.unique(condition, return_counts=True)
-    groups = [x[condition == name] for name in names[counts >= _ENOUGH]] or [x]
-    found = pd.DataFrame(
-        [_dispersion(cells) if keys.is_count else _variance(cells) for cells in groups]
-    )
+    groups = [condition == name for name in names[counts >= _ENOUGH]] or [slice(None)]
+    spread = _dispersion if keys.is_count else _variance
+    found = pd.DataFrame([spread(x[rows]) for rows in groups])
     return _descending(found.mean().to_numpy())
 
 

@@ -253,7 +253,8 @@ def by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
 
     if isinstance(given, Holdout):
         also = tuple(by_name(one, space) for one in given.also)
-        return replace(given, target=named(given.target), source=named(given.source), also=also)
+        ends = {"target": named(given.target), "source": named(given.source)}
+        return replace(given, **ends, also=also, within=tuple(map(tuple, given.within)))
     is_pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
     return (given[0], named(given[1])) if is_pair else given
 

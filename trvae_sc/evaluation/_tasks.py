@@ -166,9 +166,8 @@ class Task:
     control: Any  #: source cells, log values
     #: Mean over the labels of their own shift in training, shape (n_genes,); zero where none has both conditions.
     shift: np.ndarray
-    by_target: dict[
-        str, np.ndarray
-    ]  #: mean log values of the label under every condition but the source
+    #: Mean log values of the label under every condition but the source.
+    by_target: dict[str, np.ndarray]
     kappa: float  #: median total of the training cells
     pca: PCA  #: principal components of the training cells
 
