@@ -14,8 +14,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
+# those that take longest are begun first
+LONG = $(patsubst %,tutorials/%.ipynb,generative_models unseen_conditions your_data gallery)
+
 tutorials: $(VENV)/installed  # a cell may take 180 seconds; scanpy would give torch all cores
-	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --nbmake --nbmake-timeout=180 tutorials/*.ipynb
+	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --nbmake --nbmake-timeout=180 \
+		$(LONG) $(filter-out $(LONG),$(wildcard tutorials/*.ipynb))
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
