@@ -18,32 +18,27 @@ class History(SimpleExperiment):
     """
 
     def __init__(self) -> None:
-        self._frames: dict[str, pd.DataFrame] = {}
-        #: by metric and what its rows are numbered by ("epoch" or "step"): values by number
-        self._rows: dict[tuple[str, str], dict[int, float]] = {}
+        #: by metric: what its rows are numbered by ("epoch" or "step"), and values by number
+        self._rows: dict[str, tuple[str, dict[int, float]]] = {}
 
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Record metrics."""
         metrics = dict(metrics)
-        numbered_by = next((name for name in ("step", "epoch") if name in metrics), None)
-        number = step if numbered_by is None else metrics.pop(numbered_by)
+        numbered_by = "epoch" if "epoch" in metrics and "step" not in metrics else "step"
+        number = metrics.pop(numbered_by, step)
         for name, value in metrics.items():
-            rows = self._rows.setdefault((name, numbered_by or "step"), {})
+            rows = self._rows.setdefault(name, (numbered_by, {}))[1]
             rows[number] = value.item() if isinstance(value, Tensor) else value
 
     @property
     def data(self) -> dict[str, pd.DataFrame]:
         """By metric a frame with a row for each epoch or step."""
-        for (name, numbered_by), rows in self._rows.items():
-            index = pd.Index(list(rows), name=numbered_by)
-            frame = pd.DataFrame({name: list(rows.values())}, index=index, dtype=object)
-            known = self._frames.get(name)
-            if known is not None:
-                known = known[~known.index.isin(index)]
-                frame = pd.concat([known, frame]).rename_axis(known.index.name)
-            self._frames[name] = frame
-        self._rows = {}
-        return self._frames
+        return {
+            name: pd.DataFrame(
+                {name: list(rows.values())}, pd.Index(list(rows), name=numbered_by), dtype=object
+            )
+            for name, (numbered_by, rows) in self._rows.items()
+        }
 
 
 def log_epoch(

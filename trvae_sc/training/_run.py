@@ -132,10 +132,12 @@ class EpochCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
         """Give the logger the epochs before the interruption; stop where the run had stopped."""
         trainer.should_stop = trainer.should_stop or self.stopped
-        data = _logged(trainer)
+        experiment = getattr(trainer.logger, "experiment", None)
+        if not isinstance(experiment, History):  # of another logger, or another process
+            return
         for name, (numbered_by, numbers, values) in self.history.items():
-            index = pd.Index(numbers, name=numbered_by)
-            data[name] = pd.DataFrame({name: values}, index=index, dtype=object)
+            for number, value in zip(numbers, values, strict=True):
+                experiment.log_metrics({name: value, numbered_by: number})
 
     def on_train_start(self, trainer: lightning.Trainer, plan: lightning.LightningModule) -> None:
         """Tell schedules that watch a metric of the epoch whose end the checkpoint is.
