@@ -143,6 +143,18 @@ def check_target(
         raise InputError(f"{there} cannot be written to.")
 
 
+def check_cells_target(
+    path: Path, *, overwrite: bool, option: str = "overwrite=True", inputs: Iterable[Path] = ()
+) -> None:
+    """Raise where cells cannot be written to an h5ad or zarr file; see :func:`check_target`."""
+    check_suffix(path)
+    given: dict[str, Any] = {"overwrite": overwrite, "option": option, "inputs": inputs}
+    if path.suffix == ".zarr":
+        check_target(path, kind="zarr store", replaces=is_zarr, **given)
+    else:
+        check_target(path, **given)
+
+
 # -- writing --------------------------------------------------------------------------------------------
 
 

@@ -168,7 +168,7 @@ def run_predict(args: argparse.Namespace) -> None:
     adata = read(args.file)
     further = {} if args.exemplars is None else {"exemplars": read(args.exemplars)}
     # what the prior of a flow is worth follows from its training cells, which the file may hold
-    model = _load(args, adata if name == "FlowTransfer" else None)
+    model = _load(args, name, adata if name == "FlowTransfer" else None)
     request = options(args, "target", "source", "labels", "seed")
     predicted = model.predict(adata, **request, **further)
     write_prediction(predicted, args)
@@ -183,7 +183,7 @@ def _predict_by_trvae(args: argparse.Namespace) -> None:
     elif args.by is not None:
         raise InputError("--by is for the table of changes; name one: --table genes.csv.")
     adata = read(args.file, backed=True)
-    model = _load(args)
+    model = _load(args, "TRVAE")
     layer = model.registry["setup_args"]["layer"]
     if layer is not None and layer not in adata.layers:
         raise InputError(f"{args.file} has no layer '{layer}', which the model was set up with.")
@@ -213,12 +213,11 @@ def _class_named(name: str) -> Any:
     return trvae_sc.TRVAE if name == "TRVAE" else getattr(family, name)
 
 
-def _load(args: argparse.Namespace, adata: AnnData | None = None) -> Any:
-    """Return the model of a folder, with training cells if there are any."""
+def _load(args: argparse.Namespace, name: str, adata: AnnData | None = None) -> Any:
+    """Return the model of a folder, of the class that is named, with training cells if there are any."""
     quiet()
     check_accelerator(args.accelerator)
-    model_cls = _class_named(_name_of_class(args.model))
-    model = model_cls.load(args.model, adata=False, accelerator=args.accelerator)
+    model = _class_named(name).load(args.model, adata=False, accelerator=args.accelerator)
     if adata is not None:
         model.adata = _shown_cells(model, adata)
     return model
@@ -271,7 +270,7 @@ def run_generate(args: argparse.Namespace) -> None:
     idle = [f"--{option}" for option in asked if option not in given]
     if idle:
         raise InputError(f"A {name} draws cells without {', '.join(idle)}: leave that out.")
-    model = _load(args, read(args.file) if name == "TRVAE" else None)
+    model = _load(args, name, read(args.file) if name == "TRVAE" else None)
     _write_cells(model.generate(**given), args)
 
 
@@ -279,7 +278,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
     """Decode the line between two groups and write it."""
     check_prediction_file(args)
     adata = read(args.file)
-    model = _load(args)
+    model = _load(args, _name_of_class(args.model))
     key = args.key or model.registry_["setup_args"]["labels_key"]
     if key is None:
         raise InputError("The model has no labels: name the column with the groups, --key.")
@@ -311,7 +310,7 @@ def run_outliers(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out} is no .csv file.")
     check_output(args.out, overwrite=args.force, inputs=[args.file, args.reference])
     adata, reference = read(args.file), read(args.reference)
-    model = _load(args)
+    model = _load(args, _name_of_class(args.model))
     name = type(model).__name__
     if name != "TRVAE":
         raise InputError(f"{args.model} is a {name}; outliers needs a TRVAE.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trvae_sc.errors import InputError
-from trvae_sc.files import check_suffix, check_target, is_zarr, write_anndata
+from trvae_sc.files import check_cells_target, check_target, write_anndata
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -125,15 +125,8 @@ def inputs_of(args: argparse.Namespace) -> list[Path]:
 
 def check_prediction_file(args: argparse.Namespace) -> None:
     """Raise if a prediction could not be written."""
-    check_suffix(args.out)
-    zarr = args.out.suffix == ".zarr"
-    check_output(
-        args.out,
-        overwrite=args.force,
-        kind="zarr store" if zarr else "file",
-        replaces=is_zarr if zarr else None,
-        inputs=inputs_of(args),
-    )
+    given = {"overwrite": args.force, "option": "--force", "inputs": inputs_of(args)}
+    check_cells_target(args.out, **given)
 
 
 def write_prediction(predicted: AnnData, args: argparse.Namespace, **more: Any) -> None:

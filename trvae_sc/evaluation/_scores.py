@@ -129,8 +129,8 @@ def score_values(
         data |= {"control": task.control[:, index], "shift": task.shift[index]}
         for name in _BY_GENE:
             add(name, genes, data)
-    if not {(name, "pcs") for name in _IN_PCS} <= set(without):
-        data = {"real": task.project(real), "predicted": task.project(predicted)}
+    needed = any((name, "pcs") not in without for name in _IN_PCS)
+    data = {"real": task.project(real), "predicted": task.project(predicted)} if needed else {}
     for name in _IN_PCS:
         add(name, "pcs", data)
     data = {"real": real, "predicted": predicted, "control": task.control}

@@ -299,7 +299,12 @@ def _shown(score: float) -> str:
     return f"{round(score, 7) + 0.0:.3g}"
 
 
-_WORSE = " Do not trust it: below 0 it is worse than predicting no change."
+def _warned(note: str, quick_look: str, effect_r2: float | None) -> str:
+    """Return a note with what speaks against trust: a quick look, or a mean effect R2 below 0."""
+    note += f" This was a {quick_look}." if quick_look else ""
+    if effect_r2 is not None and float(_shown(effect_r2)) < 0:
+        note += " Do not trust it: below 0 it is worse than predicting no change."
+    return note
 
 
 def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
@@ -312,10 +317,8 @@ def _note(best: Best, metric: str, quick_look: str, units: str) -> str:
         f"{best.method} ({best.output}) was chosen by leaving out {table['n_tasks'].iloc[0]} known "
         f"{units} in turn: {answer}. Mean {metric}: {scores}."
     )
-    note += f" This was a {quick_look}." if quick_look else ""
-    if metric == "effect_r2" and float(_shown(table["mean"][best.method])) < 0:
-        note += _WORSE
-    return note
+    score = table["mean"][best.method] if metric == "effect_r2" else None
+    return _warned(note, quick_look, score)
 
 
 def _stack_note(
@@ -329,15 +332,14 @@ def _stack_note(
     """Return how methods were combined, in words."""
     shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     own = stacked_scores(results, evidence)
-    mean = _shown(own["value"].mean())
+    mean = float(own["value"].mean())
     scores = ", ".join(f"{r.method} {_shown(r.mean)}" for r in best.table.itertuples())
-    return (
+    note = (
         f"The prediction is the mean of methods with the weights {shares}, which predict {len(own)} known "
         f"{units} best that were left out in turn. Its mean effect_r2 on each of them, with weights from the "
-        f"others: {mean}. Mean {metric} of the methods: {scores}."
-        + (f" This was a {results.quick_look}." if results.quick_look else "")
-        + (_WORSE if float(mean) < 0 else "")
+        f"others: {_shown(mean)}. Mean {metric} of the methods: {scores}."
     )
+    return _warned(note, results.quick_look, mean)
 
 
 def _fallback_note(question: Question, tasks: Sequence[Holdout], min_cells: int, name: str) -> str:

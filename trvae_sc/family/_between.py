@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 
 from trvae_sc.errors import InputError
 from trvae_sc.family._training import Matched
 from trvae_sc.family._translator import Translator
-from trvae_sc.module import CONDITION_KEY
 
 
 class BetweenTranslator(Translator):
@@ -53,14 +51,11 @@ class BetweenTranslator(Translator):
 
     def _groups(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return rows under source and target, by label, of labels that have both; raise without any."""
-        codes = [
-            self.adata_manager.get_from_registry(key).ravel()
-            for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY)
-        ]
+        labels, conditions = self._group_codes().T
         ends = [self.conditions.index(c) for c in (self.source_, self.target_)]
         groups = [
-            tuple(np.flatnonzero((codes[0] == end) & (codes[1] == label)) for end in ends)
-            for label in np.unique(codes[1])
+            tuple(np.flatnonzero((conditions == end) & (labels == label)) for end in ends)
+            for label in np.unique(labels)
         ]
         found = [group for group in groups if all(len(rows) for rows in group)]
         if not found:

@@ -13,7 +13,16 @@ from anndata import AnnData
 from trvae_sc import checks
 from trvae_sc.alignment import align
 from trvae_sc.errors import InputError, naming
-from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
+from trvae_sc.expression import (
+    Keys,
+    check_cells,
+    dense,
+    gene_means,
+    log_values,
+    mean_level,
+    totals,
+    values,
+)
 from trvae_sc.levels import level_name, listing
 from trvae_sc.model._trained import Trained
 from trvae_sc.noise import sampling_variance
@@ -126,11 +135,7 @@ def exemplars_of(
     keys = Keys("", None, trained.layer, total_key, module.is_count)
     with naming("exemplars"):
         checks.check_obs(aligned, [], [total_key])
-    seen = totals(aligned, keys) if module.is_count else None
-    given = seen if total_key else None
-    checks.check_values(
-        values(aligned, keys), is_count=module.is_count, totals=given, name="exemplars"
-    )
+    check_cells(aligned, keys, name="exemplars")
     if not module.is_count and checks.looks_like_counts(values(aligned, keys), least=2):
         checks.logger.warning(
             "exemplars hold whole numbers, as counts do. They must be values on the scale that the model was trained "

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from trvae_sc.checks import files_read
 from trvae_sc.errors import InputError
-from trvae_sc.files import as_path, check_suffix, check_target, is_zarr
+from trvae_sc.files import as_path, check_cells_target
 
 _ROWS = 8192  # written at a time
 _CHUNK_BYTES = 2**20
@@ -151,13 +151,5 @@ def stacked(
 def check_out(out: str | Path, *read: AnnData | None, overwrite: bool) -> Path:
     """Return the path of a prediction; raise before any work where it cannot be written."""
     path = as_path(out, "out")
-    check_suffix(path)
-    zarr = path.suffix == ".zarr"
-    check_target(
-        path,
-        overwrite=overwrite,
-        replaces=is_zarr if zarr else None,
-        kind="zarr store" if zarr else "file",
-        inputs=files_read(*read),
-    )
+    check_cells_target(path, overwrite=overwrite, inputs=files_read(*read))
     return path
