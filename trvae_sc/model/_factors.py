@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from torch import Tensor
 
@@ -108,6 +109,8 @@ class Calibration:
         ends = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
         tables = (np.stack(of).astype(np.float32) for of in ends)
         self.of_source, self.of_target, self.gain = tables
+        ends = self.of_source, self.of_target
+        self.of_responding = [np.take_along_axis(of, self.responding, axis=1) for of in ends]
 
     def __call__(self, raw: Batch, positions: slice, output: str) -> Batch:
         """Return what an output needs of a batch on the level of its labels; `positions` are its rows' places."""
@@ -139,10 +142,10 @@ class Calibration:
         if not self.factors:
             return np.full(len(raw.observed), np.nan, dtype=np.float32)
         group = self.group[positions]
-        genes, rows = self.responding[group], np.arange(len(group))[:, None]
+        genes = torch.from_numpy(self.responding[group])
         start, end = (
-            self._on_level(of[group[:, None], genes], decoded[rows, genes])
-            for of, decoded in ((self.of_source, raw.source), (self.of_target, raw.target))
+            self._on_level(of[group], torch.from_numpy(decoded).gather(1, genes).numpy())
+            for of, decoded in zip(self.of_responding, (raw.source, raw.target), strict=True)
         )
         kappa = self.module.kappa.item()
         own = log_ratio(kappa * start, kappa * end) if self.module.is_count else end - start

@@ -154,7 +154,9 @@ class _Prediction:
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
                 self.marks.add(marks_of(raw.observed))
-                self.sums += [r.sum(0, dtype=np.float64) for r in (batch.source, batch.target)]
+                if not self.calibration.factors:
+                    ends = batch.source, batch.target
+                    self.sums += [rates.sum(0, dtype=np.float64) for rates in ends]
                 values = predicted_values(module, batch, features, request.output, draws)
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.add(predicted_totals(batch, values))
