@@ -102,12 +102,7 @@ def simulate(  # noqa: PLR0913
     >>> adata = simulate(n_cells=1000)
     >>> train = adata[~((adata.obs.cell_type == "type_0") & (adata.obs.condition == "stimulated"))]
     """
-    if n_conditions is not None:
-        check_whole("n_conditions", n_conditions, 2)
-        conditions = ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
-    names = [] if isinstance(conditions, str) else list(conditions)
-    if len(names) < 2 or len(set(map(str, names))) < len(names):
-        raise InputError(f"conditions is {conditions!r}; give two different names or more.")
+    conditions = _conditions(conditions, n_conditions)
     whole = {"n_cells": n_cells, "n_genes": n_genes, "n_labels": n_labels, "n_donors": n_donors}
     for name, number in whole.items():
         check_whole(name, number)
@@ -134,21 +129,12 @@ def simulate(  # noqa: PLR0913
         of_features = np.random.default_rng([seed, 2])  # other data of a seed stay what they are
         shown, common, specific = _described(of_features, common.shape, effect_size, feature_share)
         shown = of_features.normal(size=shown.shape) if features == "noise" else shown
-        described = pd.Index(conditions[1:], name="condition")
-        columns = [f"feature_{i}" for i in range(shown.shape[1])]
-        table = pd.DataFrame(shown, index=described, columns=columns)
+        table = pd.DataFrame(shown, pd.Index(conditions[1:], name="condition"))
+        table = table.add_prefix("feature_")
 
     n_each = len(conditions) if paired else 1
     n_cells -= n_cells % n_each
-    weights = np.geomspace(3.0, 1.0, n_labels)  # from the most frequent label to the rarest
-    label = rng.choice(n_labels, n_cells // n_each, p=weights / weights.sum())
-    if paired:
-        label[:n_labels] = np.arange(n_labels)
-        condition = np.arange(n_cells) % n_each
-    else:
-        condition = rng.permutation(np.arange(n_cells) % len(conditions))
-        first = n_labels * len(conditions)  # every combination has a cell
-        label[:first], condition[:first] = np.divmod(np.arange(first), len(conditions))
+    label, condition = _design(rng, n_labels, len(conditions), n_cells, paired=paired)
     state = position[label] + heterogeneity * rng.normal(size=(len(label), _N_PROGRAMS))
     label, state = label.repeat(n_each), state.repeat(n_each, 0)
     donor, of_donor = _donors(n_donors, donor_sd, common, len(label), n_each, seed)
@@ -172,13 +158,10 @@ def simulate(  # noqa: PLR0913
                 own = shares(np.flatnonzero((label == k) & (donor == d)), c)
                 by_donor[f"type_{k}|{name}|donor_{d}"] = own.mean(0) if len(own) else np.nan
     counts = rng.poisson(rates * total[:, None] * rng.gamma(theta, 1 / theta, rates.shape))
-    obs = pd.DataFrame(
-        {
-            "condition": pd.Categorical.from_codes(condition, list(conditions)),
-            "cell_type": pd.Categorical.from_codes(label, [f"type_{k}" for k in range(n_labels)]),
-            "total_counts": counts.sum(1).astype(np.float64),
-        }
-    )
+    types = [f"type_{k}" for k in range(n_labels)]
+    obs = pd.DataFrame({"condition": pd.Categorical.from_codes(condition, conditions)})
+    obs["cell_type"] = pd.Categorical.from_codes(label, types)
+    obs["total_counts"] = counts.sum(1).astype(np.float64)
     if paired:
         obs["pair"] = np.arange(n_cells) // n_each
     if n_donors > 1:
@@ -187,6 +170,34 @@ def simulate(  # noqa: PLR0913
     if table is not None:
         adata.uns["condition_features"] = table
     return adata
+
+
+def _conditions(conditions: Sequence[str], n_conditions: int | None) -> list[str]:
+    """Return the names of conditions, or as many as asked for."""
+    if n_conditions is not None:
+        check_whole("n_conditions", n_conditions, 2)
+        return ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
+    names = [] if isinstance(conditions, str) else list(conditions)
+    if len(names) < 2 or len(set(map(str, names))) < len(names):
+        raise InputError(f"conditions is {conditions!r}; give two different names or more.")
+    return names
+
+
+def _design(
+    rng: np.random.Generator, n_labels: int, n_conditions: int, n_cells: int, *, paired: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes of labels (of sets of cells, if paired) and of conditions."""
+    weights = np.geomspace(3.0, 1.0, n_labels)  # from the most frequent label to the rarest
+    n_drawn = n_cells // n_conditions if paired else n_cells
+    label = rng.choice(n_labels, n_drawn, p=weights / weights.sum())
+    condition = np.arange(n_cells) % n_conditions
+    if paired:
+        label[:n_labels] = np.arange(n_labels)
+        return label, condition
+    condition = rng.permutation(condition)
+    first = n_labels * n_conditions  # every combination has a cell
+    label[:first], condition[:first] = np.divmod(np.arange(first), n_conditions)
+    return label, condition
 
 
 def as_data(

@@ -136,21 +136,9 @@ def select(  # noqa: PLR0913
     >>> predicted.uns["trvae_sc"]["selection"]["method"]
     'mean_shift'
     """
-    if metric not in SCORED:
-        raise InputError(f"Methods cannot be chosen by {metric!r}; choose one of {list(SCORED)}.")
-    if max_tasks is not None:
-        check_whole("max_tasks", max_tasks)
-        if max_tasks < _MIN_TASKS:
-            raise InputError(
-                f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
-            )
-    check_whole("min_cells", min_cells, 0)
-    if n_top_genes is not None:
-        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
+    _check_arguments(metric, combine, max_tasks, min_cells, n_top_genes)
     seeds = check_seeds(seeds)
     check_known(kwargs, select, [*Keys._fields, *_OF_BENCHMARK], also=_ALSO)
-    if combine not in ("best", "stack"):
-        raise InputError(f"combine is {combine!r}; choose 'best' or 'stack'.")
     names = cast("KeyNames", {k: kwargs.pop(k) for k in Keys._fields if k in kwargs})
     keys = keys_from(keys, names)
     output = check_output(output, keys)
@@ -185,14 +173,12 @@ def select(  # noqa: PLR0913
         results = _of_these(results, known, tasks, seeds)
         best = results.best(metric)
         evidence = left_out(results, list(known))
-        if combine == "stack":
-            weights = stacking_weights(evidence)
-            question.notes.append(
-                _stack_note(weights, results, evidence, best, metric, question.units)
-            )
+        weights = {best.method: 1.0} if combine == "best" else stacking_weights(evidence)
+        if combine == "best":
+            note = _note(best, metric, results.quick_look, question.units)
         else:
-            weights = {best.method: 1.0}
-            question.notes.append(_note(best, metric, results.quick_look, question.units))
+            note = _stack_note(weights, results, evidence, best, metric, question.units)
+        question.notes.append(note)
     from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need
 
     if question.space.is_outside(question.target):  # nothing tells how wrong a prediction is there
@@ -211,13 +197,32 @@ def select(  # noqa: PLR0913
     )
     predicted = _with_columns(found, question.known)
     record = predicted.uns["trvae_sc"]
-    notes = np.array([*record.get("notes", ()), *question.notes], dtype=object)
+    record["notes"] = np.array([*record.get("notes", ()), *question.notes], dtype=object)
     selection: dict[str, Any] = {"method": next(iter(weights))}
     if len(weights) > 1:
         selection = {"method": _answer.STACK, "weights": weights}
     selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
-    predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
+    record["selection"] = selection
     return log_notes(predicted)
+
+
+def _check_arguments(
+    metric: str, combine: str, max_tasks: int | None, min_cells: int, n_top_genes: int | None
+) -> None:
+    """Raise on arguments of :func:`select` that cannot be."""
+    if metric not in SCORED:
+        raise InputError(f"Methods cannot be chosen by {metric!r}; choose one of {list(SCORED)}.")
+    if max_tasks is not None:
+        check_whole("max_tasks", max_tasks)
+        if max_tasks < _MIN_TASKS:
+            raise InputError(
+                f"max_tasks is {max_tasks}; methods are compared on {_MIN_TASKS} or more."
+            )
+    check_whole("min_cells", min_cells, 0)
+    if n_top_genes is not None:
+        check_whole("n_top_genes", n_top_genes, LEAST_GENES)
+    if combine not in ("best", "stack"):
+        raise InputError(f"combine is {combine!r}; choose 'best' or 'stack'.")
 
 
 def _of_these(
