@@ -121,18 +121,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         check_default_type()
         check_trainer(kwargs, self.train, UnsupervisedTrainingMixin.train)
         kwargs["callbacks"] = as_callbacks(kwargs.get("callbacks"))
-        for name, choice in (
-            ("early_stopping", early_stopping),
-            ("balance_conditions", balance_conditions),
-        ):
-            if not isinstance(choice, bool | np.bool_):
-                raise InputError(f"{name} is {choice!r}; give True or False.")
-        for name, number in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-            if number is not None:
-                check_whole(name, number)
-        for name, number in (("lr", lr), ("memory_budget", memory_budget)):
-            if number is not None:
-                check_number(name, number, 0.0)
+        _check_arguments(
+            {"early_stopping": early_stopping, "balance_conditions": balance_conditions},
+            {"max_epochs": max_epochs, "batch_size": batch_size},
+            {"lr": lr, "memory_budget": memory_budget},
+        )
         # numbers may be numpy's, which Lightning refuses
         max_epochs = None if max_epochs is None else int(max_epochs)
         batch_size = None if batch_size is None else int(batch_size)
@@ -307,6 +300,21 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             else:
                 found.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
         return f"{dict(self.summary_stats)} {found.hexdigest()}"
+
+
+def _check_arguments(
+    choices: dict[str, Any], whole: dict[str, Any], numbers: dict[str, Any]
+) -> None:
+    """Raise where a choice is not True or False, or where one of the numbers given cannot be."""
+    for name, choice in choices.items():
+        if not isinstance(choice, bool | np.bool_):
+            raise InputError(f"{name} is {choice!r}; give True or False.")
+    for name, number in whole.items():
+        if number is not None:
+            check_whole(name, number)
+    for name, number in numbers.items():
+        if number is not None:
+            check_number(name, number, 0.0)
 
 
 def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:
