@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, check_type, looks_like_counts, matrix
+from trvae_sc.checks import RECORD, check_type, layer_names, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
 from trvae_sc.pl._finish import Save, finish
@@ -155,8 +155,8 @@ def gene_values(
         raise InputError(
             f"Genes {missing} are not in var_names, such as {list(adata.var_names[:3])}."
         )
-    if layer is not None and layer not in adata.layers:
-        raise InputError(f"No layer {layer!r}; there are {list(adata.layers)}.")
+    if layer is not None and layer not in layer_names(adata):
+        raise InputError(f"No layer {layer!r}; there are {layer_names(adata)}.")
     if target_sum is not None and total_counts_key not in (None, *adata.obs):
         raise InputError(f"No column {total_counts_key!r} in obs; there are {list(adata.obs)}.")
     if not adata.var_names.is_unique:
