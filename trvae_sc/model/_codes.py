@@ -19,7 +19,7 @@ from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
 from trvae_sc.model._predict import check_weights, has_label
-from trvae_sc.model._record import scale_name
+from trvae_sc.model._record import layer_of, scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
 from trvae_sc.notes import versions
@@ -141,8 +141,9 @@ def _cells(
     if levels is not None:
         obs = obs.assign(**trained.conditions.columns(levels))
     result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
-    if trained.layer is not None:
-        result.layers[trained.layer] = result.X.copy()
+    layer = layer_of(trained, made["output"])
+    if layer is not None:
+        result.layers[layer] = result.X.copy()
     result.uns["trvae_sc"] = {
         **made,
         "preset": trained.preset,
