@@ -15,6 +15,7 @@ from trvae_sc.baselines._cells import learn
 from trvae_sc.cli import main
 from trvae_sc.condition_kernels import is_dose
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse
+from trvae_sc.condition_sets import new_sets, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.datasets import simulate_doses
 from trvae_sc.errors import InputError
@@ -33,6 +34,35 @@ def table():
 
 
 # -- coding -------------------------------------------------------------------------------------------
+
+
+def test_a_condition_may_be_a_row_of_obs_or_an_array():
+    joint = space([("a", 1.0), ("a", 10.0), ("b", 1.0)])
+    single = ConditionSpace("dose", (0.1, 0.7))
+    for given in (
+        *(pd.Series({"dose": 10.0, "drug": "a"}), pd.Series(["a", 10.0], index=[5, 6])),
+        *(np.array(["a", "10"]), pd.Index(["a", 10.0])),
+    ):
+        assert joint.level(given) == "a + 10"
+    for given in (
+        *(np.float32([0.7]), np.array(np.float32(0.7)), pd.Series([0.7], dtype="float32")),
+        *(pd.Series({"dose": 0.7}), pd.Categorical([0.7])),
+    ):
+        assert single.level(given) == 0.7
+
+
+def test_conditions_of_all_cells_are_no_condition():
+    """The message listed a column of cells as a condition that is unknown, or said that it has 1 part."""
+    joint, cells = space([("a", 1.0), ("a", 10.0)]), table()
+    sets = space_of("drug", ["control", "a"], new_sets(pd.Series(["control", "a"]), "+"))
+    for conditions, given in (
+        (joint, cells["drug"]),
+        (ConditionSpace("drug", ("a", "b")), cells["drug"]),
+        (ConditionSpace("drug", ("a", "b")), cells["drug"].to_numpy()),
+        (sets, cells["drug"]),
+    ):
+        with pytest.raises(InputError, match=r"given as 5 values of .*Name one;"):
+            conditions.level(given)
 
 
 def test_combinations_are_named_and_ordered_by_their_parts():

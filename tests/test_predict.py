@@ -608,6 +608,8 @@ def test_rows_are_the_callers_also_with_masks_duplicates_and_disorder(trained):
     mask[[4, 10, 40]] = True
     by_mask = model.predict(adata, target="stimulated", indices=mask)
     assert by_mask.obs["source_cell"].tolist() == adata.obs_names[[4, 10, 40]].tolist()
+    with pytest.raises(InputError, match=r"given as 'cell_1'; .*get_indexer\(names\)"):
+        model.predict(target="stimulated", indices=["cell_1"])
     with pytest.raises(InputError, match="mask has shape"):
         model.predict(adata, target="stimulated", indices=mask[:5])
 

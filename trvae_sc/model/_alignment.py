@@ -55,7 +55,8 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     Raises
     ------
     InputError
-        More genes are missing; the names of genes are not unique; there is no such layer; the model is no TRVAE.
+        More genes are missing; the names of genes are not unique; there is no such layer; the model is no TRVAE,
+        or was trained with totals over more genes than there are.
     """
     check_number("max_missing", max_missing, 0.0, 1.0)
     check_type(adata)
