@@ -184,6 +184,7 @@ class TRVAE(PredictingModel):
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
+        self.query_cells_ = np.zeros((1, 1))
         self.seed_ = seed_of(seed)
         self._check_values(settings["gene_likelihood"])
         with torch.random.fork_rng():
@@ -374,7 +375,7 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        for name in ("codes_", "kl_", "spread_", "replicates_"):
+        for name in ("codes_", "kl_", "spread_", "replicates_", "training_marks_", "query_cells_"):
             setattr(model, name, getattr(reference, name))
         if freeze:
             model.frozen_rows_ = rows

@@ -310,7 +310,7 @@ def missing_combinations(
         (label, to)
         for label in names
         for to in targets
-        if not trained.n_cells_of(label, space.code(to))
+        if not trained.n_cells_of(label, space.code(to), seen=True)
     ]
     if not missing:
         under = "" if target is None else f" that was asked for, {names} under {targets[0]!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Known:
     labels: tuple[str, ...]  #: as text; ``("all",)`` without labels
     labels_key: str | None  #: column with the labels
     n_cells: np.ndarray  #: training cells, shape (n_labels, n_conditions)
+    #: Those of a query with a frozen reference, under conditions of which the reference alone is in `n_cells`.
+    n_query: np.ndarray | int = field(default=0, kw_only=True)
 
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; without labels ``"all"``, or another that no label has."""
@@ -55,11 +57,15 @@ class Known:
             name += " cells"
         return name
 
-    def n_cells_of(self, label: str, condition: int | None) -> int:
-        """Return the number of training cells of a label under a condition, of which either may be new."""
+    def n_cells_of(self, label: str, condition: int | None, *, seen: bool = False) -> int:
+        """Return the number of training cells of a label under a condition, of which either may be new.
+
+        `seen`: with those of a query.
+        """
         if label not in self.labels or condition is None:
             return 0
-        return int(self.n_cells[self.labels.index(label), condition])
+        n_cells = self.n_cells + self.n_query if seen else self.n_cells
+        return int(n_cells[self.labels.index(label), condition])
 
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""

@@ -224,6 +224,15 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         if manager is None or rows is None or not self.is_trained_:
             return
         rows, group = np.asarray(rows), self._group_codes()
+        if self.frozen_conditions_:
+            n_query, known = np.zeros(self.module.n_cells.shape), self.query_cells_
+            np.add.at(n_query, tuple(group[rows].T), 1)
+            n_query[:, self.frozen_conditions_ :] = 0  # these are in n_cells
+            before = n_query[: known.shape[0], : known.shape[1]]
+            np.maximum(
+                before, known, out=before
+            )  # of a former call, or of a query that is the reference
+            self.query_cells_ = n_query
         how = {"since": self.frozen_conditions_, "seed": self.seed_}
         self.codes_ = kept_codes(self.trained, self.adata, rows, group[rows], **how)
         if not self.frozen_conditions_:
