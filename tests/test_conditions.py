@@ -606,6 +606,37 @@ def test_a_query_adds_levels_at_the_end(dosed):
     assert not torch.equal(after[-1], before[-1])
 
 
+def test_new_combinations_of_a_query_leave_predictions_of_its_reference():
+    """What they share with known ones told of these, and whether a number is a dose: changes were up to 0.03 other."""
+    adata = simulate_doses(n_labels=4)
+    reference = adata[adata.obs["dose"] != 3].copy()
+    TRVAE.setup_anndata(reference, ["drug", "dose"], labels_key="cell_type")
+    model = TRVAE(reference, n_hidden=(16, 8), n_latent=4)
+    model.train(max_epochs=2, **CPU)
+    query = adata.copy()
+    query.obs["drug"] = query.obs["drug"].astype(str).replace("B", "C")
+    query.obs.loc[query.obs["drug"] == "C", "dose"] -= 1.0  # at the dose of the source, too
+    mapped = TRVAE.load_query_data(query, model)
+    mapped.train(max_epochs=1, **CPU)
+    assert {"C + 0", "A + 3"} <= set(mapped.conditions)
+    further = adata.copy()
+    further.obs["drug"] = further.obs["drug"].astype(str).replace("B", "D")
+    again = TRVAE.load_query_data(further, mapped)
+    again.train(max_epochs=1, **CPU)
+    given = {"source": "none + 0", "target": "A + 3"}  # of the first query
+    pd.testing.assert_frame_equal(again.effects(**given), mapped.effects(**given))
+    for source, target in (("none + 0", "A + 10"), ("A + 1", "A + 10"), ("none + 0", "B + 1")):
+        given = {"source": source, "target": target}
+        pd.testing.assert_frame_equal(mapped.effects(**given), model.effects(**given))
+        pd.testing.assert_frame_equal(again.effects(**given), model.effects(**given))
+        found, expected = (m.predict(reference, output="delta", **given) for m in (mapped, model))
+        np.testing.assert_array_equal(found.X, expected.X)
+    with pytest.raises(InputError, match=r"reference lacks but 'A . 3', whose parts it"):
+        TRVAE.load_query_data(adata.copy(), model)
+    seen = mapped.predict(target="A + 3", source="none + 0").uns["trvae_sc"]["combinations"]
+    assert (seen["n_training_cells"] == 40).all()
+
+
 # -- bad input ----------------------------------------------------------------------------------------
 
 

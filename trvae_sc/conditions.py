@@ -239,6 +239,16 @@ class ConditionSpace:
         """Return the conditions with another description."""
         return replace(self, parts={**(self.parts or {}), DESCRIBED: description.plain()})
 
+    def first(self, n: int) -> Self:
+        """Return the first n conditions, as they were before a query added others."""
+        parts = self.parts and {**self.parts, "values": self.parts["values"][:n]}
+        found, description = replace(self, levels=self.levels[:n], parts=parts), self.description
+        if description is None:
+            return found
+        known = {level_name(v) for level in found.levels for v in self.described_levels(level)}
+        measured = [name for name in description.measured if name in known]
+        return found.with_description(replace(description, measured=measured))
+
     def informed(self, profiles: Profiles, source: int) -> Self:
         """Return the conditions with what their features were found to say of changes from a source.
 

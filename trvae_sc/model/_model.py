@@ -18,6 +18,7 @@ from trvae_sc import checks, hints
 from trvae_sc.arguments import check_known
 from trvae_sc.condition_sets import check_sets, checked_table
 from trvae_sc.errors import InputError
+from trvae_sc.levels import listing
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
 from trvae_sc.model._features import with_rows
@@ -184,6 +185,7 @@ class TRVAE(PredictingModel):
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
+        self.frozen_before_: list[int] = []  # of references of the reference
         self.query_cells_ = np.zeros((1, 1))
         self.seed_ = seed_of(seed)
         self._check_values(settings["gene_likelihood"])
@@ -368,9 +370,11 @@ class TRVAE(PredictingModel):
         old, new = reference.module.state_dict(), model.module.state_dict()
         rows = new_rows(old, new, {name for name, _ in model.module.named_parameters()})
         if freeze and not rows:
+            new = [c for c in model.conditions if c not in reference.conditions]
             raise InputError(
-                "The query has no condition, batch or covariate level that the reference lacks, so there "
-                "is nothing to train. Use the reference's methods on it, or pass freeze=False."
+                "The query has no condition, batch or covariate level that the reference lacks"
+                f"{f' but {listing(new)}, whose parts it knows' if new else ''}, so there is nothing to train. Use the "
+                "reference's methods on it, or pass freeze=False."
             )
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
@@ -380,6 +384,7 @@ class TRVAE(PredictingModel):
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)
+            model.frozen_before_ = [*reference.frozen_before_, reference.frozen_conditions_]
             model.module.freeze(rows, model.frozen_conditions_)
             if args["labels_key"] is None and len(model.conditions) > model.frozen_conditions_:
                 checks.logger.warning("%s", FROZEN_WITHOUT_LABELS)

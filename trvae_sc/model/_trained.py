@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,9 @@ class Trained(Known):
     seed: int
     training: dict[str, Any]  #: how far training went
     n_frozen: int  #: conditions of the reference of a query; 0: no query
+    n_before: tuple[
+        int, ...
+    ]  #: the same of the reference itself, where it is a query, and of its references
     marks: np.ndarray  #: of the training cells (:func:`trvae_sc.identity.cell_marks`)
     #: Of counts the dispersion, else the variance within labels, of each condition and gene; shape
     #: (n_conditions, n_genes), (0, 0) where a model was saved without.
@@ -136,9 +139,23 @@ class Trained(Known):
         """Return the features of a condition, shape (1, n_features)."""
         return torch.as_tensor(self.conditions.features(condition), device=self.module.kappa.device)
 
+    def of_reference(self, *conditions: Any) -> Trained:
+        """Return what the frozen reference of a query knew, if it knew these: what it predicts stays as it was."""
+        codes = [self.conditions.code(condition) for condition in conditions]
+        known = [
+            n
+            for n in (*self.n_before, self.n_frozen)
+            if all(c is not None and c < n for c in codes)
+        ]
+        if not known or not self.conditions.tells_of_new:
+            return self
+        first = self.conditions.first(known[0])
+        return replace(self, conditions=first, n_cells=self.n_cells[:, : known[0]], n_query=0)
+
     def profiles(self) -> Profiles:
         """Return the mean profiles of the training cells."""
         mean = in_own_units(self.module, self.module.profiles.cpu().numpy())
+        mean = mean[:, : self.n_cells.shape[1]]
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
 
     def spread_of(self, condition: int | None) -> np.ndarray:

@@ -262,6 +262,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             seed=self.seed_,
             training=self.training_,
             n_frozen=self.frozen_conditions_,
+            n_before=tuple(self.frozen_before_),
             marks=self.training_marks_,
             spread=self.spread_,
             replicates=replicates_of(self.module, self.replicates_),
