@@ -246,7 +246,7 @@ class TRVAE(PredictingModel):
             Column with each cell's total over all its genes. Name it when `adata` holds only
             variable genes; else the total is the sum over the genes of `adata`.
         categorical_covariate_keys, continuous_covariate_keys
-            Column or columns with further covariates.
+            Column or columns with further covariates. Numbers enter as they are: standardise large ones.
         condition_separator
             Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
             enters with an effect of its own, so that sets never measured can be predicted.
