@@ -159,8 +159,11 @@ class Trained(Known):
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
 
     def spread_of(self, condition: int | None) -> np.ndarray:
-        """Return the spread of a condition; of a new one the mean of all."""
-        return self.spread.mean(0) if condition is None else self.spread[condition]
+        """Return the spread of a condition; of a new one the mean of all, in a query of those of the reference."""
+        if condition is not None:
+            return self.spread[condition]
+        first = next(filter(None, (*self.n_before, self.n_frozen)), None)
+        return self.spread[:first].mean(0)
 
     def codes_of(
         self, label: int, condition: int | None, *, drawn: bool = False
