@@ -6,6 +6,7 @@ from scipy import sparse
 
 import trvae_sc
 from trvae_sc.errors import InputError
+from trvae_sc.evaluation import Keys, training_data
 
 
 def test_genes_are_ordered_and_those_that_lack_get_their_mean_share(make_adata, fit):
@@ -57,6 +58,12 @@ def test_values_get_the_mean_of_training(make_adata, fit):
     found = trvae_sc.align_genes(adata[:, 1:].copy(), model)
     expected = adata.layers["logs"].toarray()[:, 0].mean()
     np.testing.assert_allclose(found.layers["logs"].toarray()[:, 0], expected, rtol=1e-4)
+    whole = adata[:, 1:].copy()
+    whole.layers["logs"] = (
+        whole.layers["logs"].rint().astype(np.int64)
+    )  # the mean was cut to a whole number
+    found = trvae_sc.align_genes(whole, model)
+    np.testing.assert_allclose(found.layers["logs"].toarray()[:, 0], expected, rtol=1e-4)
 
 
 def test_too_many_missing_genes_are_refused_and_the_error_names_the_way(make_adata, fit):
@@ -69,6 +76,20 @@ def test_too_many_missing_genes_are_refused_and_the_error_names_the_way(make_ada
         model.predict(adata[:, 1:].copy(), target="stimulated")
     with pytest.raises(InputError, match="max_missing is 2"):
         trvae_sc.align_genes(adata, model, max_missing=2)
+
+
+def test_totals_over_more_genes_than_the_cells_have_are_not_made_up(make_adata, fit):
+    """They were sums over a few genes, beside sums over all in training; predict refuses such cells."""
+    adata = make_adata(n_cells=240)
+    train, keys = training_data(adata, [], keys=Keys("condition", "cell_type"), n_top_genes=20)
+    model = fit(train, setup={"total_counts_key": keys.total_counts_key})
+    genes = model.get_var_names()
+    found = trvae_sc.align_genes(adata[:, adata.var_names != genes[0]].copy(), model)
+    total = adata.X.sum(1).A1 - adata[:, genes[0]].X.toarray().ravel()
+    np.testing.assert_array_equal(found.obs[keys.total_counts_key], total)
+    for few in (adata[:, genes].copy(), adata[:, genes[1:]].copy()):
+        with pytest.raises(InputError, match="more genes than its own 20, which is all"):
+            trvae_sc.align_genes(few, model)
 
 
 def test_totals_are_not_below_what_was_filled_in(make_adata, fit):

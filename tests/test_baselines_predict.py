@@ -149,10 +149,11 @@ def test_delta_is_what_the_benchmark_gets(train):
 
 def test_values_that_are_no_counts_are_shifted(make_adata):
     train = without(make_adata(n_cells=240, values="log"))
-    own = baselines.predict(
-        train, "stimulated", method="mean_shift", labels="NK", is_count=False, **NAMES
-    )
+    train.layers["own"] = train.X.copy()
+    names = {"layer": "own", "is_count": False, **NAMES}
+    own = baselines.predict(train, "stimulated", method="mean_shift", labels="NK", **names)
     assert own.uns["trvae_sc"]["scale"] == "values"
+    np.testing.assert_array_equal(own.layers["own"], own.X)  # where the next method looks for them
     table = baselines.effects(train, "stimulated", labels="NK", is_count=False, **NAMES)
     assert table["log2_fold_change"].isna().all()
     with pytest.raises(InputError, match="not available"):

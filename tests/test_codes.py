@@ -49,6 +49,23 @@ def test_decoded_codes_are_those_of_the_layers(model):
     assert found.uns["trvae_sc"]["scale"] == "log(1 + kappa * share)"
 
 
+def test_large_groups_count_for_all_their_cells(fit, make_adata):
+    """Of a group 256 cells are kept, which counted as many: a batch of one large group was no longer the most frequent."""
+    adata = make_adata(1200)
+    adata.obs["cell_type"] = pd.Categorical(np.where(np.arange(1200) < 800, "B", "NK"))
+    is_large = (adata.obs["cell_type"] == "B").to_numpy()
+    adata.obs["batch"] = np.where(is_large & (np.arange(1200) // 2 % 8 > 0), "b1", "b0")
+    adata.obs["age"] = is_large * 3.0
+    adata.obs["site"] = np.where(is_large, "s1", "s0")
+    setup = {"batch_key": "batch", "categorical_covariate_keys": ["site"]}
+    setup["continuous_covariate_keys"] = ["age"]
+    model = fit(adata, setup=setup)
+    z = np.ones((2, 4), dtype=np.float32)
+    found = model.decode(z, condition="control")
+    assert adata.obs["age"].mean() == 2.0
+    np.testing.assert_allclose(found.X, by_hand(model, z, "control", 1, 1, 2.0), rtol=1e-4)
+
+
 def test_conditions_and_batches_may_differ_from_code_to_code(model):
     z = np.zeros((3, 4), dtype=np.float32)
     conditions, batches = ["control", "stimulated", "control"], ["b1", "b0", "b0"]

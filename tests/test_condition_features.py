@@ -442,7 +442,7 @@ def test_a_query_with_new_conditions_needs_their_features(model, adata):
     # what the reference knew stays
     before = model.effects(source="control", target="condition_2")["change"]
     after = extended.effects(source="control", target="condition_2")["change"]
-    np.testing.assert_allclose(after, before, atol=1e-5)
+    np.testing.assert_array_equal(after, before)
 
 
 # -- simple methods -----------------------------------------------------------------------------------

@@ -174,6 +174,11 @@ def test_a_query_with_a_new_part_is_learned(fitted):
     assert extended.spread_[:6] == pytest.approx(model.spread_)
     assert len(extended.spread_) == 8
     assert extended.predict(target="B+new", source="control").n_obs == 20
+    for target in ("A", "A+B"):  # what the new sets share with it says nothing
+        found, expected = (
+            m.effects(target=target, source="control")["change"] for m in (extended, model)
+        )
+        np.testing.assert_array_equal(found, expected)
 
 
 def bad(names):

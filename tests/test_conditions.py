@@ -15,6 +15,7 @@ from trvae_sc.baselines._cells import learn
 from trvae_sc.cli import main
 from trvae_sc.condition_kernels import is_dose
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse
+from trvae_sc.condition_sets import new_sets, space_of
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.datasets import simulate_doses
 from trvae_sc.errors import InputError
@@ -33,6 +34,35 @@ def table():
 
 
 # -- coding -------------------------------------------------------------------------------------------
+
+
+def test_a_condition_may_be_a_row_of_obs_or_an_array():
+    joint = space([("a", 1.0), ("a", 10.0), ("b", 1.0)])
+    single = ConditionSpace("dose", (0.1, 0.7))
+    for given in (
+        *(pd.Series({"dose": 10.0, "drug": "a"}), pd.Series(["a", 10.0], index=[5, 6])),
+        *(np.array(["a", "10"]), pd.Index(["a", 10.0])),
+    ):
+        assert joint.level(given) == "a + 10"
+    for given in (
+        *(np.float32([0.7]), np.array(np.float32(0.7)), pd.Series([0.7], dtype="float32")),
+        *(pd.Series({"dose": 0.7}), pd.Categorical([0.7])),
+    ):
+        assert single.level(given) == 0.7
+
+
+def test_conditions_of_all_cells_are_no_condition():
+    """The message listed a column of cells as a condition that is unknown, or said that it has 1 part."""
+    joint, cells = space([("a", 1.0), ("a", 10.0)]), table()
+    sets = space_of("drug", ["control", "a"], new_sets(pd.Series(["control", "a"]), "+"))
+    for conditions, given in (
+        (joint, cells["drug"]),
+        (ConditionSpace("drug", ("a", "b")), cells["drug"]),
+        (ConditionSpace("drug", ("a", "b")), cells["drug"].to_numpy()),
+        (sets, cells["drug"]),
+    ):
+        with pytest.raises(InputError, match=r"given as 5 values of .*Name one;"):
+            conditions.level(given)
 
 
 def test_combinations_are_named_and_ordered_by_their_parts():
@@ -574,6 +604,37 @@ def test_a_query_adds_levels_at_the_end(dosed):
     after = model.module.decoder_in.condition.detach()
     assert torch.equal(after[:-1], before[:-1])
     assert not torch.equal(after[-1], before[-1])
+
+
+def test_new_combinations_of_a_query_leave_predictions_of_its_reference():
+    """What they share with known ones told of these, and whether a number is a dose: changes were up to 0.03 other."""
+    adata = simulate_doses(n_labels=4)
+    reference = adata[adata.obs["dose"] != 3].copy()
+    TRVAE.setup_anndata(reference, ["drug", "dose"], labels_key="cell_type")
+    model = TRVAE(reference, n_hidden=(16, 8), n_latent=4)
+    model.train(max_epochs=2, **CPU)
+    query = adata.copy()
+    query.obs["drug"] = query.obs["drug"].astype(str).replace("B", "C")
+    query.obs.loc[query.obs["drug"] == "C", "dose"] -= 1.0  # at the dose of the source, too
+    mapped = TRVAE.load_query_data(query, model)
+    mapped.train(max_epochs=1, **CPU)
+    assert {"C + 0", "A + 3"} <= set(mapped.conditions)
+    further = adata.copy()
+    further.obs["drug"] = further.obs["drug"].astype(str).replace("B", "D")
+    again = TRVAE.load_query_data(further, mapped)
+    again.train(max_epochs=1, **CPU)
+    given = {"source": "none + 0", "target": "A + 3"}  # of the first query
+    pd.testing.assert_frame_equal(again.effects(**given), mapped.effects(**given))
+    for source, target in (("none + 0", "A + 10"), ("A + 1", "A + 10"), ("none + 0", "B + 1")):
+        given = {"source": source, "target": target}
+        pd.testing.assert_frame_equal(mapped.effects(**given), model.effects(**given))
+        pd.testing.assert_frame_equal(again.effects(**given), model.effects(**given))
+        found, expected = (m.predict(reference, output="delta", **given) for m in (mapped, model))
+        np.testing.assert_array_equal(found.X, expected.X)
+    with pytest.raises(InputError, match=r"reference lacks but 'A . 3', whose parts it"):
+        TRVAE.load_query_data(adata.copy(), model)
+    seen = mapped.predict(target="A + 3", source="none + 0").uns["trvae_sc"]["combinations"]
+    assert (seen["n_training_cells"] == 40).all()
 
 
 # -- bad input ----------------------------------------------------------------------------------------

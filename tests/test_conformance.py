@@ -885,6 +885,15 @@ def test_c26_learning_rate_falls_on_a_plateau(fit):
     model = fit(train={"max_epochs": 4, "lr": 0.008, "plan_kwargs": plan})
     (group,) = model.trainer.optimizers[0].param_groups
     assert group["lr"] == pytest.approx(0.008 * 0.5**3)
+    model = fit(
+        train={"max_epochs": 7, "check_val_every_n_epoch": 2, "lr": 0.008, "plan_kwargs": plan}
+    )
+    (group,) = model.trainer.optimizers[0].param_groups
+    assert group["lr"] == pytest.approx(
+        0.008 * 0.5**2
+    )  # of epochs 2, 4 and 6 the first is the best
+    with pytest.raises(InputError, match=r"train_size of 1 of .* without reduce_lr_on_plateau"):
+        fit(train={"train_size": 1.0, "plan_kwargs": plan})
 
 
 def creator(parameters):

@@ -279,6 +279,19 @@ def test_training_data_lack_the_hidden_cells_and_have_totals_over_all_genes(make
         assert TOTAL_COLUMN not in train.obs
 
 
+@pytest.mark.parametrize("n_top_genes", [None, 7])
+def test_totals_over_all_genes_are_kept_where_genes_are_left_out_again(make_adata, n_top_genes):
+    """They were summed over what was left, while predictions from the same cells took them from the column."""
+    adata = make_adata()
+    first, _ = training_data(adata, [NK], keys=COUNTS, n_top_genes=15)
+    train, keys = training_data(first, [], keys=COUNTS, n_top_genes=n_top_genes)
+    assert keys == COUNTS._replace(total_counts_key=TOTAL_COLUMN)
+    totals = dense(adata[train.obs_names].X).sum(1)
+    np.testing.assert_array_equal(train.obs[TOTAL_COLUMN], totals)
+    task = prepare_task(first, Holdout("B", "stimulated", "control"), keys=COUNTS, n_top_genes=7)
+    assert task.kappa == np.median(dense(adata[task.train.obs_names].X).sum(1))
+
+
 def test_training_data_keep_nothing_but_values_and_named_columns(make_adata):
     """Neighbours, components and scores of all cells know the hidden ones."""
     adata = make_adata()

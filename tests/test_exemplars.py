@@ -284,3 +284,21 @@ def test_models_that_cannot_weigh_exemplars_say_so(fit, make_adata):
     old.spread_ = np.zeros((0, 0))
     with pytest.raises(InputError, match="Train it again"):
         old.predict(target="stimulated", exemplars=few)
+
+
+def test_a_frozen_query_combines_cells_as_its_reference_does():
+    """How much genes vary under its new condition counted for the known ones, of values."""
+    adata = simulate(600, 40, n_labels=5)
+    adata.X = np.log1p(adata.X)
+    hidden = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
+    reference, query = adata[~hidden].copy(), adata[~hidden].copy()
+    TRVAE.setup_anndata(reference, "condition", labels_key="cell_type")
+    model = TRVAE(reference, gene_likelihood="normal", n_latent=4, n_hidden=(16, 8))
+    model.train(2, **QUIET)
+    query.obs["condition"] = query.obs["condition"].astype(str).replace("stimulated", "new")
+    query.X = query.X * 3.0
+    mapped = TRVAE.load_query_data(query, model)
+    mapped.train(1, **QUIET)
+    asked = {"target": "stimulated", "labels": "type_0", "exemplars": adata[hidden][:10].copy()}
+    found, expected = (m.effects(source="control", **asked) for m in (mapped, model))
+    np.testing.assert_array_equal(found["change"], expected["change"])

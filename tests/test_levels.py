@@ -28,6 +28,8 @@ def column(values, **kwargs):
         (np.float32(0.5), "0.5"),
         ("a b", "a b"),
         (-0.25, "-0.25"),
+        (-0.0, "0"),  # as rounding leaves it
+        (np.float32(-0.0), "0"),
     ],
 )
 def test_a_level_is_what_it_reads(level, name):

@@ -608,6 +608,8 @@ def test_rows_are_the_callers_also_with_masks_duplicates_and_disorder(trained):
     mask[[4, 10, 40]] = True
     by_mask = model.predict(adata, target="stimulated", indices=mask)
     assert by_mask.obs["source_cell"].tolist() == adata.obs_names[[4, 10, 40]].tolist()
+    with pytest.raises(InputError, match=r"given as 'cell_1'; .*get_indexer\(names\)"):
+        model.predict(target="stimulated", indices=["cell_1"])
     with pytest.raises(InputError, match="mask has shape"):
         model.predict(adata, target="stimulated", indices=mask[:5])
 
@@ -822,6 +824,30 @@ def test_a_layer_is_written_as_well(fit, make_adata):
     found = model.predict(target="stimulated", out="p.h5ad").to_memory()
     assert (found.layers["counts"] != found.X).nnz == 0
     assert (found.X != model.predict(target="stimulated").X).nnz == 0
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_a_layer_holds_what_the_model_reads_from_it(likelihood, fit, make_adata):
+    """Values of a model of values were missing there, and logarithms of counts were in a layer of counts."""
+    adata = make_adata(values="log" if likelihood == "normal" else "counts")
+    adata.layers["own"] = adata.X.copy()
+    model = fit(adata, setup={"layer": "own"}, gene_likelihood=likelihood)
+    z = model.get_latent_representation()[:5]
+    for output in ("mean", "sample"):
+        for cells in (
+            model.predict(target="stimulated", output=output),
+            model.generate("stimulated", 5, output=output),
+            model.decode(z, condition="stimulated", output=output),
+        ):
+            if likelihood == "nb" and output == "mean":
+                assert "own" not in cells.layers
+            else:
+                assert np.sum(cells.layers["own"] != cells.X) == 0
+    again = model.predict(model.predict(target="stimulated"), target="control")
+    assert "own" in again.layers
+    again.write_h5ad("again.h5ad")
+    found = model.predict(again, target="stimulated", out="p.zarr")
+    assert "own" in found.layers
 
 
 def test_files_in_and_out_with_more_genes_than_the_model(fit, make_adata):

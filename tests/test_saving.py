@@ -70,8 +70,9 @@ def assert_same_predictions(found, expected):
         pd.testing.assert_frame_equal(a.var[columns], b.var[columns], check_exact=True)
         assert a.obs_names.equals(b.obs_names)
         assert a.uns["trvae_sc"]["kappa"] == b.uns["trvae_sc"]["kappa"]
-        pd.testing.assert_frame_equal(
-            a.uns["trvae_sc"]["combinations"], b.uns["trvae_sc"]["combinations"]
+        tables = [x.uns["trvae_sc"]["combinations"] for x in (a, b)]
+        pd.testing.assert_frame_equal(  # a query adds its own cells
+            *(table.drop(columns="n_training_cells") for table in tables)
         )
 
 
@@ -825,6 +826,36 @@ def test_a_query_of_a_query_leaves_both(fit, make_adata):
     assert_same_predictions(predictions(second, cells), expected[0])
     assert_same_predictions(predictions(second, first_query), expected[1])
     assert_same_predictions(predictions(second, cells), predictions(reference, cells))
+
+
+def test_treated_cells_of_a_frozen_query_were_seen(fit, make_adata):
+    """Its batch is learned from them: predictions said that training saw none, and that cells of the reference are new."""
+    adata = make_adata()
+    hidden = (adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")
+    reference = fit(adata[~hidden].copy(), setup={"batch_key": "batch"})
+    others = make_adata(seed=5)
+    names = {"target": "stimulated", "labels": "NK"}
+
+    def seen(model, cells=None):
+        found = model.predict(cells, **names).uns["trvae_sc"]["combinations"].iloc[0]
+        return found["n_training_cells"], bool(found["seen_in_training"]), found["n_new_cells"]
+
+    others.obs["batch"] = "first"
+    first = TRVAE.load_query_data(others, reference)
+    first.train(max_epochs=1, **CPU)
+    assert seen(reference) == (0, False, 0)
+    assert seen(first) == seen(first, reference.adata) == (20, True, 0)
+    first.train(max_epochs=1, **CPU)
+    first.save("first")
+    assert seen(TRVAE.load("first", adata=False), others) == (20, True, 0)
+    with pytest.raises(InputError, match="has every combination"):
+        first.predict_missing()
+    untreated = make_adata(seed=6)[~hidden].copy()
+    untreated.obs["batch"] = "second"
+    second = TRVAE.load_query_data(untreated, first)
+    second.train(max_epochs=1, **CPU)
+    assert seen(second) == (20, True, 0)
+    assert first.n_cells.equals(reference.n_cells)  # what predictions rest on
 
 
 def test_a_new_condition_is_learned(fit, make_adata):

@@ -571,6 +571,13 @@ RUNS = {
         {},
         {**VALIDATING, "plan_kwargs": {**PLATEAU, "lr_threshold": 1e9}},  # lower every epoch
     ),
+    "plateau of some": (
+        {},
+        {
+            **{**VALIDATING, "check_val_every_n_epoch": 2},
+            "plan_kwargs": {**PLATEAU, "lr_threshold": 1e9},
+        },
+    ),
 }
 
 

@@ -28,7 +28,7 @@ def align(
     check_matrix(adata, layer)
     sums = None
     if total_counts_key == TOTAL_COLUMN not in adata.obs:
-        sums = _all_totals(adata, len(var_names), layer)
+        sums = all_totals(adata, len(var_names), layer)
     if not adata.var_names.equals(var_names):
         missing = var_names.difference(adata.var_names, sort=False)
         if len(missing):
@@ -46,7 +46,7 @@ def align(
     return AnnData(X=x, obs=obs, var=var, layers=layers)
 
 
-def _all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
+def all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
     """Return sums over all genes, of which a model has some."""
     if adata.n_vars <= n_genes:
         raise InputError(

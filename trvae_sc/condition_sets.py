@@ -106,7 +106,7 @@ class ConditionSets(ConditionSpace):
 
     def level(self, condition: Any) -> Any:
         """Return a condition as in :attr:`levels`, or the name of a new set, in any order of its parts."""
-        given = self._given(unwrapped(self.key, condition))
+        given = self._given(condition)
         for level, parts in zip(self.levels, self.parts["values"], strict=True):
             if set(parts) == set(given):
                 return level
@@ -119,6 +119,7 @@ class ConditionSets(ConditionSpace):
 
     def _given(self, condition: Any) -> list[str]:
         """Return the parts of a condition: a name, or a list, tuple or set of parts."""
+        condition = unwrapped(self.key, condition, len(self._known()))
         if isinstance(condition, Sequence | Set) and not isinstance(condition, str):
             given = [part for one in condition for part in split(one, self.parts[SETS])]
         else:

@@ -20,7 +20,7 @@ from trvae_sc.condition_kernels import JOINT, MEASURED, kernel_of, left_out_toge
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, parse
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
-from trvae_sc.levels import as_text, level_name, match_level
+from trvae_sc.levels import as_list, as_text, level_name, match_level
 from trvae_sc.shift import Likeness, Profiles, mean_changes
 
 AS_NUMBER = (
@@ -30,8 +30,23 @@ AS_NUMBER = (
 _LEAST = 4  # measured levels, of which it can be learned how much features say
 
 
-def unwrapped(key: str, condition: Any) -> Any:
-    """Return a condition of one column that may be in a list or dictionary."""
+def unwrapped(key: str | list[str], condition: Any, most: int = 1) -> Any:
+    """Return a condition that may be in a Series or an array, of one column out of its list or dictionary.
+
+    Raises on one of more than `most` values, as a column of cells is.
+    """
+    if isinstance(condition, pd.Series) and set(condition.index) == set(as_list(key)):
+        condition = condition.to_dict()
+    if isinstance(condition, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        found = np.asarray(condition)  # keeps the digits of float32
+        if found.size > most:
+            raise InputError(
+                f"A condition is given as {found.size:,} values of {key!r}. Name one; the cells to start from are "
+                "chosen with source=, labels= and indices=."
+            )
+        condition = list(found) if found.ndim else found[()]
+    if not isinstance(key, str):
+        return condition
     if isinstance(condition, Mapping) and list(condition) == [key]:
         condition = condition[key]
     if isinstance(condition, list | tuple) and len(condition) == 1:
@@ -83,7 +98,8 @@ class ConditionSpace:
             return [self.level(condition)]
         if isinstance(condition, str) and condition in self.levels:
             return self.parts["values"][self.levels.index(condition)]
-        return parse(self.parts, condition)
+        keys = self.parts["keys"]
+        return parse(self.parts, unwrapped(keys, condition, len(keys)))
 
     def code(self, level: Any) -> int | None:
         """Return the code of a level; None of a new combination."""
@@ -222,6 +238,16 @@ class ConditionSpace:
     def with_description(self, description: Description) -> Self:
         """Return the conditions with another description."""
         return replace(self, parts={**(self.parts or {}), DESCRIBED: description.plain()})
+
+    def first(self, n: int) -> Self:
+        """Return the first n conditions, as they were before a query added others."""
+        parts = self.parts and {**self.parts, "values": self.parts["values"][:n]}
+        found, description = replace(self, levels=self.levels[:n], parts=parts), self.description
+        if description is None:
+            return found
+        known = {level_name(v) for level in found.levels for v in self.described_levels(level)}
+        measured = [name for name in description.measured if name in known]
+        return found.with_description(replace(description, measured=measured))
 
     def informed(self, profiles: Profiles, source: int) -> Self:
         """Return the conditions with what their features were found to say of changes from a source.

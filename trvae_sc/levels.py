@@ -46,7 +46,7 @@ def as_list(given: Any) -> list[Any]:
 def level_name(level: Any) -> str:
     """Return how a level reads; numbers by their value, so that 1.0 reads as 1."""
     if isinstance(level, float | np.floating):
-        return f"{float(str(level)):.12g}"  # of float32 the digits it has
+        return f"{float(str(level)) + 0.0:.12g}"  # of float32 the digits it has; -0.0 is 0
     return str(level)
 
 

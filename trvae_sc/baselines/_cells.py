@@ -116,7 +116,7 @@ def finished(
     if output == "counts":
         x = _counts(learned, moved, rows, seed)
     result = AnnData(x, obs=obs, var=_var(adata, moved))
-    if output == "counts" and keys.layer is not None:
+    if (output == "counts" or not keys.is_count) and keys.layer is not None:
         result.layers[keys.layer] = result.X.copy()
     if output == "counts" and keys.total_counts_key is not None:
         held = row_sums(values(adata, keys)[rows], len(rows))

@@ -116,6 +116,8 @@ def training_data(
     if hidden.all():
         raise InputError("The hold-outs cover every cell: nothing is left to train on.")
     train, with_totals = bare(adata, ~hidden, keys, columns)
+    if with_totals != keys and TOTAL_COLUMN in adata.obs:  # genes were left out before
+        keys = with_totals
     if n_top_genes is not None and n_top_genes < train.n_vars:
         choice = choose_genes(train, keys, n_top_genes)
         logger.info("%s", choice)
@@ -131,7 +133,7 @@ def bare(
 ) -> tuple[AnnData, Keys]:
     """Return some cells with their values, the columns that keys name and totals, and nothing else.
 
-    Totals over all genes are written to a column of their own, unless the keys name one.
+    Totals over all genes are written to a column of their own, unless the keys name one or it is there.
     """
     at = np.flatnonzero(rows)
     x = values(adata, keys)[at]
@@ -149,8 +151,12 @@ def bare(
     held: Any = {"X": x} if keys.layer is None else {"layers": {keys.layer: x}}
     found = AnnData(**held, obs=obs, var=var, uns=uns)
     if keys.is_count and keys.total_counts_key is None:
-        found.obs[TOTAL_COLUMN] = totals(found, keys)
-        keys = keys._replace(total_counts_key=TOTAL_COLUMN)
+        own = keys._replace(total_counts_key=TOTAL_COLUMN)
+        has_own = TOTAL_COLUMN in adata.obs
+        if has_own:
+            check_obs(adata, [], [TOTAL_COLUMN])
+        found.obs[TOTAL_COLUMN] = totals(adata, own)[at] if has_own else totals(found, keys)
+        keys = own
     return found, keys
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.alignment import ALIGNMENT
+from trvae_sc.alignment import ALIGNMENT, all_totals
 from trvae_sc.arguments import check_number, check_trvae
 from trvae_sc.checks import (
     TOTAL_COLUMN,
@@ -55,7 +55,8 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     Raises
     ------
     InputError
-        More genes are missing; the names of genes are not unique; there is no such layer; the model is no TRVAE.
+        More genes are missing; the names of genes are not unique; there is no such layer; the model is no TRVAE,
+        or was trained with totals over more genes than there are.
     """
     check_number("max_missing", max_missing, 0.0, 1.0)
     check_type(adata)
@@ -80,7 +81,7 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     if not module.is_count:
         total_key = None
     if total_key == TOTAL_COLUMN and total_key not in obs:
-        obs[total_key] = row_sums(x, adata.n_obs)
+        obs[total_key] = all_totals(adata, len(names), layer)
     elif len(missing):
         check_obs(adata, [], [total_key])
     if len(missing):
@@ -117,6 +118,7 @@ def _filled(
     """Return values of all genes of the model, from those present and the means of those that lack."""
     n_obs = present.shape[0]
     if not module.is_count:
+        present = present.astype(np.result_type(present.dtype, np.float32))  # means are not whole
         filled = np.broadcast_to(lacking, (n_obs, len(lacking)))
     else:
         if totals is None:  # a cell's total is that over the model's genes

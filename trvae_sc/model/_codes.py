@@ -19,9 +19,10 @@ from trvae_sc.levels import level_name, match_level
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import Batch, decoded_arrays, predicted_values
 from trvae_sc.model._predict import check_weights, has_label
-from trvae_sc.model._record import scale_name
+from trvae_sc.model._record import layer_of, scale_name
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.model._write import stacked
+from trvae_sc.module import CONDITION_KEY
 from trvae_sc.notes import versions
 
 COLLAPSED = 0.01  #: nats of KL below which a latent dimension says nothing of a cell
@@ -141,8 +142,9 @@ def _cells(
     if levels is not None:
         obs = obs.assign(**trained.conditions.columns(levels))
     result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
-    if trained.layer is not None:
-        result.layers[trained.layer] = result.X.copy()
+    layer = layer_of(trained, made["output"])
+    if layer is not None:
+        result.layers[layer] = result.X.copy()
     result.uns["trvae_sc"] = {
         **made,
         "preset": trained.preset,
@@ -241,12 +243,16 @@ def _observed_under(trained: Trained, n_codes: int, batch: Any, batches: Sequenc
     """Return batch and covariates to decode with: most frequent levels, mean numbers, unless given."""
     if batch is not None and not batches:
         raise InputError("The model was set up without batch_key, so a batch cannot be chosen.")
-    kept, module = trained.codes, trained.module
+    kept, module, weights = trained.codes, trained.module, _stands_for(trained)
     tensors: Tensors = {}
+
+    def most_frequent(codes: np.ndarray) -> int:
+        return int(np.bincount(codes.astype(int).ravel(), weights).argmax())
+
     if batches:
         key = REGISTRY_KEYS.BATCH_KEY
         if batch is None:
-            codes = [_most_frequent(kept[key])] * n_codes if kept else [0] * n_codes
+            codes = [most_frequent(kept.get(key, np.zeros(1)))] * n_codes
         else:
             given = [match_level(b, batches, of="batch") for b in per_code("batch", batch, n_codes)]
             codes = [batches.index(b) for b in given]
@@ -254,20 +260,26 @@ def _observed_under(trained: Trained, n_codes: int, batch: Any, batches: Sequenc
     more = module.decoder_in.categories[bool(batches) :]
     if len(more):
         found = kept.get(REGISTRY_KEYS.CAT_COVS_KEY, np.zeros((1, len(more)), int))
-        row = [_most_frequent(column) for column in found.T]
+        row = [most_frequent(column) for column in found.T]
         tensors[REGISTRY_KEYS.CAT_COVS_KEY] = torch.as_tensor([row] * n_codes)
     if module.decoder_in.continuous is not None:
         width = len(module.decoder_in.continuous)
         found = kept.get(REGISTRY_KEYS.CONT_COVS_KEY, np.zeros((1, width)))
-        row = torch.as_tensor(np.mean(found, axis=0), dtype=torch.float32)
+        row = torch.as_tensor(np.average(found, axis=0, weights=weights), dtype=torch.float32)
         tensors[REGISTRY_KEYS.CONT_COVS_KEY] = row.expand(n_codes, -1)
     # what the network does not ask for, but its batches have
-    tensors["condition"] = torch.zeros(n_codes, 1, dtype=torch.long)
+    tensors[CONDITION_KEY] = torch.zeros(n_codes, 1, dtype=torch.long)
     return tensors
 
 
-def _most_frequent(codes: np.ndarray) -> int:
-    return int(np.bincount(np.asarray(codes, dtype=int).ravel()).argmax())
+def _stands_for(trained: Trained) -> np.ndarray:
+    """Return how many training cells each code that is kept stands for: of large groups a sample is."""
+    kept, n_kept = trained.codes, np.zeros(trained.n_cells.shape)
+    if not kept:
+        return np.ones(1)
+    at = tuple(kept[k].astype(int).ravel() for k in (REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY))
+    np.add.at(n_kept, at, 1)
+    return trained.n_cells[at] / n_kept[at]
 
 
 # -- collapsed dimensions ---------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def remarks(trained: Trained, exemplars: dict[str, Exemplars], target: Any) -> l
         "cells says nothing."
     ]
     code = trained.conditions.code(target)
-    seen = [label for label in exemplars if trained.n_cells_of(label, code)]
+    seen = [label for label in exemplars if trained.n_cells_of(label, code, seen=True)]
     if seen:
         notes.append(
             f"Training saw {', '.join(seen)} under the target, too: cells that it saw and that are exemplars "

@@ -164,6 +164,7 @@ class Sourced:
         *,
         drawn: bool = False,
     ) -> None:
+        trained = trained.of_reference(source, target)
         self.trained, self.of, self.target, self.drawn = trained, source, target, drawn
         self.exemplars = exemplars or {}
         self.profiles, module = trained.profiles(), trained.module

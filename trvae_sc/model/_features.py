@@ -17,7 +17,7 @@ from trvae_sc.condition_features import (
 )
 from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
-from trvae_sc.conditions import ConditionSpace
+from trvae_sc.conditions import ConditionSpace, unwrapped
 from trvae_sc.errors import InputError
 from trvae_sc.levels import SEPARATOR, as_text, level_name, listing
 from trvae_sc.model._trained import Trained
@@ -78,6 +78,8 @@ def _new_level(space: ConditionSpace, key: str, condition: Any) -> Any:
                 f"features describe one new part; of {condition!r} {listing(new) if new else 'none'} is new."
             )
         return new[0]
+    if isinstance(space.key, list):
+        condition = unwrapped(space.key, condition, len(space.key))
     if isinstance(condition, Mapping):
         return condition.get(key)
     if isinstance(space.key, str) or space.parts is None:

@@ -18,6 +18,7 @@ from trvae_sc import checks, hints
 from trvae_sc.arguments import check_known
 from trvae_sc.condition_sets import check_sets, checked_table
 from trvae_sc.errors import InputError
+from trvae_sc.levels import listing
 from trvae_sc.mmd import Kernel
 from trvae_sc.model._arguments import MODULE_ARGUMENTS, check_arguments, check_default_type
 from trvae_sc.model._features import with_rows
@@ -184,6 +185,8 @@ class TRVAE(PredictingModel):
         self.version_ = version("trvae_sc")
         self.frozen_rows_: dict[str, int] = {}
         self.frozen_conditions_ = 0
+        self.frozen_before_: list[int] = []  # of references of the reference
+        self.query_cells_ = np.zeros((1, 1))
         self.seed_ = seed_of(seed)
         self._check_values(settings["gene_likelihood"])
         with torch.random.fork_rng():
@@ -243,7 +246,7 @@ class TRVAE(PredictingModel):
             Column with each cell's total over all its genes. Name it when `adata` holds only
             variable genes; else the total is the sum over the genes of `adata`.
         categorical_covariate_keys, continuous_covariate_keys
-            Column or columns with further covariates.
+            Column or columns with further covariates. Numbers enter as they are: standardise large ones.
         condition_separator
             Text between the parts of conditions that are sets, as ``"+"`` in ``"KLF1+MAP2K6"``: each part
             enters with an effect of its own, so that sets never measured can be predicted.
@@ -367,18 +370,21 @@ class TRVAE(PredictingModel):
         old, new = reference.module.state_dict(), model.module.state_dict()
         rows = new_rows(old, new, {name for name, _ in model.module.named_parameters()})
         if freeze and not rows:
+            new = [c for c in model.conditions if c not in reference.conditions]
             raise InputError(
-                "The query has no condition, batch or covariate level that the reference lacks, so there "
-                "is nothing to train. Use the reference's methods on it, or pass freeze=False."
+                "The query has no condition, batch or covariate level that the reference lacks"
+                f"{f' but {listing(new)}, whose parts it knows' if new else ''}, so there is nothing to train. Use the "
+                "reference's methods on it, or pass freeze=False."
             )
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        for name in ("codes_", "kl_", "spread_", "replicates_"):
+        for name in ("codes_", "kl_", "spread_", "replicates_", "training_marks_", "query_cells_"):
             setattr(model, name, getattr(reference, name))
         if freeze:
             model.frozen_rows_ = rows
             model.frozen_conditions_ = len(reference.conditions)
+            model.frozen_before_ = [*reference.frozen_before_, reference.frozen_conditions_]
             model.module.freeze(rows, model.frozen_conditions_)
             if args["labels_key"] is None and len(model.conditions) > model.frozen_conditions_:
                 checks.logger.warning("%s", FROZEN_WITHOUT_LABELS)

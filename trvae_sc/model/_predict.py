@@ -30,7 +30,7 @@ from trvae_sc.model._decode import (
 )
 from trvae_sc.model._exemplars import Exemplars, check_labels, remarks
 from trvae_sc.model._factors import Calibration, Change
-from trvae_sc.model._record import combination_table, predicted_obs, provenance
+from trvae_sc.model._record import combination_table, layer_of, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
 from trvae_sc.model._write import PieceWriter, check_out, stacked
 from trvae_sc.rows import Rows, give_back_memory
@@ -90,7 +90,7 @@ def predict_cells(
             )
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
-    layer = trained.layer if request.output in ("counts", "sample") else None
+    layer = layer_of(trained, request.output)
     prediction = _Prediction(trained, original, registered, rows, request)
     if request.out is not None:
         _write(prediction, layer)
@@ -312,7 +312,7 @@ def missing_combinations(
         (label, to)
         for label in names
         for to in targets
-        if not trained.n_cells_of(label, space.code(to))
+        if not trained.n_cells_of(label, space.code(to), seen=True)
     ]
     if not missing:
         under = "" if target is None else f" that was asked for, {names} under {targets[0]!r}"

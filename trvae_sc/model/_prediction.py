@@ -106,7 +106,8 @@ class PredictingModel(TrainableModel):
         Returns
         -------
         AnnData (with `out`: its ``X`` stays in that file) with one row per source cell and sample
-        (:doc:`/guide/output`). ``X``: the output, also in the layer the model was set up with.
+        (:doc:`/guide/output`). ``X``: the output, also in the layer the model was set up with,
+        if it is on the scale of that.
         ``obs``: the source cell's columns with the target condition, ``source_condition``,
         ``source_cell`` (``sample``), and ``response``, how far the cell moves (1: like the mean of
         its label; NaN where that is not known). ``var``, where all cells have one label and source:
@@ -288,8 +289,8 @@ class PredictingModel(TrainableModel):
 
         Returns
         -------
-        AnnData with the cells in ``X`` (and in the layer the model was set up with) and z in
-        ``obsm["X_trvae"]``.
+        AnnData with the cells in ``X`` (and in the layer the model was set up with, if they are on its
+        scale) and z in ``obsm["X_trvae"]``.
 
         Raises
         ------

@@ -116,6 +116,12 @@ def scale_name(is_count: bool, output: str) -> str:
     return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
 
 
+def layer_of(trained: Trained, output: str) -> str | None:
+    """Return the layer that holds the values besides ``X``: that of training, if they are of its scale."""
+    on_its_scale = scale_name(trained.module.is_count, output) in ("counts", "values")
+    return trained.layer if on_its_scale else None
+
+
 def predicted_obs(
     known: Known, adata: AnnData, rows: np.ndarray, target: Any, n_samples: int
 ) -> pd.DataFrame:
@@ -152,7 +158,8 @@ def combination_table(
         counts = counts.assign(condition_novelty=known.conditions.novelty(target))
     table = pd.DataFrame(known.n_cells.astype(int), index=list(known.labels), columns=levels)
     table = table if name in table else table.assign(**{name: 0})
-    seen = [int(table[name].get(label, 0)) for label in counts["label"]]
+    code = known.conditions.code(target)
+    seen = [known.n_cells_of(label, code, seen=True) for label in counts["label"]]
     both = [int(((table[name] > 0) & (table[s] > 0)).sum()) for s in counts["source"]]
     found = {(f.label, level_name(f.source)): f for f in factors}
     own = [found.get(at) for at in zip(counts["label"], counts["source"], strict=True)]

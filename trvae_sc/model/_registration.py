@@ -306,7 +306,8 @@ class AnnDataModel(BaseModelClass):
         """Conditions, labels and numbers of training cells, as plain data."""
         labels = tuple(map(level_name, self.labels)) or ("all",)
         key = self.registry_["setup_args"]["labels_key"]
-        return Known(self.condition_space, labels, key, self.module.n_cells.cpu().numpy())
+        n_cells = self.module.n_cells.cpu().numpy()
+        return Known(self.condition_space, labels, key, n_cells, n_query=self.query_cells_)
 
     @property
     def keys(self) -> Keys:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Known:
     labels: tuple[str, ...]  #: as text; ``("all",)`` without labels
     labels_key: str | None  #: column with the labels
     n_cells: np.ndarray  #: training cells, shape (n_labels, n_conditions)
+    #: Those of a query with a frozen reference, under conditions of which the reference alone is in `n_cells`.
+    n_query: np.ndarray | int = field(default=0, kw_only=True)
 
     def label_column(self, obs: pd.DataFrame) -> pd.Series:
         """Return the label of each cell as text; without labels ``"all"``, or another that no label has."""
@@ -55,11 +57,15 @@ class Known:
             name += " cells"
         return name
 
-    def n_cells_of(self, label: str, condition: int | None) -> int:
-        """Return the number of training cells of a label under a condition, of which either may be new."""
+    def n_cells_of(self, label: str, condition: int | None, *, seen: bool = False) -> int:
+        """Return the number of training cells of a label under a condition, of which either may be new.
+
+        `seen`: with those of a query.
+        """
         if label not in self.labels or condition is None:
             return 0
-        return int(self.n_cells[self.labels.index(label), condition])
+        n_cells = self.n_cells + self.n_query if seen else self.n_cells
+        return int(n_cells[self.labels.index(label), condition])
 
     def groups(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Return label and condition (``source``) of each cell as text."""
@@ -108,6 +114,9 @@ class Trained(Known):
     seed: int
     training: dict[str, Any]  #: how far training went
     n_frozen: int  #: conditions of the reference of a query; 0: no query
+    n_before: tuple[
+        int, ...
+    ]  #: the same of the reference itself, where it is a query, and of its references
     marks: np.ndarray  #: of the training cells (:func:`trvae_sc.identity.cell_marks`)
     #: Of counts the dispersion, else the variance within labels, of each condition and gene; shape
     #: (n_conditions, n_genes), (0, 0) where a model was saved without.
@@ -130,14 +139,31 @@ class Trained(Known):
         """Return the features of a condition, shape (1, n_features)."""
         return torch.as_tensor(self.conditions.features(condition), device=self.module.kappa.device)
 
+    def of_reference(self, *conditions: Any) -> Trained:
+        """Return what the frozen reference of a query knew, if it knew these: what it predicts stays as it was."""
+        codes = [self.conditions.code(condition) for condition in conditions]
+        known = [
+            n
+            for n in (*self.n_before, self.n_frozen)
+            if all(c is not None and c < n for c in codes)
+        ]
+        if not known or not self.conditions.tells_of_new:
+            return self
+        first = self.conditions.first(known[0])
+        return replace(self, conditions=first, n_cells=self.n_cells[:, : known[0]], n_query=0)
+
     def profiles(self) -> Profiles:
         """Return the mean profiles of the training cells."""
         mean = in_own_units(self.module, self.module.profiles.cpu().numpy())
+        mean = mean[:, : self.n_cells.shape[1]]
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
 
     def spread_of(self, condition: int | None) -> np.ndarray:
-        """Return the spread of a condition; of a new one the mean of all."""
-        return self.spread.mean(0) if condition is None else self.spread[condition]
+        """Return the spread of a condition; of a new one the mean of all, in a query of those of the reference."""
+        if condition is not None:
+            return self.spread[condition]
+        first = next(filter(None, (*self.n_before, self.n_frozen)), None)
+        return self.spread[:first].mean(0)
 
     def codes_of(
         self, label: int, condition: int | None, *, drawn: bool = False

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             }
             if train_size is None and "external_indexing" not in datasplitter_kwargs:
                 train_size = 0.9 if early_stopping or _validates(trainer, plan) else 1.0
-            self._check_split(train_size, early_stopping=early_stopping)
+            asked = {"early_stopping": early_stopping, **plan}
+            validating = [n for n in ("early_stopping", "reduce_lr_on_plateau") if asked.get(n)]
+            self._check_split(train_size, validating)
         if "n_steps_kl_warmup" not in plan and max_epochs is not None:
             plan.setdefault("n_epochs_kl_warmup", math.ceil(warmup * max_epochs))
         mode = trainer.get("early_stopping_mode", "min")
@@ -217,6 +219,15 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
         if manager is None or rows is None or not self.is_trained_:
             return
         rows, group = np.asarray(rows), self._group_codes()
+        if self.frozen_conditions_:
+            n_query, known = np.zeros(self.module.n_cells.shape), self.query_cells_
+            np.add.at(n_query, tuple(group[rows].T), 1)
+            n_query[:, self.frozen_conditions_ :] = 0  # these are in n_cells
+            before = n_query[: known.shape[0], : known.shape[1]]
+            np.maximum(
+                before, known, out=before
+            )  # of a former call, or of a query that is the reference
+            self.query_cells_ = n_query
         how = {"since": self.frozen_conditions_, "seed": self.seed_}
         self.codes_ = kept_codes(self.trained, self.adata, rows, group[rows], **how)
         if not self.frozen_conditions_:
@@ -244,23 +255,24 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             seed=self.seed_,
             training=self.training_,
             n_frozen=self.frozen_conditions_,
+            n_before=tuple(self.frozen_before_),
             marks=self.training_marks_,
             spread=self.spread_,
             replicates=replicates_of(self.module, self.replicates_),
         )
 
-    def _check_split(self, train_size: float | None, *, early_stopping: bool) -> None:
-        """Raise where the cells to train on, or to validate on, would be none."""
+    def _check_split(self, train_size: float | None, validating: Sequence[str]) -> None:
+        """Raise where the cells to train on, or those that something is `validating` on, would be none."""
         if train_size is None:
             return
         check_number("train_size", train_size, 0.0, 1.0)
         if not train_size:
             raise InputError("train_size is 0; it is a share above 0, up to 1.")
         n_obs = self.adata.n_obs
-        if early_stopping and math.ceil(train_size * n_obs) >= n_obs:
+        if validating and math.ceil(train_size * n_obs) >= n_obs:
             raise InputError(
-                f"Early stopping needs cells to validate on; a train_size of {train_size:g} of {n_obs} "
-                "cells leaves none. Lower train_size, or train without early stopping."
+                f"{validating[0]} needs cells to validate on; a train_size of {train_size:g} of {n_obs} "
+                f"cells leaves none. Lower train_size, or train without {validating[0]}."
             )
 
     def _epochs(self, batch_size: int) -> int:

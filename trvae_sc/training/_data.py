@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 
 from trvae_sc.arguments import check_known, check_number, check_seed, check_whole, named
 from trvae_sc.errors import InputError
+from trvae_sc.levels import listing
 from trvae_sc.module import CONDITION_KEY, TARGET_KEY
 from trvae_sc.rows import give_back_memory
 from trvae_sc.training._dataset import Dataset, DeviceDataset, fitted
@@ -232,7 +233,11 @@ def row_numbers(indices: Iterable[int] | np.ndarray | None, n_obs: int) -> np.nd
             raise InputError(f"The mask has shape {rows.shape}; there are {n_obs:,} cells.")
         return np.flatnonzero(rows)
     if rows.size and rows.dtype.kind not in "iu":
-        raise InputError(f"indices are {rows.dtype}; give row numbers, or a mask of booleans.")
+        found = listing(rows.ravel().tolist())
+        raise InputError(
+            f"The cells are given as {found}; give row numbers, or a mask of booleans. Of names of cells "
+            "adata.obs_names.get_indexer(names) returns the numbers."
+        )
     rows = rows.astype(np.int64).ravel()
     if rows.size and (rows.max() >= n_obs or rows.min() < -n_obs):
         raise InputError(f"Row {rows[np.abs(rows).argmax()]} of an AnnData with {n_obs:,} cells.")

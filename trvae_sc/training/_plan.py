@@ -343,6 +343,8 @@ class TrainingPlan(ScviTrainingPlan):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer and its schedule."""
         config = super().configure_optimizers()
+        if self.reduce_lr_on_plateau:  # as often as what it watches is there
+            config["lr_scheduler"]["frequency"] = self.trainer.check_val_every_n_epoch
         if self.lr_schedule == "onecycle" and not self.reduce_lr_on_plateau:
             rates = [group["lr"] for group in config["optimizer"].param_groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(

@@ -146,7 +146,9 @@ class EpochCheckpoint(Checkpoint):
         """
         for config in trainer.lr_scheduler_configs:  # at the start of a new run history is empty
             if config.reduce_on_plateau and config.monitor in self.history:
-                config.scheduler.step(self.history[config.monitor][2][-1])
+                _, epochs, values = self.history[config.monitor]
+                if epochs[-1] == trainer.current_epoch - 1:
+                    config.scheduler.step(values[-1])
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, plan: lightning.LightningModule
