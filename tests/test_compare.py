@@ -106,6 +106,18 @@ def test_totals_over_all_genes_are_added_up_where_the_prediction_counts_them(mak
         trvae_sc.compare(shifted, adata[:, task.train.var_names])
 
 
+@pytest.mark.parametrize("output", ["counts", "delta"])
+def test_how_deep_other_labels_of_the_truth_are_does_not_change_their_shares(adata, output):
+    deeper = adata.copy()
+    times = np.where(adata.obs["cell_type"] == "NK", 1.0, 5.0)
+    deeper.X = adata.X.multiply(times[:, None]).tocsr()
+    deeper.obs["n_counts"] *= times
+    predicted = baselines.predict(without(adata), "stimulated", output=output, labels="NK", keys=KEYS)
+    before, after = (trvae_sc.compare(predicted, cells).scores for cells in (adata, deeper))
+    assert "specific_pearson" in set(before["metric"])
+    pd.testing.assert_frame_equal(before, after, rtol=0, atol=1e-6)
+
+
 def test_cells_of_the_combination_alone_need_a_control(adata, predicted):
     real = adata[(adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "stimulated")]
     start = adata[adata.obs["condition"] == "control"]

@@ -261,7 +261,7 @@ class Shared(NamedTuple):
         x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
         n_components = min(N_PCS, min(x.shape) - 1)
         pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
-        return cls(train, keys, kappa, profiles(train, keys), pca)
+        return cls(train, keys, kappa, profiles(train, keys, kappa), pca)
 
     def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
         """Return a task, given the cells of its label under the source and under all other conditions."""
