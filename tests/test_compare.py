@@ -112,7 +112,9 @@ def test_how_deep_other_labels_of_the_truth_are_does_not_change_their_shares(ada
     times = np.where(adata.obs["cell_type"] == "NK", 1.0, 5.0)
     deeper.X = adata.X.multiply(times[:, None]).tocsr()
     deeper.obs["n_counts"] *= times
-    predicted = baselines.predict(without(adata), "stimulated", output=output, labels="NK", keys=KEYS)
+    predicted = baselines.predict(
+        without(adata), "stimulated", output=output, labels="NK", keys=KEYS
+    )
     before, after = (trvae_sc.compare(predicted, cells).scores for cells in (adata, deeper))
     assert "specific_pearson" in set(before["metric"])
     pd.testing.assert_frame_equal(before, after, rtol=0, atol=1e-6)
@@ -174,16 +176,30 @@ def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
     assert {"top7", "all", "pcs"} == set(scores["genes"])
 
 
-@pytest.mark.parametrize("side", ["predicted", "truth"])
-def test_totals_that_were_overwritten_by_sums_over_the_genes_are_refused(adata, fit, side):
+@pytest.mark.parametrize("output", ["counts", "delta"])
+@pytest.mark.parametrize("side", ["predicted", "truth", "control"])
+def test_totals_that_were_overwritten_by_sums_over_the_genes_are_refused(adata, side, output):
     """As scanpy's calculate_qc_metrics does: shares were many times too large, and effect R2 next to 0."""
     adata.obs["n_counts"] *= 3
-    predicted = fit(without(adata).copy()).predict(target="stimulated", labels="NK")
-    trvae_sc.compare(predicted, adata)
-    wrong = {"predicted": predicted, "truth": adata}[side]
+    options = {"output": output, "labels": "NK", "keys": KEYS}
+    predicted = baselines.predict(without(adata), "stimulated", **options)
+    start = adata[adata.obs["condition"] == "control"].copy()
+    expected = trvae_sc.compare(predicted, adata, start).scores
+    wrong = {"predicted": predicted, "truth": adata, "control": start}[side]
     wrong.obs["n_counts"] = np.asarray(wrong.X.sum(axis=1)).ravel()
+    if (side, output) == ("predicted", "delta"):  # which makes no use of them
+        found = trvae_sc.compare(predicted, adata, start).scores
+        return pd.testing.assert_frame_equal(found, expected)
     with pytest.raises(InputError, match=f"Total counts of {side} are sums over its 30 genes"):
-        trvae_sc.compare(predicted, adata)
+        trvae_sc.compare(predicted, adata, start)
+
+
+def test_totals_of_other_cells_of_the_same_names_tell_nothing(adata):
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    predicted = baselines.predict(without(adata), "stimulated", output="delta", keys=KEYS)
+    others = adata[::-1].copy()
+    others.obs_names = adata.obs_names
+    trvae_sc.compare(predicted, others)
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,10 @@ def compare(
     )
     measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
     chosen = _chosen(predicted, record, keys, measured, label)
-    if record["scale"] == "counts" and keys.total_counts_key is not None:
-        _check_totals(chosen.values(), cells)
+    if keys.is_count and (key := keys.total_counts_key) is not None:
+        is_drawn = record["scale"] == "counts"
+        parts = chosen.values() if is_drawn else _made_of(predicted, starts, key)
+        _check_totals({"predicted": parts, "truth": [cells], "control": [starts]}, cells.n_vars)
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
@@ -276,17 +279,30 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     return found
 
 
-def _check_totals(predicted: Iterable[AnnData], cells: AnnData) -> None:
-    """Raise where totals of one side are sums over its genes, and those of the other over many more."""
-    sides = {"predicted": [*predicted], "truth": [cells]}
+def _made_of(predicted: AnnData, starts: AnnData, key: str) -> list[AnnData]:
+    """Return the measured cells that log values were made of, with the totals they had then, as far as known."""
+    if not {key, "source_cell"} <= set(predicted.obs) or not starts.obs_names.is_unique:
+        return []
+    at = starts.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
+    found = starts[at[at >= 0]].copy()
+    found.obs[TOTAL] = predicted.obs[key].to_numpy(np.float64)[at >= 0]
+    is_more = found.obs[TOTAL] >= row_sums(
+        found.X, found.n_obs
+    )  # never, of other cells of these names
+    return [found] if found.n_obs and is_more.all() else []
+
+
+def _check_totals(sides: Mapping[str, Collection[AnnData]], n_genes: int) -> None:
+    """Raise where totals of one side are sums over its genes, and those of another over many more."""
     share = {}
     for name, parts in sides.items():
         total = sum(x.obs[TOTAL].sum() for x in parts)
-        share[name] = sum(row_sums(x.X, x.n_obs).sum() for x in parts) / max(total, 1.0)
-    for name, other in (("predicted", "truth"), ("truth", "predicted")):
+        held = sum(row_sums(x.X, x.n_obs).sum() for x in parts)
+        share[name] = held / max(total, 1.0) if parts else np.nan
+    for name, other in permutations(share, 2):
         if share[name] >= 1.0 - 1e-6 and share[other] < _LEAST_SHARE:
             raise InputError(
-                f"Total counts of {name} are sums over its {cells.n_vars:,} genes, as scanpy's calculate_qc_metrics "
+                f"Total counts of {name} are sums over its {n_genes:,} genes, as scanpy's calculate_qc_metrics "
                 f"writes them, and those of {other} over more ({share[other]:.0%} are of these genes). Both must be "
                 f"over the same: put back the totals that {name} had."
             )
