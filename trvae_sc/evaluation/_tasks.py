@@ -260,7 +260,9 @@ class Shared(NamedTuple):
         """Return what training cells tell."""
         x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
         n_components = min(N_PCS, min(x.shape) - 1)
-        pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
+        # exact, unlike "randomized": distances must not depend on the order of genes or cells
+        solver = "arpack" if min(x.shape) > N_PCS else "full"
+        pca = PCA(n_components, svd_solver=solver, random_state=0).fit(x)
         return cls(train, keys, kappa, profiles(train, keys, kappa), pca)
 
     def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
