@@ -85,6 +85,9 @@ def test_several_labels_are_compared_each_with_its_own_cells(adata, fit):
     predicted = model.predict(source="control", target="stimulated")
     found = trvae_sc.compare(predicted, adata)
     assert list(found.tables()) == ["B", "NK", "T"]
+    assert [note[:27] for note in found.notes if "Nothing" in note] == [
+        "Nothing but B, NK, T was gi"
+    ]
     assert set(trvae_sc.compare(predicted, adata, label="B").scores["label"]) == {"B"}
     assert "effect_r2" in repr(found)
     assert "<table" in found._repr_html_()

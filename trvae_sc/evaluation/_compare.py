@@ -169,9 +169,11 @@ def compare(
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
-        if keys.labels_key is not None and not (task.train.obs[CONDITION] == holdout.target).any():
+    for target in dict.fromkeys(h.target for h in chosen if keys.labels_key is not None):
+        if not (cells.obs[CONDITION] == target)[~hidden].any():
+            alone = ", ".join(dict.fromkeys(h.label for h in chosen if h.target == target))
             notes.append(
-                f"Nothing but {holdout.label} was given under {holdout.target}: scores that compare with "
+                f"Nothing but {alone} was given under {target}: scores that compare with "
                 "other labels are left out, and distances are in components of the cells that were given. "
                 "Pass all measured cells as truth to have them."
             )
