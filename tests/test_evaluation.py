@@ -52,6 +52,7 @@ from trvae_sc.evaluation import (
 )
 from trvae_sc.evaluation._fit import changes
 from trvae_sc.evaluation._genes import response
+from trvae_sc.evaluation._methods import Method
 from trvae_sc.evaluation._store import Store
 from trvae_sc.files import write_text
 
@@ -1509,6 +1510,29 @@ def test_another_method_of_the_same_name_is_refused(make_adata, tmp_path):
         with pytest.raises(InputError, match="results of another 'm': its code, arguments or ver"):
             run({"m": other})
     assert run({"other": shifted}).methods == ["ceiling", "m", "other"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return nearest_shift(train, source, target=target, keys=keys)",
+        "return mean_shift(train, source, target=target, keys=keys, by=2)",
+        "return mean_shift(train, source, target=target, keys=keys, by=(lambda x: x * 2)(1))",
+    ],
+)
+def test_methods_typed_into_an_interpreter_are_told_apart(body):
+    """By what they call and by their numbers: the scores of the first were taken for those of the second."""
+
+    def typed(body):
+        known = {"__name__": "__main__"}
+        exec(f"def mine(train, source, *, target, keys):\n {body}", known)
+        exec(f"class Mine:\n def __call__(self, train, source, *, target, keys):\n  {body}", known)
+        return [Method("mine", method).identity for method in (known["mine"], known["Mine"]())]
+
+    expected = typed("return mean_shift(train, source, target=target, keys=keys, by=1)")
+    assert typed("return mean_shift(train, source, target=target, keys=keys, by=1)") == expected
+    for found, other in zip(typed(body), expected, strict=True):
+        assert found != other
 
 
 @pytest.mark.parametrize("found", [None, np.zeros((20, 20)), {}, {"delta": 1}])
