@@ -135,6 +135,7 @@ def finished(
         "output": output,
         "scale": scale_name(keys.is_count, output),
         "kappa": learned.kappa,
+        "n_genes": adata.n_vars,
         "n_samples": 1,
         "seed": int(seed),
         "combinations": table,

@@ -199,6 +199,12 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         for k, v in record["keys"].items()
     }
     keys = Keys(**named, is_count=record["scale"] != "values")
+    n_genes = record.get("n_genes", 0)
+    if keys.is_count and keys.total_counts_key is None and predicted.n_vars < n_genes:
+        raise InputError(
+            f"predicted has {predicted.n_vars:,} of {n_genes:,} genes, and totals of cells are sums over all of them. "
+            "Pass the prediction with the genes it had; the result has a table of genes."
+        )
     with naming("predicted"):
         check_obs(predicted, [*keys.condition_columns, keys.labels_key, "source_condition"])
     return record, keys

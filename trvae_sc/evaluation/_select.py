@@ -216,7 +216,8 @@ def select(  # noqa: PLR0913
     if len(weights) > 1:
         selection = {"method": _answer.STACK, "weights": weights}
     selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
-    predicted.uns["trvae_sc"] = {**record, "notes": notes, "selection": selection}
+    record = {**record, "n_genes": adata.n_vars, "notes": notes, "selection": selection}
+    predicted.uns["trvae_sc"] = record
     return log_notes(predicted)
 
 
