@@ -358,6 +358,9 @@ def test_genes_that_have_no_name_of_their_own_are_refused(adata, predicted):
 def test_one_gene_is_no_top(adata, predicted):
     with pytest.raises(InputError, match="n_top is 1; at least 2"):
         trvae_sc.compare(predicted, adata, n_top=1)
+    for n in (0, 1):  # were errors of scikit-learn and of a metric
+        with pytest.raises(InputError, match=f"predicted has {n} genes; at least 2 are needed"):
+            trvae_sc.compare(predicted[:, :n], adata)
 
 
 @pytest.mark.parametrize("column", ["condition", "cell_type", "source_condition"])

@@ -15,7 +15,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._checks import LEAST_HIDDEN
+from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
@@ -199,6 +199,10 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         for k, v in record["keys"].items()
     }
     keys = Keys(**named, is_count=record["scale"] != "values")
+    if predicted.n_vars < LEAST_GENES:
+        raise InputError(
+            f"predicted has {predicted.n_vars} genes; at least {LEAST_GENES} are needed."
+        )
     n_genes = record.get("n_genes", 0)
     if keys.is_count and keys.total_counts_key is None and predicted.n_vars < n_genes:
         raise InputError(
