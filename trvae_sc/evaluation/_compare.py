@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
+from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, looks_like_counts
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
@@ -163,6 +163,12 @@ def compare(
     if cells.n_obs < truth.n_obs:
         notes.append(
             f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
+        )
+    of_totals = record.get("n_genes", 0)
+    if keys.total_counts_key == TOTAL_COLUMN not in truth.obs and truth.n_vars < of_totals:
+        notes.append(
+            f"Totals are sums over the {truth.n_vars:,} genes of truth, and those of the prediction over {of_totals:,}: "
+            "where those it lacks have many of the counts, scores are wrong. Pass truth with all genes."
         )
     scores, genes = {}, {}
     for holdout, found in chosen.items():

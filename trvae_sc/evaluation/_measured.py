@@ -7,7 +7,6 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.checks import (
-    RECORD,
     TOTAL_COLUMN,
     check_matrix,
     check_names,
@@ -79,8 +78,7 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
     if keys.labels_key is not None:
         found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
     if keys.is_count:
-        n_genes = max(predicted.uns[RECORD].get("n_genes", 0), predicted.n_vars + 1)
-        found.obs[TOTAL] = _totals(adata, found, keys, name, n_genes)
+        found.obs[TOTAL] = _totals(adata, found, keys, name)
     return found
 
 
@@ -107,8 +105,8 @@ def _are_other_counts(adata: AnnData, predicted: AnnData, keys: Keys) -> bool:
     return bool(x.max() < _COUNTS or not 0.5 < x.mean() / measured.mean() < 2.0)
 
 
-def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str, n_genes: int) -> np.ndarray:
-    """Return the totals of measured cells, over the genes that the prediction counts them over: `n_genes` or more."""
+def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str) -> np.ndarray:
+    """Return the totals of measured cells, over the genes that the prediction counts them over."""
     key = keys.total_counts_key
     if key is None:
         return totals(found, keys)
@@ -116,9 +114,9 @@ def _totals(adata: AnnData, found: AnnData, keys: Keys, name: str, n_genes: int)
         with naming(name):
             check_obs(adata, [], [key])
         return totals(adata, keys)
-    if key == TOTAL_COLUMN and adata.n_vars >= n_genes:
+    if key == TOTAL_COLUMN and adata.n_vars > found.n_vars:
         return totals(adata, keys._replace(total_counts_key=None))
     raise InputError(
         f"The prediction counts totals over whole cells, and {name} has neither their column "
-        f"'{key}' in obs nor all genes to add up. Pass the cells with all genes, or with that column."
+        f"'{key}' in obs nor more genes to add up. Pass the cells with all genes, or with that column."
     )
