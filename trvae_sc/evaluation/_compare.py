@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -157,36 +157,15 @@ def compare(
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
-    n_exemplars = record.get("combinations", {}).get("n_exemplars", 0)
-    notes = [_OF_EXEMPLARS] if np.any(np.asarray(n_exemplars) > 0) else []
-    notes += _seen(record, chosen, keys)
-    if cells.n_obs < truth.n_obs:
-        notes.append(
-            f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
-        )
-    of_totals = record.get("n_genes", 0)
-    if keys.total_counts_key == TOTAL_COLUMN not in truth.obs and truth.n_vars < of_totals:
-        notes.append(
-            f"Totals are sums over the {truth.n_vars:,} genes of truth, and those of the prediction over {of_totals:,}: "
-            "where those it lacks have many of the counts, scores are wrong. Pass truth with all genes."
-        )
     scores, genes = {}, {}
     for holdout, found in chosen.items():
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
-    for target in dict.fromkeys(h.target for h in chosen if keys.labels_key is not None):
-        if not (cells.obs[CONDITION] == target)[~hidden].any():
-            alone = ", ".join(dict.fromkeys(h.label for h in chosen if h.target == target))
-            notes.append(
-                f"Nothing but {alone} was given under {target}: scores that compare with "
-                "other labels are left out, and distances are in components of the cells that were given. "
-                "Pass all measured cells as truth to have them."
-            )
     return Comparison(
         pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
         pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
-        tuple(dict.fromkeys(notes)),
+        tuple(_notes(record, keys, chosen, truth, cells, hidden)),
     )
 
 
@@ -261,16 +240,39 @@ def _chosen(
     return found
 
 
-def _seen(record: Mapping[str, Any], chosen: Iterable[Holdout], keys: Keys) -> list[str]:
-    """Return a note on combinations that were learned from, in a list."""
-    table = record.get("combinations")
-    if table is None:
-        return []
-    learned = table[table["seen_in_training"].astype(bool)]
-    known = set(zip(learned["label"], learned["target"], strict=True))
-    seen = list(dict.fromkeys(h.label for h in chosen if (h.label, h.target) in known))
-    of = of_labels(seen, labelled=keys.labels_key is not None)
-    return [_OF_TRAINING.format(of)] if seen else []
+def _notes(
+    record: Mapping[str, Any],
+    keys: Keys,
+    chosen: Iterable[Holdout],
+    truth: AnnData,
+    cells: AnnData,
+    hidden: np.ndarray,
+) -> Iterator[str]:
+    """Yield what a reader should know: of what was learned from, what was left out, and what is missing."""
+    labelled, table = keys.labels_key is not None, record.get("combinations")
+    if table is not None:
+        if np.any(np.asarray(table.get("n_exemplars", 0)) > 0):
+            yield _OF_EXEMPLARS
+        learned = table[table["seen_in_training"].astype(bool)]
+        known = set(zip(learned["label"], learned["target"], strict=True))
+        if seen := list(dict.fromkeys(h.label for h in chosen if (h.label, h.target) in known)):
+            yield _OF_TRAINING.format(of_labels(seen, labelled=labelled))
+    if cells.n_obs < truth.n_obs:
+        yield f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
+    n_genes, has_totals = record.get("n_genes", 0), keys.total_counts_key in truth.obs
+    if keys.total_counts_key == TOTAL_COLUMN and not has_totals and truth.n_vars < n_genes:
+        yield (
+            f"Totals are sums over the {truth.n_vars:,} genes of truth, and those of the prediction over {n_genes:,}: "
+            "where those it lacks have many of the counts, scores are wrong. Pass truth with all genes."
+        )
+    for target in dict.fromkeys(h.target for h in chosen if labelled):
+        if not (cells.obs[CONDITION] == target)[~hidden].any():
+            alone = ", ".join(dict.fromkeys(h.label for h in chosen if h.target == target))
+            yield (
+                f"Nothing but {alone} was given under {target}: scores that compare with other labels are left out, "
+                "and distances are in components of the cells that were given. Pass all measured cells as truth to "
+                "have them."
+            )
 
 
 def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
