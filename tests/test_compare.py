@@ -85,6 +85,9 @@ def test_several_labels_are_compared_each_with_its_own_cells(adata, fit):
     predicted = model.predict(source="control", target="stimulated")
     found = trvae_sc.compare(predicted, adata)
     assert list(found.tables()) == ["B", "NK", "T"]
+    assert [note[:27] for note in found.notes if "Nothing" in note] == [
+        "Nothing but B, NK, T was gi"
+    ]
     assert set(trvae_sc.compare(predicted, adata, label="B").scores["label"]) == {"B"}
     assert "effect_r2" in repr(found)
     assert "<table" in found._repr_html_()
@@ -104,6 +107,20 @@ def test_totals_over_all_genes_are_added_up_where_the_prediction_counts_them(mak
         np.testing.assert_allclose(own, expected.reindex(own.index), rtol=0, atol=1e-9)
     with pytest.raises(InputError, match="totals over whole cells"):
         trvae_sc.compare(shifted, adata[:, task.train.var_names])
+
+
+@pytest.mark.parametrize("output", ["counts", "delta"])
+def test_how_deep_other_labels_of_the_truth_are_does_not_change_their_shares(adata, output):
+    deeper = adata.copy()
+    times = np.where(adata.obs["cell_type"] == "NK", 1.0, 5.0)
+    deeper.X = adata.X.multiply(times[:, None]).tocsr()
+    deeper.obs["n_counts"] *= times
+    predicted = baselines.predict(
+        without(adata), "stimulated", output=output, labels="NK", keys=KEYS
+    )
+    before, after = (trvae_sc.compare(predicted, cells).scores for cells in (adata, deeper))
+    assert "specific_pearson" in set(before["metric"])
+    pd.testing.assert_frame_equal(before, after, rtol=0, atol=1e-6)
 
 
 def test_cells_of_the_combination_alone_need_a_control(adata, predicted):
@@ -162,16 +179,64 @@ def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
     assert {"top7", "all", "pcs"} == set(scores["genes"])
 
 
-@pytest.mark.parametrize("side", ["predicted", "truth"])
-def test_totals_that_were_overwritten_by_sums_over_the_genes_are_refused(adata, fit, side):
+@pytest.mark.parametrize("output", ["counts", "delta"])
+@pytest.mark.parametrize("side", ["predicted", "truth", "control"])
+def test_totals_that_were_overwritten_by_sums_over_the_genes_are_refused(adata, side, output):
     """As scanpy's calculate_qc_metrics does: shares were many times too large, and effect R2 next to 0."""
     adata.obs["n_counts"] *= 3
-    predicted = fit(without(adata).copy()).predict(target="stimulated", labels="NK")
-    trvae_sc.compare(predicted, adata)
-    wrong = {"predicted": predicted, "truth": adata}[side]
+    options = {"output": output, "labels": "NK", "keys": KEYS}
+    predicted = baselines.predict(without(adata), "stimulated", **options)
+    start = adata[adata.obs["condition"] == "control"].copy()
+    expected = trvae_sc.compare(predicted, adata, start).scores
+    wrong = {"predicted": predicted, "truth": adata, "control": start}[side]
     wrong.obs["n_counts"] = np.asarray(wrong.X.sum(axis=1)).ravel()
+    if (side, output) == ("predicted", "delta"):  # which makes no use of them
+        found = trvae_sc.compare(predicted, adata, start).scores
+        return pd.testing.assert_frame_equal(found, expected)
     with pytest.raises(InputError, match=f"Total counts of {side} are sums over its 30 genes"):
-        trvae_sc.compare(predicted, adata)
+        trvae_sc.compare(predicted, adata, start)
+
+
+def test_totals_of_other_cells_of_the_same_names_tell_nothing(adata):
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    predicted = baselines.predict(without(adata), "stimulated", output="delta", keys=KEYS)
+    others = adata[::-1].copy()
+    others.obs_names = adata.obs_names
+    trvae_sc.compare(predicted, others)
+
+
+@pytest.mark.parametrize("output", ["counts", "delta"])
+def test_some_genes_of_a_prediction_are_compared_only_where_totals_are_known(adata, output):
+    """Without them totals were sums over the genes that were left: effect R2 of log values was 0.29, not 0.96."""
+    options = {
+        "output": output,
+        "labels": "NK",
+        "condition_key": "condition",
+        "labels_key": "cell_type",
+    }
+    train = without(adata)
+    predicted = baselines.predict(train, "stimulated", **options)
+    trvae_sc.compare(predicted, adata)
+    with pytest.raises(InputError, match="predicted has 12 of 30 genes, and totals of cells are"):
+        trvae_sc.compare(predicted[:, :12], adata)
+    predicted = baselines.predict(train, "stimulated", total_counts_key="n_counts", **options)
+    whole = trvae_sc.compare(predicted, adata).tables()["NK"]
+    some = trvae_sc.compare(predicted[:, :12], adata).tables()["NK"]
+    pd.testing.assert_frame_equal(some, whole.loc[some.index], rtol=0, atol=1e-6)
+
+
+def test_totals_that_are_sums_over_fewer_genes_are_told(adata):
+    """Of some genes of the data that were selected from, which are more than those of the prediction."""
+    names = {"condition_key": "condition", "labels_key": "cell_type"}
+    quiet = {"methods": ["mean_shift"], "min_cells": 5, "progress": False}
+    predicted = trvae_sc.select(adata, "stimulated", labels="NK", n_top_genes=10, **names, **quiet)
+    assert not trvae_sc.compare(predicted, adata).notes
+    others = adata.var_names.difference(predicted.var_names)[:10]
+    some = adata[:, [*predicted.var_names, *others]].copy()
+    (note,) = trvae_sc.compare(predicted, some).notes
+    assert note.startswith(
+        "Totals are sums over the 20 genes of truth, and those of the prediction over 30"
+    )
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(adata, predicted):
@@ -295,6 +360,9 @@ def test_genes_that_have_no_name_of_their_own_are_refused(adata, predicted):
 def test_one_gene_is_no_top(adata, predicted):
     with pytest.raises(InputError, match="n_top is 1; at least 2"):
         trvae_sc.compare(predicted, adata, n_top=1)
+    for n in (0, 1):  # were errors of scikit-learn and of a metric
+        with pytest.raises(InputError, match=f"predicted has {n} genes; at least 2 are needed"):
+            trvae_sc.compare(predicted[:, :n], adata)
 
 
 @pytest.mark.parametrize("column", ["condition", "cell_type", "source_condition"])

@@ -52,6 +52,7 @@ from trvae_sc.evaluation import (
 )
 from trvae_sc.evaluation._fit import changes
 from trvae_sc.evaluation._genes import response
+from trvae_sc.evaluation._methods import Method
 from trvae_sc.evaluation._store import Store
 from trvae_sc.files import write_text
 
@@ -909,6 +910,15 @@ def test_scores_are_the_metrics_on_the_genes_they_name(task):
     assert len(found) == 2 * 6 + 2 + 2
 
 
+def test_distances_are_in_the_exact_principal_components(task):
+    """Whatever the order of genes and cells; of an approximation distances were up to 0.02 off."""
+    totals = task.train.obs["total_counts"].to_numpy()[:, None]
+    x = np.log1p(task.kappa * task.train.X.toarray() / totals)
+    axes = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:50]
+    exact, found = (dense(task.real) - x.mean(0)) @ axes.T, task.project(task.real)
+    np.testing.assert_allclose(found @ found.T, exact @ exact.T, rtol=0, atol=1e-3)
+
+
 def test_mean_shift_has_no_specific_part(task):
     predicted = METHODS["mean_shift"](task.train, task.source, target="stimulated", keys=task.keys)
     found = scores(score(task, predicted))
@@ -1513,6 +1523,29 @@ def test_another_method_of_the_same_name_is_refused(make_adata, tmp_path):
         with pytest.raises(InputError, match="results of another 'm': its code, arguments or ver"):
             run({"m": other})
     assert run({"other": shifted}).methods == ["ceiling", "m", "other"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return nearest_shift(train, source, target=target, keys=keys)",
+        "return mean_shift(train, source, target=target, keys=keys, by=2)",
+        "return mean_shift(train, source, target=target, keys=keys, by=(lambda x: x * 2)(1))",
+    ],
+)
+def test_methods_typed_into_an_interpreter_are_told_apart(body):
+    """By what they call and by their numbers: the scores of the first were taken for those of the second."""
+
+    def typed(body):
+        known = {"__name__": "__main__"}
+        exec(f"def mine(train, source, *, target, keys):\n {body}", known)
+        exec(f"class Mine:\n def __call__(self, train, source, *, target, keys):\n  {body}", known)
+        return [Method("mine", method).identity for method in (known["mine"], known["Mine"]())]
+
+    expected = typed("return mean_shift(train, source, target=target, keys=keys, by=1)")
+    assert typed("return mean_shift(train, source, target=target, keys=keys, by=1)") == expected
+    for found, other in zip(typed(body), expected, strict=True):
+        assert found != other
 
 
 @pytest.mark.parametrize("found", [None, np.zeros((20, 20)), {}, {"delta": 1}])

@@ -385,6 +385,16 @@ def test_verdicts_of_a_benchmark_that_is_still_running():
     assert np.isnan(row["ceiling"])
 
 
+def test_a_simple_method_counts_where_another_was_not_run():
+    """As in a folder that several runs share: the model was to be used, as if none was run beside it."""
+    both = {"context_shift": 0.5, "mean_shift": 0.9, "trvae": 0.8}
+    alone = {name: both[name] for name in ("mean_shift", "trvae")}
+    found = verdicts(make_results({"B": both, "NK": both, "T": alone}))
+    assert found["simple"].tolist() == ["mean_shift"] * 3
+    assert found["best simple"].tolist() == pytest.approx([0.9] * 3)
+    assert found["advice"].tolist() == ["use mean_shift"] * 3
+
+
 def test_the_model_to_judge():
     scores = {"ceiling": 0.9, "mean_shift": 0.5, "cvae": 0.6, "paper": 0.7}
     results = make_results({"B": scores}, history=None)

@@ -977,6 +977,23 @@ def test_a_method_of_ones_own_predicts_whatever_it_is_called(adata):
     assert np.abs(found.X - same.X).max() > 0.1
 
 
+def test_counts_of_a_method_of_ones_own_are_those_it_returned(adata):
+    """Others of the same mean were drawn, with the variance of cells of another condition."""
+
+    def halved(train, source, *, target, keys):
+        cells = source.copy()
+        cells.X = np.floor(dense(source.X) / 2)
+        cells.uns["trvae_sc"] = {"scale": "counts"}
+        return {"counts": cells}
+
+    predicted = select(adata, "stimulated", methods={"mine": halved}, **QUIET)
+    start = adata[predicted.obs["source_cell"]]
+    expected = np.floor(dense(start[:, predicted.var_names].X) / 2)
+    np.testing.assert_array_equal(dense(predicted.X), expected)
+    rest = start.obs["total_counts"].to_numpy() - dense(start[:, predicted.var_names].X).sum(1)
+    np.testing.assert_allclose(predicted.obs["total_counts"], expected.sum(1) + rest)
+
+
 def level_shift(adata, label):
     """Return the mean over labels of what f of the mean share changes, by hand, added to a label's own."""
     total, kappa = adata.obs["total_counts"], adata.obs["total_counts"].median()

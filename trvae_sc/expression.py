@@ -270,9 +270,9 @@ class GroupMeans(NamedTuple):
         return Profiles(mean, n_cells, labels, self.is_count)
 
 
-def profiles(train: AnnData, keys: Keys) -> GroupMeans:
+def profiles(train: AnnData, keys: Keys, kappa: float | None = None) -> GroupMeans:
     """Return the mean log values of each label (all cells, without labels) and condition."""
-    kappa = median_total(train, keys)
+    kappa = median_total(train, keys) if kappa is None else kappa
     x = log_values(train, keys, kappa)
     rows = dict(groups(train.obs, keys))
     means = {group: gene_means(x[at]) for group, at in rows.items()}

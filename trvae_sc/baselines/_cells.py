@@ -107,14 +107,13 @@ def finished(
 ) -> AnnData:
     """Return a prediction with all that one of the model has.
 
-    Counts are drawn here; `x` are the values of ``"delta"``, in the order of the rows in `learned`.
+    `x` are its values, in the order of the rows in `learned`; counts are drawn if None.
     """
     adata, keys, known = learned.adata, learned.keys, learned.known
     rows = np.sort(np.concatenate([group.rows for group in moved]))
     obs = predicted_obs(known, adata, rows, target, 1)
     obs["response"] = np.float32(1.0)
-    if output == "counts":
-        x = _counts(learned, moved, rows, seed)
+    x = _counts(learned, moved, rows, seed) if x is None else x
     result = AnnData(x, obs=obs, var=_var(adata, moved))
     if (output == "counts" or not keys.is_count) and keys.layer is not None:
         result.layers[keys.layer] = result.X.copy()
@@ -135,6 +134,7 @@ def finished(
         "output": output,
         "scale": scale_name(keys.is_count, output),
         "kappa": learned.kappa,
+        "n_genes": adata.n_vars,
         "n_samples": 1,
         "seed": int(seed),
         "combinations": table,

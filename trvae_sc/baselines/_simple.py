@@ -210,6 +210,7 @@ def as_prediction(
         "target": level_name(target),
         "scale": "log(1 + kappa * share)" if keys.is_count else "values",
         "kappa": kappa,
+        "n_genes": source.n_vars,
         "versions": {"trvae_sc": version("trvae_sc")},
     }
     return result

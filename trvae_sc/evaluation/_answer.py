@@ -12,6 +12,7 @@ from anndata import AnnData
 from trvae_sc.baselines import predict
 from trvae_sc.baselines._cells import Learned, Moved, factors_of, finished, learn
 from trvae_sc.baselines._simple import SIMPLE_METHODS
+from trvae_sc.checks import RECORD
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._left_out import LeftOut
 from trvae_sc.evaluation._methods import OUTPUT, Method, judged
@@ -62,6 +63,9 @@ def answer(
     learned = learn(train, keys)
     alone |= {name: fits[name] for name in used if methods[name].fit_once is not None}
     x, moved = _mean(learned, source, found, used, half, alone, target)
+    if output == "counts":  # its own, or drawn
+        outputs = found[name].values() if len(found) == 1 else ()
+        x = next((one.X for one in outputs if one.uns[RECORD]["scale"] == output), None)
     return finished(learned, name, moved, target, output=output, seed=seed, x=x)
 
 

@@ -99,7 +99,8 @@ def benchmark(
     max_epochs
         Epochs of every method that trains a network; the method's own number if None.
     folder
-        Folder for a file per finished fit, which is not run again; several processes may share it.
+        Folder for a file per finished fit, which is not run again; several processes may share it. Methods of one
+        name are told apart by their own code and arguments, not by the code of functions that they call.
     n_jobs
         Number of processes (joblib); a Ray cluster takes as many fits at a time as it has room for.
     backend

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, check_obs, check_type, looks_like_counts
+from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, looks_like_counts
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
-from trvae_sc.evaluation._checks import LEAST_HIDDEN
+from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
@@ -149,33 +150,22 @@ def compare(
     )
     measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
     chosen = _chosen(predicted, record, keys, measured, label)
-    if record["scale"] == "counts" and keys.total_counts_key is not None:
-        _check_totals(chosen.values(), cells)
+    if keys.is_count and (key := keys.total_counts_key) is not None:
+        is_drawn = record["scale"] == "counts"
+        parts = chosen.values() if is_drawn else _made_of(predicted, starts, key)
+        _check_totals({"predicted": parts, "truth": [cells], "control": [starts]}, cells.n_vars)
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
-    n_exemplars = record.get("combinations", {}).get("n_exemplars", 0)
-    notes = [_OF_EXEMPLARS] if np.any(np.asarray(n_exemplars) > 0) else []
-    notes += _seen(record, chosen, keys)
-    if cells.n_obs < truth.n_obs:
-        notes.append(
-            f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
-        )
     scores, genes = {}, {}
     for holdout, found in chosen.items():
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
-        if keys.labels_key is not None and not (task.train.obs[CONDITION] == holdout.target).any():
-            notes.append(
-                f"Nothing but {holdout.label} was given under {holdout.target}: scores that compare with "
-                "other labels are left out, and distances are in components of the cells that were given. "
-                "Pass all measured cells as truth to have them."
-            )
     return Comparison(
         pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
         pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
-        tuple(dict.fromkeys(notes)),
+        tuple(_notes(record, keys, chosen, truth, cells, hidden)),
     )
 
 
@@ -194,6 +184,16 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
         for k, v in record["keys"].items()
     }
     keys = Keys(**named, is_count=record["scale"] != "values")
+    if predicted.n_vars < LEAST_GENES:
+        raise InputError(
+            f"predicted has {predicted.n_vars} genes; at least {LEAST_GENES} are needed."
+        )
+    n_genes = record.get("n_genes", 0)
+    if keys.is_count and keys.total_counts_key is None and predicted.n_vars < n_genes:
+        raise InputError(
+            f"predicted has {predicted.n_vars:,} of {n_genes:,} genes, and totals of cells are sums over all of them. "
+            "Pass the prediction with the genes it had; the result has a table of genes."
+        )
     with naming("predicted"):
         check_obs(predicted, [*keys.condition_columns, keys.labels_key, "source_condition"])
     return record, keys
@@ -240,16 +240,39 @@ def _chosen(
     return found
 
 
-def _seen(record: Mapping[str, Any], chosen: Iterable[Holdout], keys: Keys) -> list[str]:
-    """Return a note on combinations that were learned from, in a list."""
-    table = record.get("combinations")
-    if table is None:
-        return []
-    learned = table[table["seen_in_training"].astype(bool)]
-    known = set(zip(learned["label"], learned["target"], strict=True))
-    seen = list(dict.fromkeys(h.label for h in chosen if (h.label, h.target) in known))
-    of = of_labels(seen, labelled=keys.labels_key is not None)
-    return [_OF_TRAINING.format(of)] if seen else []
+def _notes(
+    record: Mapping[str, Any],
+    keys: Keys,
+    chosen: Iterable[Holdout],
+    truth: AnnData,
+    cells: AnnData,
+    hidden: np.ndarray,
+) -> Iterator[str]:
+    """Yield what a reader should know: of what was learned from, what was left out, and what is missing."""
+    labelled, table = keys.labels_key is not None, record.get("combinations")
+    if table is not None:
+        if np.any(np.asarray(table.get("n_exemplars", 0)) > 0):
+            yield _OF_EXEMPLARS
+        learned = table[table["seen_in_training"].astype(bool)]
+        known = set(zip(learned["label"], learned["target"], strict=True))
+        if seen := list(dict.fromkeys(h.label for h in chosen if (h.label, h.target) in known)):
+            yield _OF_TRAINING.format(of_labels(seen, labelled=labelled))
+    if cells.n_obs < truth.n_obs:
+        yield f"{truth.n_obs - cells.n_obs:,} cells without label or condition were left out."
+    n_genes, has_totals = record.get("n_genes", 0), keys.total_counts_key in truth.obs
+    if keys.total_counts_key == TOTAL_COLUMN and not has_totals and truth.n_vars < n_genes:
+        yield (
+            f"Totals are sums over the {truth.n_vars:,} genes of truth, and those of the prediction over {n_genes:,}: "
+            "where those it lacks have many of the counts, scores are wrong. Pass truth with all genes."
+        )
+    for target in dict.fromkeys(h.target for h in chosen if labelled):
+        if not (cells.obs[CONDITION] == target)[~hidden].any():
+            alone = ", ".join(dict.fromkeys(h.label for h in chosen if h.target == target))
+            yield (
+                f"Nothing but {alone} was given under {target}: scores that compare with other labels are left out, "
+                "and distances are in components of the cells that were given. Pass all measured cells as truth to "
+                "have them."
+            )
 
 
 def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
@@ -276,17 +299,30 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     return found
 
 
-def _check_totals(predicted: Iterable[AnnData], cells: AnnData) -> None:
-    """Raise where totals of one side are sums over its genes, and those of the other over many more."""
-    sides = {"predicted": [*predicted], "truth": [cells]}
+def _made_of(predicted: AnnData, starts: AnnData, key: str) -> list[AnnData]:
+    """Return the measured cells that log values were made of, with the totals they had then, as far as known."""
+    if not {key, "source_cell"} <= set(predicted.obs) or not starts.obs_names.is_unique:
+        return []
+    at = starts.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
+    found = starts[at[at >= 0]].copy()
+    found.obs[TOTAL] = predicted.obs[key].to_numpy(np.float64)[at >= 0]
+    is_more = found.obs[TOTAL] >= row_sums(
+        found.X, found.n_obs
+    )  # never, of other cells of these names
+    return [found] if found.n_obs and is_more.all() else []
+
+
+def _check_totals(sides: Mapping[str, Collection[AnnData]], n_genes: int) -> None:
+    """Raise where totals of one side are sums over its genes, and those of another over many more."""
     share = {}
     for name, parts in sides.items():
         total = sum(x.obs[TOTAL].sum() for x in parts)
-        share[name] = sum(row_sums(x.X, x.n_obs).sum() for x in parts) / max(total, 1.0)
-    for name, other in (("predicted", "truth"), ("truth", "predicted")):
+        held = sum(row_sums(x.X, x.n_obs).sum() for x in parts)
+        share[name] = held / max(total, 1.0) if parts else np.nan
+    for name, other in permutations(share, 2):
         if share[name] >= 1.0 - 1e-6 and share[other] < _LEAST_SHARE:
             raise InputError(
-                f"Total counts of {name} are sums over its {cells.n_vars:,} genes, as scanpy's calculate_qc_metrics "
+                f"Total counts of {name} are sums over its {n_genes:,} genes, as scanpy's calculate_qc_metrics "
                 f"writes them, and those of {other} over more ({share[other]:.0%} are of these genes). Both must be "
                 f"over the same: put back the totals that {name} had."
             )

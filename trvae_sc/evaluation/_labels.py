@@ -7,7 +7,6 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from trvae_sc.arguments import check_seed, check_whole
@@ -15,7 +14,7 @@ from trvae_sc.checks import check_matrix, check_names, check_obs, check_type
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import LEAST_GENES, check_counts
 from trvae_sc.evaluation._genes import choose_genes
-from trvae_sc.evaluation._tasks import N_PCS
+from trvae_sc.evaluation._tasks import components
 from trvae_sc.expression import KeyNames, Keys, dense, keys_from, log_values, median_total
 from trvae_sc.levels import codes_of, level_name, listing
 
@@ -125,9 +124,7 @@ def _components(adata: AnnData, keys: Keys, n_top_genes: int | None, seed: int) 
     if n_top_genes is not None and n_top_genes < adata.n_vars:
         x = x[:, choose_genes(adata, keys._replace(labels_key=None), n_top_genes).chosen]
     x = dense(x).astype(np.float32, copy=False)
-    n_components = min(N_PCS, min(x.shape) - 1)
-    pca = PCA(n_components, svd_solver="randomized", random_state=seed)
-    return pca.fit_transform(x).astype(np.float64)
+    return components(x, seed).transform(x).astype(np.float64)
 
 
 def _classified(

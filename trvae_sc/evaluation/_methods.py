@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from types import CodeType
 from typing import Any
 
 import joblib
@@ -111,6 +112,8 @@ def _describe(value: Any) -> str:
         return f"{_source(value)} {_describe([value.__defaults__, value.__kwdefaults__, held])}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_describe(value[k])}" for k in sorted(value, key=str)) + "}"
+    if isinstance(value, frozenset):  # in an order that differs between processes
+        return str(sorted(map(_describe, value)))
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_describe, value)) + "]"
     source = _source(type(value)) if callable(value) and not isinstance(value, type) else ""
@@ -128,7 +131,14 @@ def _source(value: Any) -> str:
     try:
         return f"{name} {inspect.getsource(value)}"
     except (OSError, TypeError):  # typed into an interpreter
-        return f"{name} {value.__code__.co_code.hex() if inspect.isfunction(value) else ''}"
+        parts = vars(value).values() if inspect.isclass(value) else [value]
+        return f"{name} {[_code(part.__code__) for part in parts if inspect.isfunction(part)]}"
+
+
+def _code(code: CodeType) -> list[Any]:
+    """Return what code does, with the names and constants that it uses."""
+    held = [_code(one) if inspect.iscode(one) else _describe(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, held]
 
 
 def resolve(methods: Mapping[str, Callable[..., Any]] | Sequence[str] | str) -> dict[str, Method]:

@@ -202,7 +202,7 @@ def select(  # noqa: PLR0913
     if len(weights) > 1:
         selection = {"method": _answer.STACK, "weights": weights}
     selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
-    record["selection"] = selection
+    record |= {"n_genes": adata.n_vars, "selection": selection}
     return log_notes(predicted)
 
 

@@ -252,6 +252,13 @@ def prepare_tasks(
     return tasks
 
 
+def components(x: np.ndarray, seed: int = 0) -> PCA:
+    """Return the first principal components, 50 at most: exact, thus whatever the order of genes and cells."""
+    n_components = min(N_PCS, min(x.shape) - 1)
+    solver = "arpack" if min(x.shape) > N_PCS else "full"
+    return PCA(n_components, svd_solver=solver, random_state=seed).fit(x)
+
+
 class Shared(NamedTuple):
     """What tasks of the same training cells share."""
 
@@ -265,9 +272,7 @@ class Shared(NamedTuple):
     def of(cls, train: AnnData, keys: Keys, kappa: float) -> Shared:
         """Return what training cells tell."""
         x = dense(log_values(train, keys, kappa)).astype(np.float32, copy=False)
-        n_components = min(N_PCS, min(x.shape) - 1)
-        pca = PCA(n_components, svd_solver="randomized", random_state=0).fit(x)
-        return cls(train, keys, kappa, profiles(train, keys), pca)
+        return cls(train, keys, kappa, profiles(train, keys, kappa), components(x))
 
     def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
         """Return a task, given the cells of its label under the source and under all other conditions."""

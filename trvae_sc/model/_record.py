@@ -83,6 +83,7 @@ def provenance(
         "output": output,
         "scale": scale_name(module.is_count, output),
         "kappa": float(module.kappa),
+        "n_genes": len(module.gene_mean),
         "n_samples": int(n_samples),
         "seed": int(seed),
         "combinations": combinations,

@@ -130,7 +130,7 @@ def _best_simple(scores: dict[str, pd.DataFrame], method: str) -> pd.DataFrame:
     names = [name for name in run if name != "no_change"] or run
     if not names:
         return pd.DataFrame({"score": 0.0, "name": ""}, index=scores[method].index[:0])
-    means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna()
+    means = pd.DataFrame({name: scores[name].mean(axis=1) for name in names}).dropna(how="all")
     best = loss(_METRIC, means).round(12).idxmin(axis=1)
     return pd.DataFrame({"score": means.max(axis=1), "name": best.to_numpy()})
 
