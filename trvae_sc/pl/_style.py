@@ -37,7 +37,8 @@ LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
 _EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
-_PAIRS = 300_000  # of names that are compared while places are found: some seconds
+_MOST_NAMES = 100  # that places are sought for
+_PAIRS = 50_000  # of names and points that are kept apart at a time
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
 _OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
@@ -314,13 +315,14 @@ def within(values: np.ndarray) -> tuple[float, float]:
 
 
 def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray) -> None:
-    """Write names beside their points, where there is room, with a line to those that had to move; others not.
+    """Write up to 100 names beside their points, where there is room, with a line to those that had to move.
 
     Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
     are further points, (n_points, 2), that names are written over only if there is no other room.
     """
     from adjustText import adjust_text  # imports what plots without names need not wait for
 
+    names, xy = list(names)[:_MOST_NAMES], xy[:_MOST_NAMES]
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
     drawn(ax)
@@ -336,6 +338,8 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
     texts, xy = [texts[i] for i in np.flatnonzero(fits)], xy[fits]
     if not texts:
         return
+    avoid = avoid[:: -(-len(texts) * len(avoid) // _PAIRS) or 1]
+    effort = _PAIRS / (len(texts) * (len(texts) + len(avoid)))
     legend = ax.get_legend()
     line = {"arrowstyle": "-", "color": COLORS["grey"], "lw": 0.5}
     with _laid_out(ax):  # adjust_text draws the figure
@@ -351,7 +355,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
             expand=_EXPAND,
             force_static=(0.3, 0.5),
             force_text=(0.2, 0.4),
-            iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
+            iter_lim=int(np.clip(5 * effort**2, 5, 300)),
         )
     points = ax.transData.transform(xy)
     taken = [] if legend is None else [legend.get_window_extent()]
