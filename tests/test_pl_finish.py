@@ -313,3 +313,13 @@ def test_the_grid_of_scanpy_is_not_drawn_over_heat_maps(name):
     lines = [*ax.get_xgridlines(), *ax.get_ygridlines()]
     assert lines
     assert not any(line.get_visible() for line in lines)
+
+
+def test_lines_and_names_are_seen_on_a_dark_background():
+    """They were black on black, and names of genes white on a white halo."""
+    with plt.style.context("dark_background"):
+        ax = pl.effect(genes())
+    assert {line.get_color() for line in ax.lines if len(line.get_xdata()) == 2} == {"white"}
+    names = [text for text in ax.texts if text.get_text()]
+    halo = {text.get_path_effects()[0]._gc["foreground"] for text in names}
+    assert halo == {ax.get_facecolor()} == {(0.0, 0.0, 0.0, 1.0)}

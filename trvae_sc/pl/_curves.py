@@ -24,6 +24,7 @@ from trvae_sc.pl._style import (
     axes_of,
     check_columns,
     drawn,
+    ink,
     label_axes,
     legend_beside,
     legend_height,
@@ -188,9 +189,9 @@ def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves:
     mark = {"markersize": 4} if with_curves else dots
     handles = [Line2D([], [], **style | mark, label=plain(k)) for k, style in styles.items()]
     text = "observed mean\n\u00b1 standard error"
-    handles.append(Line2D([], [], **dots, marker="o", c="k", label=text))
+    handles.append(Line2D([], [], **dots, marker="o", c=ink(), label=text))
     if with_curves:
-        handles.append(Line2D([], [], c="k", label="predicted mean"))
+        handles.append(Line2D([], [], c=ink(), label="predicted mean"))
     legend_beside(ax, handles)
 
 

@@ -25,6 +25,7 @@ from trvae_sc.pl._style import (
     MARKERS,
     PALE,
     axes_of,
+    ink,
     label_axes,
     legend_beside,
     legend_height,
@@ -312,7 +313,7 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
         low, middle, high = np.percentile(own, [25, 50, 75])
         ax.plot([low, high], [y, y], c=COLORS["blue"], lw=3, zorder=2, solid_capstyle="round")
         ax.plot(middle, y, "o", c="white", ms=3.5, zorder=3)
-    ax.axvline(1.0, c="k", lw=0.7, ls=":", zorder=0)
+    ax.axvline(1.0, c=ink(), lw=0.7, ls=":", zorder=0)
     ax.set_yticks(range(len(found)), [plain(name) for name in found], fontsize=8)
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel(

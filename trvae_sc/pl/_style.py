@@ -44,6 +44,11 @@ _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS
 _OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
 
 
+def ink() -> str:
+    """Return the colour of lines and text of the user's style, black on a light background."""
+    return plt.rcParams["text.color"]
+
+
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the Axes given, or those of a new figure of some inches."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
@@ -326,7 +331,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
     drawn(ax)
-    halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
+    halo = [patheffects.withStroke(linewidth=1.5, foreground=ax.get_facecolor())]
     texts = [
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo, in_layout=False)
         for name, (x, y) in zip(names, xy, strict=True)
