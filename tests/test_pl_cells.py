@@ -398,6 +398,12 @@ def test_latent_of_cells_without_a_group():
     table.loc[table.index[:7], "condition"] = np.nan
     texts = pl.latent(table)[0].get_legend().get_texts()
     assert [t.get_text() for t in texts] == ["ctrl (27)", "stim (26)", "missing (7)"]
+    table["condition"] = table["condition"].astype(object).replace("ctrl", "missing")
+    ax = pl.latent(table)[0]  # a level of that name was counted and coloured as cells without one
+    texts = ax.get_legend().get_texts()
+    assert [t.get_text() for t in texts] == ["missing (27)", "stim (26)", "missing (7)"]
+    colors = pd.Series(map(tuple, ax.collections[0].get_facecolors())).value_counts()
+    assert sorted(colors) == [7, 26, 27]
     with pytest.raises(InputError, match="at least one column to colour by"):
         pl.latent(table[["PC1", "PC2"]])
 

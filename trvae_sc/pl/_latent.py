@@ -196,9 +196,10 @@ def _groups(column: pd.Series) -> list[str]:
     known = column.dropna()
     if isinstance(known.dtype, pd.CategoricalDtype):
         categories = known.cat.remove_unused_categories().cat.categories
-        ordered = codes_of(pd.Series(categories))[1]
+        names = codes_of(pd.Series(categories))[1]
     else:
-        ordered = list(dict.fromkeys(map(level_name, levels(known))))
+        names = [level_name(level) for level in levels(known)]
+    ordered = list(dict.fromkeys(names))
     limit = len(COLORS) * len(MARKERS)
     if len(ordered) > limit:
         raise InputError(
@@ -217,24 +218,23 @@ def _scatter_groups(
     palette: Mapping[str, str],
 ) -> None:
     """Draw cells in the colours and markers of their groups, with a legend."""
-    looks = line_styles(g for g in groups if g != "missing")
-    colors = {g: palette.get(g, look["color"]) for g, look in looks.items()}
-    colors["missing"] = _MISSING
-    markers = {g: look["marker"] for g, look in looks.items()} | {"missing": "o"}
     codes, found = codes_of(cells[name])
-    names = pd.Series(np.array([*found, "missing"], dtype=object)[codes], index=cells.index)
-    marker = names.map(markers)
+    known = groups[:-1] if (codes < 0).any() else groups
+    styles = line_styles(known)
+    looks = [(palette.get(g, style["color"]), style["marker"]) for g, style in styles.items()]
+    looks.append((_MISSING, "o"))  # of those that codes, -1, count from the end
+    group = np.array([*map(known.index, found), len(known)])[codes]
+    markers = np.array([marker for _, marker in looks])[group]
     for shape in MARKERS:
-        part = (marker == shape).to_numpy()
+        part = markers == shape
         if part.any():
             x, y = cells.iloc[part, 0], cells.iloc[part, 1]
-            color = names[part].map(colors).tolist()
+            color = [looks[i][0] for i in group[part]]
             ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
-    counts = names.value_counts()
-    handles = []
-    for g in groups:
-        text = f"{plain(g)} ({counts[g]:,})"
-        handles.append(Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=text))
+    counts, handles = np.bincount(group, minlength=len(groups)), []
+    for g, (color, marker), n in zip(groups, looks, counts, strict=False):
+        text = f"{plain(g)} ({n:,})"
+        handles.append(Line2D([], [], ls="", marker=marker, c=color, ms=5, label=text))
     legend_beside(ax, handles)
 
 
@@ -335,11 +335,13 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
         )
     xy = np.asarray(predicted.obsm[key])[:, :2]
     ax = axes_of(ax, 4.6, 3.8)
-    order = np.argsort(np.nan_to_num(value), kind="stable")
+    order = np.argsort(value, kind="stable")  # those that are not known come last
+    order, unknown = np.split(order, [(~np.isnan(value)).sum()])
     area = float(np.clip(20000 / len(xy), 1.5, 25))
     low, high = np.nanpercentile(value, [2, 98])
-    style: Any = {"s": area, "cmap": "viridis", "lw": 0, "vmin": low, "vmax": high}
-    points = ax.scatter(xy[order, 0], xy[order, 1], c=value[order], **style)
+    style: Any = {"cmap": "viridis", "vmin": low, "vmax": high}
+    ax.scatter(xy[unknown, 0], xy[unknown, 1], s=area, lw=0, c=_MISSING)
+    points = ax.scatter(xy[order, 0], xy[order, 1], s=area, lw=0, c=value[order], **style)
     bar = ax.figure.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
