@@ -25,6 +25,7 @@ from trvae_sc.pl._style import (
     MARKERS,
     PALE,
     axes_of,
+    check_looks,
     ink,
     label_axes,
     legend_beside,
@@ -200,12 +201,7 @@ def _groups(column: pd.Series) -> list[str]:
     else:
         names = [level_name(level) for level in levels(known)]
     ordered = list(dict.fromkeys(names))
-    limit = len(COLORS) * len(MARKERS)
-    if len(ordered) > limit:
-        raise InputError(
-            f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
-            "Give a coarser column."
-        )
+    check_looks(len(ordered), f"Column {column.name!r} has {len(ordered)} groups")
     return ordered + (["missing"] if column.isna().any() else [])
 
 

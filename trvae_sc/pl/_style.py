@@ -41,7 +41,7 @@ _MOST_NAMES = 100  # that places are sought for
 _PAIRS = 50_000  # of names and points that are kept apart at a time
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
-_OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
+OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
 
 
 def ink() -> str:
@@ -172,7 +172,7 @@ def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None)
     unknown = [name for name in palette or () if name not in names]
     if unknown:
         raise InputError(f"palette names {unknown}; the groups are {list(names)}.")
-    known, others = _KNOWN | dict(palette or {}), itertools.cycle(_OTHERS)
+    known, others = _KNOWN | dict(palette or {}), itertools.cycle(OTHERS)
     return {name: known[name] if name in known else next(others) for name in names}
 
 
@@ -231,6 +231,12 @@ STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 
+def check_looks(n: int, found: str, limit: int = len(COLORS) * len(STYLES)) -> None:
+    """Raise where more groups are drawn than colours, dashes and markers tell apart; `found` names them."""
+    if n > limit:
+        raise InputError(f"{found}; up to {limit} can be told apart. Draw a part of them.")
+
+
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour, dashes and marker of each line; other ones of these where colours come again."""
     looks = itertools.cycle(itertools.product(zip(STYLES, MARKERS, strict=True), COLORS.values()))
@@ -242,6 +248,7 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def lines_of(table: pd.DataFrame, ax: Axes | None, x: str, y: str) -> Axes:
     """Draw each column of a table, a gene, against its index; `x` and `y` name the axes."""
+    check_looks(table.shape[1], f"{table.shape[1]} genes are to be drawn")
     table = table.rename(columns=str)
     styles = line_styles(table)
     ax = axes_of(ax, 4.9 + names_width(styles), max(3.3, legend_height(len(styles))))
