@@ -238,6 +238,17 @@ def test_distributions_have_a_panel_per_gene_and_nothing_is_cut_off(kind, n_gene
     assert box.y1 <= figure.get_figheight() + 0.01
 
 
+@pytest.mark.parametrize("kind", ["violin", "ecdf"])
+@pytest.mark.parametrize("groups", [["a", "b", "c"], [1, 2, 3]])
+def test_distribution_of_groups_that_are_categories_or_numbers(kind, groups):
+    """A category without cells, and names that are no text, ended in an error."""
+    table = distribution("x", groups)
+    table["group"] = pd.Categorical(np.array(groups)[pd.factorize(table["group"])[0]])
+    (ax,) = pl.gene_distribution(table[table["group"] != groups[1]], kind=kind)
+    drawn = ax.get_xticklabels() if kind == "violin" else ax.figure.legends[0].get_texts()
+    assert [text.get_text().split()[0] for text in drawn] == [str(groups[0]), str(groups[2])]
+
+
 def test_distribution_of_values_that_are_all_zero():
     figure = pl.gene_distribution(distribution("a").assign(value=0.0))[0].figure
     np.testing.assert_array_equal(

@@ -17,6 +17,7 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
+from trvae_sc.levels import as_text
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     LOG_UNIT,
@@ -213,6 +214,7 @@ def gene_distribution(
     if not np.isfinite(cells["value"]).all():
         genes = cells.loc[~np.isfinite(cells["value"]), "gene"].unique().tolist()
         raise InputError(f"Genes {genes} have values that are not finite. Remove those cells.")
+    cells = cells.assign(group=as_text(cells["group"]))
     genes, groups = cells["gene"].unique(), cells["group"].unique()
     colors = group_colors(groups, palette)
     check_whole("ncols", ncols)
