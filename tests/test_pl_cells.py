@@ -397,6 +397,18 @@ def test_latent_of_more_groups_than_colours_changes_the_marker():
     assert len(plt.get_fignums()) == 1
 
 
+def test_latent_has_the_colours_of_scanpy():
+    adata = embedded()
+    adata.obs["condition"] = adata.obs["condition"].astype("category")
+    adata.uns["condition_colors"] = ["#123456", "#abcdef"]
+    table = pl.embedding(adata, ["condition", "cell_type"])
+    for palette, second in ((None, "#abcdef"), ({"stim": "#000000"}, "#000000")):
+        first, other = pl.latent(table, palette=palette)
+        shown = [h.get_color() for h in first.get_legend().legend_handles]
+        assert shown == ["#123456", second]
+        assert other.get_legend().legend_handles[0].get_color() == COLORS["blue"]
+
+
 def test_latent_of_levels_of_several_types():
     table = pl.embedding(embedded(), "condition")
     table["condition"] = pd.Series([1, "1 mM", 2.5] * 20, index=table.index, dtype=object)

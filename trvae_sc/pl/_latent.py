@@ -63,7 +63,8 @@ def embedding(
 
     Returns
     -------
-    Rows of the cells; first the two coordinates, then `color`.
+    Rows of the cells; first the two coordinates, then `color`. ``attrs["colors"]`` holds the colours that
+    scanpy noted in ``uns``.
 
     Raises
     ------
@@ -99,7 +100,16 @@ def embedding(
     else:
         raise InputError(f"Unknown method {method!r}; choose 'pca', 'umap' or None.")
     frame = pd.DataFrame(xy, index=adata.obs_names, columns=[f"{prefix}1", f"{prefix}2"])
-    return pd.concat([frame, adata.obs[names]], axis=1)
+    table = pd.concat([frame, adata.obs[names]], axis=1)
+    table.attrs[_COLORS] = {name: _scanpy_colors(adata, name) for name in names}
+    return table
+
+
+def _scanpy_colors(adata: AnnData, name: str) -> dict[str, Any]:
+    """Return the colour of each category of a column that scanpy noted, if it did."""
+    categories = getattr(adata.obs[name].dtype, "categories", ())
+    colors = adata.uns.get(f"{name}_colors", ())
+    return dict(zip(map(level_name, categories), colors, strict=False))
 
 
 def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
@@ -117,6 +127,7 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
 
 
 _UMAP_CELLS = 4  # its spectral start has more rows than columns
+_COLORS = "colors"  # key of ``attrs`` of a table: those of levels, by column
 _MISSING = "#DDDDDD"  # colour of cells of which it is not known
 
 
@@ -137,7 +148,7 @@ def latent(
     cells
         Output of :func:`embedding`: two coordinates, then the columns to colour by.
     palette
-        Colour by name, of any panel.
+        Colour by name, of any panel; else that of scanpy, or one of ours.
     size
         Area of a point, in square points; by the number of cells if None.
     show, save
@@ -166,7 +177,8 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         if groups[name]:
-            _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+            known = cells.attrs.get(_COLORS, {}).get(name, {}) | dict(palette or {})
+            _scatter_groups(ax, shuffled, name, groups[name], area, known)
         else:
             _scatter_numbers(ax, shuffled, name, area)
         ax.set_title(plain(name), fontsize=9)
