@@ -285,7 +285,7 @@ def test_places_of_many_names_are_found_in_fewer_steps(monkeypatch):
     xy = np.random.default_rng(0).normal(size=(20_000, 2))
     for n in (10, 1000):
         name_points(plt.subplots()[1], range(n), xy[:n], xy)
-    assert asked == [(10, 100, 300), (100, 100, 31), (10, 5000, 5), (100, 500, 5)]
+    assert asked == [(10, 100, 300), (100, 100, 30), (10, 2000, 300), (100, 200, 30)]
 
 
 def test_names_that_are_longer_than_the_axes_are_left_out_without_a_warning():

@@ -38,7 +38,10 @@ UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis lab
 PALE = "#C8C8C8"  # what is there, but not what is looked at
 _EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
 _MOST_NAMES = 100  # that places are sought for
-_PAIRS = 50_000  # of names and points that are kept apart at a time
+_PAIRS = 300_000  # of names that are compared while places are found: some seconds
+_AVOIDED = (
+    20_000  # pairs of names and points that are kept apart; of more points every second, third ...
+)
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
 OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
@@ -350,8 +353,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
     texts, xy = [texts[i] for i in np.flatnonzero(fits)], xy[fits]
     if not texts:
         return
-    avoid = avoid[:: -(-len(texts) * len(avoid) // _PAIRS) or 1]
-    effort = _PAIRS / (len(texts) * (len(texts) + len(avoid)))
+    avoid = avoid[:: -(-len(texts) * len(avoid) // _AVOIDED) or 1]
     legend = ax.get_legend()
     line = {"arrowstyle": "-", "color": COLORS["grey"], "lw": 0.5}
     with _laid_out(ax):  # adjust_text draws the figure
@@ -367,7 +369,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
             expand=_EXPAND,
             force_static=(0.3, 0.5),
             force_text=(0.2, 0.4),
-            iter_lim=int(np.clip(5 * effort**2, 5, 300)),
+            iter_lim=min(300, _PAIRS // len(texts) ** 2),
         )
     points = ax.transData.transform(xy)
     taken = [] if legend is None else [legend.get_window_extent()]
