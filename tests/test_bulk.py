@@ -115,6 +115,18 @@ def test_predicted_counts_beside_measured_ones(trained):
     assert bulk.n_obs == 12
 
 
+def test_draws_of_a_cell_are_no_cells(trained):
+    """Three draws of each of n cells were summed as 3 n cells."""
+    drawn = trained.predict(target="stimulated", n_samples=3)
+    with pytest.raises(InputError, match=r"3 draws of each predicted cell.*obs\['sample'\] == 0"):
+        trvae_sc.pseudobulk(drawn, "cell_type", min_cells=1)
+    one = drawn[drawn.obs["sample"] == 0]
+    bulk = trvae_sc.pseudobulk(one, "cell_type", min_cells=1)
+    assert bulk.obs["n_cells"].sum() == one.n_obs == drawn.n_obs // 3
+    each = trvae_sc.pseudobulk(drawn, ["cell_type", "sample"], min_cells=1)
+    assert each.X.sum() == drawn.X.sum()
+
+
 def test_pydeseq2_takes_it_and_finds_the_genes_that_respond():
     pydeseq2 = pytest.importorskip("pydeseq2.dds", exc_type=ImportError)
     stats = pytest.importorskip("pydeseq2.ds", exc_type=ImportError)

@@ -159,3 +159,13 @@ def test_labels_that_are_named_twice_are_there_once(model):
     assert once["label"].unique().tolist() == ["t1", "t2"]
     for labels in (["t1", "t1", "t2"], pd.Series(["t1", "t2", "t1"], dtype="category")):
         pd.testing.assert_frame_equal(model.effects(target="stimulated", labels=labels), once)
+
+
+def test_labels_without_cells_under_the_source_are_said(model, caplog):
+    """They were left out without a word."""
+    table = model.effects(target="control", source="stimulated", labels=["t0", "t3"])
+    assert table["label"].unique().tolist() == ["t3"]
+    assert "No cell of 't0' to start from: only others are given." in caplog.text
+    caplog.clear()
+    model.effects(target="control", source="stimulated")
+    assert "No cell" not in caplog.text

@@ -235,3 +235,15 @@ def test_sets_that_are_too_small_are_named(caplog):
     caplog.set_level("INFO", logger="trvae_sc")
     trvae_sc.pathways(table(), NET, min_genes=6)
     assert "Left out, with fewer than 6 of the 60 genes of effects: 'tiny'." in caplog.text
+
+
+def test_sets_and_genes_may_be_numbers(decoupler):
+    """Numbers of genes were missing, and genes that are numbers in one table were not found."""
+    expected = trvae_sc.pathways(table(), NET)
+    numbers = {"up": 2, "none": 10, "tiny": 3}
+    net = NET.assign(source=NET["source"].map(numbers), target=NET["target"].str[1:].astype(int))
+    effects = table().assign(gene=lambda t: t["gene"].str[1:])
+    for genes in (str, int):
+        found = trvae_sc.pathways(effects.astype({"gene": genes}), net)
+        names = expected["pathway"].map(numbers).astype(str)
+        pd.testing.assert_frame_equal(found, expected.assign(pathway=names))

@@ -262,7 +262,7 @@ def test_exemplars_correct_a_prior_that_is_wrong(transfer):
     real = where(adata, "A", "stimulated")
     error = {}
     for n in (0, 5, 100):
-        shown = real[:n].copy()
+        shown = real[:n].copy() if n else None
         predicted = model.predict(target="stimulated", labels="A", exemplars=shown, strength=1.0)
         error[n] = np.square(predicted.X.mean(0) - real.X.mean(0)).sum()
     distance = np.square(where(adata, "A", "control").X.mean(0) - real.X.mean(0)).sum()
@@ -370,6 +370,8 @@ def test_a_comparison_says_that_exemplars_are_no_truth(transfer):
     for exemplars, told in ((shown, True), (None, False)):
         predicted = model.predict(target="stimulated", labels="A", exemplars=exemplars)
         assert ("Leave these out of truth" in str(compare(predicted, adata))) == told
+        notes = " ".join(predicted.uns["trvae_sc"]["notes"])
+        assert ("combined with the prediction: 9 of A" in notes) == told
 
 
 def test_a_volcano_says_that_the_prediction_has_no_intervals(transfer):
@@ -443,6 +445,9 @@ def test_bad_requests_of_flow_transfer(transfer):
         model.predict(
             exemplars=where(adata, "B", "stimulated"), **kwargs
         )  # were left out without a word
+    shown = where(adata, "A", "stimulated")
+    with pytest.raises(InputError, match="exemplars has no cells"):
+        model.predict(exemplars=shown[:0].copy(), **kwargs)
     with pytest.raises(InputError, match=r"strength is -1"):
         model.predict(strength=-1, **kwargs)
     with pytest.raises(InputError, match="strength is nan"):

@@ -238,6 +238,17 @@ def test_distributions_have_a_panel_per_gene_and_nothing_is_cut_off(kind, n_gene
     assert box.y1 <= figure.get_figheight() + 0.01
 
 
+@pytest.mark.parametrize("kind", ["violin", "ecdf"])
+@pytest.mark.parametrize("groups", [["a", "b", "c"], [1, 2, 3]])
+def test_distribution_of_groups_that_are_categories_or_numbers(kind, groups):
+    """A category without cells, and names that are no text, ended in an error."""
+    table = distribution("x", groups)
+    table["group"] = pd.Categorical(np.array(groups)[pd.factorize(table["group"])[0]])
+    (ax,) = pl.gene_distribution(table[table["group"] != groups[1]], kind=kind)
+    drawn = ax.get_xticklabels() if kind == "violin" else ax.figure.legends[0].get_texts()
+    assert [text.get_text().split()[0] for text in drawn] == [str(groups[0]), str(groups[2])]
+
+
 def test_distribution_of_values_that_are_all_zero():
     figure = pl.gene_distribution(distribution("a").assign(value=0.0))[0].figure
     np.testing.assert_array_equal(
@@ -386,6 +397,18 @@ def test_latent_of_more_groups_than_colours_changes_the_marker():
     assert len(plt.get_fignums()) == 1
 
 
+def test_latent_has_the_colours_of_scanpy():
+    adata = embedded()
+    adata.obs["condition"] = adata.obs["condition"].astype("category")
+    adata.uns["condition_colors"] = ["#123456", "#abcdef"]
+    table = pl.embedding(adata, ["condition", "cell_type"])
+    for palette, second in ((None, "#abcdef"), ({"stim": "#000000"}, "#000000")):
+        first, other = pl.latent(table, palette=palette)
+        shown = [h.get_color() for h in first.get_legend().legend_handles]
+        assert shown == ["#123456", second]
+        assert other.get_legend().legend_handles[0].get_color() == COLORS["blue"]
+
+
 def test_latent_of_levels_of_several_types():
     table = pl.embedding(embedded(), "condition")
     table["condition"] = pd.Series([1, "1 mM", 2.5] * 20, index=table.index, dtype=object)
@@ -398,6 +421,12 @@ def test_latent_of_cells_without_a_group():
     table.loc[table.index[:7], "condition"] = np.nan
     texts = pl.latent(table)[0].get_legend().get_texts()
     assert [t.get_text() for t in texts] == ["ctrl (27)", "stim (26)", "missing (7)"]
+    table["condition"] = table["condition"].astype(object).replace("ctrl", "missing")
+    ax = pl.latent(table)[0]  # a level of that name was counted and coloured as cells without one
+    texts = ax.get_legend().get_texts()
+    assert [t.get_text() for t in texts] == ["missing (27)", "stim (26)", "missing (7)"]
+    colors = pd.Series(map(tuple, ax.collections[0].get_facecolors())).value_counts()
+    assert sorted(colors) == [7, 26, 27]
     with pytest.raises(InputError, match="at least one column to colour by"):
         pl.latent(table[["PC1", "PC2"]])
 

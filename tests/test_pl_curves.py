@@ -291,3 +291,19 @@ def test_long_names_on_an_interpolation_are_inside():
     assert (box.max <= size).all()
     with pytest.raises(InputError, match="n_genes is -1; at least 1"):
         pl.interpolation(means, n_genes=-1)
+
+
+def test_more_lines_than_can_be_told_apart_are_refused():
+    """The 29th label and gene looked as the first."""
+    labels = [f"type_{i}" for i in range(29)]
+    observed = pd.DataFrame({"label": labels, "dose": 1.0, "mean": 1.0, "sem": 0.1})
+    with pytest.raises(InputError, match="have 29 labels; up to 28 can be told apart"):
+        pl.dose_response(observed)
+    pl.dose_response(observed.iloc[:28])
+    means = pd.DataFrame(np.eye(2, 29), [0.0, 1.0], labels)
+    with pytest.raises(InputError, match="29 genes are to be drawn; up to 28"):
+        pl.interpolation(means, n_genes=29)
+    cells = pd.DataFrame({"gene": "a", "group": labels, "value": 1.0})
+    with pytest.raises(InputError, match="29 groups; up to 16 can be told apart"):
+        pl.gene_distribution(cells, kind="ecdf")
+    pl.gene_distribution(cells.iloc[:16], kind="ecdf")

@@ -38,8 +38,12 @@ def test_cells_are_coloured_on_an_embedding(predicted):
     plt.subplots()  # another figure is current
     assert pl.response(predicted, basis="umap", ax=ax) is ax
     assert len(figure.axes) == 2  # with the scale
-    shown = np.asarray(ax.collections[0].get_array())
+    shown = np.asarray(ax.collections[-1].get_array())
     np.testing.assert_allclose(np.sort(shown), np.sort(predicted.obs["response"]), rtol=1e-6)
+    predicted.obs.iloc[[0, 2], predicted.obs.columns.get_loc("response")] = np.nan
+    unknown, known = pl.response(predicted, basis="umap").collections[:2]  # were not drawn
+    np.testing.assert_allclose(unknown.get_offsets(), predicted.obsm["X_umap"][[0, 2]])
+    assert len(known.get_offsets()) == predicted.n_obs - 2
 
 
 def test_what_cannot_be_drawn_is_refused(predicted, make_adata):

@@ -11,7 +11,7 @@ from anndata import AnnData
 from trvae_sc import pl
 
 LONG = " of a tissue with quite a long name, sorted twice (donor A)"
-LABELS = [f"label {i}" for i in range(30)]
+LABELS = [f"label {i}" for i in range(28)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def calibration():
 
 
 def dose_response():
-    rows = {"label": LABELS, "dose": 1.0, "mean": np.arange(30.0), "sem": 0.1}
+    rows = {"label": LABELS, "dose": 1.0, "mean": np.arange(28.0), "sem": 0.1}
     return pl.dose_response(pd.DataFrame(rows))
 
 
@@ -55,7 +55,7 @@ def traversal():
 
 def latent():
     xy = np.random.default_rng(0).normal(size=(280, 2))
-    return pl.latent(pd.DataFrame(xy, columns=["PC1", "PC2"]).assign(k=LABELS[:28] * 10))[0]
+    return pl.latent(pd.DataFrame(xy, columns=["PC1", "PC2"]).assign(k=LABELS * 10))[0]
 
 
 @pytest.mark.parametrize("draw", [calibration, dose_response, interpolation, traversal, latent])

@@ -12,6 +12,7 @@ from anndata.utils import make_index_unique
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import (
+    RECORD,
     check_matrix,
     check_obs,
     check_type,
@@ -56,8 +57,8 @@ def pseudobulk(
     Raises
     ------
     InputError
-        No counts (predict with ``output="counts"``), columns that are missing, or no combination with enough
-        cells.
+        No counts (predict with ``output="counts"``), columns that are missing, several draws of each predicted
+        cell, or no combination with enough cells.
 
     Examples
     --------
@@ -76,6 +77,13 @@ def pseudobulk(
         raise InputError(f"by names {_N_CELLS!r}, a column that the result writes. Rename it.")
     check_obs(adata, by)
     by = list(dict.fromkeys(by))
+    if adata.uns.get(RECORD, {}).get("n_samples", 1) > 1 and "sample" not in by:
+        draws = adata.obs.get("sample", pd.Series()).nunique()
+        if draws > 1:
+            raise InputError(
+                f"adata holds {draws} draws of each predicted cell, which would be summed as if they were cells. "
+                "Take one, adata[adata.obs['sample'] == 0], or name 'sample' in by."
+            )
     check_matrix(adata, layer)
     check_whole("min_cells", min_cells)
     x = matrix(adata, layer)

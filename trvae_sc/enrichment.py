@@ -13,7 +13,7 @@ from scipy import stats
 from trvae_sc.arguments import check_whole
 from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.files import as_path
-from trvae_sc.levels import listing
+from trvae_sc.levels import level_name, listing
 
 Method = Literal["ulm", "mlm", "waggr", "zscore", "viper", "gsea", "aucell"]
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def _wide(effects: pd.DataFrame, column: str) -> pd.DataFrame:
         raise InputError(
             f"effects is a table with label, gene and {column}, as TRVAE.effects returns it; this is {what}."
         )
+    effects = effects.assign(gene=effects["gene"].astype(object).map(level_name))
     keys = [key for key in _GROUP if key in effects]
     if effects.duplicated([*keys, "gene"]).any():
         raise InputError(f"effects has several rows of one gene and {', '.join(keys)}. Keep one.")
@@ -139,7 +140,8 @@ def _sets(net: pd.DataFrame | str | Path) -> pd.DataFrame:
             f"The column {_WEIGHT!r} of net has {(~np.isfinite(weight)).sum()} rows with no finite number. "
             "Fill them in or drop them."
         )
-    net = net.assign(**{_WEIGHT: weight}).drop_duplicates([*of, _WEIGHT])
+    names = net[of].astype(object).map(level_name)  # sets and genes may be numbers
+    net = names.assign(**{_WEIGHT: weight}).drop_duplicates()
     if (twice := net.duplicated(of)).any():
         source, target = net.loc[twice, of].iloc[0]
         raise InputError(

@@ -79,7 +79,8 @@ if __name__ == "__main__":
             if n > pool.n_obs:
                 continue
             shown = pool[:n].copy()
-            predicted = model.predict(task.source, target="stimulated", exemplars=shown)
+            some = shown if n else None
+            predicted = model.predict(task.source, target="stimulated", exemplars=some)
             strength = predicted.uns["trvae_sc"]["combinations"]["strength"].item()
             rows.append(("flow_transfer", n, *scores(scored, predicted), strength))
             if n:

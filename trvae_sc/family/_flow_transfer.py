@@ -17,7 +17,7 @@ from trvae_sc.expression import evenly_spaced, groups
 from trvae_sc.family._flow import FlowModule, Gaussian, posterior, worth_of_prior
 from trvae_sc.family._flow_space import FlowSpace
 from trvae_sc.levels import as_text, level_name
-from trvae_sc.model import check_labels
+from trvae_sc.model import check_exemplars, check_labels, exemplar_notes
 
 _ALL = 1e12  # cells that leave exemplars no weight
 _PRIORS = ("shift", "source")
@@ -225,7 +225,8 @@ class FlowTransfer(FlowSpace):
                 at[:, :n_pcs] *= width / np.sqrt(np.maximum(start.variance[:n_pcs], 1e-12))
             places[rows] = after.mean + at
             used[label, condition] = (len(known), *map(float, worth))
-        result = self._as_prediction(self._values_at(places), cells, target, seed)
+        notes = exemplar_notes(self.known, {k: len(of) for k, of in shown.items()}, target)
+        result = self._as_prediction(self._values_at(places), cells, target, seed, notes)
         table = result.uns["trvae_sc"]["combinations"]
         rows = [used[group] for group in zip(table["label"], table["source"], strict=True)]
         table[["n_exemplars", "strength", "strength_outside"]] = rows
@@ -247,9 +248,8 @@ class FlowTransfer(FlowSpace):
         """Return the places of the exemplars by label, as text."""
         if exemplars is None:
             return {}
+        check_exemplars(exemplars)
         check_obs(exemplars, [self.keys.condition_key, self.keys.labels_key])
-        if not exemplars.n_obs:
-            return {}
         cells = self._validate_anndata(exemplars)
         other = set(as_text(cells.obs[self.keys.condition_key])) - {level_name(target)}
         if other:

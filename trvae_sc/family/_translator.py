@@ -376,7 +376,9 @@ class Translator(SavedModel):
         }
         return cells
 
-    def _as_prediction(self, x: np.ndarray, cells: AnnData, target: Any, seed: int) -> AnnData:
+    def _as_prediction(
+        self, x: np.ndarray, cells: AnnData, target: Any, seed: int, more: Sequence[str] = ()
+    ) -> AnnData:
         """Return predicted values as an AnnData with the record of the prediction."""
         name, kappa = type(self).__name__, float(self.module.kappa)
         result = as_prediction(x, cells, target, self.keys, kappa, name)
@@ -385,6 +387,7 @@ class Translator(SavedModel):
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
         notes = combination_notes(combinations, self.known) + interruption_notes(self.training_)
+        notes += more
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),

@@ -4,7 +4,7 @@ from trvae_sc.model._alignment import align_genes
 from trvae_sc.model._arguments import check_default_type, check_widths
 from trvae_sc.model._codes import checked_codes, per_code
 from trvae_sc.model._decode import decoded
-from trvae_sc.model._exemplars import check_labels
+from trvae_sc.model._exemplars import check_exemplars, check_labels, exemplar_notes
 from trvae_sc.model._fields import KEYS, fields
 from trvae_sc.model._model import TRVAE
 from trvae_sc.model._predict import Request, check_weights, source_rows
@@ -24,6 +24,7 @@ __all__ = [
     "SavedModel",
     "align_genes",
     "check_default_type",
+    "check_exemplars",
     "check_labels",
     "check_weights",
     "check_widths",
@@ -31,6 +32,7 @@ __all__ = [
     "combination_notes",
     "combination_table",
     "decoded",
+    "exemplar_notes",
     "fields",
     "interruption_notes",
     "per_code",

@@ -12,7 +12,7 @@ from scipy import stats
 from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.intervals import LEVEL
-from trvae_sc.levels import level_name, of_labels
+from trvae_sc.levels import level_name, listing, of_labels
 from trvae_sc.model._exemplars import Exemplars, check_labels
 from trvae_sc.model._factors import Factors, Sourced
 from trvae_sc.model._predict import check_weights
@@ -76,7 +76,10 @@ def effects(
         raise InputError(
             f"Training has no cells{named} under {', '.join(map(level_name, sources))}."
         )
-    return pd.concat(tables, ignore_index=True)
+    result = pd.concat(tables, ignore_index=True)
+    if labels is not None and (absent := sorted(set(chosen) - set(result["label"]))):
+        logger.warning("No cell of %s to start from: only others are given.", listing(absent))
+    return result
 
 
 def _tables(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from trvae_sc.expression import (
     values,
 )
 from trvae_sc.levels import level_name, listing
-from trvae_sc.model._trained import Trained
+from trvae_sc.model._trained import Known, Trained
 from trvae_sc.noise import sampling_variance
 
 #: Scales of what is wrong with a prediction, from 1/4 to 8 times as much as expected.
@@ -119,7 +119,8 @@ def exemplars_of(
     """Return the exemplars of each label, from cells with the genes `names` in any order, if any."""
     if cells is None:
         return {}
-    _check_given(trained, cells)
+    _check_takes_exemplars(trained)
+    check_exemplars(cells)
     space, module = trained.conditions, trained.module
     key = [space.key] if isinstance(space.key, str) else space.key
     with naming("exemplars"):
@@ -148,15 +149,17 @@ def exemplars_of(
     }
 
 
-def remarks(trained: Trained, exemplars: dict[str, Exemplars], target: Any) -> list[str]:
-    """Return what a reader of a prediction that was combined with measured cells should know."""
-    named = ", ".join(f"{cells.n} of {label}" for label, cells in exemplars.items())
+def exemplar_notes(known: Known, exemplars: Mapping[str, int], target: Any) -> list[str]:
+    """Return what a reader of a prediction that was combined with so many measured cells should know."""
+    if not exemplars:
+        return []
+    named = ", ".join(f"{n} of {label}" for label, n in exemplars.items())
     notes = [
         f"Measured cells under the target were combined with the prediction: {named}. A score against the same "
         "cells says nothing."
     ]
-    code = trained.conditions.code(target)
-    seen = [label for label in exemplars if trained.n_cells_of(label, code, seen=True)]
+    code = known.conditions.code(target)
+    seen = [label for label in exemplars if known.n_cells_of(label, code, seen=True)]
     if seen:
         notes.append(
             f"Training saw {', '.join(seen)} under the target, too: cells that it saw and that are exemplars "
@@ -175,8 +178,8 @@ def check_labels(exemplars: Iterable[str], predicted: Iterable[str]) -> None:
         )
 
 
-def _check_given(trained: Trained, cells: AnnData) -> None:
-    """Raise on a model that takes no exemplars, on no cells, and on cells that are given twice."""
+def _check_takes_exemplars(trained: Trained) -> None:
+    """Raise on a model that takes no exemplars."""
     if not trained.module.calibrate:
         raise InputError(
             f"Models with calibrate=False (preset '{trained.preset}') take no exemplars: they have no change of "
@@ -192,6 +195,10 @@ def _check_given(trained: Trained, cells: AnnData) -> None:
             "The model was saved by a version that did not keep how much genes vary, which exemplars are "
             "weighted by. Train it again."
         )
+
+
+def check_exemplars(cells: AnnData) -> None:
+    """Raise on no cells, and on cells that are given twice."""
     with naming("exemplars"):
         checks.check_type(cells)
     if not cells.n_obs:

@@ -28,7 +28,7 @@ from trvae_sc.model._decode import (
     predicted_values,
     scaled,
 )
-from trvae_sc.model._exemplars import Exemplars, check_labels, remarks
+from trvae_sc.model._exemplars import Exemplars, check_labels, exemplar_notes
 from trvae_sc.model._factors import Calibration, Change
 from trvae_sc.model._record import combination_table, layer_of, predicted_obs, provenance
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
@@ -186,9 +186,9 @@ class _Prediction:
             notes.append(
                 f"{filled:.1%} of the genes were not measured in these cells: their mean was filled in."
             )
-        if shown := request.exemplars:
-            notes += remarks(trained, shown, request.target)
-            table["n_exemplars"] = [shown[k].n if k in shown else 0 for k in table["label"]]
+        if shown := {label: of.n for label, of in (request.exemplars or {}).items()}:
+            notes += exemplar_notes(trained, shown, request.target)
+            table["n_exemplars"] = [shown.get(label, 0) for label in table["label"]]
         record["notes"] = np.array([*record["notes"], *notes], dtype=object)
         result.uns[RECORD] = record
         return result

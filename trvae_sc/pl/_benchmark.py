@@ -31,6 +31,7 @@ from trvae_sc.pl._style import (
     arrows,
     axes_of,
     check_columns,
+    ink,
     label_axes,
     legend_beside,
     legend_height,
@@ -282,7 +283,7 @@ def benchmark(
     order = sorted(wide, key=lambda column: (column[0] not in _NO_METHODS, bad[column]))
     for method, output in order:
         if method in _NO_METHODS:
-            style: Any = {"marker": "|", "s": 160, "c": "k", "lw": 2, "label": plain(output)}
+            style: Any = {"marker": "|", "s": 160, "c": ink(), "lw": 2, "label": plain(output)}
         else:
             style = {"marker": _MARKERS.get(output, "P"), "s": 34, "lw": 0, "alpha": 0.9}
             style |= {"c": colors[method], "label": f"{plain(method)}, {plain(output)}"}
@@ -296,7 +297,7 @@ def benchmark(
     _clip(ax, wide)
     for method, output in wide:
         points = np.column_stack([wide[method, output].to_numpy(float), y])
-        arrows(ax, "x", points[np.isfinite(points[:, 0])], colors.get(method, "k"))
+        arrows(ax, "x", points[np.isfinite(points[:, 0])], colors.get(method, ink()))
     return finish(ax, "benchmark", show=show, save=save)
 
 

@@ -17,12 +17,15 @@ from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, layer_names, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, dense, log_values, values
+from trvae_sc.levels import as_text
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     LOG_UNIT,
+    OTHERS,
     STYLES,
     UNIT,
     check_columns,
+    check_looks,
     group_colors,
     plain,
     turn_names,
@@ -202,7 +205,8 @@ def gene_distribution(
     Raises
     ------
     InputError
-        Columns are missing, unknown `kind`, values that are not finite, nothing to draw.
+        Columns are missing, unknown `kind`, values that are not finite, nothing to draw, ``"ecdf"`` of more than 16
+        groups without a colour of their own.
     """
     check_columns(cells, ("gene", "group", "value"), of="the output of pl.expression_table")
     if kind not in ("violin", "ecdf"):
@@ -210,9 +214,13 @@ def gene_distribution(
     if not np.isfinite(cells["value"]).all():
         genes = cells.loc[~np.isfinite(cells["value"]), "gene"].unique().tolist()
         raise InputError(f"Genes {genes} have values that are not finite. Remove those cells.")
+    cells = cells.assign(group=as_text(cells["group"]))
     genes, groups = cells["gene"].unique(), cells["group"].unique()
     colors = group_colors(groups, palette)
     check_whole("ncols", ncols)
+    if kind == "ecdf":
+        n_others = sum(color in OTHERS for color in colors.values())
+        check_looks(n_others, f"There are {n_others} groups", len(OTHERS) * len(STYLES))
     n_columns = min(ncols, len(genes))
     figure, axes, n_names = _panels(-(-len(genes) // n_columns), n_columns, kind, groups)
     for ax, gene in zip(axes.flat, genes, strict=False):

@@ -23,7 +23,9 @@ from trvae_sc.pl._style import (
     UNIT,
     axes_of,
     check_columns,
+    check_looks,
     drawn,
+    ink,
     label_axes,
     legend_beside,
     legend_height,
@@ -146,7 +148,8 @@ def dose_response(
     Raises
     ------
     InputError
-        Columns or the gene are missing; several genes and no choice; negative doses on a logarithmic axis.
+        Columns or the gene are missing; several genes and no choice; negative doses on a logarithmic axis; more than
+        28 labels.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
     unit = observed.attrs.get(UNIT, "value") if unit is None else unit
@@ -160,6 +163,7 @@ def dose_response(
     if log and (doses < 0).any():
         raise InputError(f"Dose {doses.min():g} is negative and has no logarithm. Use log=False.")
     names = pd.unique(pd.concat([observed["label"], curves["label"]]).astype(str))
+    check_looks(len(names), f"The tables have {len(names)} labels")
     width = 4.2 + 0.4 + 0.075 * max(map(len, [*names, "observed mean", ""]))
     ax = axes_of(ax, width, max(3.3, legend_height(len(names) + 3)))
     styles = line_styles(names)
@@ -188,9 +192,9 @@ def _dose_legend(ax: Axes, styles: Mapping[str, dict[str, Any]], *, with_curves:
     mark = {"markersize": 4} if with_curves else dots
     handles = [Line2D([], [], **style | mark, label=plain(k)) for k, style in styles.items()]
     text = "observed mean\n\u00b1 standard error"
-    handles.append(Line2D([], [], **dots, marker="o", c="k", label=text))
+    handles.append(Line2D([], [], **dots, marker="o", c=ink(), label=text))
     if with_curves:
-        handles.append(Line2D([], [], c="k", label="predicted mean"))
+        handles.append(Line2D([], [], c=ink(), label="predicted mean"))
     legend_beside(ax, handles)
 
 
@@ -341,7 +345,7 @@ def interpolation(
     Raises
     ------
     InputError
-        As in :func:`interpolation_table`.
+        As in :func:`interpolation_table`; more than 28 genes.
     """
     means = means if isinstance(means, pd.DataFrame) else interpolation_means(means)
     table = interpolation_table(means, var_names=var_names, n_genes=n_genes)

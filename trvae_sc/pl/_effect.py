@@ -25,6 +25,7 @@ from trvae_sc.pl._style import (
     axes_of,
     check_columns,
     check_finite,
+    ink,
     label_axes,
     legend_below,
     name_points,
@@ -118,9 +119,9 @@ def _lines_of_equal(ax: Axes, genes: pd.DataFrame) -> None:
     low, high = min(low, ends[0]), max(high, ends[1])
     edge = 0.05 * (high - low or room)
     ax.set_ylim(low - edge, high + edge)
-    ax.plot([low, high], [low, high], c="k", lw=0.8, ls=":", zorder=0, label="equal")
-    ax.axhline(0, c="k", lw=0.5, zorder=0)
-    ax.axvline(0, c="k", lw=0.5, zorder=0)
+    ax.plot([low, high], [low, high], c=ink(), lw=0.8, ls=":", zorder=0, label="equal")
+    ax.axhline(0, c=ink(), lw=0.5, zorder=0)
+    ax.axvline(0, c=ink(), lw=0.5, zorder=0)
 
 
 def _effect_title(real: np.ndarray, predicted: np.ndarray, label: str) -> str:
@@ -216,7 +217,7 @@ def mean_correlation(
     style = {"s": 14, "c": color_of(predicted), "lw": 0, "label": f"{text}, predicted"}
     ax.scatter(top["real_mean"], top["predicted_mean"], **style)
     ends = [genes[list(_MEANS)].min().min(), genes[list(_MEANS)].max().max()]
-    ax.plot(ends, ends, c="k", lw=0.8, ls=":", zorder=0, label="equal")
+    ax.plot(ends, ends, c=ink(), lw=0.8, ls=":", zorder=0, label="equal")
     title = _mean_title(scores)
     ax.set_title(f"{plain(name)}\n{title}" if name else title, fontsize=9)
     label_axes(ax, f"real mean {unit}", f"predicted mean {unit}")

@@ -31,6 +31,7 @@ from trvae_sc.pl._style import (
     check_bounds,
     check_columns,
     check_finite,
+    ink,
     label_axes,
     legend_below,
     legend_beside,
@@ -158,13 +159,13 @@ def calibration(
     has_legend = labels.nunique() > 1 or table["scaled"].any()
     legend = 0.9 + 0.075 * max(labels.str.len().max(), 12) if has_legend else 0.0
     ax = axes_of(ax, 4.0 + legend, max(4.0, legend_height(labels.nunique() + 2)))
-    ax.plot([0, 1], [0, 1], c="k", lw=0.8, ls=":", zorder=0)
+    ax.plot([0, 1], [0, 1], c=ink(), lw=0.8, ls=":", zorder=0)
     styles = line_styles(labels.unique())
     for label, style in styles.items():
         part = table[labels == label].sort_values("level")
         line = {"c": style["color"], "ls": style["linestyle"], "label": plain(label)}
         ax.plot(part["level"], part["coverage"], lw=1.2, **line)
-        for scaled, face in ((False, style["color"]), (True, "white")):
+        for scaled, face in ((False, style["color"]), (True, ax.get_facecolor())):
             points = part[part["scaled"] == scaled]
             look = {"facecolors": face, "edgecolors": style["color"], "marker": style["marker"]}
             ax.scatter(points["level"], points["coverage"], s=22, zorder=3, **look)
@@ -202,8 +203,8 @@ def _calibration_words(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict]
     if len(styles) > 1:
         handles = [Line2D([], [], **style, ms=5, label=plain(k)) for k, style in styles.items()]
     if table["scaled"].any():
-        for label, face in (("computed", "k"), ("approximated", "white")):
-            point: Any = {"marker": "o", "ls": "", "mec": "k", "mfc": face, "ms": 5}
+        for label, face in (("computed", ink()), ("approximated", ax.get_facecolor())):
+            point: Any = {"marker": "o", "ls": "", "mec": ink(), "mfc": face, "ms": 5}
             handles.append(Line2D([], [], **point, label=label))
     if handles:
         legend_beside(ax, handles)
@@ -302,8 +303,8 @@ def volcano(
         name = f"{text} ({part.sum():,})"
         ax.scatter(x[part], y[part], s=6 if color == PALE else 14, c=color, lw=0, label=name)
     if not words[1]:
-        ax.axhline(1, c="k", lw=0.8, ls=":", zorder=0)
-    ax.axvline(0, c="k", lw=0.5, zorder=0)
+        ax.axhline(1, c=ink(), lw=0.8, ls=":", zorder=0)
+    ax.axvline(0, c=ink(), lw=0.5, zorder=0)
     label_axes(ax, f"predicted change of mean {unit}", ylabel)
     ax.set_title(title, fontsize=9)
     ax.margins(x=0.18, y=0.1)  # room for names

@@ -25,6 +25,8 @@ from trvae_sc.pl._style import (
     MARKERS,
     PALE,
     axes_of,
+    check_looks,
+    ink,
     label_axes,
     legend_beside,
     legend_height,
@@ -61,7 +63,8 @@ def embedding(
 
     Returns
     -------
-    Rows of the cells; first the two coordinates, then `color`.
+    Rows of the cells; first the two coordinates, then `color`. ``attrs["colors"]`` holds the colours that
+    scanpy noted in ``uns``.
 
     Raises
     ------
@@ -97,7 +100,16 @@ def embedding(
     else:
         raise InputError(f"Unknown method {method!r}; choose 'pca', 'umap' or None.")
     frame = pd.DataFrame(xy, index=adata.obs_names, columns=[f"{prefix}1", f"{prefix}2"])
-    return pd.concat([frame, adata.obs[names]], axis=1)
+    table = pd.concat([frame, adata.obs[names]], axis=1)
+    table.attrs[_COLORS] = {name: _scanpy_colors(adata, name) for name in names}
+    return table
+
+
+def _scanpy_colors(adata: AnnData, name: str) -> dict[str, Any]:
+    """Return the colour of each category of a column that scanpy noted, if it did."""
+    categories = getattr(adata.obs[name].dtype, "categories", ())
+    colors = adata.uns.get(f"{name}_colors", ())
+    return dict(zip(map(level_name, categories), colors, strict=False))
 
 
 def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
@@ -115,6 +127,7 @@ def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:
 
 
 _UMAP_CELLS = 4  # its spectral start has more rows than columns
+_COLORS = "colors"  # key of ``attrs`` of a table: those of levels, by column
 _MISSING = "#DDDDDD"  # colour of cells of which it is not known
 
 
@@ -135,7 +148,7 @@ def latent(
     cells
         Output of :func:`embedding`: two coordinates, then the columns to colour by.
     palette
-        Colour by name, of any panel.
+        Colour by name, of any panel; else that of scanpy, or one of ours.
     size
         Area of a point, in square points; by the number of cells if None.
     show, save
@@ -164,7 +177,8 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         if groups[name]:
-            _scatter_groups(ax, shuffled, name, groups[name], area, palette or {})
+            known = cells.attrs.get(_COLORS, {}).get(name, {}) | dict(palette or {})
+            _scatter_groups(ax, shuffled, name, groups[name], area, known)
         else:
             _scatter_numbers(ax, shuffled, name, area)
         ax.set_title(plain(name), fontsize=9)
@@ -195,15 +209,11 @@ def _groups(column: pd.Series) -> list[str]:
     known = column.dropna()
     if isinstance(known.dtype, pd.CategoricalDtype):
         categories = known.cat.remove_unused_categories().cat.categories
-        ordered = codes_of(pd.Series(categories))[1]
+        names = codes_of(pd.Series(categories))[1]
     else:
-        ordered = list(dict.fromkeys(map(level_name, levels(known))))
-    limit = len(COLORS) * len(MARKERS)
-    if len(ordered) > limit:
-        raise InputError(
-            f"Column {column.name!r} has {len(ordered)} groups; up to {limit} can be told apart. "
-            "Give a coarser column."
-        )
+        names = [level_name(level) for level in levels(known)]
+    ordered = list(dict.fromkeys(names))
+    check_looks(len(ordered), f"Column {column.name!r} has {len(ordered)} groups")
     return ordered + (["missing"] if column.isna().any() else [])
 
 
@@ -216,24 +226,23 @@ def _scatter_groups(
     palette: Mapping[str, str],
 ) -> None:
     """Draw cells in the colours and markers of their groups, with a legend."""
-    looks = line_styles(g for g in groups if g != "missing")
-    colors = {g: palette.get(g, look["color"]) for g, look in looks.items()}
-    colors["missing"] = _MISSING
-    markers = {g: look["marker"] for g, look in looks.items()} | {"missing": "o"}
     codes, found = codes_of(cells[name])
-    names = pd.Series(np.array([*found, "missing"], dtype=object)[codes], index=cells.index)
-    marker = names.map(markers)
+    known = groups[:-1] if (codes < 0).any() else groups
+    styles = line_styles(known)
+    looks = [(palette.get(g, style["color"]), style["marker"]) for g, style in styles.items()]
+    looks.append((_MISSING, "o"))  # of those that codes, -1, count from the end
+    group = np.array([*map(known.index, found), len(known)])[codes]
+    markers = np.array([marker for _, marker in looks])[group]
     for shape in MARKERS:
-        part = (marker == shape).to_numpy()
+        part = markers == shape
         if part.any():
             x, y = cells.iloc[part, 0], cells.iloc[part, 1]
-            color = names[part].map(colors).tolist()
+            color = [looks[i][0] for i in group[part]]
             ax.scatter(x, y, s=area, c=color, marker=shape, lw=0, alpha=0.8, rasterized=True)
-    counts = names.value_counts()
-    handles = []
-    for g in groups:
-        text = f"{plain(g)} ({counts[g]:,})"
-        handles.append(Line2D([], [], ls="", marker=markers[g], c=colors[g], ms=5, label=text))
+    counts, handles = np.bincount(group, minlength=len(groups)), []
+    for g, (color, marker), n in zip(groups, looks, counts, strict=False):
+        text = f"{plain(g)} ({n:,})"
+        handles.append(Line2D([], [], ls="", marker=marker, c=color, ms=5, label=text))
     legend_beside(ax, handles)
 
 
@@ -312,7 +321,7 @@ def _by_label(predicted: AnnData, value: np.ndarray, ax: Axes | None) -> Axes:
         low, middle, high = np.percentile(own, [25, 50, 75])
         ax.plot([low, high], [y, y], c=COLORS["blue"], lw=3, zorder=2, solid_capstyle="round")
         ax.plot(middle, y, "o", c="white", ms=3.5, zorder=3)
-    ax.axvline(1.0, c="k", lw=0.7, ls=":", zorder=0)
+    ax.axvline(1.0, c=ink(), lw=0.7, ls=":", zorder=0)
     ax.set_yticks(range(len(found)), [plain(name) for name in found], fontsize=8)
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel(
@@ -334,11 +343,13 @@ def _on_embedding(predicted: AnnData, value: np.ndarray, basis: str, ax: Axes | 
         )
     xy = np.asarray(predicted.obsm[key])[:, :2]
     ax = axes_of(ax, 4.6, 3.8)
-    order = np.argsort(np.nan_to_num(value), kind="stable")
+    order = np.argsort(value, kind="stable")  # those that are not known come last
+    order, unknown = np.split(order, [(~np.isnan(value)).sum()])
     area = float(np.clip(20000 / len(xy), 1.5, 25))
     low, high = np.nanpercentile(value, [2, 98])
-    style: Any = {"s": area, "cmap": "viridis", "lw": 0, "vmin": low, "vmax": high}
-    points = ax.scatter(xy[order, 0], xy[order, 1], c=value[order], **style)
+    style: Any = {"cmap": "viridis", "vmin": low, "vmax": high}
+    ax.scatter(xy[unknown, 0], xy[unknown, 1], s=area, lw=0, c=_MISSING)
+    points = ax.scatter(xy[order, 0], xy[order, 1], s=area, lw=0, c=value[order], **style)
     bar = ax.figure.colorbar(points, ax=ax, pad=0.02, aspect=30, extend="both")
     bar.set_label("response (1: like the mean of its label)", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -37,10 +37,19 @@ LOG_UNIT = "log(1 + normalised count)"
 UNIT = "unit"  #: key of ``attrs`` of a table: what its values are, for axis labels
 PALE = "#C8C8C8"  # what is there, but not what is looked at
 _EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
+_MOST_NAMES = 100  # that places are sought for
 _PAIRS = 300_000  # of names that are compared while places are found: some seconds
+_AVOIDED = (
+    20_000  # pairs of names and points that are kept apart; of more points every second, third ...
+)
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
-_OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
+OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
+
+
+def ink() -> str:
+    """Return the colour of lines and text of the user's style, black on a light background."""
+    return plt.rcParams["text.color"]
 
 
 def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
@@ -166,7 +175,7 @@ def group_colors(names: Sequence[str], palette: Mapping[str, str] | None = None)
     unknown = [name for name in palette or () if name not in names]
     if unknown:
         raise InputError(f"palette names {unknown}; the groups are {list(names)}.")
-    known, others = _KNOWN | dict(palette or {}), itertools.cycle(_OTHERS)
+    known, others = _KNOWN | dict(palette or {}), itertools.cycle(OTHERS)
     return {name: known[name] if name in known else next(others) for name in names}
 
 
@@ -225,6 +234,12 @@ STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "^", "s", "D")  # of labels; the next one where colours come again
 
 
+def check_looks(n: int, found: str, limit: int = len(COLORS) * len(STYLES)) -> None:
+    """Raise where more groups are drawn than colours, dashes and markers tell apart; `found` names them."""
+    if n > limit:
+        raise InputError(f"{found}; up to {limit} can be told apart. Draw a part of them.")
+
+
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour, dashes and marker of each line; other ones of these where colours come again."""
     looks = itertools.cycle(itertools.product(zip(STYLES, MARKERS, strict=True), COLORS.values()))
@@ -236,6 +251,7 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def lines_of(table: pd.DataFrame, ax: Axes | None, x: str, y: str) -> Axes:
     """Draw each column of a table, a gene, against its index; `x` and `y` name the axes."""
+    check_looks(table.shape[1], f"{table.shape[1]} genes are to be drawn")
     table = table.rename(columns=str)
     styles = line_styles(table)
     ax = axes_of(ax, 4.9 + names_width(styles), max(3.3, legend_height(len(styles))))
@@ -314,17 +330,18 @@ def within(values: np.ndarray) -> tuple[float, float]:
 
 
 def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.ndarray) -> None:
-    """Write names beside their points, where there is room, with a line to those that had to move; others not.
+    """Write up to 100 names beside their points, where there is room, with a line to those that had to move.
 
     Call it last: it keeps the limits as they are, and off the legend. `xy` is (n_names, 2); `avoid`
     are further points, (n_points, 2), that names are written over only if there is no other room.
     """
     from adjustText import adjust_text  # imports what plots without names need not wait for
 
+    names, xy = list(names)[:_MOST_NAMES], xy[:_MOST_NAMES]
     ax.set_xlim(ax.get_xlim())  # the limits that places are found with are those that are drawn
     ax.set_ylim(ax.get_ylim())
     drawn(ax)
-    halo = [patheffects.withStroke(linewidth=1.5, foreground="white")]
+    halo = [patheffects.withStroke(linewidth=1.5, foreground=ax.get_facecolor())]
     texts = [
         ax.text(float(x), float(y), plain(name), fontsize=7, path_effects=halo, in_layout=False)
         for name, (x, y) in zip(names, xy, strict=True)
@@ -336,6 +353,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
     texts, xy = [texts[i] for i in np.flatnonzero(fits)], xy[fits]
     if not texts:
         return
+    avoid = avoid[:: -(-len(texts) * len(avoid) // _AVOIDED) or 1]
     legend = ax.get_legend()
     line = {"arrowstyle": "-", "color": COLORS["grey"], "lw": 0.5}
     with _laid_out(ax):  # adjust_text draws the figure
@@ -351,7 +369,7 @@ def name_points(ax: Axes, names: Iterable[object], xy: np.ndarray, avoid: np.nda
             expand=_EXPAND,
             force_static=(0.3, 0.5),
             force_text=(0.2, 0.4),
-            iter_lim=max(min(300, _PAIRS // len(texts) ** 2), 5),
+            iter_lim=min(300, _PAIRS // len(texts) ** 2),
         )
     points = ax.transData.transform(xy)
     taken = [] if legend is None else [legend.get_window_extent()]
