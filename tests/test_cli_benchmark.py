@@ -154,7 +154,9 @@ def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     everything = ["benchmark", file, *SETUP, *SMALL, "-o", "results", "--list"]
     expected = [f"type_{k}:stimulated" for k in range(3)]
     assert run(*everything)[:2] == (0, "".join(f"{name}\n" for name in expected))
-    assert run(*everything, "--json")[:2] == (0, json.dumps(expected) + "\n")
+    found = json.loads(run(*everything, "--json")[1])
+    ends = {"source": "control", "target": "stimulated"}
+    assert found == [{"holdout": n, "label": n.partition(":")[0], **ends} for n in expected]
     two = ["--holdout", expected[1], "--holdout", expected[2]]
     for given in (two, ["--holdout", *expected[1:]], ["--holdouts", *expected[1:]]):
         assert run(*everything, *given)[1].split() == expected[1:]

@@ -230,6 +230,13 @@ def test_requests_that_a_model_cannot_answer(run, cells):
             ],
             "--exemplars is of trvae and flow_transfer",
         ),
+        (
+            [
+                *("predict", "model", "cells.h5ad", "--target", "stimulated"),
+                *("--condition-features", "table.csv", "-o", "x.h5ad"),
+            ],
+            "--condition-features are of TRVAE; this is a CycleGAN",
+        ),
     ):
         code, _, err = run(*request, *CPU)
         assert code == 2

@@ -193,6 +193,7 @@ def test_simulated_doses_are_repeatable():
         ({"heterogeneity": -1.0}, "heterogeneity"),
         ({"conditions": ("a", "a")}, "two different names"),
         ({"conditions": "ab"}, "two different names"),
+        ({"conditions": 3}, "two different names"),
     ],
 )
 def test_simulated_cells_say_what_is_wrong(options, message):
@@ -205,12 +206,14 @@ def test_simulated_cells_say_what_is_wrong(options, message):
     [
         ({"doses": {"none": [1]}}, "without a drug"),
         ({"doses": {"A": []}}, "Doses of 'A'"),
+        ({"doses": {"A": 0}}, "above 0"),
         ({"doses": {"A": [0, 1]}}, "above 0"),
         ({"doses": {"A": [1, 1.0]}}, "named once"),
         ({"doses": {"A": [float("nan")]}}, "above 0"),
         ({"half_dose": 0.0}, "half_dose"),
         ({"n_cells": 0}, "n_cells"),
         ({"depth_sd": -1.0}, "depth_sd"),
+        ({"depth": -1.0}, "depth is -1"),
         ({"specificity": 2.0}, "specificity"),
     ],
 )

@@ -241,6 +241,21 @@ def test_parse_holdouts_split_where_cells_have_both_parts(make_adata):
     assert parse_holdouts([], timed, COUNTS) == []
 
 
+def test_texts_of_holdouts_name_conditions_as_predict_does(make_adata):
+    """Numbers by their value, parts in any order."""
+    numbers = several(make_adata(), [0.0, 10.0])
+    assert parse_holdouts(["B:10.0"], numbers, COUNTS) == [Holdout("B", "10", "0")]
+    assert parse_holdouts([("B", "1e1")], numbers, COUNTS, source="0.0") == [
+        Holdout("B", "10", "0")
+    ]
+    doses = datasets.simulate_doses({"A": [1, 10]}, n_cells=4, n_labels=2)
+    keys = Keys(("drug", "dose"), "cell_type")
+    assert parse_holdouts(["type_1:A + 10.0"], doses, keys) == [Holdout("type_1", "A + 10")]
+    pairs = datasets.simulate(200, 20, conditions=("control", "A", "B", "A+B"), n_labels=2)
+    keys = Keys("condition", "cell_type", condition_separator="+")
+    assert parse_holdouts(["type_1:B+A"], pairs, keys) == [Holdout("type_1", "A+B")]
+
+
 @pytest.mark.parametrize(
     ("text", "source", "match"),
     [

@@ -30,6 +30,13 @@ def test_card_holds_settings_cells_losses_and_versions(trained):
     assert "- Kang et al. 2018\n- trVAE: Lotfollahi" in body
 
 
+def test_card_takes_one_reference_and_refuses_what_are_no_results(trained):
+    card = hub.model_card(trained, **WHAT, references="Kang et al. 2018")
+    assert "- Kang et al. 2018\n- trVAE: Lotfollahi" in card
+    with pytest.raises(InputError, match="results are of a benchmark, not str"):
+        hub.model_card(trained, "results", **WHAT)
+
+
 def test_card_holds_the_benchmark(trained, make_adata):
     keys = Keys("condition", "cell_type")
     adata = make_adata(240)

@@ -162,7 +162,8 @@ def test_predictions_report_and_json(out, adata):
     ]
     for name, label in zip(NAMES, LABELS, strict=True):
         check_prediction(out / "predictions" / f"{name}.h5ad", adata, label)
-    assert json.loads((out / "holdouts.json").read_text()) == [f"{n}:stimulated" for n in LABELS]
+    listed = json.loads((out / "holdouts.json").read_text())
+    assert [one["holdout"] for one in listed] == [f"{label}:stimulated" for label in LABELS]
     found = json.loads((out / "pipeline.json").read_text())
     results = Results.load(out / "benchmark")
     assert found["scores"] == json.loads(json.dumps(results.to_json()))["summary"]
@@ -219,6 +220,21 @@ def test_plain_shell_predicts_and_scores_the_same(folder, out, adata):
     pd.testing.assert_frame_equal(shell.table, results.reset_index(drop=True), rtol=1e-4, atol=1e-5)
     assert found["scores"] == json.loads(json.dumps(shell.to_json()))["summary"]
     assert (folder / "shell" / "report.html").stat().st_size > 10_000
+
+
+def test_colons_in_conditions_and_the_same_source_everywhere(folder):
+    """Predictions of several conditions start from the control, as the benchmark does."""
+    names = ("control", "drug: 6 h", "other:1")
+    adata = datasets.simulate(150, 60, n_labels=2, conditions=names)
+    adata.write_h5ad(folder / "three.h5ad")
+    done = run_sh(folder, "three.h5ad", "three", *KEYS, "type_0:drug: 6 h")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads((folder / "three" / "pipeline.json").read_text())["predictions"].values()
+    assert record["target"] == "drug: 6 h"
+    (path,) = (folder / "three" / "predictions").glob("*.h5ad")
+    obs = anndata.read_h5ad(path).obs
+    assert set(obs["condition"]) == {"drug: 6 h"}
+    assert set(obs["source_condition"]) == {"control"}
 
 
 def test_plain_shell_ends_with_the_code_of_bad_input(folder):

@@ -214,8 +214,9 @@ def test_numbers_of_a_design_are_named_as_in_hold_outs():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "10"]
     assert [p.get_x() for p in ax.patches] == [0.54]  # all of the condition
     assert ax.get_title() == "cells; framed: hidden"  # by one training
-    one = pl.design(adata, "dose", "cluster", hidden="2:10")
-    assert [p.get_xy() for p in one.patches] == [(0.54, 0.56)]
+    for text in ("2:10", "2:10.0"):
+        one = pl.design(adata, "dose", "cluster", hidden=text)
+        assert [p.get_xy() for p in one.patches] == [(0.54, 0.56)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from trvae_sc.arguments import check_trvae
 from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.files import as_path
+from trvae_sc.levels import as_list
 from trvae_sc.model import TRVAE
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def model_card(
     *,
     license_info: str,
     description: str = "To be added...",
-    references: Iterable[str] = (),
+    references: str | Iterable[str] = (),
 ) -> str:
     """Return the card of a model, as Markdown with the header that the Hugging Face hub reads.
 
@@ -44,7 +46,7 @@ def model_card(
     description
         What the data are, and what the model is for.
     references
-        Papers, one a line.
+        Papers, one or several, one a line.
 
     Returns
     -------
@@ -53,11 +55,15 @@ def model_card(
     Raises
     ------
     InputError
-        The model is not trained.
+        The model is not trained, or `results` are none.
     """
+    check_trvae(model)
     if not model.is_trained:
         raise InputError("The model is not trained: there is nothing to share. Run model.train().")
-    cited = [*references, "trVAE: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800"]
+    cited = [
+        *as_list(references),
+        "trVAE: Lotfollahi et al. 2020, doi:10.1093/bioinformatics/btaa800",
+    ]
     sections = {
         "Use": _USE,
         "Training cells by label and condition": _markdown(
@@ -80,7 +86,7 @@ def hub_model(
     *,
     license_info: str,
     description: str = "To be added...",
-    references: Iterable[str] = (),
+    references: str | Iterable[str] = (),
     save_anndata: bool = False,
     overwrite: bool = False,
 ) -> HubModel:
@@ -189,8 +195,12 @@ def _last_losses(model: TRVAE) -> pd.DataFrame:
 
 def _benchmark(results: Results | None) -> str:
     """Return the scores of every method, or that there are none."""
+    from trvae_sc.evaluation import Results
+
     if results is None:
         return "No benchmark was given: how good predictions are is not known."
+    if not isinstance(results, Results):
+        raise InputError(f"results are of a benchmark, not {type(results).__name__}.")
     wide = results.wide()
     wide.columns = [f"{metric} ({genes})" for metric, genes in wide.columns]
     table = wide.round(3).reset_index()

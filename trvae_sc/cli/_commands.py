@@ -120,10 +120,9 @@ def run_benchmark(args: argparse.Namespace) -> None:
     is_unseen = args.by in (["condition"], ["both"], keys.condition_columns)
     chosen = _holdouts(adata, args, keys, is_unseen=is_unseen)
     if args.list:
-        names = [str(holdout) for holdout in chosen]
-        answer(args, names)
+        answer(args, [_of_holdout(one) for one in chosen])
         if not args.json:
-            print("\n".join(names), file=args.stdout)
+            print("\n".join(map(str, chosen)), file=args.stdout)
         return
     methods = args.methods or (_of_conditions(adata, chosen, keys) if is_unseen else _OF_LABELS)
     results = benchmark(
@@ -144,6 +143,14 @@ def run_benchmark(args: argparse.Namespace) -> None:
     folder = shlex.quote(str(args.out))
     say(f"\nWrote the results to {args.out}/; next: trvae-sc report {folder} -o report.html")
     answer(args, {"out": str(args.out), **results.to_json()})
+
+
+def _of_holdout(one: Holdout) -> dict[str, str]:
+    """Return what a hold-out hides: its text cannot be divided where names have colons."""
+    from trvae_sc.levels import level_name
+
+    ends = {"label": one.name, "source": one.source, "target": one.target}
+    return {"holdout": str(one), **{end: level_name(level) for end, level in ends.items()}}
 
 
 def _of_conditions(adata: AnnData, holdouts: list[Holdout], keys: Keys) -> list[str]:

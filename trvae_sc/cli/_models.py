@@ -163,8 +163,11 @@ def run_predict(args: argparse.Namespace) -> None:
     if name == "TRVAE":
         _predict_by_trvae(args)
         return
-    if {args.output, args.table, args.by} != {None} or args.n_samples != 1:
-        raise InputError(f"--output, --n-samples, --table and --by are of TRVAE; this is a {name}.")
+    ours = ("output", "table", "by", "condition_features")
+    if any(value is not None for value in options(args, *ours).values()) or args.n_samples != 1:
+        raise InputError(
+            f"--output, --n-samples, --table, --by and --condition-features are of TRVAE; this is a {name}."
+        )
     adata = read(args.file)
     further = {} if args.exemplars is None else {"exemplars": read(args.exemplars)}
     # what the prior of a flow is worth follows from its training cells, which the file may hold

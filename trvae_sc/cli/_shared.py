@@ -28,7 +28,7 @@ def say(line: object) -> None:
     print(line, file=sys.stderr)
 
 
-def answer(args: argparse.Namespace, record: Mapping[str, Any] | list[str]) -> None:
+def answer(args: argparse.Namespace, record: Mapping[str, Any] | list[dict[str, str]]) -> None:
     """Print a record as JSON where ``--json`` was given; nothing else goes to stdout."""
     if args.json:
         print(json.dumps(record), file=args.stdout)

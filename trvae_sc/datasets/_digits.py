@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import ndimage
 
+from trvae_sc.arguments import check_seed
 from trvae_sc.errors import InputError
 
 _WHITE = 16.0  # largest value of a pixel
@@ -98,6 +99,7 @@ def digits(
     style = np.repeat(np.arange(len(styles)), len(source.target))
     image = np.tile(np.arange(len(source.target)), len(styles))
     if split:
+        check_seed(seed)
         chosen = _split(source.target, len(styles), np.random.default_rng(seed))
         kept = style == chosen[image]
         style, image = style[kept], image[kept]

@@ -8,7 +8,7 @@ from pathlib import Path
 from anndata import AnnData
 
 from trvae_sc.errors import InputError
-from trvae_sc.files import read
+from trvae_sc.files import as_path, read
 
 VARIABLE = "TRVAE_SC_DATA"
 _SUFFIX = ".h5ad"
@@ -38,7 +38,7 @@ def load(name: str | os.PathLike[str]) -> AnnData:
     >>> os.environ["TRVAE_SC_DATA"] = "/data"  # doctest: +SKIP
     >>> adata = load("kang")  # reads /data/kang.h5ad  # doctest: +SKIP
     """
-    path = Path(name).expanduser()
+    path = as_path(name, "name")
     with_suffix = path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
     folder = data_folder()
     in_folder = [] if folder is None else [folder / with_suffix]

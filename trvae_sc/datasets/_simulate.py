@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from trvae_sc.arguments import check_number, check_seed, check_whole
 from trvae_sc.errors import InputError
+from trvae_sc.levels import as_list
 
 _N_PROGRAMS = 3  # axes along which labels differ and on which their response depends
 _SHARE_RESPONDING = 0.15
@@ -43,12 +44,12 @@ def simulate(  # noqa: PLR0913
 
     The expected share of gene g in a cell of label l under condition c is
 
-    .. math:: r_g \propto \exp\big(b_g + \textstyle\sum_p w_{lp} B_{pg} + h_{gp} u_p
-       + (1 - s)\,\delta_{cg} + s \sum_p w_{lp} D_{cpg}\big)
+    .. math:: r_g \propto \exp\big(b_g + \textstyle\sum_p z_p B_{pg}
+       + (1 - s)\,\delta_{cg} + s \sum_p z_p D_{cpg}\big)
 
-    with a label's position w on three programs, the cell's own state u, a response :math:`\delta` common to
-    all labels and one, :math:`D`, that depends on the programs. Totals are log-normal, counts negative
-    binomial. The first condition has no effect.
+    with a cell's state z on three programs, its label's position and normal noise (`heterogeneity`), a response
+    :math:`\delta` common to all labels and one, :math:`D`, that depends on the programs. Totals are log-normal,
+    counts negative binomial. The first condition has no effect.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ def _conditions(conditions: Sequence[str], n_conditions: int | None) -> list[str
     if n_conditions is not None:
         check_whole("n_conditions", n_conditions, 2)
         return ["control", *(f"condition_{i}" for i in range(1, n_conditions))]
-    names = [] if isinstance(conditions, str) else list(conditions)
+    names = [] if np.isscalar(conditions) else list(conditions)
     if len(names) < 2 or len(set(map(str, names))) < len(names):
         raise InputError(f"conditions is {conditions!r}; give two different names or more.")
     return names
@@ -317,12 +318,13 @@ def simulate_doses(
     >>> hidden = (adata.obs["cell_type"] == "type_1") & (adata.obs["dose"] == 10)
     >>> train = adata[~hidden].copy()
     """
-    given = {str(drug): [float(dose) for dose in of] for drug, of in (doses or _DOSES).items()}
+    given = {str(drug): list(map(float, as_list(of))) for drug, of in (doses or _DOSES).items()}
     _check_doses(given)
     for name, number in {"n_cells": n_cells, "n_genes": n_genes, "n_labels": n_labels}.items():
         check_whole(name, number)
     if not half_dose > 0:
         raise InputError(f"half_dose is {half_dose}; it must be above 0.")
+    check_number("depth", depth, 1.0)
     check_number("depth_sd", depth_sd, 0.0)
     drugs = [_CONTROL, *given]
     full = simulate(

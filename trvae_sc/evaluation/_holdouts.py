@@ -242,21 +242,22 @@ def as_holdouts(given: Any, adata: AnnData, keys: Keys) -> list[Holdout]:
 
 def by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
     """Return a hold-out, text or pair with the names of conditions that are given by their parts."""
-
-    def named(condition: Any) -> Any:
-        if isinstance(condition, Mapping | list | tuple):
-            return space().level(condition)
-        if isinstance(condition, str) and space().tells_of_new:
-            with contextlib.suppress(InputError):  # parts in another order, or "A + 1.0"
-                return space().level(condition)
-        return condition
-
     if isinstance(given, Holdout):
         also = tuple(by_name(one, space) for one in given.also)
-        ends = {"target": named(given.target), "source": named(given.source)}
+        ends = {"target": _named(given.target, space), "source": _named(given.source, space)}
         return replace(given, **ends, also=also, within=tuple(map(tuple, given.within)))
     is_pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-    return (given[0], named(given[1])) if is_pair else given
+    return (given[0], _named(given[1], space)) if is_pair else given
+
+
+def _named(condition: Any, space: Callable[[], ConditionSpace]) -> Any:
+    """Return the level that a condition names; a text that names none as it is."""
+    if isinstance(condition, Mapping | list | tuple):
+        return space().level(condition)
+    if isinstance(condition, str):
+        with contextlib.suppress(InputError):  # parts in another order, "A + 1.0", or "1.0"
+            return space().level(condition)
+    return condition
 
 
 _ALLOWED = (
@@ -295,11 +296,13 @@ def parse_holdouts(
     columns = as_text(adata.obs[keys.labels_key]), as_text(keys.conditions(adata.obs))
     pairs = set(zip(*columns, strict=True))
     labels, conditions = (sorted(set(names)) for names in zip(*pairs, strict=True))
+    space = cache(lambda: conditions_of(adata, keys))
+    source = _named(source, space)
     if source is not None and level_name(source) not in conditions:
         raise InputError(f"Unknown source {level_name(source)!r}; conditions are {conditions}.")
     found = []
     for text in texts:
-        label, target = named_pair(text, pairs, labels, conditions)
+        label, target = named_pair(text, pairs, labels, conditions, space)
         others = [c for c in conditions if c != target]
         start = others[0] if source is None and len(others) == 1 else source
         found.append(Holdout(label, target, None if start is None else level_name(start)))
@@ -307,7 +310,11 @@ def parse_holdouts(
 
 
 def named_pair(
-    text: str | Sequence[Any], pairs: set[tuple[str, str]], labels: list[str], conditions: list[str]
+    text: str | Sequence[Any],
+    pairs: set[tuple[str, str]],
+    labels: list[str],
+    conditions: list[str],
+    space: Callable[[], ConditionSpace] | None = None,
 ) -> tuple[str, str]:
     """Return the label and condition that a text ``label:condition``, or a pair, names; one of `pairs`."""
     if not isinstance(text, str):
@@ -320,6 +327,9 @@ def named_pair(
     else:
         raise InputError(f"Hold-out '{text}' is not of the form 'label:target'.")
     found = [way for way in ways if way in pairs]
+    if not found and space is not None:
+        ways = [(label, level_name(_named(target, space))) for label, target in ways]
+        found = [way for way in dict.fromkeys(ways) if way in pairs]
     if len(found) == 1:
         return found[0]
     if found:

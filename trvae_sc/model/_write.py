@@ -41,11 +41,12 @@ class PieceWriter:
         if self.is_zarr:
             import zarr
 
-            # the version that anndata writes; before 0.12 it did not choose, 0.13 warns of asking
-            with warnings.catch_warnings():
+            with (
+                warnings.catch_warnings()
+            ):  # of anndata 0.13, on asking for the version that it writes
                 warnings.simplefilter("ignore", DeprecationWarning)
-                kind = getattr(anndata.settings, "zarr_write_format", None)
-            self.root = zarr.open_group(path, mode="w", **({"zarr_format": kind} if kind else {}))
+                kind = anndata.settings.zarr_write_format
+            self.root = zarr.open_group(path, mode="w", zarr_format=kind)
             self._kwargs: dict[str, Any] = {}
         else:
             self.root = h5py.File(path, "w")

@@ -89,11 +89,12 @@ def design(
     n_rows = len(cells)
     labels, conditions = cells.index.tolist(), cells.columns.tolist()
     hidden = [hidden] if isinstance(hidden, Holdout | str) else list(hidden)
+    space = None
     if isinstance(data, AnnData):  # conditions may be given by their parts
         key = condition_key if isinstance(condition_key, str) else tuple(condition_key or ())
         space = cache(lambda: conditions_of(data, Keys(key, labels_key)))
         hidden = [by_name(one, space) for one in hidden]
-    known = set(itertools.product(labels, conditions)), labels, conditions
+    known = set(itertools.product(labels, conditions)), labels, conditions, space
     hidden = [
         one if isinstance(one, Holdout) else Holdout(*named_pair(one, *known)) for one in hidden
     ]

@@ -36,11 +36,15 @@ step() {
 
 step "$out/holdouts.json" trvae-sc benchmark "$cells" "${fits[@]}" --min-cells "${MIN_CELLS:-30}" \
     "${given[@]/#/--holdout=}" --list --json
-listed=$(python3 -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' "$out/holdouts.json")
-mapfile -t holdouts <<< "$listed"
+listed=$(python3 -c 'import json, sys
+for one in json.load(open(sys.argv[1])):
+    print(one["holdout"], one["label"], one["source"], one["target"], sep="\n")' "$out/holdouts.json")
+mapfile -t fields <<< "$listed"
 
-names=() predictions=()
-for holdout in "${holdouts[@]}"; do
+names=() holdouts=() predictions=()
+for ((i = 0; i < ${#fields[@]}; i += 4)); do
+    holdout=${fields[i]}
+    holdouts+=("$holdout")
     names+=("$(printf %s "$holdout" | tr ':' '-' | tr -c 'A-Za-z0-9+._-' '_')")
 done
 if [ -n "$(printf '%s\n' "${names[@]}" | sort | uniq -d)" ]; then
@@ -60,8 +64,8 @@ for i in "${!names[@]}"; do
     fi
     rm -rf "$checkpoint"
     if [ ! -e "$prediction.json" ]; then
-        step "$prediction.json" trvae-sc predict "$model" "$cells" "--labels=${holdout%:*}" \
-            "--target=${holdout##*:}" "${source[@]}" -o "$prediction.h5ad" --force --json
+        step "$prediction.json" trvae-sc predict "$model" "$cells" "--labels=${fields[4 * i + 1]}" \
+            "--source=${fields[4 * i + 2]}" "--target=${fields[4 * i + 3]}" -o "$prediction.h5ad" --force --json
     fi
     predictions+=("$prediction.h5ad")
 done
