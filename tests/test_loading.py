@@ -437,11 +437,15 @@ def test_rows_gathered_on_a_device_equal_scipy(device):
     x[7] = 0  # a row without values
     x = x.tocsr()
     tensor = CSRTensor(x, torch.device(device))
+    twice = sparse.csr_matrix((x.data.repeat(2), x.indices.repeat(2), 2 * x.indptr), x.shape)
     for chosen in ([3], [7], [49, 0, 7, 7, 12], []):
         rows = np.array(chosen, dtype=np.int64)
         found = tensor[rows]
         assert found.device.type == device
         assert np.array_equal(found.cpu().numpy(), x[rows].toarray())
+        found = CSRTensor(twice, torch.device(device))[rows]  # entries in two parts
+        assert np.array_equal(found.cpu().numpy(), 2 * x[rows].toarray())
+    assert twice.nnz == 2 * x.nnz
 
 
 @pytest.mark.parametrize("device", DEVICES)
