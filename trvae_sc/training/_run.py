@@ -112,7 +112,8 @@ class EpochCheckpoint(Checkpoint):
         if not self.file.exists():
             return None
         try:
-            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            # mmap: of the tensors, which Lightning reads, nothing is read
+            content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
             run = content["callbacks"].get(self.state_key, {}).get("run")
         except _DAMAGE as error:
             raise InputError(
