@@ -608,6 +608,7 @@ def test_a_finished_run_is_loaded_and_not_trained_further(fit, capsys, train):
     again = fit(train={**train, "checkpoint_dir": "run", "callbacks": [rates]})
     assert rates.rates == []
     assert_same_run(again, expected)
+    assert again.training_ == expected.training_
 
 
 CHILD = """
@@ -1220,6 +1221,7 @@ def test_a_wrong_choice_is_told_before_training(fit, options, message):
         ({"early_stopping": True, "early_stopping_monitor": "elbo_val"}, "'elbo_val'; choose one"),
         ({"limit_train_batches": 0}, "limit_train_batches is 0"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 9, "checkpoint_dir": "run"}, "max_steps cannot be combined"),
         ({"devices": -1}, "No trainer can be made"),
         ({"early_stopping": True, "limit_val_batches": 0}, "Training cannot go on"),
         ({"datasplitter_kwargs": {"batch_size": 9}}, "batch_size is an argument of train"),

@@ -261,6 +261,10 @@ class TrainRunner(ScviTrainRunner):
                 raise InputError(
                     f"precision is '{precision}'; networks here compute with {list(_PRECISIONS)}."
                 )
+            if checkpoint is not None and self.trainer.max_steps != -1:  # Lightning loses an epoch
+                raise InputError(
+                    "max_steps cannot be combined with checkpoint_dir. Give max_epochs in its place."
+                )
         except BaseException as error:
             if checkpoint is not None:
                 checkpoint.release()
@@ -342,10 +346,12 @@ class TrainRunner(ScviTrainRunner):
                 spread[:n_known] = known[:n_known]
             self.model.spread_ = spread
         before = self.checkpoint.before if self.checkpoint is not None else self._before
-        n_epochs = before.get("epoch", 0)
+        n_epochs, done = before.get("epoch", 0), self.trainer.fit_loop.epoch_progress.current
+        # of a run that was found stopped early, the last is processed, but not completed
+        n_done = done.completed if interrupted else done.processed
         self.model.training_ = {
             **self.model.training_,
-            "epochs": n_epochs + int(self.trainer.current_epoch),
+            "epochs": n_epochs + n_done,
             "planned": n_epochs + int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
