@@ -86,11 +86,14 @@ def test_changes_are_differences_of_what_levels_do():
     np.testing.assert_allclose(found, k[1:, 1:] + 1.0)
 
 
-def test_a_feature_that_does_not_differ_says_nothing():
-    description = _described([[0.0, 5.0], [1.0, 5.0], [3.0, 5.0]])
-    other = _described([[0.0], [1.0], [3.0]])
-    names = ["c0", "c1", "c2"]
+@pytest.mark.parametrize("same", [5.0, 0.1])  # the mean of three 0.1 is another number
+def test_a_feature_that_does_not_differ_says_nothing(same):
+    names, measured = ["c0", "c1", "c2", "c3"], ["c0", "c1", "c2"]
+    values = np.array([[0.0, same], [1.0, same], [3.0, same], [2.0, 2 * same]])
+    description = _described(values, measured=measured)
+    other = _described(values[:, :1], measured=measured)
     np.testing.assert_allclose(description.alike(names, names), other.alike(names, names))
+    np.testing.assert_allclose(description.network("c3"), other.network("c3"))
 
 
 def test_the_network_sees_no_more_axes_than_conditions_and_their_distances():

@@ -170,6 +170,17 @@ def test_cells_have_the_same_score_however_they_are_passed(train_size, fit):
         pd.testing.assert_frame_equal(found, own.loc[cells.obs_names])
 
 
+def test_training_cells_are_known_in_another_precision(fit, make_adata):
+    """Each was its own neighbour, of distance 0."""
+    adata = make_adata(values="log")
+    adata.X = adata.X.toarray().astype(np.float64) + 0.1
+    made = fit(adata, gene_likelihood="normal")
+    cells = adata.copy()
+    cells.X = cells.X.astype(np.float32)
+    expected = outlier_score(made, n_samples=1)["score"]
+    pd.testing.assert_series_equal(outlier_score(made, cells, n_samples=1)["score"], expected)
+
+
 def test_cells_and_reference_may_be_in_a_file(fit, make_adata, tmp_path):
     made, cells = fit(), make_adata(40, seed=3)
     cells.write_h5ad(tmp_path / "a.h5ad")

@@ -93,3 +93,11 @@ def test_sums_of_values_of_either_sign_are_compared_by_their_size():
     assert identity.same_marks(identity.cell_marks(sparse.csr_matrix(x)), marks).all()
     assert identity.same_marks(identity.cell_marks(x[:, ::-1][:, ::-1]), marks).all()
     assert not identity.same_marks(identity.cell_marks(x * 1.001), marks).any()
+
+
+def test_marks_are_those_of_single_precision(x):
+    """Cells trained on in double precision were new in single precision."""
+    double = np.log(x.astype(np.float64) + 0.1)
+    single = identity.cell_marks(double.astype(np.float32))
+    for form in (double, sparse.csr_matrix(double)):
+        assert identity.same_marks(identity.cell_marks(form), single).all()

@@ -62,11 +62,11 @@ def test_negative_binomial_nll_equals_scipy(one_row):
     assert stacked.numpy() == pytest.approx(np.stack([expected, expected]), rel=1e-9)
 
 
-@pytest.mark.parametrize("one_row", [True, False])
-def test_normal_nll_equals_scipy_and_its_gradient_finite_differences(one_row):
+@pytest.mark.parametrize("shape", [(1, 9), (6, 9), (6, 1), ()])
+def test_normal_nll_equals_scipy_and_its_gradient_finite_differences(shape):
     rng = np.random.default_rng(0)
     x, mean = rng.normal(size=(2, 6, 9))
-    log_scale = rng.normal(size=(1, 9) if one_row else (6, 9))
+    log_scale = rng.normal(size=shape)
     expected = -stats.norm.logpdf(x, mean, np.exp(log_scale)).sum(1)
     tensors = [torch.tensor(a, dtype=torch.float64) for a in (x, mean, log_scale)]
     assert normal_nll(*tensors).numpy() == pytest.approx(expected, rel=1e-12)

@@ -615,6 +615,7 @@ def test_a_finished_run_is_loaded_and_not_trained_further(fit, capsys, train):
     again = fit(train={**train, "checkpoint_dir": "run", "callbacks": [rates]})
     assert rates.rates == []
     assert_same_run(again, expected)
+    assert again.training_ == expected.training_
 
 
 CHILD = """
@@ -923,6 +924,20 @@ def test_statistics_of_values_equal_numpy_on_the_training_cells(fit, make_adata)
     assert found["profiles"] == pytest.approx((means - mean) / scale, rel=1e-4, abs=1e-5)
 
 
+def test_genes_of_one_value_do_not_vary_by_rounding():
+    """Sums of 1,000 cells round, of squares otherwise than of values."""
+    x = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    x[:, :3] = np.log(1e-3), 7.77, 0.1
+    obs = {"condition": np.arange(1000) % 2, "label": np.arange(1000) // 2 % 2}
+    adata = AnnData(x, obs=pd.DataFrame(obs, index=np.arange(1000).astype(str)).astype(str))
+    TRVAE.setup_anndata(adata, "condition", labels_key="label")
+    model = TRVAE(adata, gene_likelihood="normal")
+    found, spread, _ = training_statistics(model._make_data_loader(adata), model.module)
+    assert found.scale.numpy() == pytest.approx([0.0, 0.0, 0.0, x[:, 3].std()], abs=1e-6)
+    assert not found.scale[:3].any()
+    assert not spread[:, :3].any()
+
+
 def test_cells_outside_training_do_not_matter(fit, make_adata):
     """With other counts in the validation cells the weights are the same, to the bit."""
     adata = make_adata()
@@ -1213,6 +1228,7 @@ def test_a_wrong_choice_is_told_before_training(fit, options, message):
         ({"early_stopping": True, "early_stopping_monitor": "elbo_val"}, "'elbo_val'; choose one"),
         ({"limit_train_batches": 0}, "limit_train_batches is 0"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 9, "checkpoint_dir": "run"}, "max_steps cannot be combined"),
         ({"devices": -1}, "No trainer can be made"),
         ({"early_stopping": True, "limit_val_batches": 0}, "Training cannot go on"),
         ({"datasplitter_kwargs": {"batch_size": 9}}, "batch_size is an argument of train"),

@@ -34,7 +34,7 @@ def align(
         if len(missing):
             raise InputError(
                 f"adata lacks {len(missing):,} of the {len(var_names):,} genes of the model: "
-                f"{listing(missing)}. trvae_sc.align_genes(adata, model) fills in a few."
+                f"{listing(missing)}. Of a TRVAE trvae_sc.align_genes(adata, model) fills in a few."
             )
         check_names(adata, "var_names")
         in_file = adata.isbacked or is_file(matrix(adata, layer))

@@ -220,8 +220,8 @@ def description_of(table: pd.DataFrame, key: str, found: Sequence[Any]) -> Descr
     values = table.to_numpy(dtype=np.float64)
     measured = [name for name in names if name in set(map(level_name, found))]
     at = [names.index(name) for name in measured]
-    mean, scale = values[at].mean(0), values[at].std(0)
-    scale = np.where(scale > 0, scale, np.inf)  # what does not differ says nothing
+    differs = (values[at] != values[at][:1]).any(0)  # what does not says nothing
+    mean, scale = values[at].mean(0), np.where(differs, values[at].std(0), np.inf)
     z = (values[at] - mean) / scale
     # principal axes, so that order and signs of columns, and those that do not differ, play no role
     scores, sizes, axes = np.linalg.svd(z, full_matrices=False)

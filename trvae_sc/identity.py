@@ -1,7 +1,7 @@
 """What tells data apart: a digest of a whole matrix, and a mark for every cell.
 
 Both are the same for the same values, whether sparse, dense or in a file, and in any number type that
-holds them; both read the matrix in blocks of rows.
+holds them (marks: in single precision, which networks compute in); both read the matrix in blocks of rows.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def cell_marks(x: Any, n_obs: int | None = None) -> np.ndarray:
 def marks_of(block: Any) -> np.ndarray:
     """Return :func:`cell_marks` of a matrix in memory."""
     weights = np.random.default_rng(0).uniform(1.0, 2.0, block.shape[1])
-    return block.astype(np.float64, copy=False) @ weights
+    return block.astype(np.float32, copy=False).astype(np.float64, copy=False) @ weights
 
 
 def same_marks(marks: np.ndarray, others: np.ndarray) -> np.ndarray:

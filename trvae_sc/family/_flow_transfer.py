@@ -33,8 +33,8 @@ class FlowTransfer(FlowSpace):
 
     .. math:: \mu_0 = m_s + \frac1L \sum_l (m_{lt} - m_{ls}), \qquad \sigma_0^2 = v_s
 
-    (``prior="source"``: without the mean shift of the other labels), and each source cell is moved to its
-    place in the :func:`posterior` given n exemplars, and decoded:
+    (``prior="source"``: without the mean shift), with the labels l measured under both, and each source cell is
+    moved to its place in the :func:`posterior` given n exemplars, and decoded:
 
     .. math:: u' = \mu_n + \frac{\sigma_n}{\sigma_0} (u - m_s), \qquad
        \hat p = f^{-1}(u')

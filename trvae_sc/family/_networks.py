@@ -84,13 +84,14 @@ class ExpressionModule(BaseModuleClass):
         self.register_buffer("n_cells", n_cells)
 
     def set_statistics(self, x: Tensor, condition: Tensor, label: Tensor, *, seed: int) -> None:
-        """Fit the principal components to the training cells, and count these."""
-        pca = PCA(len(self.spread), random_state=seed).fit(x.numpy())
-        variance = np.maximum(pca.explained_variance_, 1e-12)
-        variance = variance if self.whiten else np.full_like(variance, variance.mean())
-        self.center = torch.as_tensor(pca.mean_, dtype=torch.float32)
-        self.components = torch.as_tensor(pca.components_.T.copy(), dtype=torch.float32)
-        self.spread = torch.as_tensor(np.sqrt(variance), dtype=torch.float32)
+        """Fit the principal components to the first training cells, and count the training cells."""
+        if not self.components.any():
+            pca = PCA(len(self.spread), random_state=seed).fit(x.numpy())
+            variance = np.maximum(pca.explained_variance_, 1e-12)
+            variance = variance if self.whiten else np.full_like(variance, variance.mean())
+            self.center = torch.as_tensor(pca.mean_, dtype=torch.float32)
+            self.components = torch.as_tensor(pca.components_.T.copy(), dtype=torch.float32)
+            self.spread = torch.as_tensor(np.sqrt(variance), dtype=torch.float32)
         codes = label * self.n_cells.shape[1] + condition
         counts = torch.bincount(codes, minlength=self.n_cells.numel())
         self.n_cells = counts.view(self.n_cells.shape)

@@ -68,9 +68,10 @@ def outlier_score(
 
     Returns
     -------
-    A row per cell: ``log_likelihood`` and ``deviance``, in nats; ``score``, the distance; and ``p_value``, the
-    share of the m reference cells at as high a score, :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: small for
-    outliers. ``attrs["n_components"]`` says in how many components.
+    A row per cell: ``log_likelihood`` (of ``mse`` less its constant) and ``deviance``, in nats; ``score``, the
+    distance; and ``p_value``, the share of the m reference cells at as high a score,
+    :math:`(1 + \#\{s_j \ge s\}) / (m + 1)`: small for outliers. ``attrs["n_components"]`` says in how many
+    components.
 
     Raises
     ------
@@ -148,9 +149,8 @@ class Neighbors:
 
     def __init__(self, model: TRVAE, train: AnnData, rows: np.ndarray) -> None:
         self.model = model
-        x = dense(values_of(model, train[rows]))
+        x = dense(values_of(model, train[rows])).astype(np.float32)
         self.marks = np.sort(cell_marks(x))
-        x = x.astype(np.float32)
         n_most = min(max(_COMPONENTS), len(x) - 1, x.shape[1])
         self.pca = PCA(n_most, random_state=0).fit(x)
         cells = self.pca.transform(x)
@@ -160,8 +160,8 @@ class Neighbors:
 
     def distances(self, adata: AnnData) -> np.ndarray:
         """Return the mean distance of cells to the nearest training cells, themselves not counted."""
-        x = dense(values_of(self.model, adata))
-        at = self.pca.transform(x.astype(np.float32))
+        x = dense(values_of(self.model, adata)).astype(np.float32)
+        at = self.pca.transform(x)
         distance = self.tree.kneighbors(at[:, : self.n_components])[0]
         own = among(cell_marks(x), self.marks)
         return np.where(own, distance[:, 1:].mean(1), distance[:, :-1].mean(1))

@@ -190,7 +190,7 @@ class Translator(SavedModel):
         devices: int | str = "auto",
         **trainer_kwargs: Any,
     ) -> None:
-        """Fit the model; ``history`` then holds the terms of every loss by epoch.
+        """Fit the model; ``history`` then holds the terms of every loss by epoch. One that was trained goes on.
 
         Every player (generator, critic, flow) has an optimizer and a loss of its own and is updated in turn:
         see :class:`PlayersPlan`.
@@ -237,7 +237,8 @@ class Translator(SavedModel):
         self._check_labels_known()
         with torch.random.fork_rng(), suitable_threads(self.module.widest):
             torch.manual_seed(self.seed_)
-            kappa = median_total(self.adata, self.keys)
+            trained = self.is_trained_  # in a unit that is kept
+            kappa = float(self.module.kappa) if trained else median_total(self.adata, self.keys)
             cells = self._training_cells(kappa)
             sampler = self._sampler(math.ceil(len(cells) / batch_size), batch_size)
             default = math.ceil(self._n_steps / len(sampler))

@@ -129,7 +129,9 @@ def normal_nll(
     rows
         Row of `log_scale` that each cell has, shape (n_cells,); in the order of the cells if None.
     """
-    constant = 0.5 * math.log(2.0 * math.pi) * values.shape[-1]
+    n_genes = values.shape[-1]
+    log_scale = log_scale.expand(*log_scale.shape[:-1], n_genes)  # it counts for every gene
+    constant = 0.5 * math.log(2.0 * math.pi) * n_genes
     return _NormalNLL.apply(values - mean, log_scale, rows) + constant
 
 

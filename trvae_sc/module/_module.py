@@ -377,7 +377,7 @@ class TRVAEModule(BaseModuleClass):
         return_mean: bool = False,
         n_mc_samples_per_pass: int = 1,
     ) -> Tensor | float:
-        r"""Estimate log p(x) by importance sampling from q(z | x), in nats.
+        r"""Estimate log p(x) by importance sampling from q(z | x), in nats; of ``mse`` less its constant.
 
         .. math:: \log \frac1S \sum_s p(x \mid z_s)\,p(z_s) / q(z_s \mid x)
         """

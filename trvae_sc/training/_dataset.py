@@ -75,6 +75,9 @@ class CSRTensor:
     """A sparse matrix by row on a device, whose rows are gathered there."""
 
     def __init__(self, x: sparse.csr_matrix, device: torch.device) -> None:
+        if not x.has_canonical_format:  # an entry may be in several parts
+            x = x.copy()
+            x.sum_duplicates()
         self.shape = x.shape
         self._host_indptr = x.indptr.astype(np.int64)
         self.indptr = torch.as_tensor(self._host_indptr, device=device)

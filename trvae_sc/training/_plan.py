@@ -70,6 +70,7 @@ def training_statistics(
     squares = torch.zeros(n_conditions, n_genes, dtype=torch.float64)
     inverse_totals = torch.zeros(n_groups, dtype=torch.float64)
     totals, marks, some = Rows(), Rows(), []
+    first, varies = None, torch.full((n_genes,), module.is_count)
     for tensors in loader:
         x = tensors[REGISTRY_KEYS.X_KEY].to("cpu").to_dense()
         marks.add(marks_of(x.numpy()))
@@ -78,6 +79,9 @@ def training_statistics(
             totals.add(total.ravel().numpy())
             total = total.clamp_min(1.0)
             x = x / total
+        else:  # of genes of one value rounding would make a variance
+            first = x[0] if first is None else first
+            varies |= (x != first).any(0)
         condition = group = tensors[CONDITION_KEY].cpu().long().ravel()
         if module.n_labels:
             label = tensors[REGISTRY_KEYS.LABELS_KEY].cpu().long().ravel()
@@ -92,7 +96,7 @@ def training_statistics(
         if module.is_count:
             inverse_totals.index_add_(0, group, total.ravel().double().reciprocal())
     mean = sums.sum(0) / n_cells.sum()
-    variance = squares.sum(0) / n_cells.sum() - mean.square()
+    variance = (squares.sum(0) / n_cells.sum() - mean.square()) * varies
     kappa = float(np.median(totals.array())) if len(totals) else 1.0
     moments = sums, squares, inverse_totals, n_cells
     dispersion = None if not len(totals) else _dispersion(*moments, kappa)
@@ -105,7 +109,7 @@ def training_statistics(
         dispersion=dispersion,
         some=torch.cat(some) if some else None,
     )
-    spread = _variance(sums, squares, n_cells) if dispersion is None else dispersion
+    spread = _variance(sums, squares, n_cells) * varies if dispersion is None else dispersion
     return found, spread, marks.array()
 
 

@@ -112,7 +112,8 @@ class EpochCheckpoint(Checkpoint):
         if not self.file.exists():
             return None
         try:
-            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            # mmap: of the tensors, which Lightning reads, nothing is read
+            content = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
             run = content["callbacks"].get(self.state_key, {}).get("run")
         except _DAMAGE as error:
             raise InputError(
@@ -262,6 +263,10 @@ class TrainRunner(ScviTrainRunner):
                 raise InputError(
                     f"precision is '{precision}'; networks here compute with {list(_PRECISIONS)}."
                 )
+            if checkpoint is not None and self.trainer.max_steps != -1:  # Lightning loses an epoch
+                raise InputError(
+                    "max_steps cannot be combined with checkpoint_dir. Give max_epochs in its place."
+                )
         except BaseException as error:
             if checkpoint is not None:
                 checkpoint.release()
@@ -343,10 +348,12 @@ class TrainRunner(ScviTrainRunner):
                 spread[:n_known] = known[:n_known]
             self.model.spread_ = spread
         before = self.checkpoint.before if self.checkpoint is not None else self._before
-        n_epochs = before.get("epoch", 0)
+        n_epochs, done = before.get("epoch", 0), self.trainer.fit_loop.epoch_progress.current
+        # of a run that was found stopped early, the last is processed, but not completed
+        n_done = done.completed if interrupted else done.processed
         self.model.training_ = {
             **self.model.training_,
-            "epochs": n_epochs + int(self.trainer.current_epoch),
+            "epochs": n_epochs + n_done,
             "planned": n_epochs + int(self.trainer.max_epochs),
             "interrupted": interrupted,
         }
