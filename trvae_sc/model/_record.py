@@ -62,8 +62,7 @@ def provenance(
             "to learn from how another changes: there are no intervals, and with labels a "
             "prediction is usually better."
         )
-        known = trained.n_frozen
-        if known and target in trained.conditions.levels[known:]:
+        if trained.frozen and target in trained.conditions.levels[trained.frozen[-1] :]:
             notes.append(FROZEN_WITHOUT_LABELS)
     described = {}
     if trained.conditions.is_by_features(target):

@@ -113,10 +113,7 @@ class Trained(Known):
     preset: str
     seed: int
     training: dict[str, Any]  #: how far training went
-    n_frozen: int  #: conditions of the reference of a query; 0: no query
-    n_before: tuple[
-        int, ...
-    ]  #: the same of the reference itself, where it is a query, and of its references
+    frozen: tuple[int, ...]  #: conditions of the references of a query, of the first one first
     marks: np.ndarray  #: of the training cells (:func:`trvae_sc.identity.cell_marks`)
     #: Of counts the dispersion, else the variance within labels, of each condition and gene; shape
     #: (n_conditions, n_genes), (0, 0) where a model was saved without.
@@ -142,15 +139,11 @@ class Trained(Known):
     def of_reference(self, *conditions: Any) -> Trained:
         """Return what the frozen reference of a query knew, if it knew these: what it predicts stays as it was."""
         codes = [self.conditions.code(condition) for condition in conditions]
-        known = [
-            n
-            for n in (*self.n_before, self.n_frozen)
-            if all(c is not None and c < n for c in codes)
-        ]
-        if not known or not self.conditions.tells_of_new:
+        n = next((n for n in self.frozen if all(c is not None and c < n for c in codes)), None)
+        if n is None or not self.conditions.tells_of_new:
             return self
-        first = self.conditions.first(known[0])
-        return replace(self, conditions=first, n_cells=self.n_cells[:, : known[0]], n_query=0)
+        known = self.conditions.first(n)
+        return replace(self, conditions=known, n_cells=self.n_cells[:, :n], n_query=0)
 
     def profiles(self) -> Profiles:
         """Return the mean profiles of the training cells."""
@@ -162,8 +155,7 @@ class Trained(Known):
         """Return the spread of a condition; of a new one the mean of all, in a query of those of the reference."""
         if condition is not None:
             return self.spread[condition]
-        first = next(filter(None, (*self.n_before, self.n_frozen)), None)
-        return self.spread[:first].mean(0)
+        return self.spread[: self.frozen[0] if self.frozen else None].mean(0)
 
     def codes_of(
         self, label: int, condition: int | None, *, drawn: bool = False

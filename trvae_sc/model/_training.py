@@ -223,10 +223,9 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             n_query, known = np.zeros(self.module.n_cells.shape), self.query_cells_
             np.add.at(n_query, tuple(group[rows].T), 1)
             n_query[:, self.frozen_conditions_ :] = 0  # these are in n_cells
+            # those of a former call, or of a query that is the reference
             before = n_query[: known.shape[0], : known.shape[1]]
-            np.maximum(
-                before, known, out=before
-            )  # of a former call, or of a query that is the reference
+            np.maximum(before, known, out=before)
             self.query_cells_ = n_query
         how = {"since": self.frozen_conditions_, "seed": self.seed_}
         self.codes_ = kept_codes(self.trained, self.adata, rows, group[rows], **how)
@@ -254,8 +253,7 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             preset=self.preset_,
             seed=self.seed_,
             training=self.training_,
-            n_frozen=self.frozen_conditions_,
-            n_before=tuple(self.frozen_before_),
+            frozen=tuple(n for n in (*self.frozen_before_, self.frozen_conditions_) if n),
             marks=self.training_marks_,
             spread=self.spread_,
             replicates=replicates_of(self.module, self.replicates_),
