@@ -307,7 +307,8 @@ class AnnDataModel(BaseModelClass):
         labels = tuple(map(level_name, self.labels)) or ("all",)
         key = self.registry_["setup_args"]["labels_key"]
         n_cells = self.module.n_cells.cpu().numpy()
-        return Known(self.condition_space, labels, key, n_cells, n_query=self.query_cells_)
+        n_query = getattr(self, "query_cells_", 0)  # models of the family take no queries
+        return Known(self.condition_space, labels, key, n_cells, n_query=n_query)
 
     @property
     def keys(self) -> Keys:
