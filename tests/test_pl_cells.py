@@ -409,6 +409,16 @@ def test_latent_has_the_colours_of_scanpy():
         assert other.get_legend().legend_handles[0].get_color() == COLORS["blue"]
 
 
+@pytest.mark.parametrize("colors", [["burlywood4", "grey50"], None, [1, 2], {"a": "red"}])
+def test_latent_leaves_out_what_is_no_colour(colors):
+    """As names of R, which matplotlib does not know."""
+    adata = embedded()
+    adata.obs["condition"] = adata.obs["condition"].astype("category")
+    adata.uns["condition_colors"] = colors
+    shown = pl.latent(pl.embedding(adata, "condition"))[0].get_legend().legend_handles
+    assert shown[0].get_color() == COLORS["blue"]
+
+
 def test_latent_of_levels_of_several_types():
     table = pl.embedding(embedded(), "condition")
     table["condition"] = pd.Series([1, "1 mM", 2.5] * 20, index=table.index, dtype=object)

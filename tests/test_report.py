@@ -98,7 +98,7 @@ def make_results(scores=SCORES, *, history=HISTORY, notes=("a <note>",), n_vars=
         for method, r2 in methods.items()
     ]
     run = {
-        "format": 3,
+        "format": 4,
         "data": "0123456789abcdef" * 4,
         "n_obs": 1234,
         "n_vars": n_vars,

@@ -66,7 +66,7 @@ def make_results():
         for method, less, seed in (("mean_shift", 0.125, 0), ("trvae", 0.0, 0), ("trvae", 0.0, 1))
     ]
     run = {
-        "format": 3,
+        "format": 4,
         "data": "0" * 64,
         "n_obs": 1234,
         "n_vars": 4,

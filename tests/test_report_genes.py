@@ -46,7 +46,7 @@ def fit(method, label, seed, changes, *, genes=None, target="stim", r2=0.5):
 
 def results_of(records, labels=("B", "NK")):
     run = {
-        "format": 3,
+        "format": 4,
         "data": "0123456789abcdef" * 4,
         "n_obs": 1234,
         "n_vars": 3,

@@ -57,7 +57,7 @@ def record(method, label, seed, r2, **more):
 def results_of(records, *, cells=None, **run):
     labels = sorted({r["holdout"]["label"] for r in records})
     described = {
-        "format": 3,
+        "format": 4,
         "data": "0123456789abcdef" * 4,
         "n_obs": 1234,
         "n_vars": 12,

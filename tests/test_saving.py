@@ -900,6 +900,18 @@ def test_an_unfrozen_query_changes_everything(fit, make_adata):
     assert model.n_cells["stimulated"].tolist() == [10, 10, 10]  # as the latest fit saw them
 
 
+def test_an_unfrozen_query_of_a_frozen_one_predicts(fit, make_adata):
+    """Cells of the frozen one were counted in the conditions that it has: shapes did not match."""
+    first = TRVAE.load_query_data(
+        query_cells(make_adata, ["batch"]), fit(make_adata(), setup=COVARIATES)
+    )
+    first.train(max_epochs=1, **CPU)
+    second = TRVAE.load_query_data(query_cells(make_adata, ["condition"]), first, freeze=False)
+    second.train(max_epochs=1, **CPU)
+    table = second.predict(target="new", source="control").uns["trvae_sc"]["combinations"]
+    assert table["n_training_cells"].tolist() == second.n_cells["new"].loc[table["label"]].tolist()
+
+
 def test_nothing_new_is_nothing_to_train(trained, make_adata):
     for columns in ([], ["cell_type"]):  # a label has no parameters
         with pytest.raises(InputError, match="no condition, batch or covariate level"):

@@ -192,7 +192,8 @@ def _record(predicted: AnnData) -> tuple[Mapping[str, Any], Keys]:
     if keys.is_count and keys.total_counts_key is None and predicted.n_vars < n_genes:
         raise InputError(
             f"predicted has {predicted.n_vars:,} of {n_genes:,} genes, and totals of cells are sums over all of them. "
-            "Pass the prediction with the genes it had; the result has a table of genes."
+            "Pass the prediction with the genes it had (the result has a table of genes), or predict with "
+            "total_counts_key=, a column of obs with totals over all genes."
         )
     with naming("predicted"):
         check_obs(predicted, [*keys.condition_columns, keys.labels_key, "source_condition"])
@@ -306,9 +307,8 @@ def _made_of(predicted: AnnData, starts: AnnData, key: str) -> list[AnnData]:
     at = starts.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
     found = starts[at[at >= 0]].copy()
     found.obs[TOTAL] = predicted.obs[key].to_numpy(np.float64)[at >= 0]
-    is_more = found.obs[TOTAL] >= row_sums(
-        found.X, found.n_obs
-    )  # never, of other cells of these names
+    # of other cells of these names they are less
+    is_more = found.obs[TOTAL] >= row_sums(found.X, found.n_obs)
     return [found] if found.n_obs and is_more.all() else []
 
 

@@ -173,10 +173,11 @@ def select(  # noqa: PLR0913
         results = _of_these(results, known, tasks, seeds)
         best = results.best(metric)
         evidence = left_out(results, list(known))
-        weights = {best.method: 1.0} if combine == "best" else stacking_weights(evidence)
         if combine == "best":
+            weights = {best.method: 1.0}
             note = _note(best, metric, results.quick_look, question.units)
         else:
+            weights = stacking_weights(evidence)
             note = _stack_note(weights, results, evidence, best, metric, question.units)
         question.notes.append(note)
     from trvae_sc.evaluation import _answer  # imports torch, which a benchmark may not need

@@ -16,7 +16,7 @@ from trvae_sc.files import as_path, check_target, write_text
 logger = logging.getLogger(__name__)
 
 #: Raised where what is stored in a folder changes so that earlier folders cannot be read.
-FORMAT = 3
+FORMAT = 4
 _RUN = "run.json"
 _RUN_ENTRIES = ("format", "design", "n_obs", "n_vars", "keys", "versions")
 #: Entries of a run that may differ between its parts.

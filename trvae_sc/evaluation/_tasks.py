@@ -116,7 +116,7 @@ def training_data(
     if hidden.all():
         raise InputError("The hold-outs cover every cell: nothing is left to train on.")
     train, with_totals = bare(adata, ~hidden, keys, columns)
-    if with_totals != keys and TOTAL_COLUMN in adata.obs:  # genes were left out before
+    if TOTAL_COLUMN in adata.obs:  # genes were left out before
         keys = with_totals
     if n_top_genes is not None and n_top_genes < train.n_vars:
         choice = choose_genes(train, keys, n_top_genes)
@@ -255,7 +255,7 @@ def prepare_tasks(
 def components(x: np.ndarray, seed: int = 0) -> PCA:
     """Return the first principal components, 50 at most: exact, thus whatever the order of genes and cells."""
     n_components = min(N_PCS, min(x.shape) - 1)
-    solver = "arpack" if min(x.shape) > N_PCS else "full"
+    solver = "arpack" if min(x.shape) > N_PCS and np.ptp(x, axis=0).any() else "full"
     return PCA(n_components, svd_solver=solver, random_state=seed).fit(x)
 
 

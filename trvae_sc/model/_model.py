@@ -379,10 +379,10 @@ class TRVAE(PredictingModel):
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()
-        for name in ("codes_", "kl_", "spread_", "replicates_", "training_marks_", "query_cells_"):
+        for name in ("codes_", "kl_", "spread_", "replicates_", "training_marks_"):
             setattr(model, name, getattr(reference, name))
         if freeze:
-            model.frozen_rows_ = rows
+            model.frozen_rows_, model.query_cells_ = rows, reference.query_cells_
             model.frozen_conditions_ = len(reference.conditions)
             model.frozen_before_ = [*reference.frozen_before_, reference.frozen_conditions_]
             model.module.freeze(rows, model.frozen_conditions_)

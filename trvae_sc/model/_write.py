@@ -41,9 +41,7 @@ class PieceWriter:
         if self.is_zarr:
             import zarr
 
-            with (
-                warnings.catch_warnings()
-            ):  # of anndata 0.13, on asking for the version that it writes
+            with warnings.catch_warnings():  # of anndata 0.13, when it is asked what it writes
                 warnings.simplefilter("ignore", DeprecationWarning)
                 kind = anndata.settings.zarr_write_format
             self.root = zarr.open_group(path, mode="w", zarr_format=kind)

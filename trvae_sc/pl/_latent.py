@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like, to_hex
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 from sklearn.decomposition import PCA
@@ -108,8 +109,9 @@ def embedding(
 def _scanpy_colors(adata: AnnData, name: str) -> dict[str, Any]:
     """Return the colour of each category of a column that scanpy noted, if it did."""
     categories = getattr(adata.obs[name].dtype, "categories", ())
-    colors = adata.uns.get(f"{name}_colors", ())
-    return dict(zip(map(level_name, categories), colors, strict=False))
+    colors = adata.uns.get(f"{name}_colors")
+    pairs = zip(map(level_name, categories), () if colors is None else colors, strict=False)
+    return {level: to_hex(color) for level, color in pairs if is_color_like(color)}
 
 
 def _umap(z: np.ndarray, n_neighbors: int, random_state: int) -> np.ndarray:

@@ -39,9 +39,8 @@ PALE = "#C8C8C8"  # what is there, but not what is looked at
 _EXPAND = 1.2, 1.3  # of the size of names, so that there is room between them
 _MOST_NAMES = 100  # that places are sought for
 _PAIRS = 300_000  # of names that are compared while places are found: some seconds
-_AVOIDED = (
-    20_000  # pairs of names and points that are kept apart; of more points every second, third ...
-)
+#: Pairs of names and points that are kept apart; of more points every second, third ...
+_AVOIDED = 20_000
 #: Colours of groups of cells that have the same meaning in every plot.
 _KNOWN = {"control": COLORS["grey"], "predicted": COLORS["blue"], "real": COLORS["orange"]}
 OTHERS = [color for color in COLORS.values() if color not in _KNOWN.values()]
