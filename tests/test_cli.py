@@ -918,11 +918,12 @@ def test_an_error_of_ours_is_one_line_and_a_file(run, folder, monkeypatch):
     assert "Traceback (most recent call last)" in file.read_text()
 
 
-def test_a_full_disk_is_no_bug_whatever_hdf5_makes_of_it(run, folder, monkeypatch):
+@pytest.mark.parametrize("at", ["finish", "_write"])  # the latter tries columns, too
+def test_a_full_disk_is_no_bug_whatever_hdf5_makes_of_it(run, folder, monkeypatch, at):
     def fail(*args, **kwargs):
         raise RuntimeError("Can't decrement id ref count (file write failed: errno = 28)")
 
-    monkeypatch.setattr(TRVAE, "predict", fail)
+    monkeypatch.setattr(PieceWriter, at, fail)
     code, out, err = run(*command(folder, "predict", "p.h5ad"))
     assert (code, out) == (1, "")
     assert err.endswith("ref count (file write failed: errno = 28)\n")

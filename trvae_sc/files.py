@@ -192,7 +192,14 @@ def write_whole(
     """
     path = path.resolve()
     with _beside(path) as temporary:
-        write(temporary)
+        try:
+            write(temporary)
+        except Exception as error:
+            told = str(error.__cause__ or error)
+            # of HDF5 on a full disk, as some type or other
+            if "file write failed" in told and not isinstance(error, OSError):
+                raise OSError(told) from error
+            raise
         if keep and path.is_dir():
             _add_rest(path, temporary, drop)
         for part in (temporary, *temporary.rglob("*")):

@@ -48,9 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return 1
     except Exception as error:  # noqa: BLE001  (the last resort: nothing raw is shown)
-        if "file write failed" in str(error):  # of HDF5 on a full disk, as some type or other
-            _complain(error)
-            return 1
         _complain(
             f"{type(error).__name__}: {error}. This is a bug of trvae_sc, not of your input. Please "
             f"report it with {_traceback_file()}."
