@@ -29,7 +29,13 @@ from trvae_sc.identity import row_sums
 from trvae_sc.levels import level_name, levels
 from trvae_sc.model._counts import Draws, transport_counts
 from trvae_sc.model._factors import Change, Factors
-from trvae_sc.model._record import combination_notes, combination_table, predicted_obs, scale_name
+from trvae_sc.model._record import (
+    combination_notes,
+    combination_table,
+    layer_of,
+    predicted_obs,
+    scale_name,
+)
 from trvae_sc.model._trained import Known
 from trvae_sc.shift import Profiles, novelty
 
@@ -115,8 +121,9 @@ def finished(
     obs["response"] = np.float32(1.0)
     x = _counts(learned, moved, rows, seed) if x is None else x
     result = AnnData(x, obs=obs, var=_var(adata, moved))
-    if (output == "counts" or not keys.is_count) and keys.layer is not None:
-        result.layers[keys.layer] = result.X.copy()
+    layer = layer_of(keys.layer, keys.is_count, output)
+    if layer is not None:
+        result.layers[layer] = result.X.copy()
     if output == "counts" and keys.total_counts_key is not None:
         held = row_sums(values(adata, keys)[rows], len(rows))
         rest = np.maximum(totals(adata, keys)[rows] - held, 0.0)  # of the source cell

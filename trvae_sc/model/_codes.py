@@ -142,7 +142,7 @@ def _cells(
     if levels is not None:
         obs = obs.assign(**trained.conditions.columns(levels))
     result = AnnData(stacked(values, len(z)), obs=obs, var=var, obsm={"X_trvae": z})
-    layer = layer_of(trained, made["output"])
+    layer = layer_of(trained.layer, module.is_count, made["output"])
     if layer is not None:
         result.layers[layer] = result.X.copy()
     result.uns["trvae_sc"] = {

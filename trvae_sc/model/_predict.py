@@ -90,7 +90,7 @@ def predict_cells(
             )
     for remark in trained.conditions.remarks(request.target)[1:]:
         logger.warning(remark)
-    layer = layer_of(trained, request.output)
+    layer = layer_of(trained.layer, trained.module.is_count, request.output)
     prediction = _Prediction(trained, original, registered, rows, request)
     if request.out is not None:
         _write(prediction, layer)

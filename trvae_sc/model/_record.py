@@ -116,10 +116,9 @@ def scale_name(is_count: bool, output: str) -> str:
     return "counts" if output in ("counts", "sample") else "log(1 + kappa * share)"
 
 
-def layer_of(trained: Trained, output: str) -> str | None:
+def layer_of(layer: str | None, is_count: bool, output: str) -> str | None:
     """Return the layer that holds the values besides ``X``: that of training, if they are of its scale."""
-    on_its_scale = scale_name(trained.module.is_count, output) in ("counts", "values")
-    return trained.layer if on_its_scale else None
+    return layer if scale_name(is_count, output) in ("counts", "values") else None
 
 
 def predicted_obs(
