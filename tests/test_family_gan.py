@@ -663,15 +663,20 @@ def test_unknown_arguments_of_pairs_are_named(make_adata):
         PairedTranslator.setup_anndata(adata, "condition", pair_key="pair", label_key="cell_type")
 
 
-@pytest.mark.parametrize("model_cls", [ConditionalGAN, CycleGAN, FlowMatching, FlowTransfer])
-def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(model_cls, make_adata):
-    """Its weights then met the components and the kappa of cells that it was not trained on."""
+def _fitted(model_cls, adata):
     if model_cls is FlowTransfer:
         pytest.importorskip("zuko")
-    adata = make_adata()
     model_cls.setup_anndata(adata, "condition", **KEYS)
     model = model_cls(adata, **SMALL)
     model.train(**QUICK)
+    return model
+
+
+@pytest.mark.parametrize("model_cls", [ConditionalGAN, CycleGAN, FlowMatching, FlowTransfer])
+def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(model_cls, make_adata):
+    """Its weights then met the components and the kappa of cells that it was not trained on."""
+    adata = make_adata()
+    model = _fitted(model_cls, adata)
     before = model.predict(target="stimulated", source="control").X
     model.adata = make_adata(60, seed=3)
     for wrong in ({"accelerator": "cuda0"}, {"callbacks": FailsAtStart()}, {"max_steps": 0}):
@@ -695,12 +700,8 @@ class FailsAtStart(Callback):
 @pytest.mark.parametrize("model_cls", [ConditionalGAN, CycleGAN, FlowMatching, FlowTransfer])
 def test_a_model_goes_on_in_the_units_its_weights_were_learned_in(model_cls, make_adata):
     """Components of other cells, turned or of the other sign, took the place of its own."""
-    if model_cls is FlowTransfer:
-        pytest.importorskip("zuko")
     adata = make_adata()
-    model_cls.setup_anndata(adata, "condition", **KEYS)
-    model = model_cls(adata, **SMALL)
-    model.train(**QUICK)
+    model = _fitted(model_cls, adata)
 
     def answers():
         if model_cls is FlowTransfer:  # its predictions have means of the cells attached

@@ -106,8 +106,8 @@ class Calibration:
         fold = log_fold_change(*most, is_count=self.module.is_count)
         sizes = np.sqrt(np.square(fold).mean(1))
         self.size = np.where(sizes > _NO_CHANGE, sizes, np.nan)
-        ends = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
-        tables = (np.stack(of).astype(np.float32) for of in ends)
+        parts = zip(*((f.of_source, f.of_target, f.gain) for f in self.factors), strict=True)
+        tables = (np.stack(of).astype(np.float32) for of in parts)
         self.of_source, self.of_target, self.gain = tables
         ends = self.of_source, self.of_target
         self.of_responding = [np.take_along_axis(of, self.responding, axis=1) for of in ends]

@@ -220,13 +220,11 @@ class TrainableModel(UnsupervisedTrainingMixin, EncodingModel):
             return
         rows, group = np.asarray(rows), self._group_codes()
         if self.frozen_conditions_:
-            n_query, known = np.zeros(self.module.n_cells.shape), self.query_cells_
-            np.add.at(n_query, tuple(group[rows].T), 1)
-            n_query[:, self.frozen_conditions_ :] = 0  # these are in n_cells
+            n_cells = np.zeros(self.module.n_cells.shape)
+            np.add.at(n_cells, tuple(group[rows].T), 1)
+            n_cells[:, self.frozen_conditions_ :] = 0  # these the module counts
             # those of a former call, or of a query that is the reference
-            before = n_query[: known.shape[0], : known.shape[1]]
-            np.maximum(before, known, out=before)
-            self.query_cells_ = n_query
+            self.query_cells_ = np.maximum(n_cells, _grown(self.query_cells_, n_cells.shape))
         how = {"since": self.frozen_conditions_, "seed": self.seed_}
         self.codes_ = kept_codes(self.trained, self.adata, rows, group[rows], **how)
         if not self.frozen_conditions_:
@@ -325,6 +323,11 @@ def _check_arguments(
     for name, number in numbers.items():
         if number is not None:
             check_number(name, number, 0.0)
+
+
+def _grown(counts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return counts of labels and conditions, with none of those that were added."""
+    return np.pad(counts, [(0, n - known) for n, known in zip(shape, counts.shape, strict=True)])
 
 
 def _validates(trainer: dict[str, Any], plan: dict[str, Any]) -> bool:

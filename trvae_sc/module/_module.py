@@ -331,9 +331,7 @@ class TRVAEModule(BaseModuleClass):
             how = {"n_groups": len(self.condition_design), "kernel": self.mmd_kernel}
             if self.mmd_kernel == "paper":
                 how |= {"unbiased": False, "reduction": "sum"}
-            if (
-                self.mmd_within_labels
-            ):  # else cells of a label that one condition lacks were moved, too
+            if self.mmd_within_labels:  # else labels that one condition lacks were moved, too
                 how["strata"] = self.peers.rows(codes_of(tensors, REGISTRY_KEYS.LABELS_KEY))
             condition = self.peers.rows(codes_of(tensors, CONDITION_KEY))
             terms["mmd"] = mmd(self.peers.rows(points), condition, **how)
