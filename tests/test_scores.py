@@ -136,3 +136,16 @@ def test_use_of_all_genes_is_noted(make_adata, tmp_path):
     assert len(all_genes.run["notes"]) == 1
     assert "All 30 genes" in all_genes.run["notes"][0]
     assert benchmark(adata, ["no_change"], [NK], n_top_genes=10, **kwargs).run["notes"] == []
+
+
+def test_shares_of_the_chosen_genes_are_not_scored_against_shares_of_whole_cells(make_adata):
+    """They are larger, and were taken for larger changes: effect R2 between lung protocols was far below 0."""
+    keys = Keys("condition", "cell_type")
+    task = prepare_task(make_adata(n_cells=240), NK, keys=keys, n_top_genes=15)
+    given = {"target": "stimulated", "condition_key": "condition", "labels_key": "cell_type"}
+    predicted = baselines.predict(task.train, source="control", labels="NK", **given)
+    with pytest.raises(InputError, match=r"over the 15 genes.*task\.keys\.further"):
+        score(task, predicted)
+    own = {"total_counts_key": task.keys.total_counts_key}
+    predicted = baselines.predict(task.train, source="control", labels="NK", **given, **own)
+    assert len(score(task, predicted))

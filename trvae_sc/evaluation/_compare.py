@@ -18,7 +18,7 @@ from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
-from trvae_sc.evaluation._scores import N_TOP, gene_table, score, score_values
+from trvae_sc.evaluation._scores import LEAST_SHARE, N_TOP, gene_table, score, score_values
 from trvae_sc.evaluation._tasks import Shared, Task
 from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
@@ -34,8 +34,6 @@ _SHOWN = {
     "r2_var": "top",
     "interval_coverage": "all",
 }
-#: Of the counts of a cell, below which totals over all genes are no sums over some.
-_LEAST_SHARE = 0.9
 _OF_EXEMPLARS = (
     "The prediction was combined with measured cells (exemplars). Leave these out of truth: else it is scored "
     "against what it was given."
@@ -320,7 +318,7 @@ def _check_totals(sides: Mapping[str, Collection[AnnData]], n_genes: int) -> Non
         held = sum(row_sums(x.X, x.n_obs).sum() for x in parts)
         share[name] = held / max(total, 1.0) if parts else np.nan
     for name, other in permutations(share, 2):
-        if share[name] >= 1.0 - 1e-6 and share[other] < _LEAST_SHARE:
+        if share[name] >= 1.0 - 1e-6 and share[other] < LEAST_SHARE:
             raise InputError(
                 f"Total counts of {name} are sums over its {n_genes:,} genes, as scanpy's calculate_qc_metrics "
                 f"writes them, and those of {other} over more ({share[other]:.0%} are of these genes). Both must be "

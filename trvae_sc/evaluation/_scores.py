@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from trvae_sc import metrics, names
 from trvae_sc.checks import check_type
 from trvae_sc.errors import InputError, UndefinedScoreError, naming
 from trvae_sc.evaluation._tasks import Task
-from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
+from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
 from trvae_sc.files import as_path, write_anndata
+from trvae_sc.identity import row_sums
 from trvae_sc.levels import SEPARATOR, level_name
 from trvae_sc.metrics import METRICS
 
+#: Of the counts of a cell, below which totals over all genes are no sums over some.
+LEAST_SHARE = 0.9
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
 
@@ -37,7 +40,7 @@ def predicted_log_values(task: Task, predicted: AnnData) -> Any:
     ------
     InputError
         Other genes than those of the training cells, or in another order; no note of the scale; counts
-        without totals.
+        without totals, or totals over other genes.
     """
     _check_predicted(task, predicted)
     return on_scale(predicted, task.keys, task.kappa)
@@ -75,6 +78,21 @@ def _check_predicted(task: Task, predicted: AnnData) -> None:
         raise InputError(
             "predicted.uns['trvae_sc']['scale'] is missing: 'counts', or any other word for values "
             "that are compared as they are (log values where the data are counts)."
+        )
+    _check_totals(task, predicted.uns["trvae_sc"])
+
+
+def _check_totals(task: Task, record: Mapping[str, Any]) -> None:
+    """Raise on shares of sums over the chosen genes, where those of the task are of whole cells."""
+    keys, source = task.keys, task.source
+    key, named = keys.total_counts_key, record.get("keys")
+    if not keys.is_count or key is None or named is None or "total_counts_key" in named:
+        return
+    held = row_sums(values(source, keys), source.n_obs).sum()
+    if held < LEAST_SHARE * totals(source, keys).sum():
+        raise InputError(
+            f"The prediction was made with totals over the {source.n_vars:,} genes, and those of the task, in "
+            f"obs['{key}'], are over all. Set the model up with them: **task.keys.further()."
         )
 
 
