@@ -291,7 +291,8 @@ class PredictingModel(TrainableModel):
         Returns
         -------
         AnnData with the cells in ``X`` (and in the layer the model was set up with, if they are on its
-        scale) and z in ``obsm["X_trvae"]``.
+        scale), their condition, label (where `labels` are given) and total (with ``total_counts_key``) in
+        ``obs``, and z in ``obsm["X_trvae"]``.
 
         Raises
         ------
