@@ -218,7 +218,7 @@ def test_a_lattice_is_even_in_the_shares_of_the_prior():
     assert len(np.unique(z, axis=0)) == 25
     with pytest.raises(InputError, match="n is 1; at least 2"):
         family.lattice(1)
-    with pytest.raises(InputError, match="coverage is 1"):
+    with pytest.raises(InputError, match=r"coverage is 1\.0; .* from 0 to below 1"):
         family.lattice(3, coverage=1.0)
 
 

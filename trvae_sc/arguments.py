@@ -63,7 +63,8 @@ def check_number(
     """Raise on an argument that is no number from `low` to `high`, or with not `closed` below it."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not (is_real and low <= value and (value < high or (closed and value == high < math.inf))):
-        allowed = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        end = f"{'' if closed else 'below '}{high:g}"
+        allowed = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {end}"
         raise InputError(f"{name} is {value!r}; a finite number is needed, {allowed}.")
 
 

@@ -31,10 +31,10 @@ def next_experiments(
     r"""Return the missing combinations that are most worth measuring, best first.
 
     The changes of labels l from the source to conditions c are taken for draws from the Gaussian process of
-    :class:`trvae_sc.shift.Ridge` with :math:`k_C(c, c')\,(1 + \langle z_l, z_{l'} \rangle + 0.3\,\delta_{ll'})`.
-    Given what was measured, V is the covariance of what is missing and :math:`\sigma_c` how large the errors
-    of a condition are where a label is left out. Measuring j lowers the expected squared error of all that is
-    missing by
+    :class:`trvae_sc.shift.Ridge` with const = 1, :math:`k_C(c, c')\,\big(1 + \langle z_l, z_{l'} \rangle /
+    \overline{\lVert z \rVert^2} + 0.3\,\delta_{ll'}\big)`. Given what was measured, V is the covariance of what is
+    missing and :math:`\sigma_c` how large the errors of a condition are where a label is left out. Measuring j
+    lowers the expected squared error of all that is missing by
 
     .. math:: \sum_i \sigma_{c_i}^2\,\frac{V_{ij}^2}{V_{jj} + \nu}
 

@@ -21,8 +21,8 @@ def half_width(
     over genes, and the half-width is :math:`q\,s_g` with q the `level` quantile, over labels and
     genes, of :math:`|e_{lg}| / s_g^{(-l)}`, the scale being that of the other labels (split-conformal,
     with labels as the exchangeable units; Vovk et al. 2005, doi:10.1007/b106715). Means and quantile have
-    the weights :math:`w_l = n_l / (n_l + 300)`: up to there much of what a label lacks is noise. Genes of which
-    nothing was missed in any label, such as those that no cell shows, tell nothing of others.
+    the weights :math:`w_l = n_l / (n_l + 300)`, divided by their maximum: up to there much of what a label lacks is
+    noise. Genes of which nothing was missed in any label, such as those that no cell shows, tell nothing of others.
 
     Parameters
     ----------
@@ -66,8 +66,9 @@ class Decoys:
 
     Of labels that were left out, the predictions with the wrong sign tell how large changes are predicted
     where there are none: the p-value is the weighted share of their :math:`|\hat d_{lg}| / s_g^{(-l)}` that
-    reach :math:`|\text{change}| / s_g`, in units of the scales of :func:`half_width`. Of genes that do not
-    change, half of the predictions have the wrong sign, by chance (as decoys have; Elias and Gygi 2007,
+    reach :math:`|\text{change}| / s_g` (one more that does is added), in units of the scales of
+    :func:`half_width`. Of genes that do not change, half of the predictions have the wrong sign, by chance
+    (as decoys have; Elias and Gygi 2007,
     doi:10.1038/nmeth1019). It is evidence from how well labels predict each other, and of replicates only
     where the residuals are theirs (``replicate_key``).
 

@@ -42,8 +42,9 @@ def predict(
     target
         Condition to predict.
     method
-        One of :data:`trvae_sc.baselines.SIMPLE`. For conditions with features that no cell was measured under
-        ``"mean_condition"``, ``"nearest_condition"``, ``"feature_ridge"`` or ``"context_shift"``.
+        One of :data:`trvae_sc.baselines.SIMPLE`. For conditions that no cell was measured under
+        ``"mean_condition"`` or ``"context_shift"``, with features also ``"nearest_condition"`` and
+        ``"feature_ridge"``, of sets of parts also ``"sum_of_parts"``.
     source, labels
         Condition and label or labels of the cells to start from; all but `target`, and all, if None.
     output

@@ -191,7 +191,28 @@ def _check_genes(train: AnnData, source: AnnData) -> None:
 def as_prediction(
     x: Any, source: AnnData, target: Any, keys: Keys, kappa: float, name: str
 ) -> AnnData:
-    """Return predicted values as an AnnData like those of the model."""
+    """Return predicted values as an AnnData like those of the model.
+
+    Parameters
+    ----------
+    x
+        Values, shape (n_cells, n_genes): of counts log(1 + kappa share).
+    source
+        Cells that they were made from, one a row.
+    target
+        Condition that is predicted.
+    keys
+        Where the data are.
+    kappa
+        Median total of the training cells; 1 of values that are not counts.
+    name
+        Name of the method.
+
+    Returns
+    -------
+    AnnData with the columns of `source` under the target, ``source_condition`` and ``source_cell``, and a record in
+    ``uns["trvae_sc"]``.
+    """
     check_free(source)
     obs = source.obs.assign(
         source_condition=keys.conditions(source.obs), source_cell=source.obs_names.astype(str)
@@ -219,7 +240,21 @@ def as_prediction(
 def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True) -> Any:
     """Return the target as the training cells have it; methods may get its name.
 
-    Not `strict`, a target that they lack is returned as it is.
+    Parameters
+    ----------
+    train
+        Training cells.
+    target
+        Condition to predict.
+    keys
+        Where the data are.
+    strict
+        Raise on a target that they lack; else it is returned as it is.
+
+    Raises
+    ------
+    InputError
+        No training cell has the target.
     """
     space = conditions_of(train, keys)
     if space.tells_of_new:

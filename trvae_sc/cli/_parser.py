@@ -118,7 +118,9 @@ def _add_predict(commands: Any) -> None:
     parser.add("--source", help="condition to start from (all others)")
     parser.add("--labels", help="labels to predict (all)")
     parser.add_argument(
-        "--output", choices=["counts", "delta", "mean", "sample"], help="what to return (counts)"
+        "--output",
+        choices=["counts", "delta", "mean", "sample"],
+        help="what to return (counts; of values delta)",
     )
     parser.add_argument("--n-samples", type=int, default=1)
     parser.add(
@@ -146,7 +148,11 @@ def _add_select(commands: Any) -> None:
     )
     parser.set_defaults(run=_commands.run_select)
     _add_data(parser)
-    parser.add("--target", "--source")
+    parser.add("--target")
+    parser.add(
+        "--source",
+        help="condition to start from (of two the other one, else the one called like a control)",
+    )
     parser.add("--labels", help="labels to predict (those without target cells)")
     words = "mean_shift context_shift trvae; to stack, context_shift trvae no_transfer"
     _add_names(parser, "--methods", METHODS, of="method", default=None, words=words, nargs="+")
@@ -158,7 +164,7 @@ def _add_select(commands: Any) -> None:
         help="the best method, or a mean of all",
     )
     parser.add_argument(
-        "--output", choices=["counts", "delta"], help="what to return (counts of counts)"
+        "--output", choices=["counts", "delta"], help="what to return (counts; of values delta)"
     )
     parser.add_argument("--max-tasks", type=int, help="labels to leave out in turn (all)")
     parser.add("--min-cells", help="cells each of them needs (30)")
@@ -214,7 +220,7 @@ def _add_report(commands: Any) -> None:
     parser.set_defaults(run=_commands.run_report)
     parser.add_argument("results", type=Path, help="folder that benchmark wrote")
     parser.add_argument(
-        "--predictions", nargs="+", type=Path, default=[], help="h5ad files to list"
+        "--predictions", nargs="+", type=Path, default=[], help="h5ad or zarr files to list"
     )
     parser.add_argument("--method", help="model to judge (trvae)")
     parser.add_argument(
@@ -230,10 +236,10 @@ def _add_report(commands: Any) -> None:
 def _add_generate(commands: Any) -> None:
     parser = commands.add_parser("generate", help="draw new cells of a condition")
     parser.set_defaults(run=_models.run_generate)
-    parser.add("model")
+    parser.add("model", help="folder that train wrote (trvae, cgan, flow_transfer)")
     parser.add("file", nargs="?", help="cells it was trained on (trvae)")
     parser.add_argument("--condition", help="condition of the cells, where the model sees it")
-    parser.add("--labels", help="labels to draw from (all)")
+    parser.add("--labels", help="labels to draw from (all; trvae, cgan)")
     parser.add_argument("--n-obs", type=int, default=1000, help="number of cells (1000)")
     parser.add_argument("--latent", choices=["prior", "posterior"], help="posterior by default")
     parser.add_argument("--output", choices=["sample", "mean"], help="draws by default")
@@ -244,7 +250,7 @@ def _add_generate(commands: Any) -> None:
 def _add_interpolate(commands: Any) -> None:
     parser = commands.add_parser("interpolate", help="decode the line between two groups of cells")
     parser.set_defaults(run=_models.run_interpolate)
-    parser.add("model")
+    parser.add("model", help="folder that train wrote (trvae, flow_transfer)")
     parser.add("file", help="h5ad or zarr file with the cells")
     parser.add_argument("--key", help="column of obs with the groups (the labels')")
     parser.add_argument("--start", required=True, help="group to start from")
@@ -257,7 +263,7 @@ def _add_interpolate(commands: Any) -> None:
 def _add_outliers(commands: Any) -> None:
     parser = commands.add_parser("outliers", help="score cells by how unlike others they are")
     parser.set_defaults(run=_models.run_outliers)
-    parser.add("model")
+    parser.add("model", help="folder that train wrote (trvae)")
     parser.add("file", help="h5ad or zarr file with the cells to score")
     parser.add_argument(
         "--reference", type=Path, required=True, help="cells that are no outliers, best held back"

@@ -64,16 +64,16 @@ def simulate(  # noqa: PLR0913
     effect_size
         Standard deviation of the response of responding genes, in natural log units.
     depth, depth_sd
-        Median total count, and standard deviation of its log.
+        Median of the total count that is expected of a cell, and standard deviation of its log.
     dispersion
         Median inverse dispersion :math:`\theta` of genes; the variance of a count is
         :math:`\mu + \mu^2/\theta`.
     heterogeneity
         Standard deviation of a cell's state along the programs.
     n_donors, donor_sd
-        Number of donors ("donor_0", ...), each with cells of every label and condition. How they differ, as
-        a standard deviation in natural log units: in the level of every gene, and in the response to each
-        condition.
+        Number of donors ("donor_0", ...), among whom cells are divided at random: with few cells some lack a
+        label or condition. How they differ, as a standard deviation in natural log units: in the level of
+        every gene, and in the response to each condition.
     paired
         Measure every cell under every condition, in one state, with a total of its own under each, as a
         paired translator needs. `n_cells` is rounded down to whole sets.

@@ -45,10 +45,15 @@ def check_data(adata: AnnData, keys: Keys, *further: str) -> None:
 def check_leaks(adata: AnnData, keys: Keys) -> None:
     """Raise on data that were prepared with all cells, as far as it shows.
 
+    Parameters
+    ----------
+    adata, keys
+        Cells, and where the data are.
+
     Raises
     ------
     InputError
-        Only genes marked as highly variable are left, or every gene was scaled.
+        Only genes marked as highly variable are left, or nearly all (of values that are no counts) were scaled.
     """
     if "highly_variable" in adata.var and adata.var["highly_variable"].all():
         raise InputError(
@@ -75,6 +80,11 @@ def check_leaks(adata: AnnData, keys: Keys) -> None:
 
 def check_counts(adata: AnnData, keys: Keys) -> None:
     """Raise on values that are to be counts and are not; all cells are looked at.
+
+    Parameters
+    ----------
+    adata, keys
+        Cells, and where the data are.
 
     Raises
     ------

@@ -127,7 +127,7 @@ def holdouts(
         Where the data are: :class:`Keys`, a model for what it was set up with, or fields of :class:`Keys` by name.
     source
         Condition to predict from. If None, the first of ordered categories, or the only condition
-        with the name of a control (:data:`trvae_sc.levels.CONTROLS`).
+        with the name of a control (:data:`trvae_sc.levels.CONTROLS`), else with a dose of 0.
     by
         Column of ``obs`` whose levels are held out (batch, donor); the labels if None. Of several, as
         ``["donor", "cell_type"]``, every combination of levels is. ``"condition"``: the target is hidden in all

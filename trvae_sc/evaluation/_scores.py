@@ -36,6 +36,11 @@ _BY_GENE = tuple(name for name in SCORED if name not in (*_IN_PCS, *_OF_TOP))
 def predicted_log_values(task: Task, predicted: AnnData) -> Any:
     """Return predicted cells on the scale of a task: counts by their totals, log values of its kappa.
 
+    Parameters
+    ----------
+    task, predicted
+        The task, and what a method returned.
+
     Raises
     ------
     InputError
@@ -220,8 +225,15 @@ def level_change(task: Task, predicted: AnnData) -> np.ndarray:
 def gene_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     """Return real and predicted change of every gene, largest absolute Welch t first.
 
-    Columns: ``control_mean``, ``real_mean``, ``predicted_mean``, ``real_change``,
-    ``predicted_change`` (log values) and ``welch_t``.
+    Parameters
+    ----------
+    task, predicted
+        The task, and what a method returned.
+
+    Returns
+    -------
+    Columns ``control_mean``, ``real_mean``, ``predicted_mean``, ``real_change``, ``predicted_change`` (log values)
+    and ``welch_t``.
     """
     control, real = gene_means(task.control), gene_means(task.real)
     forecast = gene_means(predicted_log_values(task, predicted))

@@ -75,7 +75,7 @@ def select(  # noqa: PLR0913
     keys
         Where the data are, with labels: :class:`Keys`, a model, or fields of :class:`Keys` by name in `kwargs`.
     source
-        Condition to start from. If None the other one of two, else the one that is called like a control.
+        Condition to start from. If None the other one of two, else as of :func:`trvae_sc.evaluation.holdouts`.
     methods
         As of :func:`trvae_sc.evaluation.benchmark`. If None, ``mean_shift`` (of a target that was never measured
         ``mean_condition``, of a set ``sum_of_parts``), ``context_shift`` and ``trvae``; to stack,
@@ -108,8 +108,8 @@ def select(  # noqa: PLR0913
     What is predicted from the source cells of the labels, with all their columns of ``obs`` and the columns and the
     record of :meth:`trvae_sc.TRVAE.predict`, whichever method it is by (``trvae_sc_total_counts``: totals over all
     genes). Intervals rest on how the chosen method errs for the labels left out. ``uns["trvae_sc"]`` has one more of
-    ``"notes"``, and ``"selection"``: ``method``, ``weights`` (of a stack), ``metric``, ``answer`` ("model", "simple" or
-    "close": too close to call), ``n_tasks``, ``tasks`` (the labels left out) and ``scores``
+    ``"notes"``, and ``"selection"``: ``method``, ``weights`` (of a stack), ``output``, ``metric``, ``answer`` ("model",
+    "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the labels left out) and ``scores``
     (:attr:`trvae_sc.evaluation.Best.table`). With fewer than three labels to leave out nothing can be compared: the
     prediction is then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one
     label with both conditions; ``no_change`` from none), of `methods` if there is one, without ``scores``.

@@ -64,7 +64,7 @@ class TRVAE(PredictingModel):
         KL). See ``trvae_sc.PRESETS``.
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"normal"`` for any values (log-normalised,
-        protein), with a learned variance per gene; ``"mse"`` for squared error.
+        protein), with a learned variance; ``"mse"`` for squared error.
     n_latent
         Dimensions of the latent space.
     n_hidden
@@ -72,7 +72,7 @@ class TRVAE(PredictingModel):
     dropout_rate
         Share of hidden units dropped in training.
     dispersion
-        Dispersion (or variance) by ``"gene"`` or by ``"gene-condition"``.
+        Dispersion (or variance) by ``"gene"`` or by ``"gene-condition"``, the default.
     condition_in
         Whether ``"both"`` encoder and decoder see the condition, only the ``"decoder"``, or
         ``"none"``.

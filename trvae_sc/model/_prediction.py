@@ -76,8 +76,9 @@ class PredictingModel(TrainableModel):
             Rows to start from (list, array or mask), in addition to `source` and `labels`.
         output
             ``"counts"`` (default for counts): whole numbers. Each observed count is kept with
-            probability :math:`\min(1, r_t / r_s)`, and counts of mean :math:`t \max(0, r_t - r_s)`
-            are added, t being the cell's total (:doc:`/models/transport`).
+            probability :math:`\min(1, r_t / r_s)`, and counts of mean :math:`t \max(0, g)` are added, t
+            being the cell's total and g the mean of its own gain, :math:`r_t - r_s`, and its label's, where
+            the label gains (:doc:`/models/transport`).
             ``"delta"`` (default otherwise): observed value plus the change of its expectation, of
             counts on the scale log(1 + kappa share) (kappa: median total of the training cells).
             ``"mean"``: the expected value under the target, on the same scale, without noise.
@@ -97,8 +98,8 @@ class PredictingModel(TrainableModel):
         exemplars
             A few measured cells of the labels to predict under the target. The prediction of a label's mean
             is moved to theirs gene by gene, as far as the variance of their mean is below that of what is
-            wrong with labels left out (:meth:`trvae_sc.model._exemplars.Exemplars.combined`), and the interval
-            gets narrower.
+            wrong with labels left out (:doc:`/guide/next`), and the interval gets narrower, unless they show
+            that this prediction is more wrong than others.
         features
             Numbers that describe a target that the table of ``condition_features`` lacks: a dictionary or
             Series by feature, or an array in their order.
@@ -135,9 +136,9 @@ class PredictingModel(TrainableModel):
         .. math:: f(\hat p_t) = f(p_s) + (1 - w)\,[f(m_t) - f(m_s)] + w\,\hat d, \qquad
            r_s \leftarrow r_s\,p_s / m_s, \quad r_t \leftarrow r_t\,\hat p_t / m_t
 
-        on the scale :math:`f(r) = \log(1 + \kappa r)` of counts (else the identity, and sums in
-        place of factors), with w = ``context_weight`` and the change :math:`\hat d` of kernel ridge
-        regression (:class:`trvae_sc.shift.Ridge`); 1 - w gets less as far as a label's own change
+        on the scale :math:`f(r) = \log(1 + \kappa r)` of counts, not below 0 (else the identity, and
+        sums in place of factors), with w = ``context_weight`` and the change :math:`\hat d` of kernel
+        ridge regression (:class:`trvae_sc.shift.Ridge`); 1 - w gets less as far as a label's own change
         was measured (:doc:`/models/mixture`). Networks that do not see the condition move the codes
         instead, by the mean over labels of the difference between conditions (scGen; Lotfollahi et
         al. 2019, doi:10.1038/s41592-019-0494-8). With ``calibrate=False`` the rates are as they
@@ -290,7 +291,8 @@ class PredictingModel(TrainableModel):
         Returns
         -------
         AnnData with the cells in ``X`` (and in the layer the model was set up with, if they are on its
-        scale) and z in ``obsm["X_trvae"]``.
+        scale), their condition, label (where `labels` are given) and total (with ``total_counts_key``) in
+        ``obs``, and z in ``obsm["X_trvae"]``.
 
         Raises
         ------
@@ -351,8 +353,8 @@ class PredictingModel(TrainableModel):
         NotTrainedError
             The model is not trained.
         InputError
-            Codes of another shape, an unknown condition, batch or output; as many values as there are
-            not codes.
+            Codes of another shape, an unknown condition, batch or output; neither one value nor as many as
+            there are codes.
 
         Examples
         --------

@@ -63,12 +63,15 @@ class TRVAEModule(BaseModuleClass):
         Numbers of batches, labels (0: no transfer loss) and continuous covariates; 0 without.
     n_cats_per_cov
         Number of levels of each further categorical covariate.
+    norm, leaky_slope
+        What normalises hidden layers (``"layer"``, ``"batch"``, ``"none"``); slope of their activation below 0.
+    variational, relu_output, recon_weight
+        Whether cells have a posterior over z, or just a code; whether ``"mse"`` decodes no negative values; :math:`w_r`.
     linear_path
         Whether codes, and what is decoded, also have a linear part. Of values that are no counts it starts at
         their principal components.
     has_total
-        Whether cells carry a total over more genes than `n_input`. The decoder then has one more
-        class, the rest of the genome.
+        Whether cells have a total over more genes than `n_input`; the rest of the genome is a class, too, then.
     """
 
     def __init__(  # noqa: PLR0913

@@ -131,10 +131,19 @@ def report(
 def write_report(path: str | Path, text: str, *, overwrite: bool = True) -> None:
     """Write a page, completely or not at all.
 
+    Parameters
+    ----------
+    path
+        File to write; folders that are missing are made.
+    text
+        The page, as :func:`report` returns it.
+    overwrite
+        Replace a file that is there.
+
     Raises
     ------
     InputError
-        `text` is no page, as :func:`report` returns it, or the file cannot be written.
+        `text` is no page, the file is there and `overwrite` is False, or it cannot be written.
     """
     if not isinstance(text, str):
         raise InputError(

@@ -273,6 +273,10 @@ class DataSplitter(ScviDataSplitter):
         Draw the cells of an epoch with replacement so that every condition is equally frequent.
     memory_budget
         GB that the values may take, in memory and on the GPU; half of what is free there if None.
+    batch_size
+        Cells a step.
+    adata_manager, train_size, validation_size, *args, **kwargs
+        As of scvi-tools' splitter.
 
     Raises
     ------

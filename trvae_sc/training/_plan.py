@@ -162,6 +162,9 @@ class TrainingPlan(ScviTrainingPlan):
     lr_schedule
         ``"onecycle"``: the rate rises to that of the optimizer over 30 % of the steps and falls to zero (Smith and
         Topin 2019); None: constant, or scvi-tools' ``reduce_lr_on_plateau``.
+    n_epochs_kl_warmup
+        Epochs over which the weight of the KL term rises; :meth:`trvae_sc.TRVAE.train` takes the preset's share
+        of all.
     max_kl_weight
         KL weight after the warm-up; the module's if None.
     **kwargs
