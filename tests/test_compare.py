@@ -174,6 +174,16 @@ def test_genes_are_chosen_of_cells_in_a_file(as_array, adata, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+def test_cells_of_sparse_dask_are_compared_and_chosen_from_the_same(adata, predicted):
+    dask = pytest.importorskip("dask.array")
+    lazy = adata.copy()
+    lazy.X = dask.from_array(lazy.X, chunks=(50, lazy.n_vars))
+    found = [trvae_sc.compare(predicted, cells).scores for cells in (adata, lazy)]
+    pd.testing.assert_frame_equal(*found)
+    found = [trvae_sc.choose_genes(cells, KEYS, 9).chosen for cells in (adata, lazy)]
+    np.testing.assert_array_equal(*found)
+
+
 def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
     scores = trvae_sc.compare(predicted, adata, n_top=7).scores
     assert {"top7", "all", "pcs"} == set(scores["genes"])

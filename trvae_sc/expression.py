@@ -217,7 +217,9 @@ def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
 
 
 def in_memory(x: Any) -> Any:
-    """Return a matrix, read if it is in a file; sparse stays sparse."""
+    """Return a matrix, read if it is in a file, computed if it is dask's; sparse stays sparse."""
+    if hasattr(x, "compute"):
+        return x.compute()
     if not is_file(x):
         return x
     return x.to_memory() if hasattr(x, "to_memory") else x[...]
