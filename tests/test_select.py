@@ -683,6 +683,14 @@ def test_levels_that_are_no_text_and_more_conditions(full):
     assert_same(predicted, run(2))  # 0 is a dose of none
 
 
+def test_categories_of_single_precision_are_found_by_what_they_read(full):
+    cells = full.copy()
+    dose = cells.obs["condition"].map({"control": 0.1, "stimulated": 0.3}).astype(np.float32)
+    cells.obs["condition"] = dose.astype("category")
+    predicted = select(cells, 0.3, labels="type_4", source=0.1, methods=["mean_shift"], **QUIET)
+    assert predicted.obs["condition"].unique().tolist() == [0.3]
+
+
 def test_values_and_the_score_to_choose_by(adata):
     logs = AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var)
     keys = KEYS._replace(total_counts_key=None, is_count=False)
