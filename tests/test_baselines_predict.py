@@ -47,6 +47,16 @@ def train(make_adata):
     return without(make_adata(n_cells=600))
 
 
+def test_cells_of_a_view_of_a_file_are_moved_as_those_in_memory(train, tmp_path):
+    train.write_h5ad(tmp_path / "cells.h5ad")
+    view = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")[:]
+    found, expected = (
+        baselines.predict(x, "stimulated", labels="NK", output="delta", **NAMES)
+        for x in (view, train)
+    )
+    np.testing.assert_array_equal(found.X, expected.X)
+
+
 def test_every_method_has_the_columns_of_the_model(train, fit):
     model = fit(train.copy())
     whole = model.predict(target="stimulated", labels="NK")

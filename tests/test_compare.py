@@ -336,6 +336,17 @@ def test_a_prediction_that_was_normalised_since_is_not_taken_for_counts(adata, f
         trvae_sc.compare(predicted, adata)
 
 
+def test_unlabelled_cells_of_a_file_have_no_part_either(adata, predicted, tmp_path):
+    """anndata takes no view of a view of a file."""
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
+    adata.obs.iloc[:4, adata.obs.columns.get_loc("cell_type")] = np.nan
+    expected = trvae_sc.compare(predicted, adata).scores
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for cells in (in_file, in_file[:]):
+        pd.testing.assert_frame_equal(trvae_sc.compare(predicted, cells).scores, expected)
+
+
 def test_cells_without_label_have_no_part(adata, predicted):
     expected = trvae_sc.compare(predicted, adata)
     more = anndata.concat([adata, adata[:8]], index_unique="-")

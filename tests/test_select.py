@@ -706,6 +706,15 @@ def test_values_and_the_score_to_choose_by(adata):
     assert predicted.n_vars == 80
 
 
+def test_cells_of_a_view_of_a_file_are_as_those_in_memory(full, tmp_path):
+    full.write_h5ad(tmp_path / "cells.h5ad")
+    some = np.arange(0, full.n_obs, 2)
+    view = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")[some]
+    options = {"labels": "type_4", "methods": SIMPLE, "output": "delta", **QUIET}
+    found, expected = (select(x, "stimulated", **options) for x in (view, full[some].copy()))
+    np.testing.assert_array_equal(found.X, expected.X)
+
+
 def test_the_data_are_left_as_they_were(full):
     cells = full.copy()
     select(cells, "stimulated", labels="type_4", methods=SIMPLE, **QUIET)

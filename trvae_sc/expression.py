@@ -225,6 +225,13 @@ def in_memory(x: Any) -> Any:
     return x.to_memory() if hasattr(x, "to_memory") else x[...]
 
 
+def cells_at(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Return some cells: of a file in memory, since a view of it has no views; else a view."""
+    if not adata.isbacked:
+        return adata[rows]
+    return adata.to_memory()[rows] if adata.is_view else adata[rows].to_memory()
+
+
 def dense(x: Any) -> np.ndarray:
     """Return a matrix as an array."""
     x = in_memory(x)
