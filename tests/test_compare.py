@@ -281,6 +281,15 @@ def test_too_few_predicted_cells_are_told(adata, predicted):
     trvae_sc.compare(predicted[:2], adata)
 
 
+def test_a_single_cell_of_what_was_not_measured_is_left_out(adata, fit):
+    truth = without(adata, "T")
+    both = fit(without(truth).copy()).predict(target="stimulated", labels=["NK", "T"])
+    is_left = (both.obs["cell_type"] == "NK").to_numpy()
+    is_left[np.flatnonzero(~is_left)[0]] = True
+    found = trvae_sc.compare(both[is_left], truth)
+    assert set(found.scores["label"]) == {"NK"}
+
+
 def test_log_values_are_not_compared_with_counts(make_adata, fit):
     adata = make_adata(n_cells=240, values="log")
     model = fit(without(adata).copy(), gene_likelihood="normal")
