@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from sklearn.metrics import r2_score
 
 import trvae_sc
@@ -300,6 +301,30 @@ def test_log_values_are_not_compared_with_counts(make_adata, fit):
     counts.X.data = np.round(counts.X.data) * 10
     with pytest.raises(InputError, match="holds counts"):
         trvae_sc.compare(predicted, counts)
+
+
+def in_halves(x):
+    """Return a matrix whose entries are in two parts each."""
+    x = sparse.coo_matrix(x)
+    twice = np.r_[x.data / 2, x.data / 2], (np.r_[x.row, x.row], np.r_[x.col, x.col])
+    order = np.lexsort((twice[1][1], twice[1][0]))
+    starts = np.r_[0, np.cumsum(np.bincount(twice[1][0], minlength=x.shape[0]))]
+    return sparse.csr_matrix((twice[0][order], twice[1][1][order], starts), x.shape)
+
+
+@pytest.mark.parametrize("form", [sparse.csc_matrix, sparse.csc_array, in_halves])
+def test_the_ceiling_of_values_does_not_depend_on_how_they_are_stored(form, make_adata):
+    adata = make_adata(n_cells=100, values="log")
+    names = {"condition_key": "condition", "labels_key": "cell_type", "is_count": False}
+    logs, found = sparse.csr_matrix(adata.X).toarray(), []
+    for x in (logs, form(logs)):
+        adata.X = x
+        train = without(adata).copy()
+        predicted = baselines.predict(
+            train, "stimulated", method="mean_shift", labels="NK", **names
+        )
+        found.append(trvae_sc.compare(predicted, adata).scores)
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_whole_numbers_that_are_no_counts_are_compared(make_adata):

@@ -205,15 +205,26 @@ def check_cells(adata: AnnData, keys: Keys, *, name: str) -> None:
 
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
-    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
+    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse, by row."""
     x = in_memory(values(adata, keys))
     if not keys.is_count:
-        return x
+        return by_row(x)
     total = totals(adata, keys)
     scale = np.divide(kappa, total, out=np.zeros_like(total), where=total != 0)
     if sparse.issparse(x):
         return (sparse.diags_array(scale) @ x.tocsr().astype(np.float64)).log1p()
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
+
+
+def by_row(x: Any) -> Any:
+    """Return a matrix, a sparse one by row with one entry for a value; not copied where it is that already."""
+    if not sparse.issparse(x):
+        return x
+    x = x.tocsr()
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def in_memory(x: Any) -> Any:
