@@ -326,5 +326,5 @@ def gene_units(adata: AnnData, keys: Keys) -> np.ndarray | float:
         return 1.0
     scaler = StandardScaler(with_mean=False)
     for _, block in row_chunks(values(adata, keys), adata.n_obs):
-        scaler.partial_fit(block.astype(np.float64))
+        scaler.partial_fit(by_row(block).astype(np.float64))
     return scaler.scale_
