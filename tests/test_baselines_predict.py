@@ -43,12 +43,12 @@ def test_intervals_and_p_values_of_values_do_not_depend_on_the_unit_of_a_gene(ma
     np.testing.assert_allclose(tables[1]["pval"], tables[0]["pval"], atol=2e-3)
 
 
-def test_intervals_of_values_by_column_with_entries_in_two_parts_are_those_of_the_values(
+def test_intervals_of_values_with_entries_in_two_parts_are_those_of_the_values(
     make_adata,
 ):
     adata = make_adata(n_cells=240, values="log")
     adata.obs["cell_type"] = [f"t{i}" for i in np.arange(240) // 2 % 5]
-    x = sparse.csc_matrix(adata.X)
+    x = sparse.csc_matrix(adata.X, dtype=np.float64)
     starts, parts = 2 * x.indptr, np.repeat(x.data / 2, 2)
     tables = []
     for values in (x, sparse.csc_matrix((parts, np.repeat(x.indices, 2), starts), x.shape)):
