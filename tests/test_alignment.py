@@ -1,5 +1,6 @@
 """Cells of another data set with the genes of a model."""
 
+import anndata
 import numpy as np
 import pytest
 from scipy import sparse
@@ -103,3 +104,38 @@ def test_totals_are_not_below_what_was_filled_in(make_adata, fit):
     np.testing.assert_array_equal(found.obs["n_counts"], np.maximum(before, held))
     assert (held > before).any()
     assert model.predict(found, target="stimulated", source="control").n_obs == 120
+
+
+def test_counts_of_a_small_type_hold_what_is_filled_in(make_adata, fit):
+    adata = make_adata(n_cells=240)
+    x = adata.X.toarray()
+    x[:, 3] = 400.0
+    adata.X = sparse.csr_matrix(x)
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    model = fit(adata)
+    few = adata[:50, [f"gene_{j}" for j in range(30) if j != 3]].copy()
+    few.X = few.X.toarray().astype(np.uint8)
+    found = trvae_sc.align_genes(few, model)
+    assert abs(found.X[:, 3].mean() - 400.0) < 20
+
+
+@pytest.mark.parametrize("n_genes", [30, 29])
+def test_genes_of_a_dense_file_come_in_any_order(n_genes, make_adata, fit, tmp_path):
+    model = fit(make_adata(n_cells=240))
+    other = make_adata(n_cells=60, seed=5)[:, np.random.default_rng(0).permutation(n_genes)].copy()
+    expected = trvae_sc.align_genes(other, model)
+    other.X = other.X.toarray()
+    other.write_h5ad(tmp_path / "cells.h5ad")
+    found = trvae_sc.align_genes(anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"), model)
+    np.testing.assert_array_equal(found.X, expected.X.toarray())
+
+
+@pytest.mark.parametrize("n_genes", [30, 29])
+def test_genes_of_dask_are_aligned(n_genes, make_adata, fit):
+    dask = pytest.importorskip("dask.array")
+    model = fit(make_adata(n_cells=240))
+    other = make_adata(n_cells=60, seed=5)[:, np.random.default_rng(0).permutation(n_genes)].copy()
+    expected = trvae_sc.align_genes(other, model)
+    other.X = dask.from_array(other.X, chunks=(20, n_genes))
+    found = trvae_sc.align_genes(other, model)
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())

@@ -732,10 +732,11 @@ def test_data_that_change_after_registration_are_refused(fit, make_adata, change
         TRVAE(adata)
 
 
-def test_a_change_that_is_undone_is_none(fit, make_adata, reference):
+@pytest.mark.parametrize("label", ["B", "NK"])  # of the code 0, and of another one
+def test_a_change_that_is_undone_is_none(label, fit, make_adata, reference):
     model = fit(make_adata())
     kept = model.adata.obs["cell_type"].copy()
-    model.adata.obs["cell_type"] = kept.cat.rename_categories({"NK": "new"})
+    model.adata.obs["cell_type"] = kept.cat.rename_categories({label: "new"})
     with pytest.raises(InputError, match=r"obs\['cell_type'\] in .* cells changed since"):
         model.predict(target="stimulated")
     model.adata.obs["cell_type"] = kept

@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import trvae_sc
 from trvae_sc import baselines, pseudobulk, select
@@ -42,9 +43,33 @@ def test_intervals_and_p_values_of_values_do_not_depend_on_the_unit_of_a_gene(ma
     np.testing.assert_allclose(tables[1]["pval"], tables[0]["pval"], atol=2e-3)
 
 
+def test_intervals_of_values_with_entries_in_two_parts_are_those_of_the_values(
+    make_adata,
+):
+    adata = make_adata(n_cells=240, values="log")
+    adata.obs["cell_type"] = [f"t{i}" for i in np.arange(240) // 2 % 5]
+    x = sparse.csc_matrix(adata.X, dtype=np.float64)
+    starts, parts = 2 * x.indptr, np.repeat(x.data / 2, 2)
+    tables = []
+    for values in (x, sparse.csc_matrix((parts, np.repeat(x.indices, 2), starts), x.shape)):
+        adata.X = values
+        tables.append(baselines.effects(adata, "stimulated", is_count=False, **NAMES))
+    pd.testing.assert_frame_equal(*tables)
+
+
 @pytest.fixture
 def train(make_adata):
     return without(make_adata(n_cells=600))
+
+
+def test_cells_of_a_view_of_a_file_are_moved_as_those_in_memory(train, tmp_path):
+    train.write_h5ad(tmp_path / "cells.h5ad")
+    view = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")[:]
+    found, expected = (
+        baselines.predict(x, "stimulated", labels="NK", output="delta", **NAMES)
+        for x in (view, train)
+    )
+    np.testing.assert_array_equal(found.X, expected.X)
 
 
 def test_every_method_has_the_columns_of_the_model(train, fit):

@@ -433,7 +433,14 @@ def other_hdf5(path, whole):
         file["numbers"] = [1, 2]
 
 
+def of_another_anndata(path, whole):
+    shutil.copy(whole, path)
+    with h5py.File(path, "a") as file:
+        file["obs/condition"].attrs["encoding-type"] = "categorical of tomorrow"
+
+
 BAD_FILES = {
+    "newer.h5ad": (of_another_anndata, "newer.h5ad cannot be read as h5ad (damaged"),
     "half.h5ad": (half_h5ad, "half.h5ad cannot be read as h5ad (damaged or incomplete?): "),
     "lacking.h5ad": (without_indices, "lacking.h5ad cannot be read as h5ad (damaged"),
     "other.h5ad": (other_hdf5, "other.h5ad cannot be read as h5ad (damaged"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from trvae_sc import TRVAE, family
+from trvae_sc import TRVAE, datasets, family
 from trvae_sc.family import ConditionalGAN, CycleGAN, FlowTransfer
 from trvae_sc.family._training import PlayersPlan
 
@@ -165,6 +165,24 @@ def test_cells_are_generated_interpolated_and_scored(run, cells, make_adata):
     code, _, err = run("outliers", *itself, *CPU, "-o", "own.csv")
     assert code == 0
     assert err.count("120 of 120 scored cells are in the reference themselves") == 1
+
+
+def test_new_cells_are_not_drawn_from_hidden_sets(run):
+    """Sets of parts are found whatever the order that the hold-out names them in."""
+    names = ("control", "A", "B", "A+B")
+    cells = datasets.simulate(240, 20, n_labels=2, conditions=names)
+    cells.write_h5ad("cells.h5ad")
+    hidden = (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "A+B")
+    options = [*SETUP, *QUICK, "--condition-separator", "+", "--n-hidden", "8"]
+    options += ["--holdout", "type_0:B+A", "-o", "model"]
+    assert run("train", "cells.h5ad", *options)[0] == 0
+    cells[~hidden].copy().write_h5ad("shown.h5ad")
+    drawn = []
+    for file in ("cells.h5ad", "shown.h5ad"):
+        options = ["--condition", "A+B", "--labels", "type_0", "--n-obs", "30", "--force"]
+        assert run("generate", "model", file, *options, *CPU, "-o", "new.h5ad")[0] == 0
+        drawn.append(anndata.read_h5ad("new.h5ad").obsm["X_trvae"])
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_a_gan_generates_a_label(run, cells):

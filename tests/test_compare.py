@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from sklearn.metrics import r2_score
 
 import trvae_sc
@@ -174,6 +175,16 @@ def test_genes_are_chosen_of_cells_in_a_file(as_array, adata, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+def test_cells_of_sparse_dask_are_compared_and_chosen_from_the_same(adata, predicted):
+    dask = pytest.importorskip("dask.array")
+    lazy = adata.copy()
+    lazy.X = dask.from_array(lazy.X, chunks=(50, lazy.n_vars))
+    found = [trvae_sc.compare(predicted, cells).scores for cells in (adata, lazy)]
+    pd.testing.assert_frame_equal(*found)
+    found = [trvae_sc.choose_genes(cells, KEYS, 9).chosen for cells in (adata, lazy)]
+    np.testing.assert_array_equal(*found)
+
+
 def test_the_number_of_genes_that_change_most_can_be_chosen(adata, predicted):
     scores = trvae_sc.compare(predicted, adata, n_top=7).scores
     assert {"top7", "all", "pcs"} == set(scores["genes"])
@@ -271,6 +282,15 @@ def test_too_few_predicted_cells_are_told(adata, predicted):
     trvae_sc.compare(predicted[:2], adata)
 
 
+def test_a_single_cell_of_what_was_not_measured_is_left_out(adata, fit):
+    truth = without(adata, "T")
+    both = fit(without(truth).copy()).predict(target="stimulated", labels=["NK", "T"])
+    is_left = (both.obs["cell_type"] == "NK").to_numpy()
+    is_left[np.flatnonzero(~is_left)[0]] = True
+    found = trvae_sc.compare(both[is_left], truth)
+    assert set(found.scores["label"]) == {"NK"}
+
+
 def test_log_values_are_not_compared_with_counts(make_adata, fit):
     adata = make_adata(n_cells=240, values="log")
     model = fit(without(adata).copy(), gene_likelihood="normal")
@@ -281,6 +301,30 @@ def test_log_values_are_not_compared_with_counts(make_adata, fit):
     counts.X.data = np.round(counts.X.data) * 10
     with pytest.raises(InputError, match="holds counts"):
         trvae_sc.compare(predicted, counts)
+
+
+def in_halves(x):
+    """Return a matrix whose entries are in two parts each."""
+    x = sparse.coo_matrix(x)
+    twice = np.r_[x.data / 2, x.data / 2], (np.r_[x.row, x.row], np.r_[x.col, x.col])
+    order = np.lexsort((twice[1][1], twice[1][0]))
+    starts = np.r_[0, np.cumsum(np.bincount(twice[1][0], minlength=x.shape[0]))]
+    return sparse.csr_matrix((twice[0][order], twice[1][1][order], starts), x.shape)
+
+
+@pytest.mark.parametrize("form", [sparse.csc_matrix, sparse.csc_array, in_halves])
+def test_the_ceiling_of_values_does_not_depend_on_how_they_are_stored(form, make_adata):
+    adata = make_adata(n_cells=100, values="log")
+    names = {"condition_key": "condition", "labels_key": "cell_type", "is_count": False}
+    logs, found = sparse.csr_matrix(adata.X).toarray(), []
+    for x in (logs, form(logs)):
+        adata.X = x
+        train = without(adata).copy()
+        predicted = baselines.predict(
+            train, "stimulated", method="mean_shift", labels="NK", **names
+        )
+        found.append(trvae_sc.compare(predicted, adata).scores)
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_whole_numbers_that_are_no_counts_are_compared(make_adata):
@@ -324,6 +368,17 @@ def test_a_prediction_that_was_normalised_since_is_not_taken_for_counts(adata, f
     del predicted.layers["counts"]
     with pytest.raises(InputError, match="holds no counts any more"):
         trvae_sc.compare(predicted, adata)
+
+
+def test_unlabelled_cells_of_a_file_have_no_part_either(adata, predicted, tmp_path):
+    """anndata takes no view of a view of a file."""
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
+    adata.obs.iloc[:4, adata.obs.columns.get_loc("cell_type")] = np.nan
+    expected = trvae_sc.compare(predicted, adata).scores
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for cells in (in_file, in_file[:]):
+        pd.testing.assert_frame_equal(trvae_sc.compare(predicted, cells).scores, expected)
 
 
 def test_cells_without_label_have_no_part(adata, predicted):

@@ -2,8 +2,9 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 
 import trvae_sc
 from trvae_sc import TRVAE
@@ -178,6 +179,21 @@ def test_names_of_labels_are_no_keys_of_files(suffix, fit, make_adata, tmp_path)
     read = getattr(anndata, f"read_{suffix}")(tmp_path / "p")
     table = read.uns["trvae_sc"]["combinations"].set_index("label")
     assert table["n_exemplars"].to_dict() == {"B/plasma": 4, "NK": 0, "T": 0}
+
+
+def test_values_of_dask_are_combined_as_those_in_memory(fit, make_adata):
+    dask = pytest.importorskip("dask.array")
+    adata = make_adata(n_cells=240, values="log")
+    adata.obs["cell_type"] = [f"t{i}" for i in np.arange(240) // 2 % 5]
+    is_hidden = (adata.obs["cell_type"] == "t0") & (adata.obs["condition"] == "stimulated")
+    model = fit(adata[~is_hidden].copy(), gene_likelihood="normal")
+    few = adata[is_hidden][:5].copy()
+    lazy = few.copy()
+    lazy.X = dask.from_array(sparse.csr_matrix(few.X), chunks=(3, few.n_vars))
+    found, expected = (
+        model.effects(target="stimulated", labels="t0", exemplars=cells) for cells in (lazy, few)
+    )
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_exemplars_of_one_of_several_combinations_are_refused(hidden, fit):

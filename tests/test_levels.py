@@ -168,8 +168,10 @@ def test_without_a_control_the_source_has_to_be_named(values):
 def test_numbers_of_any_precision_read_by_the_digits_they_have(dtype):
     """0.1 in float32 was the level 0.10000000149, which neither 0.1 nor "0.1" was."""
     plain = column([0.7, 0.1], dtype=dtype)
-    for given in (plain, plain if dtype == "float16" else plain.astype("category")):
+    kinds = (pd.CategoricalDtype(), pd.CategoricalDtype(ordered=True))
+    for given in (plain, *(plain.astype(kind) for kind in kinds if dtype != "float16")):
         found = levels.levels(given)
+        assert levels.codes_among(given, found).tolist() == [1, 0]
         assert found == [0.1, 0.7]
         assert {type(level) for level in found} == {float}
         assert levels.as_text(given).tolist() == ["0.7", "0.1"]

@@ -204,6 +204,16 @@ def test_design_of_cells_whose_condition_has_several_columns():
         pl.design(adata, ["drug", "dose"], "cell", hidden=[("B", {"drug": "a"})])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_numbers_of_few_digits_are_named_as_they_read(dtype):
+    obs = pd.DataFrame({"dose": [0.1, 0.1, 0.3, 0.3], "label": [1, 10, 1, 10]}, dtype=dtype)
+    cells = AnnData(np.ones((4, 1)), obs=obs.set_axis(list("abcd")))
+    ax = pl.design(cells, "dose", "label", hidden=["10:0.3"])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1", "0.3"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["1", "10"]
+    assert len(ax.patches) == 1
+
+
 def test_numbers_of_a_design_are_named_as_in_hold_outs():
     """Nothing was framed: hold-outs of the dose 10.0 are of "10"."""
     obs = pd.DataFrame({"dose": [0.0, 10.0] * 4, "cluster": [1.0] * 4 + [2.0] * 4})

@@ -1,5 +1,6 @@
 """Plots of cells: what is drawn is what was given."""
 
+import anndata
 import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,6 +56,14 @@ def test_expression_table_has_a_row_per_gene_and_cell(make):
     )
     one = pl.expression_table(groups, "b")
     assert one["value"].tolist() == [2, 5, 8]
+
+
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix])
+def test_genes_of_a_file_come_in_any_order(make, tmp_path):
+    cells([[1, 2, 3], [4, 5, 6]], make=make).write_h5ad(tmp_path / "cells.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    found = pl.expression_table({"real": in_file}, ["c", "a"])
+    assert found["value"].tolist() == [3.0, 6.0, 1.0, 4.0]
 
 
 @pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix])

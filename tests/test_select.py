@@ -683,6 +683,14 @@ def test_levels_that_are_no_text_and_more_conditions(full):
     assert_same(predicted, run(2))  # 0 is a dose of none
 
 
+def test_categories_of_single_precision_are_found_by_what_they_read(full):
+    cells = full.copy()
+    dose = cells.obs["condition"].map({"control": 0.1, "stimulated": 0.3}).astype(np.float32)
+    cells.obs["condition"] = dose.astype("category")
+    predicted = select(cells, 0.3, labels="type_4", source=0.1, methods=["mean_shift"], **QUIET)
+    assert predicted.obs["condition"].unique().tolist() == [0.3]
+
+
 def test_values_and_the_score_to_choose_by(adata):
     logs = AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var)
     keys = KEYS._replace(total_counts_key=None, is_count=False)
@@ -696,6 +704,15 @@ def test_values_and_the_score_to_choose_by(adata):
     assert selection["scores"]["mean"].is_monotonic_increasing
     assert predicted.uns["trvae_sc"]["scale"] == "values"
     assert predicted.n_vars == 80
+
+
+def test_cells_of_a_view_of_a_file_are_as_those_in_memory(full, tmp_path):
+    full.write_h5ad(tmp_path / "cells.h5ad")
+    some = np.arange(0, full.n_obs, 2)
+    view = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")[some]
+    options = {"labels": "type_4", "methods": SIMPLE, "output": "delta", **QUIET}
+    found, expected = (select(x, "stimulated", **options) for x in (view, full[some].copy()))
+    np.testing.assert_array_equal(found.X, expected.X)
 
 
 def test_the_data_are_left_as_they_were(full):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -59,8 +61,14 @@ def all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:
 
 def _in_memory(adata: AnnData, var_names: pd.Index, layer: str | None) -> AnnData:
     """Return some genes of an AnnData whose values are in a file; the others are in memory by turns."""
-    genes = adata.var_names.get_indexer(var_names)
-    parts = [block[:, genes] for _, block in row_chunks(matrix(adata, layer), adata.n_obs)]
-    x = sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+    x = columns_of(matrix(adata, layer), adata.var_names.get_indexer(var_names))
     held = {"X": x} if layer is None else {"layers": {layer: x}}
     return AnnData(**held, obs=adata.obs, var=pd.DataFrame(index=var_names))
+
+
+def columns_of(x: Any, at: np.ndarray) -> Any:
+    """Return some columns of a matrix, in any order; of one in a file, or of dask, in memory."""
+    if not is_file(x) and not hasattr(x, "compute"):
+        return x[:, at]
+    parts = [block[:, at] for _, block in row_chunks(x, x.shape[0])]
+    return sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)

@@ -21,7 +21,7 @@ from trvae_sc.checks import (
     matrix_name,
 )
 from trvae_sc.errors import InputError
-from trvae_sc.levels import as_list, as_text, codes_of, levels, listing
+from trvae_sc.levels import as_list, in_order, listing
 from trvae_sc.replicates import group_sums
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def pseudobulk(
             f"{matrix_name(layer)} holds no counts (negative, fractional or missing values), which alone can be "
             "summed. Name the layer that has them with layer=; of a prediction take output='counts'."
         )
-    keys = pd.DataFrame({key: _in_order(adata.obs[key]) for key in by})
+    keys = pd.DataFrame({key: in_order(adata.obs[key]) for key in by})
     groups = keys.groupby(by, sort=True, observed=True)
     sums, n_cells = group_sums(x, None, groups.ngroup().to_numpy(), groups.ngroups)
     enough = n_cells >= min_cells
@@ -110,14 +110,3 @@ def pseudobulk(
     obs = obs.set_axis(make_index_unique(names)).assign(**{_N_CELLS: n_cells[enough].astype(int)})
     counts = np.rint(sums[enough]).astype(np.int64)
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=adata.var_names.copy()))
-
-
-def _in_order(column: pd.Series) -> pd.Series:
-    """Return a column as categories of text: in the order it has, else sorted, numbers by size."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        known, ordered = column.cat.categories, column.cat.ordered
-    else:
-        known, ordered = levels(column), False
-    # categories without cells may read alike
-    names = list(dict.fromkeys(codes_of(pd.Series(known))[1]))
-    return as_text(column).astype(pd.CategoricalDtype(names, ordered=ordered))

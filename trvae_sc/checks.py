@@ -48,7 +48,10 @@ def check_columns(
     check_type(adata)
     check_free(adata)
     if adata.is_view:
-        raise InputError("adata is a view of another AnnData. Set up a copy: adata = adata.copy().")
+        copied = "to_memory" if adata.isbacked else "copy"
+        raise InputError(
+            f"adata is a view of another AnnData. Set up a copy: adata = adata.{copied}()."
+        )
     if adata.n_obs < 2:
         raise InputError(f"adata has {adata.n_obs} cells; at least 2 are needed.")
     if adata.n_vars < 1:

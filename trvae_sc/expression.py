@@ -205,10 +205,10 @@ def check_cells(adata: AnnData, keys: Keys, *, name: str) -> None:
 
 
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
-    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse."""
+    """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse, by row."""
     x = in_memory(values(adata, keys))
     if not keys.is_count:
-        return x
+        return by_row(x)
     total = totals(adata, keys)
     scale = np.divide(kappa, total, out=np.zeros_like(total), where=total != 0)
     if sparse.issparse(x):
@@ -216,11 +216,31 @@ def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
 
 
+def by_row(x: Any) -> Any:
+    """Return a matrix, a sparse one by row with one entry for a value; not copied where it is that already."""
+    if not sparse.issparse(x):
+        return x
+    x = x.tocsr()
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
+
+
 def in_memory(x: Any) -> Any:
-    """Return a matrix, read if it is in a file; sparse stays sparse."""
+    """Return a matrix, read if it is in a file, computed if it is dask's; sparse stays sparse."""
+    if hasattr(x, "compute"):
+        return x.compute()
     if not is_file(x):
         return x
     return x.to_memory() if hasattr(x, "to_memory") else x[...]
+
+
+def cells_at(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Return some cells: of a file in memory, since a view of it has no views; else a view."""
+    if not adata.isbacked:
+        return adata[rows]
+    return adata.to_memory()[rows] if adata.is_view else adata[rows].to_memory()
 
 
 def dense(x: Any) -> np.ndarray:
@@ -306,5 +326,5 @@ def gene_units(adata: AnnData, keys: Keys) -> np.ndarray | float:
         return 1.0
     scaler = StandardScaler(with_mean=False)
     for _, block in row_chunks(values(adata, keys), adata.n_obs):
-        scaler.partial_fit(block.astype(np.float64))
+        scaler.partial_fit(by_row(block).astype(np.float64))
     return scaler.scale_

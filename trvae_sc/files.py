@@ -61,7 +61,9 @@ def read(path: Path, *, backed: bool = False) -> AnnData:
         return adata
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # one of anndata's own, of what it does not know, has no public name
         raise InputError(
             f"{path} cannot be read as {path.suffix[1:]} (damaged or incomplete?): {error}"
         ) from error

@@ -52,10 +52,9 @@ def level_name(level: Any) -> str:
 
 def levels(column: pd.Series) -> list[Any]:
     """Return the levels present in a column, sorted; as Python objects, in category order if any."""
-    present = column.unique()
+    values = _objects(column.unique())
     if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
-        return [v for v in column.cat.categories.tolist() if v in set(present)]
-    values = _objects(present)
+        return [v for v in _objects(column.cat.categories) if v in set(values)]
     try:
         return sorted(values)
     except TypeError:  # mixed types
@@ -121,6 +120,17 @@ def codes_of(column: pd.Series) -> tuple[np.ndarray, list[str]]:
     if column.dtype == np.float16:  # pandas counts in float32
         found = np.asarray(found, dtype=np.float16)
     return codes, [level_name(v) for v in _objects(found)]
+
+
+def in_order(column: pd.Series) -> pd.Series:
+    """Return a column as categories of text: in the order it has, else sorted, numbers by size."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        known, ordered = column.cat.categories, column.cat.ordered
+    else:
+        known, ordered = levels(column), False
+    # categories without cells may read alike
+    names = list(dict.fromkeys(codes_of(pd.Series(known))[1]))
+    return as_text(column).astype(pd.CategoricalDtype(names, ordered=ordered))
 
 
 def codes_among(column: pd.Series, known: Sequence[Any]) -> np.ndarray:

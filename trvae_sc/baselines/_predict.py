@@ -15,7 +15,15 @@ from trvae_sc.baselines._shift import shift_of
 from trvae_sc.baselines._simple import SIMPLE_METHODS, SIMPLEST_FIRST
 from trvae_sc.checks import check_free
 from trvae_sc.errors import InputError
-from trvae_sc.expression import KeyNames, Keys, check_output, gene_units, groups, keys_from
+from trvae_sc.expression import (
+    KeyNames,
+    Keys,
+    cells_at,
+    check_output,
+    gene_units,
+    groups,
+    keys_from,
+)
 from trvae_sc.levels import level_name, of_labels
 from trvae_sc.model._effects import effect_table
 from trvae_sc.model._trained import chosen_labels
@@ -77,7 +85,7 @@ def predict(
     x = None
     if output == "delta":
         rows = np.sort(np.concatenate([group.rows for group in found]))
-        x = SIMPLE_METHODS[method](adata, adata[rows], target=target, keys=learned.keys).X
+        x = SIMPLE_METHODS[method](adata, cells_at(adata, rows), target=target, keys=learned.keys).X
     return finished(learned, method, found, target, output=output, seed=seed, x=x)
 
 

@@ -234,7 +234,8 @@ def _shown_cells(model: Any, adata: AnnData) -> AnnData:
     from trvae_sc.expression import Keys
 
     given = model.registry_["setup_args"]
-    keys = Keys(given["condition_key"], given["labels_key"])
+    separator = given.get("condition_separator")
+    keys = Keys(given["condition_key"], given["labels_key"], condition_separator=separator)
     names = getattr(model, "trained_on_", {"holdouts": []})["holdouts"]
     hidden = []
     for name in names:

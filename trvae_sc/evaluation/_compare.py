@@ -222,15 +222,15 @@ def _chosen(
                 f"predicted has cells{of} under {to} that were made from cells under {start}. Its condition is that "
                 "which was predicted: undo what changed predicted.obs."
             )
+        n_cells = int(n_measured.get((name, to), 0))
+        if n_cells < LEAST_HIDDEN:
+            lacking.append(f"{n_cells} cells{of} under {to}")
+            continue
         if len(rows) == 1:
             raise InputError(
                 f"predicted has 1 cell{of} under {to}; how cells vary is scored from 2 on."
             )
-        n_cells = int(n_measured.get((name, to), 0))
-        if n_cells >= LEAST_HIDDEN:
-            found[Holdout(name, to, start)] = _with_totals(predicted[rows], record)
-        else:
-            lacking.append(f"{n_cells} cells{of} under {to}")
+        found[Holdout(name, to, start)] = _with_totals(predicted[rows], record)
     if not found or (label is not None and lacking):
         found_few = "; ".join(dict.fromkeys(lacking))  # once, whatever the number of sources
         raise InputError(

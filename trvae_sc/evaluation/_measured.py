@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.alignment import columns_of
 from trvae_sc.checks import (
     TOTAL_COLUMN,
     check_matrix,
@@ -17,7 +18,7 @@ from trvae_sc.checks import (
 )
 from trvae_sc.condition_sets import split
 from trvae_sc.errors import InputError, naming
-from trvae_sc.expression import Keys, in_memory, totals, values
+from trvae_sc.expression import Keys, cells_at, in_memory, totals, values
 from trvae_sc.levels import as_text
 
 TOTAL = "_trvae_sc_total"  #: column with the totals over the genes that the prediction counts
@@ -43,7 +44,7 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
     needed = [*keys.condition_columns, keys.labels_key]
     columns = [key for key in needed if key in adata.obs]
     known = adata.obs[columns].notna().all(axis=1).to_numpy()
-    adata = adata if known.all() else adata[known]
+    adata = adata if known.all() else cells_at(adata, known)
     with naming(name):
         check_obs(adata, needed)
         check_matrix(adata, keys.layer)
@@ -65,9 +66,9 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
             f"{name} holds counts, and the prediction was made from other values. Pass the values that "
             "the model was set up with, in the same layer."
         )
-    genes = adata[:, predicted.var_names]
+    genes = adata.var_names.get_indexer(predicted.var_names)
     found = AnnData(
-        values(genes, keys),
+        columns_of(values(adata, keys), genes),
         obs=pd.DataFrame(index=adata.obs_names.copy()),
         var=pd.DataFrame(index=predicted.var_names.copy()),
     )
@@ -101,7 +102,8 @@ def _are_other_counts(adata: AnnData, predicted: AnnData, keys: Keys) -> bool:
     """
     if not looks_like_counts(values(adata, keys), adata.n_obs, least=_COUNTS):
         return False
-    x, measured = in_memory(predicted.X), in_memory(values(adata[:, predicted.var_names], keys))
+    genes = adata.var_names.get_indexer(predicted.var_names)
+    x, measured = in_memory(predicted.X), columns_of(values(adata, keys), genes)
     return bool(x.max() < _COUNTS or not 0.5 < x.mean() / measured.mean() < 2.0)
 
 

@@ -12,8 +12,15 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation._checks import LEAST_HIDDEN, check_counts
 from trvae_sc.evaluation._holdouts import Holdout
-from trvae_sc.expression import Keys, conditions_of
-from trvae_sc.levels import as_list, as_text, default_source, level_name, match_level
+from trvae_sc.expression import Keys, cells_at, conditions_of
+from trvae_sc.levels import (
+    as_list,
+    as_text,
+    default_source,
+    level_name,
+    levels,
+    match_level,
+)
 
 
 class Question(NamedTuple):
@@ -58,7 +65,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     hidden = (label.isin(chosen) & (condition == name)).to_numpy()
     known, notes = adata, []
     if hidden.any():
-        known = adata[~hidden].to_memory() if adata.isbacked else adata[~hidden].copy()
+        known = cells_at(adata, ~hidden).copy()
         notes = [f"{hidden.sum()} measured cells of {', '.join(chosen)} under {name} were hidden."]
     check_counts(known, keys)
     is_measured = (condition[~hidden] == name).any()
@@ -68,7 +75,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
             "nothing is known about that condition."
         )
     if is_measured:
-        target = match_level(target, keys.conditions(known.obs).unique(), of="condition")
+        target = match_level(target, levels(keys.conditions(known.obs)), of="condition")
     cells.loc[chosen, name] = 0  # what is hidden is not known
     is_new = space.tells_of_new and not (cells[[source, name]] > 0).all(axis=1).any()
     space = conditions_of(known, keys)

@@ -22,6 +22,7 @@ from trvae_sc.evaluation._holdouts import Holdout, as_holdouts
 from trvae_sc.expression import (
     GroupMeans,
     Keys,
+    cells_at,
     dense,
     gene_means,
     groups,
@@ -61,8 +62,7 @@ def subsample(adata: AnnData, keys: Keys, max_cells: int, *, seed: int = 0) -> A
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(rows)[:max_cells] for _, rows in groups(adata.obs, keys)]
-    found = adata[np.sort(np.concatenate(kept))]
-    return found.to_memory() if adata.isbacked else found.copy()
+    return cells_at(adata, np.sort(np.concatenate(kept))).copy()
 
 
 def training_data(

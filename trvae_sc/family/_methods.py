@@ -16,6 +16,7 @@ from trvae_sc.family._flow_matching import FlowMatching
 from trvae_sc.family._flow_transfer import FlowTransfer
 from trvae_sc.family._gans import CycleGAN, PairedTranslator
 from trvae_sc.family._translator import Translator
+from trvae_sc.levels import levels
 from trvae_sc.notes import unlogged
 
 
@@ -59,7 +60,7 @@ def translate(
         raise InputError(
             f"{model_cls.__name__} takes conditions of one column, not {keys.condition_columns}."
         )
-    starts = keys.conditions(source.obs).unique().tolist()
+    starts = levels(keys.conditions(source.obs))
     level = target_level(train, target, keys)
     if issubclass(model_cls, BetweenTranslator):
         if len(starts) > 1:

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.alignment import ALIGNMENT, all_totals
+from trvae_sc.alignment import ALIGNMENT, all_totals, columns_of
 from trvae_sc.arguments import check_number, check_trvae
 from trvae_sc.checks import (
     TOTAL_COLUMN,
@@ -77,7 +77,7 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
             f"{listing(missing)}. At most {max_missing:.0%} are filled in (max_missing=); a model trained on "
             "the genes that both have predicts better."
         )
-    obs, values = adata.obs.copy(), x[:, at[~is_missing]]
+    obs, values = adata.obs.copy(), columns_of(x, at[~is_missing])
     if not module.is_count:
         total_key = None
     if total_key == TOTAL_COLUMN and total_key not in obs:
@@ -117,8 +117,9 @@ def _filled(
 ) -> Any:
     """Return values of all genes of the model, from those present and the means of those that lack."""
     n_obs = present.shape[0]
+    # means are not whole, and counts of uint8 have no room for those of other genes
+    present = present.astype(np.result_type(present.dtype, np.float32))
     if not module.is_count:
-        present = present.astype(np.result_type(present.dtype, np.float32))  # means are not whole
         filled = np.broadcast_to(lacking, (n_obs, len(lacking)))
     else:
         if totals is None:  # a cell's total is that over the model's genes

@@ -18,6 +18,7 @@ from trvae_sc.expression import (
     check_cells,
     dense,
     gene_means,
+    in_memory,
     log_values,
     mean_level,
     totals,
@@ -223,7 +224,7 @@ def _of_label(trained: Trained, cells: AnnData, keys: Keys, target: Any) -> Exem
     module, spread = trained.module, trained.spread_of(trained.conditions.code(target))
     if not module.is_count:
         spread = np.maximum(spread, trained.spread_of(None))  # of a gene that training lacks there
-        x = values(cells, keys)
+        x = in_memory(values(cells, keys))
         variance = np.var(dense(x), axis=0, dtype=np.float64)
         spread = np.where(spread > 0, spread, variance)  # of one that training lacks altogether
         return Exemplars(gene_means(x), cells.n_obs, 1.0, spread, variance, is_count=False)

@@ -22,7 +22,7 @@ from trvae_sc.evaluation import Holdout, Results
 from trvae_sc.evaluation._holdouts import by_name, named_pair
 from trvae_sc.evaluation._results import loss
 from trvae_sc.expression import Keys, conditions_of
-from trvae_sc.levels import as_list, level_name
+from trvae_sc.levels import as_list, in_order, level_name
 from trvae_sc.metrics import METRICS
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
@@ -156,7 +156,7 @@ def checked_cells(
         check_obs(cells, [*columns, labels_key])
         is_one = isinstance(condition_key, str)
         condition = obs[condition_key] if is_one else joint_column(obs, columns)[0]
-        of = (column.reset_index(drop=True) for column in (obs[labels_key], condition))
+        of = (in_order(column).reset_index(drop=True) for column in (obs[labels_key], condition))
         cells = pd.crosstab(*of)  # names of cells play no role
     if not isinstance(cells, pd.DataFrame) or not all(map(is_numeric_dtype, cells.dtypes)):
         raise InputError(

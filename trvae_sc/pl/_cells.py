@@ -13,6 +13,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trvae_sc.alignment import columns_of
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, check_type, layer_names, looks_like_counts, matrix
 from trvae_sc.errors import InputError
@@ -166,7 +167,7 @@ def gene_values(
         raise InputError("var_names are not unique. Call adata.var_names_make_unique() first.")
     keys = Keys("", layer=layer, total_counts_key=total_counts_key)
     x = values(adata, keys) if target_sum is None else log_values(adata, keys, target_sum)
-    chosen = x[:, adata.var_names.get_indexer(list(names))]
+    chosen = columns_of(x, adata.var_names.get_indexer(list(names)))
     return pd.DataFrame(dense(chosen), index=adata.obs_names, columns=list(names))
 
 

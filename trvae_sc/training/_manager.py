@@ -113,7 +113,7 @@ class DataManager(AnnDataManager):
         """Raise where columns have changed."""
         now = self._columns()
         changed = [
-            (self._name_of(key), int((before != now[key]).reshape(len(before), -1).any(1).sum()))
+            (self._name_of(key), f"{(before != now[key]).reshape(len(before), -1).any(1).sum():,}")
             for key, before in self.registered.columns.items()
             if not np.array_equal(before, now[key])
         ]
@@ -125,7 +125,7 @@ class DataManager(AnnDataManager):
                 f"adata.obs['{labels}'] is gone, and was there when adata was registered. {_WHAT_TO_DO}"
             )
         if changed:
-            named = " and ".join(f"adata.obs['{name}'] in {n:,} cells" for name, n in changed)
+            named = " and ".join(f"adata.obs['{name}'] in {n} cells" for name, n in changed)
             raise InputError(f"{named} changed since adata was registered. {_WHAT_TO_DO}")
 
     def _name_of(self, key: str) -> str:
