@@ -97,20 +97,21 @@ def _halves(
 
 def _drawn(task: Task, rng: np.random.Generator, n_top: int) -> dict[tuple[str, str], float]:
     """Return mean scores of the truth against cells drawn around it, by metric and set of genes."""
-    n = task.real.shape[0]
-    mean, variance = _arrays.mean(task.real), _arrays.variance(task.real)
-    control, usual = _arrays.mean(task.control), _arrays.variance(task.control)
+    cells, start = _arrays.validated(2, real=task.real, control=task.control)
+    n = cells.shape[0]
+    mean, variance = _arrays.mean(cells), _arrays.variance(cells)
+    control, usual = _arrays.mean(start), _arrays.variance(start)
     least = _LEAST * (1.0 if task.keys.is_count else float(usual.mean()) or 1.0)
     usual += least
     steady = (n * variance + _PRIOR * usual) / (n + _PRIOR)
     changes = _changes(mean - control, np.sqrt(steady / n), rng)
     length = max(float((np.square(mean - control) - variance / n).sum()), 0.0)
     found: dict[tuple[str, str], list[float]] = {}
-    for change, (noise, spread) in zip(changes, _noise(task.control, n, least, rng), strict=False):
+    for change, (noise, spread) in zip(changes, _noise(start, n, least, rng), strict=False):
         size = float(np.square(change).sum())
         truth = control + change * np.sqrt(length / size if size else 0.0)
         real = truth + noise * np.sqrt(steady / usual)
-        error = spread * steady / usual / n + usual / task.control.shape[0]
+        error = spread * steady / usual / n + usual / start.shape[0]
         top = np.argsort(-np.abs(real - control) / np.sqrt(error), kind="stable")[:n_top]
         for genes, at in ((f"top{n_top}", top), ("all", slice(None))):
             for metric, score in _SCORES.items():
