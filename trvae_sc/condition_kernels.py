@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trvae_sc.condition_features import DESCRIBED, Description
+from trvae_sc.condition_features import Description
 from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
@@ -25,9 +25,14 @@ def kernel_of(
     for key in doses:  # what levels change grows with the root of each dose
         kernel *= np.sqrt(alone[key])
     kernel += sum(alone[key] for key in alone if key not in (*levels, *doses))
-    if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
+    if is_of_one_column(parts):  # nothing that parts change together
         return kernel
     return kernel + joint * together(parts, rows, source)
+
+
+def is_of_one_column(parts: dict[str, Any]) -> bool:
+    """Return whether conditions are the levels of one column, and no numbers."""
+    return len(parts["keys"]) == 1 and not parts["scaling"]
 
 
 def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:
