@@ -103,3 +103,22 @@ def test_totals_are_not_below_what_was_filled_in(make_adata, fit):
     np.testing.assert_array_equal(found.obs["n_counts"], np.maximum(before, held))
     assert (held > before).any()
     assert model.predict(found, target="stimulated", source="control").n_obs == 120
+
+
+@pytest.mark.parametrize("store", [sparse.csr_matrix, sparse.csr_matrix.toarray])
+def test_counts_that_are_filled_in_may_be_larger_than_the_type_of_those_present(
+    make_adata, fit, store
+):
+    """A mean of 500 beside counts in uint8 was filled in as 244."""
+    adata = make_adata(n_cells=240)
+    counts = adata.X.toarray()
+    counts[:, 3] += 500.0
+    adata.X = sparse.csr_matrix(counts)
+    adata.obs["n_counts"] += 500.0
+    model = fit(adata)
+    lacking = adata[:, np.arange(30) != 3].copy()
+    expected = trvae_sc.align_genes(lacking, model).X.toarray()
+    assert expected[:, 3].max() > 255
+    lacking.X = store(lacking.X.astype(np.uint8))
+    found = trvae_sc.align_genes(lacking, model).X
+    np.testing.assert_array_equal(found.toarray() if sparse.issparse(found) else found, expected)

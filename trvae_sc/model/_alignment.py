@@ -117,8 +117,9 @@ def _filled(
 ) -> Any:
     """Return values of all genes of the model, from those present and the means of those that lack."""
     n_obs = present.shape[0]
+    # means are not whole, and counts may be too large for the type of others
+    present = present.astype(np.result_type(present.dtype, np.float32))
     if not module.is_count:
-        present = present.astype(np.result_type(present.dtype, np.float32))  # means are not whole
         filled = np.broadcast_to(lacking, (n_obs, len(lacking)))
     else:
         if totals is None:  # a cell's total is that over the model's genes
