@@ -281,7 +281,6 @@ class Translator(SavedModel):
         kappa = float(self.module.kappa) if kappa is None else kappa
         if adata.isbacked:
             raise InputError("adata is on disk: read it into memory first (adata.to_memory()).")
-        # rows of a view may be in reverse, which torch does not take
         return np.ascontiguousarray(dense(log_values(adata, self.keys, kappa)), dtype=np.float32)
 
     @torch.no_grad()
