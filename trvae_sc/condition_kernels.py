@@ -85,16 +85,22 @@ def _in_range(parts: dict[str, Any], key: str, values: np.ndarray) -> np.ndarray
     return (np.clip(values.astype(float), low, high) - low) / ((high - low) or 1.0)
 
 
-def left_out_together(levels: Sequence[Sequence[Any]]) -> np.ndarray:
+def left_out_together(
+    levels: Sequence[Sequence[Any]], description: Description | None
+) -> np.ndarray:
     """Return which conditions are left out with each, by the described levels of each, shape (n, n).
 
     To tell of a level by its features, all conditions with one that was measured are left out: with each its own
-    level, of a set the part that is in fewest.
+    level, of a set the part that is in fewest. Of several of these it is that with the largest features, so that
+    names play no role.
     """
     names = [set(map(level_name, own)) for own in levels]
     known = sorted(set().union(*names))
     has = np.array([[name in own for name in known] for own in names], dtype=bool)
     together = np.eye(len(names), dtype=bool)
-    for i in np.flatnonzero(has.any(1)) if known else ():
-        together[i] = has[:, np.where(has[i], has.sum(0), np.inf).argmin()]
+    if known and description is not None:
+        size = np.linalg.norm(np.nan_to_num(description.standardised(known)), axis=1).round(9)
+        has = has[:, np.lexsort([-size, has.sum(0)])]
+        some = has.any(1)
+        together[some] = has[:, has[some].argmax(1)].T
     return together

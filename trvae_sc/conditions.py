@@ -288,7 +288,8 @@ class ConditionSpace:
 
     def together(self, conditions: Sequence[Any]) -> np.ndarray:
         """Return which conditions are left out with each to see what features tell, shape (n, n)."""
-        return left_out_together([self.described_levels(c) for c in conditions])
+        levels = [self.described_levels(condition) for condition in conditions]
+        return left_out_together(levels, self.description)
 
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
