@@ -49,6 +49,13 @@ def test_decoded_codes_are_those_of_the_layers(model):
     assert found.uns["trvae_sc"]["scale"] == "log(1 + kappa * share)"
 
 
+def test_codes_may_be_a_view_in_reverse_order(model):
+    """They were refused with an error of torch."""
+    z = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    found, expected = (model.decode(x, condition="stimulated") for x in (z[::-1], z))
+    np.testing.assert_array_equal(found.X, expected.X[::-1])
+
+
 def test_large_groups_count_for_all_their_cells(fit, make_adata):
     """Of a group 256 cells are kept, which counted as many: a batch of one large group was no longer the most frequent."""
     adata = make_adata(1200)

@@ -185,7 +185,9 @@ def test_the_error_of_conditions_left_out_is_that_of_refits():
 
 def test_conditions_are_left_out_with_all_that_have_their_level():
     """Of a set the part that fewest have: b of a+b; those without any are alone."""
-    found = left_out_together([["a"], ["b"], ["a", "b"], ["a", "c"], [], []])
+    table = pd.DataFrame({"x": [0.0, 1.0, 5.0]}, ["a", "b", "c"])
+    description = description_of(table, "drug", ["a", "b", "c"])
+    found = left_out_together([["a"], ["b"], ["a", "b"], ["a", "c"], [], []], description)
     assert [np.flatnonzero(row).tolist() for row in found] == [
         [0, 2, 3],
         [1, 2],
@@ -194,7 +196,9 @@ def test_conditions_are_left_out_with_all_that_have_their_level():
         [4],
         [5],
     ]
-    assert left_out_together([[], []]).tolist() == [[True, False], [False, True]]
+    assert left_out_together([[], []], description).tolist() == [[True, False], [False, True]]
+    found = left_out_together([["b"], ["b", "c"], ["c"]], description)  # c is farther out
+    assert found.tolist() == [[True, True, False], [False, True, True], [False, True, True]]
 
 
 def _doses(n, seed, *, own=1.2, n_genes=40):

@@ -392,3 +392,29 @@ def test_sets_are_compared_in_any_order_of_their_parts(name, tmp_path):
         for one in (("type_0", "A+B"), evaluation.Holdout("type_0", "B+A", "control"))
     ]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_names_of_parts_play_no_role_in_what_their_features_tell():
+    """Of two parts in as many conditions the first by name was left out: another name, another prediction."""
+    sets = ("control", "A", "B", "C", "D", "A+B", "B+C", "C+D", "A+D")
+    cells = simulate(900, 50, n_labels=3, conditions=sets, specificity=0.2, seed=11)
+    x = np.random.default_rng(11).normal(size=(5, 2))
+    index = pd.Index(list("ABCDE"), name="condition")
+    table = pd.DataFrame(x, index, ["u", "v"])
+    others = {"A": "z", "B": "y", "C": "x", "D": "w", "E": "v", "control": "control"}
+    renamed = cells.copy()
+    renamed.obs["condition"] = [
+        "+".join(others[part] for part in name.split("+")) for name in cells.obs["condition"]
+    ]
+    named = {"labels_key": "cell_type", "condition_key": "condition", "source": "control"}
+    named["condition_separator"] = "+"
+    columns = ["change", "lower", "upper"]
+    for method in ("context_shift", "feature_ridge"):
+        found, expected = (
+            baselines.effects(adata, target, method=method, condition_features=of, **named)[columns]
+            for adata, target, of in (
+                (renamed, "v", table.rename(index=others)),
+                (cells, "E", table),
+            )
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)

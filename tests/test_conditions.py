@@ -17,10 +17,10 @@ from trvae_sc.condition_kernels import is_dose
 from trvae_sc.condition_parts import design, joint_column, new_parts, parse
 from trvae_sc.condition_sets import new_sets, space_of
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.datasets import simulate_doses
+from trvae_sc.datasets import simulate, simulate_doses
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import choose_genes
-from trvae_sc.expression import Keys
+from trvae_sc.expression import Keys, conditions_of
 from trvae_sc.left_out import labels_left_out
 from trvae_sc.shift import Profiles, Ridge
 
@@ -241,6 +241,38 @@ def test_a_combination_that_a_label_lacks_is_told_by_its_other_combinations(inte
 def test_levels_of_one_column_tell_of_themselves():
     one = ConditionSpace("drug", ("no", "a", "b"))
     assert one.likeness("no", "a", np.array([False, True, True])).codes.tolist() == [1]
+
+
+def test_levels_of_one_column_in_a_list_are_those_of_the_column():
+    """They told of each other, so that a condition without its source in any label had a change next to 0."""
+    adata = simulate(360, 30, n_labels=4, conditions=("control", "a", "b"))
+    is_b, is_first = adata.obs["condition"] == "b", adata.obs["cell_type"] == "type_0"
+    named = {"labels_key": "cell_type", "source": "control"}
+    lacking = adata[~(is_b & is_first)].copy()
+    by_name = baselines.effects(lacking, "b", condition_key="condition", **named)
+    in_list = baselines.effects(lacking, {"condition": "b"}, condition_key=["condition"], **named)
+    pd.testing.assert_frame_equal(in_list, by_name)
+    spaces = [conditions_of(adata, Keys(key)) for key in ("condition", ("condition",))]
+    np.testing.assert_array_equal(*(s.alike("control", ["a", "b"]) for s in spaces))
+    assert [s.told_by_others() for s in spaces] == 2 * [["a", "b", "control"]]
+    under_control = adata.obs["condition"] == "control"
+    apart = adata[~(is_b & ~is_first) & ~(under_control & is_first)].copy()
+    for key in ("condition", ["condition"]):
+        with pytest.raises(InputError, match="No label was measured under both 'control' and 'b'"):
+            baselines.effects(apart, "b", condition_key=key, **named)
+
+
+@pytest.mark.parametrize("wrap", [lambda c: [c], lambda c: (c,), lambda c: {"condition": c}])
+@pytest.mark.parametrize("key", ["condition", ("condition",)])
+def test_a_single_method_takes_a_condition_however_it_is_given(make_adata, key, wrap):
+    adata, keys = make_adata(), Keys(key, "cell_type")
+    source = adata[adata.obs["condition"] == "control"].copy()
+    found, expected = (
+        baselines.mean_shift(adata, source, target=target, keys=keys)
+        for target in (wrap("stimulated"), "stimulated")
+    )
+    np.testing.assert_array_equal(found.X, expected.X)
+    assert found.obs.equals(expected.obs)
 
 
 def test_intervals_of_a_dose_of_one_label_cover_the_truth():

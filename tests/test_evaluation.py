@@ -2106,6 +2106,18 @@ def test_the_ceiling_of_values_does_not_depend_on_their_unit(make_adata):
     np.testing.assert_allclose(found[1e3], found[1.0], rtol=1e-6)
 
 
+def test_the_ceiling_of_values_does_not_depend_on_how_they_are_stored(make_adata):
+    """Means of cells were taken for those of genes where sparse values were stored by column."""
+    adata, found = make_adata(values="log"), {}
+    for store in (np.asarray, sparse.csr_matrix, sparse.csc_matrix):
+        stored = adata.copy()
+        stored.X = store(dense(adata.X))
+        task = prepare_task(stored, NK, keys=VALUES, n_top_genes=None)
+        found[store] = ceiling(task, n_top=10)["ceiling"]
+    for store in (sparse.csr_matrix, sparse.csc_matrix):
+        pd.testing.assert_frame_equal(found[store], found[np.asarray], rtol=1e-5)
+
+
 def test_what_few_sparse_cells_do_not_define_is_left_out_of_the_ceiling():
     """In some halves of four cells all of the genes that change most have the same variance: none."""
     for seed in range(8):

@@ -45,6 +45,18 @@ def components(model, adata):
     return torch.as_tensor(x / module.spread.numpy(), dtype=torch.float32)
 
 
+def test_cells_may_be_a_view_in_reverse_order(model):
+    """They were refused with an error of torch, also in training."""
+    cells = model.adata[::-1]
+    np.testing.assert_array_equal(model.encode(cells), model.encode()[::-1])
+    np.testing.assert_array_equal(model.log_prob(cells), model.log_prob()[::-1])
+    np.testing.assert_array_equal(model.decode(model.encode()[::-1]).X, model.decode(model.encode()).X[::-1])  # fmt: skip
+    reverse = make()
+    reverse.X = reverse.X[:, ::-1]
+    FlowTransfer.setup_anndata(reverse, "condition", labels_key="cell_type", is_count=False)
+    FlowTransfer(reverse).train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+
+
 def test_codes_are_those_of_the_flow_and_decode_to_the_cells(model):
     p = components(model, model.adata)
     u = model.encode()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trvae_sc.condition_features import DESCRIBED, Description
+from trvae_sc.condition_features import Description
 from trvae_sc.levels import level_name
 
 JOINT = 0.01  # variance of what parts change together only, in units of what each changes alone
@@ -25,9 +25,14 @@ def kernel_of(
     for key in doses:  # what levels change grows with the root of each dose
         kernel *= np.sqrt(alone[key])
     kernel += sum(alone[key] for key in alone if key not in (*levels, *doses))
-    if DESCRIBED in parts and len(parts["keys"]) == 1:  # its features tell what is a level's own
+    if is_of_one_column(parts):  # nothing that parts change together
         return kernel
     return kernel + joint * together(parts, rows, source)
+
+
+def is_of_one_column(parts: dict[str, Any]) -> bool:
+    """Return whether conditions are the levels of one column, and no numbers."""
+    return len(parts["keys"]) == 1 and not parts["scaling"]
 
 
 def is_dose(parts: dict[str, Any], key: str, source: np.ndarray) -> bool:
@@ -80,16 +85,22 @@ def _in_range(parts: dict[str, Any], key: str, values: np.ndarray) -> np.ndarray
     return (np.clip(values.astype(float), low, high) - low) / ((high - low) or 1.0)
 
 
-def left_out_together(levels: Sequence[Sequence[Any]]) -> np.ndarray:
+def left_out_together(
+    levels: Sequence[Sequence[Any]], description: Description | None
+) -> np.ndarray:
     """Return which conditions are left out with each, by the described levels of each, shape (n, n).
 
     To tell of a level by its features, all conditions with one that was measured are left out: with each its own
-    level, of a set the part that is in fewest.
+    level, of a set the part that is in fewest. Of several of these it is that with the largest features, so that
+    names play no role.
     """
     names = [set(map(level_name, own)) for own in levels]
     known = sorted(set().union(*names))
     has = np.array([[name in own for name in known] for own in names], dtype=bool)
     together = np.eye(len(names), dtype=bool)
-    for i in np.flatnonzero(has.any(1)) if known else ():
-        together[i] = has[:, np.where(has[i], has.sum(0), np.inf).argmin()]
+    if known and description is not None:
+        size = np.linalg.norm(np.nan_to_num(description.standardised(known)), axis=1).round(9)
+        has = has[:, np.lexsort([-size, has.sum(0)])]
+        some = has.any(1)
+        together[some] = has[:, has[some].argmax(1)].T
     return together

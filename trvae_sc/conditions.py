@@ -16,7 +16,13 @@ import numpy as np
 import pandas as pd
 
 from trvae_sc.condition_features import DESCRIBED, GRID, Description
-from trvae_sc.condition_kernels import JOINT, MEASURED, kernel_of, left_out_together
+from trvae_sc.condition_kernels import (
+    JOINT,
+    MEASURED,
+    is_of_one_column,
+    kernel_of,
+    left_out_together,
+)
 from trvae_sc.condition_parts import UNKNOWN, design, joint_column, name_of, parse
 from trvae_sc.errors import InputError
 from trvae_sc.left_out import left_out_errors
@@ -181,7 +187,7 @@ class ConditionSpace:
     @property
     def tells_of_new(self) -> bool:
         """Whether conditions that no cell was measured under can be predicted."""
-        return self.parts is not None
+        return self.description is not None or not self.is_of_one_part
 
     def testable(self, target: Any) -> list[Any]:
         """Return conditions whose prediction, where each is left out, tells how well a new target is predicted.
@@ -282,7 +288,8 @@ class ConditionSpace:
 
     def together(self, conditions: Sequence[Any]) -> np.ndarray:
         """Return which conditions are left out with each to see what features tell, shape (n, n)."""
-        return left_out_together([self.described_levels(c) for c in conditions])
+        levels = [self.described_levels(condition) for condition in conditions]
+        return left_out_together(levels, self.description)
 
     def likeness(self, source: Any, target: Any, measured: np.ndarray) -> Likeness:
         r"""Return which conditions tell of a target, and how alike they are.
@@ -311,7 +318,7 @@ class ConditionSpace:
     @property
     def is_of_one_part(self) -> bool:
         """Whether conditions are the levels of one column, which are not made of anything."""
-        return self.parts is None or isinstance(self.key, str)
+        return self.parts is None or is_of_one_column(self.parts)
 
     def alike(self, source: Any, conditions: Sequence[Any], *, joint: float = JOINT) -> np.ndarray:
         r"""Return how alike changes from the source to conditions are, shape (n, n).

@@ -15,7 +15,7 @@ from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_name
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.expression import Keys, conditions_of, dense, groups, log_values, mean_level, profiles
-from trvae_sc.levels import level_name, levels, match_level
+from trvae_sc.levels import level_name
 from trvae_sc.shift import Profiles
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
@@ -259,15 +259,14 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
     space = conditions_of(train, keys)
     if space.tells_of_new:
         return space.level(target)
-    known = levels(keys.conditions(train.obs))
     try:
-        return match_level(target, known, of="condition")
+        return space.level(target)
     except InputError:
         if not strict:
             return target
         raise InputError(
             f"No training cell has target {level_name(target)!r}; there are "
-            f"{sorted(map(level_name, known))}."
+            f"{sorted(map(level_name, space.levels))}."
         ) from None
 
 

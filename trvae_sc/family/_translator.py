@@ -281,7 +281,7 @@ class Translator(SavedModel):
         kappa = float(self.module.kappa) if kappa is None else kappa
         if adata.isbacked:
             raise InputError("adata is on disk: read it into memory first (adata.to_memory()).")
-        return dense(log_values(adata, self.keys, kappa)).astype(np.float32, copy=False)
+        return np.ascontiguousarray(dense(log_values(adata, self.keys, kappa)), dtype=np.float32)
 
     @torch.no_grad()
     def _in_parts(self, function: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:

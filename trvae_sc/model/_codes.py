@@ -166,8 +166,8 @@ def check_output(output: str) -> None:
 
 def checked_codes(name: str, z: Any, n_latent: int) -> np.ndarray:
     """Return codes as an array, (n_codes, n_latent)."""
-    try:
-        found = np.atleast_2d(np.asarray(z, dtype=np.float32))
+    try:  # torch takes no views in reverse
+        found = np.atleast_2d(np.ascontiguousarray(z, dtype=np.float32))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is no array of numbers: {error}.") from error
     if found.ndim != 2 or found.shape[1] != n_latent or not len(found):
