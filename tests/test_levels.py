@@ -81,6 +81,15 @@ def test_levels_that_read_the_same_are_refused():
         levels.check_levels(column([1, "1", "2"], dtype=object))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "Float64", "category"])
+def test_what_is_said_of_levels_that_read_the_same_makes_them_one(dtype):
+    obs = pd.DataFrame({"dose": pd.Series([0.3, 3 * 0.1, 1.0] * 2, dtype=dtype)})
+    with pytest.raises(InputError, match="read the same") as raised:
+        levels.check_levels(obs["dose"])
+    told = str(raised.value).split(" = ")[1].removesuffix(".").replace("adata.obs", "obs")
+    assert levels.levels(eval(told)) == [0.3, 1.0]
+
+
 def test_a_column_of_names_of_cells_is_refused():
     names = [f"cell_{i}" for i in range(60)]
     with pytest.raises(InputError, match=r"'dose'\] has 60 levels \('cell_0',.*about one for each"):

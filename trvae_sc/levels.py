@@ -89,8 +89,11 @@ def check_levels(column: pd.Series) -> None:
     names = pd.Series([level_name(v) for v in found], dtype=object)
     if names.duplicated().any():
         twice = [v for v, again in zip(found, names.duplicated(keep=False), strict=True) if again]
+        how = "astype(str)"
+        if all(isinstance(v, float) for v in twice):  # which differ by rounding, and as text, too
+            how = "map(lambda x: float(f'{x:.12g}'))"
         raise InputError(
-            f"Levels {listing(twice)} of {where} read the same. Make them one: {where} = {where}.astype(str)."
+            f"Levels {listing(twice)} of {where} read the same. Make them one: {where} = {where}.{how}."
         )
 
 
