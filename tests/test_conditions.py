@@ -1024,9 +1024,16 @@ def test_methods_that_can_do_without_a_target_are_those_that_can(doses):
     assert str(told.value).endswith("are ['mean_condition', 'context_shift', 'trvae'].")
 
 
+#: Target and source as a row of ``obs`` and as an array.
+ROW = pd.Series({"dose": 3, "drug": "A"}), np.array(["none", "0"])
+
+
 @pytest.mark.parametrize(
     ("target", "source"),
-    [(("A", 3), ("none", 0)), ("A + 3.0", "none + 0.0"), ({"dose": "3", "drug": "A"}, "none + 0")],
+    [
+        *((("A", 3), ("none", 0)), ("A + 3.0", "none + 0.0")),
+        *(({"dose": "3", "drug": "A"}, "none + 0"), ROW),
+    ],
 )
 def test_conditions_of_holdouts_can_be_given_in_several_ways(doses, target, source):
     hidden = [evaluation.Holdout("type_1", target, source)]

@@ -103,6 +103,15 @@ def test_digits_split_between_styles_share_no_image():
     assert list(adata.obs_names) == list(again.obs_names) != list(other.obs_names)
 
 
+def test_digits_turned_by_right_angles_keep_all_their_pixels():
+    """By 180, 270 or 360 degrees pixels at the edge were lost: by rounding they came from outside."""
+    images = load_digits().images
+    for turns in (-3, -2, -1, 0, 1, 2, 3, 4):
+        styles = pd.DataFrame({"angle": [90.0 * turns]}, index=["turned"])
+        found = datasets.digits(styles).X.reshape(images.shape)
+        np.testing.assert_allclose(found, np.rot90(images, turns, axes=(1, 2)), atol=1e-4)
+
+
 @pytest.mark.parametrize("styles", [["bold"], [], ["thick", "thick"]])
 def test_digits_name_the_styles_there_are(styles):
     with pytest.raises(InputError, match=r"styles are \[.*name one or more of \['normal', 'thick'"):

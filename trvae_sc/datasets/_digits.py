@@ -147,6 +147,7 @@ def _mapped(
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     # of places in the result, (row, column), to those in the image
     inverse = np.linalg.inv(np.array([[1.0, 0.0], [-shear, 1.0]]) @ rotation * scale)
+    inverse = inverse.round(12)  # else what is at the edge may come from outside of the image
     middle = (np.array(images.shape[1:]) - 1) / 2
     offset = middle - inverse @ middle
     drawn = np.stack([ndimage.affine_transform(i, inverse, offset, order=1) for i in images])

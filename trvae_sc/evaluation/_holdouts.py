@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Unpack
@@ -252,7 +252,7 @@ def by_name(given: Any, space: Callable[[], ConditionSpace]) -> Any:
 
 def _named(condition: Any, space: Callable[[], ConditionSpace]) -> Any:
     """Return the level that a condition names; a text that names none as it is."""
-    if isinstance(condition, Mapping | list | tuple):
+    if pd.api.types.is_list_like(condition):
         return space().level(condition)
     if isinstance(condition, str):
         with contextlib.suppress(InputError):  # parts in another order, "A + 1.0", or "1.0"
