@@ -16,6 +16,7 @@ from trvae_sc.evaluation import (
     benchmark,
     export_cells,
     gene_table,
+    interval_table,
     predicted_log_values,
     prepare_task,
     score,
@@ -244,3 +245,18 @@ def test_a_prediction_by_what_had_seen_the_hidden_cells_is_warned_of(make_adata,
     assert not caplog.records
     score(task, of_task(task, adata))
     assert "learned from cells of NK under stimulated, too" in caplog.text
+
+
+@pytest.mark.parametrize("ratio", [0.3, 3.0])
+def test_intervals_of_another_kappa_are_put_on_the_scale_of_the_task(chosen, ratio):
+    """Of a third of kappa they covered 57 % of the genes on Kang in place of 82 %."""
+    predicted, columns = of_task(chosen, output="delta"), ["change_lower", "change_upper"]
+    for name, width in zip(columns, (-0.2, 0.3), strict=True):
+        predicted.var[name] = predicted.var["predicted_change"] + width
+    other, expected = predicted.copy(), interval_table(chosen, predicted)
+    start = np.log1p(np.expm1(chosen.control.toarray()).mean(0))
+    end = predicted.var[columns].add(start, axis=0)
+    of_end, of_start = (np.sign(x) * np.log1p(ratio * np.expm1(abs(x))) for x in (end, start))
+    other.var[columns] = of_end.sub(of_start, axis=0)
+    other.uns["trvae_sc"]["kappa"] = ratio * chosen.kappa
+    pd.testing.assert_frame_equal(interval_table(chosen, other), expected, rtol=1e-6, atol=1e-9)

@@ -196,7 +196,12 @@ def change_to(x: Any, task: Task, *, of_shares: bool) -> np.ndarray:
 
 def change_of(task: Task, predicted: AnnData, name: str) -> np.ndarray:
     """Return a change, or an end of its interval, in a column of ``var``: of f for the kappa of a task."""
-    return predicted.var[name].to_numpy(np.float64)
+    change = predicted.var[name].to_numpy(np.float64)
+    ratio = _ratio(predicted, task.keys, task.kappa)
+    if ratio == 1.0:
+        return change
+    start = mean_level(task.control, is_count=True)
+    return _rescaled(_rescaled(start, 1.0 / ratio) + change, ratio) - start
 
 
 def level_change(task: Task, predicted: AnnData) -> np.ndarray:
