@@ -11,10 +11,19 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
-from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_names
+from trvae_sc.checks import RECORD, check_free, check_matrix, check_obs, is_number, layer_names
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys, conditions_of, dense, groups, log_values, mean_level, profiles
+from trvae_sc.errors import InputError, naming
+from trvae_sc.expression import (
+    Keys,
+    check_cells,
+    conditions_of,
+    dense,
+    groups,
+    log_values,
+    mean_level,
+    profiles,
+)
 from trvae_sc.levels import level_name, levels, match_level
 from trvae_sc.shift import Profiles
 
@@ -135,17 +144,16 @@ def _by_conditions(
     """Return the source cells plus the change that a method says of their label by features."""
     from trvae_sc.baselines._cells import learn
 
-    _check_genes(train, source)
     learned = learn(train, keys)
+    _check_source(train, source, keys)
     known, space, kappa = learned.profiles, learned.known.conditions, learned.kappa
     return _moved(source, space.level(target), keys, method, known, space, kappa, of_shares=True)
 
 
 def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
     """Return the source cells plus the change of mean log values that a method says of their label."""
-    for adata in (train, source):
-        check_obs(adata, [*keys.condition_columns, keys.labels_key])
-    _check_genes(train, source)
+    _check_cells(train, keys, "train")
+    _check_source(train, source, keys)
     level = target_level(train, target, keys, strict=method != "no_change")
     means, space = profiles(train, keys), conditions_of(train, keys)
     known = means.of_conditions(space.levels)
@@ -180,12 +188,22 @@ def _moved(
     return as_prediction(x, source, target, keys, kappa, method)
 
 
-def _check_genes(train: AnnData, source: AnnData) -> None:
-    """Raise where cells to start from have other genes than those to learn from, or in another order."""
+def _check_source(train: AnnData, source: AnnData, keys: Keys) -> None:
+    """Raise where cells to start from have other genes than those to learn from, or other values than keys say."""
     if not train.var_names.equals(source.var_names):
         raise InputError(
             "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
         )
+    _check_cells(source, keys, "source")
+
+
+def _check_cells(adata: AnnData, keys: Keys, name: str) -> None:
+    """Raise on columns or values that are not what keys say."""
+    with naming(name):
+        check_matrix(adata, keys.layer)
+        totals_key = keys.total_counts_key if keys.is_count else None
+        check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
+    check_cells(adata, keys, name=name)
 
 
 def as_prediction(
