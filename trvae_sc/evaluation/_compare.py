@@ -20,9 +20,10 @@ from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score_values, scored
 from trvae_sc.evaluation._tasks import Shared, Task
-from trvae_sc.expression import Keys, median_total
+from trvae_sc.expression import Keys, gene_means, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name, of_labels
+from trvae_sc.scales import scale_notes
 
 #: Scores that a comparison shows, and the genes they are over.
 _SHOWN = {
@@ -158,15 +159,21 @@ def compare(
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
-    scores, genes = {}, {}
+    scores, genes, starting = {}, {}, []
     for holdout, found in chosen.items():
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
+        starting.append((gene_means(task.control), _start_of(found), task.control.shape[0]))
+    notes = list(_notes(record, keys, chosen, truth, cells, hidden))
+    if not keys.is_count:
+        notes += scale_notes(
+            "control cells", starting, "the prediction started from", is_count=False
+        )
     return Comparison(
         pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
         pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
-        tuple(_notes(record, keys, chosen, truth, cells, hidden)),
+        tuple(notes),
     )
 
 
@@ -290,6 +297,13 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
             )
         found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
+
+
+def _start_of(predicted: AnnData) -> np.ndarray:
+    """Return the means of genes that a prediction started from; where these are not known, those it ends at."""
+    if {"predicted_mean", "predicted_change"} <= set(predicted.var):
+        return (predicted.var["predicted_mean"] - predicted.var["predicted_change"]).to_numpy()
+    return gene_means(predicted.X)
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:

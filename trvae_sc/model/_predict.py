@@ -34,6 +34,7 @@ from trvae_sc.model._record import combination_table, layer_of, predicted_obs, p
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
 from trvae_sc.model._write import PieceWriter, check_out, stacked
 from trvae_sc.rows import Rows, give_back_memory
+from trvae_sc.scales import scale_notes
 from trvae_sc.training import row_numbers
 
 Output = Literal["counts", "delta", "mean", "sample"]
@@ -132,6 +133,8 @@ class _Prediction:
         self.totals = Rows(n)  # of predicted counts, where cells have one
         self.marks = Rows(n)  # of the source cells
         self.sums = np.zeros((2, registered.n_vars))
+        self.group = self.groups.groupby(["label", "source"]).ngroup().to_numpy()
+        self.observed = np.zeros((self.group.max() + 1, registered.n_vars))  # sums of their shares
 
     def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
         """Yield predicted values, batch by batch."""
@@ -154,6 +157,7 @@ class _Prediction:
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
                 self.marks.add(marks_of(raw.observed))
+                self._add_observed(raw.shares(), self.group[at])
                 if not self.calibration.factors:
                     ends = batch.source, batch.target
                     self.sums += [rates.sum(0, dtype=np.float64) for rates in ends]
@@ -161,6 +165,24 @@ class _Prediction:
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.add(predicted_totals(batch, values))
                 yield values
+
+    def _add_observed(self, shares: np.ndarray, group: np.ndarray) -> None:
+        """Add what was observed of a batch."""
+        for code in np.unique(group):
+            self.observed[code] += shares[group == code].sum(0, dtype=np.float64)
+
+    def _scale_notes(self) -> list[str]:
+        """Return a note where the cells are on another scale than those of training."""
+        trained, found = self.trained, []
+        profiles, n_samples = trained.profiles().mean, self.request.n_samples
+        for (label, source), rows in self.groups.groupby(["label", "source"]).indices.items():
+            code = trained.conditions.code(trained.conditions.level(source))
+            if trained.n_cells_of(label, code):
+                mean = self.observed[self.group[rows[0]]] / (len(rows) * n_samples)
+                own = profiles[trained.labels.index(label), code]
+                found.append((scaled(trained.module, mean), own, len(rows)))
+        is_count = trained.module.is_count
+        return scale_notes("these cells", found, "in training", is_count=is_count)
 
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
@@ -181,6 +203,7 @@ class _Prediction:
                 f"The cells have no column '{key}': they were moved as one group, and whether training saw their "
                 "labels under the target is not known."
             )
+        notes += self._scale_notes()
         filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
         if filled:
             notes.append(
