@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, matrix
 from trvae_sc.errors import InputError, naming
@@ -42,6 +43,10 @@ _OF_EXEMPLARS = (
 _OF_TRAINING = (
     "The prediction was learned from cells under the target condition{}, too: if these are the ones in truth, scores "
     "say nothing about unseen cells."
+)
+_OF_FILLED = (
+    "{} was not measured in {:,} genes, which align_genes filled in: they count as genes that do not change, so that "
+    "scores are lower. Train on genes that both have."
 )
 
 
@@ -170,6 +175,10 @@ def compare(
         notes += scale_notes(
             "control cells", starting, "the prediction started from", is_count=False
         )
+    for name, given in {"truth": truth, "control": control}.items():
+        filled = [] if given is None else given.uns.get(ALIGNMENT, {}).get("missing", [])
+        if len(filled):
+            notes.append(_OF_FILLED.format(name, len(filled)))
     return Comparison(
         pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
         pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
