@@ -64,6 +64,8 @@ def test_values_that_were_normalised_otherwise_are_noted(counts, caplog):
     assert "Means of exemplars are" in caplog.text
     for truth in (other, normalised(adata, 1e4, base=2)):
         assert "Means of control cells" in trvae_sc.compare(predicted, truth).notes[-1]
+    several = model.predict(target="stimulated")  # whose means are not those that it started from
+    assert not any("scale" in note for note in trvae_sc.compare(several, logs).notes)
 
 
 def test_totals_over_other_genes_are_noted(counts, caplog):

@@ -8,7 +8,7 @@ import numpy as np
 
 #: How many times as high means are in cells of other labs and protocols, at the lowest; log2 for log is 1.44.
 _LEAST = 0.7
-_ENOUGH = 3, 500  # cells, and their values: the means of fewer are too uncertain
+_ENOUGH = 3, 1000  # cells, and their values: the means of fewer are too uncertain
 
 #: Means of cells, those that are expected of them, both of f, and the number of the cells.
 Group = tuple[np.ndarray, np.ndarray, int]

@@ -169,7 +169,8 @@ def compare(
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
-        starting.append((gene_means(task.control), _start_of(found), task.control.shape[0]))
+        if (start := _start_of(found)) is not None:
+            starting.append((gene_means(task.control), start, task.control.shape[0]))
     notes = list(_notes(record, keys, chosen, truth, cells, hidden))
     if not keys.is_count:
         notes += scale_notes(
@@ -308,11 +309,11 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     return found
 
 
-def _start_of(predicted: AnnData) -> np.ndarray:
-    """Return the means of genes that a prediction started from; where these are not known, those it ends at."""
-    if {"predicted_mean", "predicted_change"} <= set(predicted.var):
-        return (predicted.var["predicted_mean"] - predicted.var["predicted_change"]).to_numpy()
-    return gene_means(predicted.X)
+def _start_of(predicted: AnnData) -> np.ndarray | None:
+    """Return the means of genes that a prediction started from, if they are known: those of a single label are."""
+    if not {"predicted_mean", "predicted_change"} <= set(predicted.var):
+        return None
+    return (predicted.var["predicted_mean"] - predicted.var["predicted_change"]).to_numpy()
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:

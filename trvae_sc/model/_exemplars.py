@@ -26,7 +26,6 @@ from trvae_sc.expression import (
 from trvae_sc.levels import level_name, listing
 from trvae_sc.model._trained import Known, Trained
 from trvae_sc.noise import sampling_variance
-from trvae_sc.scales import scale_notes
 
 #: Scales of what is wrong with a prediction, from 1/4 to 8 times as much as expected.
 _SCALES = 2.0 ** np.arange(-2, 4)
@@ -144,17 +143,10 @@ def exemplars_of(
             "on."
         )
     labels = trained.label_column(cells.obs).to_numpy()
-    found = {
+    return {
         label: _of_label(trained, aligned[labels == label], keys, target)
         for label in sorted(set(labels))
     }
-    profiles = trained.profiles()
-    weight = profiles.n_cells / max(profiles.n_cells.sum(), 1.0)
-    usual = np.einsum("lc,lcg->g", weight, profiles.mean)  # a change is small beside it
-    groups = [(of.mean, usual, of.n) for of in found.values()]
-    for note in scale_notes("exemplars", groups, "in training", is_count=module.is_count):
-        checks.logger.warning(note)
-    return found
 
 
 def exemplar_notes(known: Known, exemplars: Mapping[str, int], target: Any) -> list[str]:
