@@ -403,3 +403,11 @@ def test_genes_that_were_filled_in_are_noted(adata, predicted, fit):
     assert len(found.notes) == len(whole.notes) + 1
     found = trvae_sc.compare(predicted, adata, aligned)
     assert found.notes[-1].startswith("control was not measured in 2 genes")
+
+
+def test_predicted_cells_are_not_compared_with_themselves(adata, predicted):
+    """As of cells that were joined for a picture: effect R2 was 1."""
+    joined = anndata.concat([without(adata), predicted])
+    for given in ((joined,), (predicted, adata), (adata, joined)):
+        with pytest.raises(InputError, match=r"holds \d+ of the \d+ predicted cells"):
+            trvae_sc.compare(predicted, *given)
