@@ -237,6 +237,21 @@ def test_source_cells_hold_what_keys_say(name, make_adata):
         METHODS[name](train, source, target="stimulated", keys=keys._replace(layer="raw"))
 
 
+@pytest.mark.parametrize("name", ["mean_shift", "context_shift"])
+def test_source_cells_that_were_normalised_otherwise_are_warned_of(name, caplog):
+    """Effect R2 on Kang: -2.8 in place of 0.86 of cells scaled to a million counts and not to ten thousand."""
+    adata = datasets.simulate(400, 100, n_labels=3, seed=0)
+    logs, other = adata.copy(), adata.copy()
+    for cells, total in ((logs, 1e4), (other, 1e6)):
+        sc.pp.normalize_total(cells, target_sum=total)
+        sc.pp.log1p(cells)
+    train, source, _ = split(logs, "type_0")
+    METHODS[name](train, source, target="stimulated", keys=VALUES)
+    assert "scale" not in caplog.text
+    METHODS[name](train, other[source.obs_names].copy(), target="stimulated", keys=VALUES)
+    assert "Means of source are" in caplog.text
+
+
 def test_totals_are_those_named_else_sums(make_adata):
     train, source, _ = split(make_adata())
     sums = COUNTS._replace(total_counts_key=None)

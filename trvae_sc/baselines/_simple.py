@@ -11,7 +11,15 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
-from trvae_sc.checks import RECORD, check_free, check_matrix, check_obs, is_number, layer_names
+from trvae_sc.checks import (
+    RECORD,
+    check_free,
+    check_matrix,
+    check_obs,
+    is_number,
+    layer_names,
+    logger,
+)
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import (
@@ -25,6 +33,7 @@ from trvae_sc.expression import (
     profiles,
 )
 from trvae_sc.levels import level_name, levels, match_level
+from trvae_sc.scales import scale_notes
 from trvae_sc.shift import Profiles
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
@@ -174,6 +183,7 @@ def _moved(
     """Return the source cells plus the change of their label; `of_shares`: means are of :func:`mean_level`."""
     x = np.array(dense(log_values(source, keys, kappa)), dtype=np.float64)
     shifts: dict[str, Any] = {}
+    start = []
     for (label, condition), rows in groups(source.obs, keys):
         if method == "no_change" or condition == level_name(target):
             continue
@@ -183,8 +193,11 @@ def _moved(
         own = mean_level(x[rows], is_count=keys.is_count and of_shares)
         if label in known.labels and known.n_cells[known.labels.index(label), code] > 0:
             place = known.labels.index(label)
+            start.append((own, known.mean[place, code], len(rows)))
             own = known.mean[place, code] if of_shares else own
         x[rows] += shifts[condition].predict(own, place) - own
+    for note in scale_notes("source", start, "in train", is_count=keys.is_count):
+        logger.warning(note)
     return as_prediction(x, source, target, keys, kappa, method)
 
 
