@@ -8,7 +8,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc import baselines
+from trvae_sc import baselines, datasets
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import (
     Holdout,
@@ -260,3 +260,22 @@ def test_intervals_of_another_kappa_are_put_on_the_scale_of_the_task(chosen, rat
     other.var[columns] = of_end.sub(of_start, axis=0)
     other.uns["trvae_sc"]["kappa"] = ratio * chosen.kappa
     pd.testing.assert_frame_equal(interval_table(chosen, other), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_count", [True, False])
+def test_values_that_were_normalised_otherwise_than_the_task_are_warned_of(is_count, caplog):
+    """Effect R2 was -8 on Kang of values scaled to a million counts, in a task of ten thousand."""
+    adata = datasets.simulate(400, 100, n_labels=4, seed=0)
+    median = np.median(adata.obs["total_counts"])
+    shown = {total: adata.copy() for total in (median, 1000 * median)}
+    for total, cells in shown.items():
+        sc.pp.normalize_total(cells, target_sum=total)
+        sc.pp.log1p(cells)
+    holdout = Holdout("type_0", "stimulated", "control")
+    keys = Keys("condition", "cell_type", is_count=is_count)
+    task = prepare_task(adata if is_count else shown[median], holdout, keys=keys, n_top_genes=None)
+    given = {**GIVEN, "source": "control", "labels": "type_0", "is_count": False}
+    for cells in shown.values():
+        assert "scale" not in caplog.text
+        score(task, baselines.predict(cells[task.train.obs_names].copy(), **given))
+    assert "Means of source cells of the task are" in caplog.text

@@ -16,12 +16,19 @@ from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, matrix
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
-from trvae_sc.evaluation._fitting import check_shares, counts_layer, made_of, share_of
+from trvae_sc.evaluation._fitting import (
+    STARTED,
+    check_shares,
+    counts_layer,
+    made_of,
+    share_of,
+    started_from,
+)
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
 from trvae_sc.evaluation._scores import N_TOP, gene_table, score_values, scored
 from trvae_sc.evaluation._tasks import Shared, Task
-from trvae_sc.expression import Keys, gene_means, median_total
+from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name, of_labels
 from trvae_sc.scales import scale_notes
@@ -169,13 +176,9 @@ def compare(
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
-        if (start := _start_of(found)) is not None:
-            starting.append((gene_means(task.control), start, task.control.shape[0]))
+        starting += started_from(task, found)
     notes = list(_notes(record, keys, chosen, truth, cells, hidden))
-    if not keys.is_count:
-        notes += scale_notes(
-            "control cells", starting, "the prediction started from", is_count=False
-        )
+    notes += scale_notes("control cells", starting, STARTED, is_count=False)
     for name, given in {"truth": truth, "control": control}.items():
         filled = [] if given is None else given.uns.get(ALIGNMENT, {}).get("missing", [])
         if len(filled):
@@ -307,13 +310,6 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
             )
         found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
-
-
-def _start_of(predicted: AnnData) -> np.ndarray | None:
-    """Return the means of genes that a prediction started from, if they are known: those of a single label are."""
-    if not {"predicted_mean", "predicted_change"} <= set(predicted.var):
-        return None
-    return (predicted.var["predicted_mean"] - predicted.var["predicted_change"]).to_numpy()
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:

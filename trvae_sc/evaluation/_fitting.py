@@ -12,12 +12,14 @@ from anndata import AnnData
 from trvae_sc.checks import RECORD, check_type, layer_names, logger, looks_like_counts, matrix
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._tasks import Task
-from trvae_sc.expression import totals, values
+from trvae_sc.expression import gene_means, totals, values
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.scales import Group, scale_notes
 
 #: Of the counts of a cell, below which totals over all genes are no sums over some.
 _LEAST_SHARE = 0.9
+STARTED = "those that the prediction started from"
 _OF_COUNTS = "log(1 + kappa"  # how scales of predictions that were made from counts begin
 
 
@@ -111,6 +113,25 @@ def warn_of_training(task: Task, predicted: AnnData) -> None:
             "scores say nothing about unseen cells. Train on task.train.",
             *(level_name(holdout.label), level_name(holdout.target)),
         )
+
+
+def warn_of_scale(task: Task, predicted: AnnData) -> None:
+    """Warn where values that were predicted seem to be on another scale than the task."""
+    groups = started_from(task, predicted)
+    for note in scale_notes("source cells of the task", groups, STARTED, is_count=False):
+        logger.warning(note)
+
+
+def started_from(task: Task, predicted: AnnData) -> list[Group]:
+    """Return the means of the source cells of a task beside those that a prediction of values started from.
+
+    Nothing as far as these are not known: those of a single label are.
+    """
+    known = {"predicted_mean", "predicted_change"} <= set(predicted.var)
+    if not known or predicted.uns[RECORD]["scale"] != "values":
+        return []
+    start = predicted.var["predicted_mean"] - predicted.var["predicted_change"]
+    return [(gene_means(task.control), start.to_numpy(np.float64), task.control.shape[0])]
 
 
 # -- totals -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from trvae_sc import metrics, names
 from trvae_sc.errors import InputError, UndefinedScoreError
-from trvae_sc.evaluation._fitting import check_fits, counts_layer, warn_of_training
+from trvae_sc.evaluation._fitting import check_fits, counts_layer, warn_of_scale, warn_of_training
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
@@ -90,11 +90,12 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     """
     found = scored(task, predicted, n_top=n_top)
     warn_of_training(task, predicted)
+    warn_of_scale(task, predicted)
     return found
 
 
 def scored(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame:
-    """Return what :func:`score` does, without a warning of what was seen in training."""
+    """Return what :func:`score` does, without warnings of training and scale."""
     table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
