@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import torch
 from anndata import AnnData
 from scipy import sparse, stats
@@ -216,6 +217,39 @@ def test_genes_in_another_order_are_refused(name, make_adata):
     train.uns["doses"] = doses
     with pytest.raises(InputError, match="does not have the genes of train in their order"):
         METHODS[name](train, source[:, ::-1].copy(), target="stimulated", keys=keys)
+
+
+@pytest.mark.parametrize("name", [*SIMPLE, "mean_condition"])
+def test_source_cells_hold_what_keys_say(name, make_adata):
+    """Log values were taken for counts: effect R2 0.50 on Kang in place of 0.77."""
+    train, source, _ = split(make_adata())
+    keys = COUNTS._replace(condition_features="doses") if name == "mean_condition" else COUNTS
+    train.uns["doses"] = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
+    logs, bare = source.copy(), source.copy()
+    sc.pp.normalize_total(logs)
+    sc.pp.log1p(logs)
+    del bare.obs["n_counts"]
+    with pytest.raises(InputError, match="source holds fractional values"):
+        METHODS[name](train, logs, target="stimulated", keys=keys)
+    with pytest.raises(InputError, match=r"No column 'n_counts' in source\.obs"):
+        METHODS[name](train, bare, target="stimulated", keys=keys)
+    with pytest.raises(InputError, match=r"No layer 'raw' in \w+\.layers"):
+        METHODS[name](train, source, target="stimulated", keys=keys._replace(layer="raw"))
+
+
+@pytest.mark.parametrize("name", ["mean_shift", "context_shift"])
+def test_source_cells_that_were_normalised_otherwise_are_warned_of(name, caplog):
+    """Effect R2 on Kang: -2.8 in place of 0.86 of cells scaled to a million counts and not to ten thousand."""
+    adata = datasets.simulate(400, 100, n_labels=3, seed=0)
+    logs, other = adata.copy(), adata.copy()
+    for cells, total in ((logs, 1e4), (other, 1e6)):
+        sc.pp.normalize_total(cells, target_sum=total)
+        sc.pp.log1p(cells)
+    train, source, _ = split(logs, "type_0")
+    METHODS[name](train, source, target="stimulated", keys=VALUES)
+    assert "scale" not in caplog.text
+    METHODS[name](train, other[source.obs_names].copy(), target="stimulated", keys=VALUES)
+    assert "Means of source are" in caplog.text
 
 
 def test_totals_are_those_named_else_sums(make_adata):

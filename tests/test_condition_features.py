@@ -442,6 +442,14 @@ def test_a_query_with_new_conditions_needs_their_features(model, adata):
         TRVAE.load_query_data(query.copy(), model)
     table = pd.DataFrame([[0.0, 1.0, 0.0, 1.0]], index=["new"])
     table.columns = adata.uns["condition_features"].columns
+    known = adata.uns["condition_features"]
+    for scale in (1.0, 100.0):  # that of another embedding was taken for the reference's, silently
+        both = pd.concat([scale * known, scale * table])
+        if scale == 1.0:
+            TRVAE.load_query_data(query.copy(), model, condition_features=both)
+            continue
+        with pytest.raises(InputError, match=r"has other features of .* than the reference"):
+            TRVAE.load_query_data(query.copy(), model, condition_features=both)
     extended = TRVAE.load_query_data(query, model, condition_features=table)
     extended.train(**QUICK)
     found = extended.effects(source="control", target="new")

@@ -91,6 +91,7 @@ def test_copies_of_cells_that_training_has_twice_are_caught():
         (anndata.AnnData(np.ones((4, 3))), np.ones((5, 3)), "`generated` is an AnnData"),
         (pd.DataFrame(np.ones((4, 3))), np.ones((5, 3)), "`generated` is no matrix"),
         (np.ones(3), np.ones((5, 3)), "`generated` is no matrix"),
+        (np.full((4, 3), 7.0), np.full((5, 3), np.log1p(7)), r"\['generated'\] hold counts and"),
     ],
 )
 def test_copy_check_refuses(generated, train, match):

@@ -51,6 +51,19 @@ def test_card_holds_the_benchmark(trained, make_adata):
     assert "Mean over 3 combinations, each hidden from training in turn (B under stimulated" in card
 
 
+def test_card_refuses_a_benchmark_of_other_data(trained, make_adata):
+    """Scores of other data stood in the card as those of the model's own."""
+    keys, adata = Keys("condition", "cell_type"), make_adata(240)
+    given = {"keys": keys, "n_top_genes": None, "progress": False}
+    for column, old, new in (("cell_type", "B", "Treg"), ("condition", "control", "mock")):
+        other = adata.copy()
+        other.obs[column] = other.obs[column].astype(str).replace(old, new)
+        tasks = holdouts(other, keys=keys, source="mock" if new == "mock" else "control")
+        results = benchmark(other, ["no_change"], tasks, **given)
+        with pytest.raises(InputError, match=f"of other data than the model: .* '{new}'"):
+            hub.model_card(trained, results, **WHAT)
+
+
 def test_hub_model_comes_back_with_the_same_weights(trained, tmp_path, make_adata):
     pytest.importorskip("huggingface_hub")
     from scvi.hub import HubModel

@@ -9,7 +9,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse, stats
 
-from trvae_sc import pl
+from trvae_sc import baselines, datasets, pl
 from trvae_sc.errors import InputError
 from trvae_sc.pl import COLORS
 
@@ -307,3 +307,29 @@ def test_more_lines_than_can_be_told_apart_are_refused():
     with pytest.raises(InputError, match="29 groups; up to 16 can be told apart"):
         pl.gene_distribution(cells, kind="ecdf")
     pl.gene_distribution(cells.iloc[:16], kind="ecdf")
+
+
+def test_means_on_different_scales_are_not_drawn_beside_each_other():
+    """Means of counts, 580, stood beside those of log values, 6, and totals of all genes beside those of some."""
+    adata = datasets.simulate(200, 40, n_labels=2, seed=0)
+    adata.obs["dose"] = 0.0
+    logs = baselines.predict(
+        adata, "stimulated", output="delta", condition_key="condition", labels_key="cell_type"
+    )
+    kappa, gene = logs.uns["trvae_sc"]["kappa"], adata.var_names[0]
+    other, some = logs.copy(), adata[:, :20].copy()
+    del other.uns["trvae_sc"]
+
+    def table(cells, **given):
+        return pl.dose_table(cells, gene, dose_key="dose", **given)
+
+    for counted in (table(logs), table(other), table(adata, target_sum=kappa)):
+        with pytest.raises(InputError, match="means are of counts and predicted ones of"):
+            pl.dose_response(table(adata), counted)
+    with pytest.raises(InputError, match=r"means are of log\(1 \+ 10000 x share\) and predicted"):
+        pl.dose_response(table(adata, target_sum=1e4), table(logs))
+    with pytest.raises(InputError, match="are over 40 genes and those of predicted ones over 20"):
+        pl.dose_response(table(adata, target_sum=1e4), table(some, target_sum=1e4))
+    totals = {"target_sum": kappa, "total_counts_key": "total_counts"}
+    for same in (table(logs), table(some, **totals), table(other), table(adata, target_sum=kappa)):
+        pl.dose_response(table(adata, **totals), same)

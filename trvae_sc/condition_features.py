@@ -167,6 +167,23 @@ class Description:
             )
         return self
 
+    def with_table(self, table: pd.DataFrame) -> Description:
+        """Return the description with the further levels of a table; raise where it has others of known ones."""
+        found, other = self, []
+        for level in table.index:
+            name = level_name(level)
+            if name not in self.names:
+                found = found.extended(level, table.loc[level])
+            elif not np.allclose(self._row(table.loc[level]), self.values[self.names.index(name)]):
+                other.append(name)
+        if other:
+            raise InputError(
+                f"condition_features has other features of {listing(other)} than the reference, so that those of new "
+                "conditions do not compare with what it learned. Pass the table that it was set up with, with rows "
+                "for the new ones."
+            )
+        return found
+
     def _row(self, features: Any) -> np.ndarray:
         """Return the features of a level, given as a mapping, Series, one row of a table, or numbers in order."""
         if isinstance(features, pd.DataFrame):

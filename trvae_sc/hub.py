@@ -12,7 +12,7 @@ import pandas as pd
 from trvae_sc.arguments import check_trvae
 from trvae_sc.errors import InputError, MissingExtraError
 from trvae_sc.files import as_path
-from trvae_sc.levels import as_list
+from trvae_sc.levels import SEPARATOR, as_list, level_name, listing
 from trvae_sc.model import TRVAE
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def model_card(
     Raises
     ------
     InputError
-        The model is not trained, or `results` are none.
+        The model is not trained, or `results` are none, or of labels or sources that it does not know.
     """
     check_trvae(model)
     if not model.is_trained:
@@ -69,7 +69,7 @@ def model_card(
         "Training cells by label and condition": _markdown(
             model.n_cells.rename_axis("label").reset_index()
         ),
-        "Benchmark": _benchmark(results),
+        "Benchmark": _benchmark(results, model),
         "Model": _markdown(_settings(model)),
         "Training": _markdown(_last_losses(model)),
         "References": "\n".join(f"- {text}" for text in cited),
@@ -193,7 +193,7 @@ def _last_losses(model: TRVAE) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["loss", "last value", "epochs"])
 
 
-def _benchmark(results: Results | None) -> str:
+def _benchmark(results: Results | None, model: TRVAE) -> str:
     """Return the scores of every method, or that there are none."""
     from trvae_sc.evaluation import Results
 
@@ -201,6 +201,7 @@ def _benchmark(results: Results | None) -> str:
         return "No benchmark was given: how good predictions are is not known."
     if not isinstance(results, Results):
         raise InputError(f"results are of a benchmark, not {type(results).__name__}.")
+    _check_same_data(results, model)
     wide = results.wide()
     wide.columns = [f"{metric} ({genes})" for metric, genes in wide.columns]
     table = wide.round(3).reset_index()
@@ -210,6 +211,24 @@ def _benchmark(results: Results | None) -> str:
         f"Mean over {len(tasks)} combinations, each hidden from training in turn ({named}):\n\n"
         + _markdown(table)
     )
+
+
+def _check_same_data(results: Results, model: TRVAE) -> None:
+    """Raise on a benchmark of data that the model cannot have been trained on."""
+    hidden = [record["holdout"] for record in results.records]
+    found = {
+        # without the levels of other columns that a label is within
+        "labels": {one["label"].split(SEPARATOR)[-1] for one in hidden if one.get("key") is None},
+        "conditions": {one["source"] for one in hidden},
+    }
+    for name, of_results in found.items():
+        known = {level_name(level) for level in getattr(model, name)}
+        known |= {level.split(SEPARATOR)[-1] for level in known} if name == "labels" else set()
+        if known and (other := sorted(of_results - known)):
+            raise InputError(
+                f"results are of other data than the model: it does not know the {name} {listing(other)}. Pass a "
+                "benchmark on the data that it was trained on."
+            )
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -11,11 +11,29 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
-from trvae_sc.checks import RECORD, check_free, check_obs, is_number, layer_names
+from trvae_sc.checks import (
+    RECORD,
+    check_free,
+    check_matrix,
+    check_obs,
+    is_number,
+    layer_names,
+    logger,
+)
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.errors import InputError
-from trvae_sc.expression import Keys, conditions_of, dense, groups, log_values, mean_level, profiles
+from trvae_sc.errors import InputError, naming
+from trvae_sc.expression import (
+    Keys,
+    check_cells,
+    conditions_of,
+    dense,
+    groups,
+    log_values,
+    mean_level,
+    profiles,
+)
 from trvae_sc.levels import level_name
+from trvae_sc.scales import scale_notes
 from trvae_sc.shift import Profiles
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
@@ -135,17 +153,16 @@ def _by_conditions(
     """Return the source cells plus the change that a method says of their label by features."""
     from trvae_sc.baselines._cells import learn
 
-    _check_genes(train, source)
     learned = learn(train, keys)
+    _check_source(train, source, keys)
     known, space, kappa = learned.profiles, learned.known.conditions, learned.kappa
     return _moved(source, space.level(target), keys, method, known, space, kappa, of_shares=True)
 
 
 def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
     """Return the source cells plus the change of mean log values that a method says of their label."""
-    for adata in (train, source):
-        check_obs(adata, [*keys.condition_columns, keys.labels_key])
-    _check_genes(train, source)
+    _check_cells(train, keys, "train")
+    _check_source(train, source, keys)
     level = target_level(train, target, keys, strict=method != "no_change")
     means, space = profiles(train, keys), conditions_of(train, keys)
     known = means.of_conditions(space.levels)
@@ -166,6 +183,7 @@ def _moved(
     """Return the source cells plus the change of their label; `of_shares`: means are of :func:`mean_level`."""
     x = np.array(dense(log_values(source, keys, kappa)), dtype=np.float64)
     shifts: dict[str, Any] = {}
+    start = []
     for (label, condition), rows in groups(source.obs, keys):
         if method == "no_change" or condition == level_name(target):
             continue
@@ -175,17 +193,30 @@ def _moved(
         own = mean_level(x[rows], is_count=keys.is_count and of_shares)
         if label in known.labels and known.n_cells[known.labels.index(label), code] > 0:
             place = known.labels.index(label)
+            start.append((own, known.mean[place, code], len(rows)))
             own = known.mean[place, code] if of_shares else own
         x[rows] += shifts[condition].predict(own, place) - own
+    for note in scale_notes("source", start, "in train", is_count=keys.is_count):
+        logger.warning(note)
     return as_prediction(x, source, target, keys, kappa, method)
 
 
-def _check_genes(train: AnnData, source: AnnData) -> None:
-    """Raise where cells to start from have other genes than those to learn from, or in another order."""
+def _check_source(train: AnnData, source: AnnData, keys: Keys) -> None:
+    """Raise where cells to start from have other genes than those to learn from, or other values than keys say."""
     if not train.var_names.equals(source.var_names):
         raise InputError(
             "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
         )
+    _check_cells(source, keys, "source")
+
+
+def _check_cells(adata: AnnData, keys: Keys, name: str) -> None:
+    """Raise on columns or values that are not what keys say."""
+    with naming(name):
+        check_matrix(adata, keys.layer)
+        totals_key = keys.total_counts_key if keys.is_count else None
+        check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
+    check_cells(adata, keys, name=name)
 
 
 def as_prediction(

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from trvae_sc.alignment import ALIGNMENT
 from trvae_sc.arguments import check_whole
-from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, looks_like_counts
+from trvae_sc.checks import RECORD, TOTAL_COLUMN, check_obs, check_type, matrix
 from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._ceiling import CEILING, ceiling
 from trvae_sc.evaluation._checks import LEAST_GENES, LEAST_HIDDEN
+from trvae_sc.evaluation._fitting import (
+    STARTED,
+    check_shares,
+    counts_layer,
+    made_of,
+    share_of,
+    started_from,
+)
 from trvae_sc.evaluation._holdouts import TASK, Holdout
 from trvae_sc.evaluation._measured import CONDITION, TOTAL, label_column, measured_cells
-from trvae_sc.evaluation._scores import LEAST_SHARE, N_TOP, gene_table, score, score_values
+from trvae_sc.evaluation._scores import N_TOP, gene_table, score_values, scored
 from trvae_sc.evaluation._tasks import Shared, Task
 from trvae_sc.expression import Keys, median_total
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import as_list, as_text, level_name, of_labels
+from trvae_sc.scales import scale_notes
 
 #: Scores that a comparison shows, and the genes they are over.
 _SHOWN = {
@@ -41,6 +50,10 @@ _OF_EXEMPLARS = (
 _OF_TRAINING = (
     "The prediction was learned from cells under the target condition{}, too: if these are the ones in truth, scores "
     "say nothing about unseen cells."
+)
+_OF_FILLED = (
+    "{} was not measured in {:,} genes, which align_genes filled in: they count as genes that do not change, so that "
+    "scores are lower. Train on genes that both have."
 )
 
 
@@ -149,21 +162,31 @@ def compare(
     measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
     chosen = _chosen(predicted, record, keys, measured, label)
     if keys.is_count and (key := keys.total_counts_key) is not None:
-        is_drawn = record["scale"] == "counts"
-        parts = chosen.values() if is_drawn else _made_of(predicted, starts, key)
-        _check_totals({"predicted": parts, "truth": [cells], "control": [starts]}, cells.n_vars)
+        parts = made_of(predicted, starts, starts.X, key)
+        if record["scale"] == "counts":
+            parts = [(x.X, x.obs[TOTAL]) for x in chosen.values()]
+        measured_sides = {"truth": cells, "control": starts}
+        shares = {name: share_of([(x.X, x.obs[TOTAL])]) for name, x in measured_sides.items()}
+        check_shares({"predicted": share_of(parts), **shares}, cells.n_vars)
     hidden = pd.MultiIndex.from_frame(measured).isin([(h.label, h.target) for h in chosen])
     kappa = float(record.get("kappa", 1.0))
     shared = _shared(cells[~hidden], own, kappa) if (~hidden).sum() > 1 else None
-    scores, genes = {}, {}
+    scores, genes, starting = {}, {}, []
     for holdout, found in chosen.items():
         task = _task(holdout, cells, starts, shared, own, kappa)
         names = holdout.label, holdout.source, holdout.target
         scores[names], genes[names] = _scored(task, found, n_top), gene_table(task, found)
+        starting += started_from(task, found)
+    notes = list(_notes(record, keys, chosen, truth, cells, hidden))
+    notes += scale_notes("control cells", starting, STARTED, is_count=False)
+    for name, given in {"truth": truth, "control": control}.items():
+        filled = [] if given is None else given.uns.get(ALIGNMENT, {}).get("missing", [])
+        if len(filled):
+            notes.append(_OF_FILLED.format(name, len(filled)))
     return Comparison(
         pd.concat(scores, names=TASK).reset_index(TASK).reset_index(drop=True),
         pd.concat(genes, names=[*TASK, "gene"]).reset_index(),
-        tuple(_notes(record, keys, chosen, truth, cells, hidden)),
+        tuple(notes),
     )
 
 
@@ -279,16 +302,7 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
     found = predicted.to_memory() if predicted.isbacked else predicted.copy()
     key = record["keys"].get("total_counts_key")
     if record["scale"] == "counts":
-        layers = [
-            found.layers[name] for name in found.layers if name == record["keys"].get("layer")
-        ]
-        counts = next((x for x in (found.X, *layers) if looks_like_counts(x)), None)
-        if counts is None:
-            raise InputError(
-                "predicted.X holds no counts any more, as predict wrote them: it was normalised since. Pass the "
-                "prediction as it was, or predicted.X = counts kept in a layer."
-            )
-        found.X = counts
+        found.X = matrix(found, counts_layer(found))
         if key is not None and key not in found.obs:
             raise InputError(
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
@@ -296,34 +310,6 @@ def _with_totals(predicted: AnnData, record: Mapping[str, Any]) -> AnnData:
             )
         found.obs[TOTAL] = row_sums(found.X, found.n_obs) if key is None else found.obs[key]
     return found
-
-
-def _made_of(predicted: AnnData, starts: AnnData, key: str) -> list[AnnData]:
-    """Return the measured cells that log values were made of, with the totals they had then, as far as known."""
-    if not {key, "source_cell"} <= set(predicted.obs) or not starts.obs_names.is_unique:
-        return []
-    at = starts.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
-    found = starts[at[at >= 0]].copy()
-    found.obs[TOTAL] = predicted.obs[key].to_numpy(np.float64)[at >= 0]
-    # of other cells of these names they are less
-    is_more = found.obs[TOTAL] >= row_sums(found.X, found.n_obs)
-    return [found] if found.n_obs and is_more.all() else []
-
-
-def _check_totals(sides: Mapping[str, Collection[AnnData]], n_genes: int) -> None:
-    """Raise where totals of one side are sums over its genes, and those of another over many more."""
-    share = {}
-    for name, parts in sides.items():
-        total = sum(x.obs[TOTAL].sum() for x in parts)
-        held = sum(row_sums(x.X, x.n_obs).sum() for x in parts)
-        share[name] = held / max(total, 1.0) if parts else np.nan
-    for name, other in permutations(share, 2):
-        if share[name] >= 1.0 - 1e-6 and share[other] < LEAST_SHARE:
-            raise InputError(
-                f"Total counts of {name} are sums over its {n_genes:,} genes, as scanpy's calculate_qc_metrics "
-                f"writes them, and those of {other} over more ({share[other]:.0%} are of these genes). Both must be "
-                f"over the same: put back the totals that {name} had."
-            )
 
 
 def _shared(train: AnnData, keys: Keys, kappa: float) -> Shared:
@@ -358,7 +344,7 @@ def _task(
 def _scored(task: Task, predicted: AnnData, n_top: int) -> pd.DataFrame:
     """Return the scores of the prediction, of no change and of a perfect prediction, side by side."""
     tables = {
-        "predicted": score(task, predicted, n_top=n_top),
+        "predicted": scored(task, predicted, n_top=n_top),
         "no_change": score_values(task, task.control, task.real, n_top=n_top),
         "ceiling": ceiling(task, n_top=n_top)[CEILING],
     }

@@ -25,6 +25,7 @@ from trvae_sc.evaluation._methods import Method, judged
 from trvae_sc.evaluation._scores import (
     BOUNDS,
     N_TOP,
+    change_of,
     change_to,
     export_cells,
     gene_table,
@@ -139,7 +140,7 @@ def changes(task: Task, found: Mapping[str, AnnData]) -> dict[str, list[Any]]:
     kept["predicted_change"] = level_change(task, predicted)
     bounds = predicted.var.reindex(columns=BOUNDS)
     if has_levels(predicted, task.keys) and bounds.notna().all(axis=None):
-        kept |= {name: predicted.var[name].to_numpy(np.float64) for name in BOUNDS}
+        kept |= {name: change_of(task, predicted, name) for name in BOUNDS}
     rounded = {name: _significant(values) for name, values in kept.items()}
     return {"gene": task.train.var_names.tolist(), **rounded}
 

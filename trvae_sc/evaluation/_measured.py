@@ -41,6 +41,7 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
     with naming(name):
         check_type(adata)
         check_names(adata, "var_names")
+    _check_not_predicted(adata, predicted, name)
     needed = [*keys.condition_columns, keys.labels_key]
     columns = [key for key in needed if key in adata.obs]
     known = adata.obs[columns].notna().all(axis=1).to_numpy()
@@ -81,6 +82,20 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
     if keys.is_count:
         found.obs[TOTAL] = _totals(adata, found, keys, name)
     return found
+
+
+def _check_not_predicted(adata: AnnData, predicted: AnnData, name: str) -> None:
+    """Raise where measured cells are, or have among them, the predicted ones, by the names that these were given."""
+    if "source_cell" not in predicted.obs:
+        return
+    there = predicted.obs_names.isin(adata.obs_names)
+    names = zip(predicted.obs_names[there], predicted.obs["source_cell"][there], strict=True)
+    n_there = sum(str(own).startswith(f"{start}_") for own, start in names)
+    if 2 * n_there > predicted.n_obs:
+        raise InputError(
+            f"{name} holds {n_there:,} of the {predicted.n_obs:,} predicted cells, which would be compared with "
+            "themselves. Pass measured cells alone."
+        )
 
 
 def _as_predicted(conditions: pd.Series, predicted: AnnData, keys: Keys) -> pd.Series:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import metrics, names
-from trvae_sc.checks import check_type
-from trvae_sc.errors import InputError, UndefinedScoreError, naming
+from trvae_sc.errors import InputError, UndefinedScoreError
+from trvae_sc.evaluation._fitting import check_fits, counts_layer, warn_of_scale, warn_of_training
 from trvae_sc.evaluation._tasks import Task
-from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level, totals, values
+from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
-from trvae_sc.identity import row_sums
 from trvae_sc.levels import SEPARATOR, level_name
 from trvae_sc.metrics import METRICS
 
-#: Of the counts of a cell, below which totals over all genes are no sums over some.
-LEAST_SHARE = 0.9
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
 
@@ -44,10 +41,10 @@ def predicted_log_values(task: Task, predicted: AnnData) -> Any:
     Raises
     ------
     InputError
-        Other genes than those of the training cells, or in another order; no note of the scale; counts
-        without totals, or totals over other genes.
+        Other genes than those of the training cells, or in another order; another label or condition than the
+        task hides; no note of the scale, or one that does not fit; counts without totals, or totals over other genes.
     """
-    _check_predicted(task, predicted)
+    check_fits(task, predicted)
     return on_scale(predicted, task.keys, task.kappa)
 
 
@@ -61,44 +58,23 @@ def on_scale(predicted: AnnData, keys: Keys, kappa: float) -> Any:
                 f"The predicted counts lack their totals, predicted.obs['{key}'], so they cannot be "
                 "compared with the task's, which are of whole cells."
             )
-        return log_values(predicted, keys._replace(layer=None), kappa)
+        return log_values(predicted, keys._replace(layer=counts_layer(predicted)), kappa)
+    ratio = _ratio(predicted, keys, kappa)
+    return predicted.X if ratio == 1.0 else _rescaled(dense(predicted.X).astype(np.float64), ratio)
+
+
+def _ratio(predicted: AnnData, keys: Keys, kappa: float) -> float:
+    """Return kappa in units of that of a prediction; 1 where they are next to the same, or there is none."""
+    record = predicted.uns["trvae_sc"]
     if not keys.is_count or record["scale"] == "values" or "kappa" not in record:
-        return predicted.X
+        return 1.0
     ratio = kappa / float(record["kappa"])
-    if np.isclose(ratio, 1.0, rtol=1e-6):
-        return predicted.X
-    x = dense(predicted.X).astype(np.float64)
+    return 1.0 if np.isclose(ratio, 1.0, rtol=1e-6) else ratio
+
+
+def _rescaled(x: Any, ratio: float) -> Any:
+    """Return log(1 + kappa share) for a kappa that is `ratio` times as large."""
     return np.sign(x) * np.log1p(ratio * np.expm1(np.abs(x)))  # shifted values may be below 0
-
-
-def _check_predicted(task: Task, predicted: AnnData) -> None:
-    """Raise where genes or the note of the scale are not as they must be."""
-    with naming("predicted"):
-        check_type(predicted)
-    if predicted.var_names.tolist() != task.train.var_names.tolist():
-        raise InputError(
-            "The predicted cells do not have the genes of the training cells in order."
-        )
-    if "scale" not in predicted.uns.get("trvae_sc", {}):
-        raise InputError(
-            "predicted.uns['trvae_sc']['scale'] is missing: 'counts', or any other word for values "
-            "that are compared as they are (log values where the data are counts)."
-        )
-    _check_totals(task, predicted.uns["trvae_sc"])
-
-
-def _check_totals(task: Task, record: Mapping[str, Any]) -> None:
-    """Raise on shares of sums over the chosen genes, where those of the task are of whole cells."""
-    keys, source = task.keys, task.source
-    key, named = keys.total_counts_key, record.get("keys")
-    if not keys.is_count or key is None or named is None or "total_counts_key" in named:
-        return
-    held = row_sums(values(source, keys), source.n_obs).sum()
-    if held < LEAST_SHARE * totals(source, keys).sum():
-        raise InputError(
-            f"The prediction was made with totals over the {source.n_vars:,} genes, and those of the task, in "
-            f"obs['{key}'], are over all. Set the model up with them: **task.keys.further()."
-        )
 
 
 def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame:
@@ -117,6 +93,14 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     it). Genes are ``all``, ``top100`` (largest absolute Welch t between hidden and source cells) or ``pcs``, the
     principal components of the training cells. Predictions with intervals also get ``interval_coverage``.
     """
+    found = scored(task, predicted, n_top=n_top)
+    warn_of_training(task, predicted)
+    warn_of_scale(task, predicted)
+    return found
+
+
+def scored(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame:
+    """Return what :func:`score` does, without warnings of training and scale."""
     table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
@@ -199,10 +183,11 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     """
     if not set(BOUNDS) <= set(predicted.var):
         raise InputError(f"predicted.var has no intervals {BOUNDS}; it has {list(predicted.var)}.")
-    _check_predicted(task, predicted)
+    check_fits(task, predicted)
     of_shares = task.keys.is_count and has_levels(predicted, task.keys)
     real = change_to(task.real, task, of_shares=of_shares)
-    return predicted.var[BOUNDS].assign(real_change=real)[["real_change", *BOUNDS]]
+    bounds = {name: change_of(task, predicted, name) for name in BOUNDS}
+    return pd.DataFrame({"real_change": real, **bounds}, index=predicted.var.index)
 
 
 def has_levels(predicted: AnnData, keys: Keys) -> bool:
@@ -215,10 +200,20 @@ def change_to(x: Any, task: Task, *, of_shares: bool) -> np.ndarray:
     return mean_level(x, is_count=of_shares) - mean_level(task.control, is_count=of_shares)
 
 
+def change_of(task: Task, predicted: AnnData, name: str) -> np.ndarray:
+    """Return a change, or an end of its interval, in a column of ``var``: of f for the kappa of a task."""
+    change = predicted.var[name].to_numpy(np.float64)
+    ratio = _ratio(predicted, task.keys, task.kappa)
+    if ratio == 1.0:
+        return change
+    start = mean_level(task.control, is_count=True)
+    return _rescaled(_rescaled(start, 1.0 / ratio) + change, ratio) - start
+
+
 def level_change(task: Task, predicted: AnnData) -> np.ndarray:
     """Return the predicted change of every gene: of counts that of f of mean shares, else of mean values."""
     if "predicted_change" in predicted.var and has_levels(predicted, task.keys):
-        return predicted.var["predicted_change"].to_numpy(np.float64)
+        return change_of(task, predicted, "predicted_change")
     return change_to(predicted_log_values(task, predicted), task, of_shares=task.keys.is_count)
 
 

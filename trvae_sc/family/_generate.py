@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import row_norms
 
 from trvae_sc.arguments import check_seed
+from trvae_sc.checks import looks_like_counts
 from trvae_sc.errors import InputError
 from trvae_sc.family._cells import check_model, values_of
 from trvae_sc.model import TRVAE
@@ -104,7 +105,8 @@ def copy_check(
     Raises
     ------
     InputError
-        Fewer than three training cells, no cells, other genes, values that are not finite, or an AnnData.
+        Fewer than three training cells, no cells, other genes, values that are not finite, counts beside other
+        values, or an AnnData.
     """
     check_seed(seed)
     given = {"train": train, "generated": generated}
@@ -125,6 +127,11 @@ def copy_check(
             raise InputError(
                 f"`{name}` has shape {x.shape} and `train` {train.shape}: give cells, of the same genes."
             )
+    counts = [name for name, x in given.items() if looks_like_counts(x, least=2)]
+    if counts and (others := [name for name, x in given.items() if not looks_like_counts(x)]):
+        raise InputError(
+            f"{counts} hold counts and {others} other values, which do not compare. Give all on one log scale."
+        )
     neighbors = NearestNeighbors(algorithm="brute").fit(train)
     if held_back is None:
         rng = np.random.default_rng(seed)

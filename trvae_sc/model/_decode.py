@@ -32,9 +32,10 @@ class Batch(NamedTuple):
     #: Probabilities that zero inflation spares a gene under source and target; None without it.
     spared: list[np.ndarray] | None = None
 
-    def shares(self) -> np.ndarray:
-        """Return observed shares, or values that are not counts."""
-        return self.observed if self.total is None else self.observed / self.total
+    def shares(self, rows: Any = slice(None)) -> np.ndarray:
+        """Return observed shares of some cells, or values that are not counts."""
+        observed = self.observed[rows]
+        return observed if self.total is None else observed / self.total[rows]
 
 
 def decoded_batches(

@@ -36,10 +36,7 @@ def with_rows(registry: dict[str, Any], adata: AnnData, given: Any) -> dict[str,
             raise InputError("The reference was set up without condition_features; leave them out.")
         return registry
     if given is not None:
-        table = table_of(adata, given)
-        new = [n for n in table.index if level_name(n) not in description.names]
-        for name in new:
-            description = description.extended(name, table.loc[name])
+        description = description.with_table(table_of(adata, given))
     separator = registry["setup_args"].get("condition_separator")
     absent = lacking(description.frame, parts_of(adata.obs[description.key], separator))
     if absent:

@@ -22,6 +22,7 @@ from trvae_sc.identity import among, marks_of
 from trvae_sc.levels import as_text, level_name, listing
 from trvae_sc.model._counts import Draws
 from trvae_sc.model._decode import (
+    Batch,
     decoded_batches,
     latent_shifts,
     predicted_totals,
@@ -34,6 +35,7 @@ from trvae_sc.model._record import combination_table, layer_of, predicted_obs, p
 from trvae_sc.model._trained import Known, Trained, chosen_labels, given_labels
 from trvae_sc.model._write import PieceWriter, check_out, stacked
 from trvae_sc.rows import Rows, give_back_memory
+from trvae_sc.scales import scale_notes
 from trvae_sc.training import row_numbers
 
 Output = Literal["counts", "delta", "mean", "sample"]
@@ -132,6 +134,10 @@ class _Prediction:
         self.totals = Rows(n)  # of predicted counts, where cells have one
         self.marks = Rows(n)  # of the source cells
         self.sums = np.zeros((2, registered.n_vars))
+        self.group = self.groups.groupby(["label", "source"]).ngroup().to_numpy()
+        # sums of shares of cells that are new to the model, and their number
+        self.observed = np.zeros((self.group.max() + 1, registered.n_vars))
+        self.n_observed = np.zeros(len(self.observed), dtype=int)
 
     def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
         """Yield predicted values, batch by batch."""
@@ -153,7 +159,9 @@ class _Prediction:
                 done += len(raw.observed)
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
-                self.marks.add(marks_of(raw.observed))
+                marks = marks_of(raw.observed)
+                self.marks.add(marks)
+                self._add_observed(raw, self.group[at], ~among(marks, self.trained.marks))
                 if not self.calibration.factors:
                     ends = batch.source, batch.target
                     self.sums += [rates.sum(0, dtype=np.float64) for rates in ends]
@@ -161,6 +169,26 @@ class _Prediction:
                 if module.has_total and request.output in ("counts", "sample"):
                     self.totals.add(predicted_totals(batch, values))
                 yield values
+
+    def _add_observed(self, batch: Batch, group: np.ndarray, is_new: np.ndarray) -> None:
+        """Add what was observed of the new cells of a batch."""
+        for code in np.unique(group[is_new]):
+            rows = is_new & (group == code)
+            self.observed[code] += batch.shares(rows).sum(0, dtype=np.float64)
+            self.n_observed[code] += rows.sum()
+
+    def _scale_notes(self) -> list[str]:
+        """Return a note where new cells are on another scale than those of training."""
+        trained, found = self.trained, []
+        profiles = trained.profiles().mean if self.n_observed.any() else None
+        names = self.groups.groupby(["label", "source"]).size().index
+        for (label, source), n, total in zip(names, self.n_observed, self.observed, strict=True):
+            code = trained.conditions.code(trained.conditions.level(source))
+            if n and trained.n_cells_of(label, code):
+                own = profiles[trained.labels.index(label), code]
+                found.append((scaled(trained.module, total / n), own, n))
+        is_count = trained.module.is_count
+        return scale_notes("these cells", found, "in training", is_count=is_count)
 
     def around(self, x: np.ndarray | sparse.csr_matrix | None) -> AnnData:
         """Return what belongs to the values, once they have all been predicted."""
@@ -181,6 +209,7 @@ class _Prediction:
                 f"The cells have no column '{key}': they were moved as one group, and whether training saw their "
                 "labels under the target is not known."
             )
+        notes += self._scale_notes()
         filled = self.original.uns.get(ALIGNMENT, {}).get("share_missing", 0.0)
         if filled:
             notes.append(

@@ -108,6 +108,19 @@ def unit_of(layer: str | None, target_sum: float | None) -> str:
     return "value in X" if layer is None else f"value in layer '{layer}'"
 
 
+OTHER = "other values"  #: scale that is not known: no counts, maybe their logarithm
+
+
+def scale_of(adata: AnnData, layer: str | None, target_sum: float | None) -> str:
+    """Return the scale of values as far as it is known: counts, their logarithm, or other values."""
+    if target_sum is None and looks_like_counts(matrix(adata, layer), adata.n_obs):
+        return "counts"
+    record = adata.uns.get(RECORD, {})
+    if target_sum is None and layer is None and str(record.get("scale", "")).startswith("log"):
+        target_sum = float(record.get("kappa", 1.0))
+    return OTHER if target_sum is None else f"log(1 + {target_sum:.5g} x share)"
+
+
 def _check_same_scale(
     groups: Mapping[str, AnnData], layer: str | None, target_sum: float | None
 ) -> None:

@@ -16,7 +16,7 @@ from trvae_sc.checks import check_type, looks_like_counts, matrix
 from trvae_sc.errors import InputError
 from trvae_sc.expression import dense
 from trvae_sc.levels import as_list, as_text
-from trvae_sc.pl._cells import gene_values, unit_of
+from trvae_sc.pl._cells import OTHER, gene_values, scale_of, unit_of
 from trvae_sc.pl._finish import Save, finish
 from trvae_sc.pl._style import (
     LOG_UNIT,
@@ -34,6 +34,8 @@ from trvae_sc.pl._style import (
     plain,
     unit_of_cells,
 )
+
+_SCALE = "scale"  #: key of ``attrs``: the scale of means, as far as it is known, and the genes that totals are over
 
 # -- dose response ------------------------------------------------------------------------------------
 
@@ -96,7 +98,27 @@ def dose_table(
     }
     table = pd.concat(tables, names=["gene", "label", "dose"]).reset_index()
     table.attrs[UNIT] = unit_of(layer, target_sum)
+    n_genes = adata.n_vars if total_counts_key is None else None
+    table.attrs[_SCALE] = scale_of(adata, layer, target_sum), n_genes
     return table
+
+
+def _check_same_scale(observed: pd.DataFrame, predicted: pd.DataFrame) -> None:
+    """Raise where means that are drawn beside each other are not on one scale, as far as the tables know."""
+    (scale, n_genes), (other, n_others) = (
+        t.attrs.get(_SCALE, ("", None)) for t in (observed, predicted)
+    )
+    are_known = "counts" in (scale, other) or OTHER not in (scale, other)
+    if scale and other and scale != other and are_known:
+        raise InputError(
+            f"Observed means are of {scale} and predicted ones of {other}, which do not compare. Make both tables "
+            "alike: of counts with the same target_sum=, or of log values."
+        )
+    if scale.startswith("log") and n_genes and n_others and n_genes != n_others:
+        raise InputError(
+            f"Total counts of observed cells are over {n_genes:,} genes and those of predicted ones over "
+            f"{n_others:,}. Give total_counts_key=, or cells of the same genes."
+        )
 
 
 def _numbers(dose: pd.Series, where: str) -> np.ndarray:
@@ -148,7 +170,7 @@ def dose_response(
     Raises
     ------
     InputError
-        Columns or the gene are missing; several genes and no choice; negative doses on a logarithmic axis; more than
+        Columns or the gene are missing; tables on different scales; several genes and no choice; negative doses on a logarithmic axis; more than
         28 labels.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
@@ -157,6 +179,7 @@ def dose_response(
     curves = observed.iloc[:0]
     if predicted is not None:
         check_columns(predicted, ("label", "dose", "mean"), of="predicted means by label and dose")
+        _check_same_scale(observed, predicted)
         gene, curves = _one_gene(predicted, gene)
     observed, curves = (t.assign(dose=_numbers(t["dose"], "dose")) for t in (observed, curves))
     doses = np.concatenate([observed["dose"], curves["dose"]])

@@ -1,0 +1,86 @@
+"""Cells on another scale than those of training are told of, in predictions, exemplars and comparisons."""
+
+import numpy as np
+import pytest
+import scanpy as sc
+
+import trvae_sc
+from trvae_sc import TRVAE
+from trvae_sc.datasets import simulate
+from trvae_sc.scales import other_scale
+
+QUIET = {"enable_progress_bar": False}
+
+
+def normalised(adata, target_sum, base=None):
+    """Return log values of cells with this total."""
+    found = adata.copy()
+    sc.pp.normalize_total(found, target_sum=target_sum)
+    sc.pp.log1p(found, base=base)
+    return found
+
+
+def test_the_scale_is_the_slope_through_the_origin():
+    rng = np.random.default_rng(0)
+    expected, times = rng.gamma(1.0, 1.0, 300), 2.5
+    x = times * expected + rng.normal(0.0, 0.1, 300)
+    slope = np.linalg.lstsq(expected[:, None], x, rcond=None)[0][0]
+    assert other_scale([(x, expected, 20)]) == pytest.approx(slope)
+    both = [(x, expected, 20), (expected, expected, 60)]
+    assert other_scale(both) is None  # 1.4 times as high, as those of other labs may be
+    assert other_scale([(x, expected, 2)]) is None
+    assert other_scale([(x[:20], expected[:20], 20)]) is None
+    assert other_scale([(x, np.zeros(300), 20)]) is None
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Return simulated counts, and which are hidden."""
+    adata = simulate(1000, 200, n_labels=4, seed=3)
+    obs = adata.obs
+    hidden = (obs["cell_type"] == "type_0") & (obs["condition"] == "stimulated")
+    return adata, hidden.to_numpy()
+
+
+def test_values_that_were_normalised_otherwise_are_noted(counts, caplog):
+    """Effect R2 on Kang: 0.86; -0.2 of such cells, -1.6 of such exemplars and 0.12 of such a truth."""
+    adata, hidden = counts
+    logs, other = (normalised(adata, total) for total in (1e4, 1e6))
+    train = logs[~hidden].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    model = TRVAE(train, gene_likelihood="normal", n_latent=4, n_hidden=(16, 8))
+    model.train(3, **QUIET)
+    own = {"target": "stimulated", "labels": "type_0"}
+    predicted = model.predict(train.copy(), **own, exemplars=logs[hidden][:9].copy())
+    assert "scale" not in caplog.text
+    assert not any("scale" in note for note in predicted.uns["trvae_sc"]["notes"])
+    assert not any("scale" in note for note in trvae_sc.compare(predicted, logs).notes)
+
+    found = model.predict(other[~hidden].copy(), **own)
+    noted = [note for note in found.uns["trvae_sc"]["notes"] if "on another scale" in note]
+    assert len(noted) == 1
+    assert "Pass values that were normalised as those of training" in noted[0]
+    model.effects(**own, exemplars=other[hidden][:9].copy())
+    assert "Means of exemplars are" in caplog.text
+    for truth in (other, normalised(adata, 1e4, base=2)):
+        assert "Means of control cells" in trvae_sc.compare(predicted, truth).notes[-1]
+    several = model.predict(target="stimulated")  # whose means are not those that it started from
+    assert not any("scale" in note for note in trvae_sc.compare(several, logs).notes)
+
+
+def test_totals_over_other_genes_are_noted(counts, caplog):
+    """Effect R2 on Kang of such exemplars: -0.2 in place of 0.79."""
+    adata, hidden = counts
+    cells = adata.copy()
+    cells.obs["whole"] = 5.0 * cells.obs["total_counts"]
+    train = cells[~hidden].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type", total_counts_key="whole")
+    model = TRVAE(train, n_latent=4, n_hidden=(16, 8))
+    model.train(3, **QUIET)
+    own, other = {"target": "stimulated", "labels": "type_0"}, cells.copy()
+    other.obs["whole"] = other.obs["total_counts"]
+    model.predict(train.copy(), **own, exemplars=cells[hidden][:9].copy())
+    assert "scale" not in caplog.text
+    found = model.predict(other[~hidden].copy(), **own, exemplars=other[hidden][:9].copy())
+    assert any("totals over the genes" in note for note in found.uns["trvae_sc"]["notes"])
+    assert "Means of exemplars are" in caplog.text

@@ -1,0 +1,40 @@
+"""Whether cells are on the scale that is expected of them, as far as their means show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+#: How many times as high means are in cells of other labs and protocols, at the lowest; log2 for log is 1.44.
+_LEAST = 0.7
+_ENOUGH = 3, 1000  # cells, and their values: the means of fewer are too uncertain
+
+#: Means of cells, those that are expected of them, both of f, and the number of the cells.
+Group = tuple[np.ndarray, np.ndarray, int]
+
+
+def other_scale(groups: Iterable[Group]) -> float | None:
+    """Return how many times as high as expected means of cells are; None where they may be on the same scale.
+
+    It is the slope through the origin over the genes of all groups.
+    """
+    found = [group for group in groups if group[1].any()]
+    n_cells = sum(n for *_, n in found)
+    if n_cells < _ENOUGH[0] or sum(n * len(x) for x, _, n in found) < _ENOUGH[1]:
+        return None
+    slope = sum(n * (x @ p) for x, p, n in found) / sum(n * (p @ p) for _, p, n in found)
+    return None if _LEAST < slope < 1.0 / _LEAST else float(slope)
+
+
+def scale_notes(cells: str, groups: Iterable[Group], expected: str, *, is_count: bool) -> list[str]:
+    """Return a note where cells are on another scale than `expected`, which says what of."""
+    times = other_scale(groups)
+    if times is None:
+        return []
+    given = "values that were normalised as those of training were"
+    if is_count:
+        given = "counts with totals over the genes that those of training are over"
+    return [
+        f"Means of {cells} are {times:.2g} times as high as {expected}, as on another scale. Pass {given}."
+    ]
