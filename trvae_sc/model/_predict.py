@@ -39,6 +39,7 @@ from trvae_sc.scales import scale_notes
 from trvae_sc.training import row_numbers
 
 Output = Literal["counts", "delta", "mean", "sample"]
+_SOME_CELLS = 64  # of a label and source, whose means tell of their scale
 
 
 class Request(NamedTuple):
@@ -134,10 +135,12 @@ class _Prediction:
         self.totals = Rows(n)  # of predicted counts, where cells have one
         self.marks = Rows(n)  # of the source cells
         self.sums = np.zeros((2, registered.n_vars))
-        self.group = self.groups.groupby(["label", "source"]).ngroup().to_numpy()
-        # sums of shares of cells that are new to the model, and their number
-        self.observed = np.zeros((self.group.max() + 1, registered.n_vars))
-        self.n_observed = np.zeros(len(self.observed), dtype=int)
+        by_group = self.groups.groupby(["label", "source"])
+        self.names = by_group.size().index
+        # some cells of each group, sums of their shares, and their number
+        self.some = np.where(by_group.cumcount() < _SOME_CELLS, by_group.ngroup(), -1)
+        self.observed = np.zeros((len(self.names), registered.n_vars))
+        self.n_observed = np.zeros(len(self.names), dtype=int)
 
     def pieces(self) -> Iterator[np.ndarray | sparse.csr_matrix]:
         """Yield predicted values, batch by batch."""
@@ -159,9 +162,8 @@ class _Prediction:
                 done += len(raw.observed)
                 self.response.add(self.calibration.response(raw, at))
                 self.latent.add(batch.latent)
-                marks = marks_of(raw.observed)
-                self.marks.add(marks)
-                self._add_observed(raw, self.group[at], ~among(marks, self.trained.marks))
+                self.marks.add(marks_of(raw.observed))
+                self._add_observed(raw, self.some[at])
                 if not self.calibration.factors:
                     ends = batch.source, batch.target
                     self.sums += [rates.sum(0, dtype=np.float64) for rates in ends]
@@ -170,21 +172,20 @@ class _Prediction:
                     self.totals.add(predicted_totals(batch, values))
                 yield values
 
-    def _add_observed(self, batch: Batch, group: np.ndarray, is_new: np.ndarray) -> None:
-        """Add what was observed of the new cells of a batch."""
-        for code in np.unique(group[is_new]):
-            rows = is_new & (group == code)
-            self.observed[code] += batch.shares(rows).sum(0, dtype=np.float64)
-            self.n_observed[code] += rows.sum()
+    def _add_observed(self, batch: Batch, group: np.ndarray) -> None:
+        """Add what was observed of some cells of a batch, by their group; -1: of none that is looked at."""
+        for code in np.unique(group[group >= 0]):
+            shares = batch.shares(group == code)
+            self.observed[code] += shares.sum(0, dtype=np.float64)
+            self.n_observed[code] += len(shares)
 
     def _scale_notes(self) -> list[str]:
-        """Return a note where new cells are on another scale than those of training."""
-        trained, found = self.trained, []
-        profiles = trained.profiles().mean if self.n_observed.any() else None
-        names = self.groups.groupby(["label", "source"]).size().index
-        for (label, source), n, total in zip(names, self.n_observed, self.observed, strict=True):
+        """Return a note where cells are on another scale than those of training."""
+        trained, found, groups = self.trained, [], zip(self.observed, self.n_observed, strict=True)
+        profiles = trained.profiles().mean
+        for (label, source), (total, n) in zip(self.names, groups, strict=True):
             code = trained.conditions.code(trained.conditions.level(source))
-            if n and trained.n_cells_of(label, code):
+            if trained.n_cells_of(label, code):
                 own = profiles[trained.labels.index(label), code]
                 found.append((scaled(trained.module, total / n), own, n))
         is_count = trained.module.is_count
