@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import trvae_sc
 from trvae_sc import datasets
@@ -97,3 +98,11 @@ def test_registering_cells_of_unknown_label_says_what_to_do(adata, caplog):
     adata.obs.loc[adata.obs_names[:3], "known"] = np.nan
     with pytest.raises(InputError, match="predict_labels"):
         trvae_sc.TRVAE.setup_anndata(adata, "condition", labels_key="known")
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray])
+def test_labels_do_not_depend_on_how_counts_are_stored(form, adata):
+    expected = trvae_sc.predict_labels(adata, n_top_genes=50, **NAMES)
+    adata.X = form(sparse.csr_matrix(adata.X).toarray())
+    found = trvae_sc.predict_labels(adata, n_top_genes=50, **NAMES)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)

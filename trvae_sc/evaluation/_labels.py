@@ -123,7 +123,9 @@ def _components(adata: AnnData, keys: Keys, n_top_genes: int | None, seed: int) 
     x = log_values(adata, keys, median_total(adata, keys))
     if n_top_genes is not None and n_top_genes < adata.n_vars:
         x = x[:, choose_genes(adata, keys._replace(labels_key=None), n_top_genes).chosen]
-    x = dense(x).astype(np.float32, copy=False)
+    x = np.ascontiguousarray(
+        dense(x), dtype=np.float32
+    )  # else rounding depends on the order in memory
     return components(x, seed).transform(x).astype(np.float64)
 
 
