@@ -84,3 +84,20 @@ def test_totals_over_other_genes_are_noted(counts, caplog):
     found = model.predict(other[~hidden].copy(), **own, exemplars=other[hidden][:9].copy())
     assert any("totals over the genes" in note for note in found.uns["trvae_sc"]["notes"])
     assert "Means of exemplars are" in caplog.text
+
+
+@pytest.mark.parametrize("with_known", [True, False])
+def test_queries_on_another_scale_are_warned_of(with_known, caplog):
+    """Effect R2 of a new cytokine in mouse neutrophils: -33 in place of 0.98."""
+    adata = simulate(900, 200, n_labels=3, n_conditions=3, seed=3)
+    logs, other = (normalised(adata, total) for total in (1e4, 1e6))
+    *known, new = adata.obs["condition"].cat.categories
+    train = logs[logs.obs["condition"] != new].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type")
+    model = TRVAE(train, gene_likelihood="normal", n_latent=4, n_hidden=(16, 8))
+    model.train(2, **QUIET)
+    shown = [new, known[0]] if with_known else [new]
+    for cells in (logs, other):
+        assert "Means of the query" not in caplog.text
+        TRVAE.load_query_data(cells[cells.obs["condition"].isin(shown)].copy(), model)
+    assert "Means of the query are" in caplog.text

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from anndata import AnnData
 
+from trvae_sc.checks import logger
 from trvae_sc.condition_sets import SETS
 from trvae_sc.conditions import ConditionSpace
+from trvae_sc.expression import Keys, evenly_spaced, log_values, mean_level
 from trvae_sc.levels import level_name
+from trvae_sc.model._trained import Trained
+from trvae_sc.scales import scale_notes
 
 State = dict[str, torch.Tensor]
 
 #: Parameters with a row for each feature of the condition.
 _BY_FEATURE = ("encoder_in.condition", "decoder_in.condition", "log_dispersion_condition")
 _STATISTICS = ("n_cells", "profiles")
+_MOST = 500  # cells of a label and condition that tell their scale
+
+
+def warn_of_scale(reference: Trained, query: AnnData) -> None:
+    """Warn where cells of a query are on another scale than those of their labels in the reference.
+
+    Cells under conditions that the reference knows tell it best; of others it is the mean over all conditions.
+    """
+    module, profiles = reference.module, reference.profiles()
+    total_key = reference.total_counts_key if module.is_count else None
+    keys = Keys("", None, reference.layer, total_key, module.is_count)
+    levels = [level_name(level) for level in reference.conditions.levels[: profiles.mean.shape[1]]]
+    same, others = [], []
+    groups = reference.groups(query.obs).groupby(["label", "source"]).indices
+    for (label, condition), found in groups.items():
+        if label not in reference.labels:
+            continue
+        at, rows = reference.labels.index(label), evenly_spaced(found, _MOST)
+        n_cells, means = profiles.n_cells[at], profiles.mean[at]
+        x = log_values(query[rows], keys, module.kappa.item())
+        own = mean_level(x, is_count=module.is_count)
+        if condition in levels and n_cells[levels.index(condition)]:
+            same.append((own, means[levels.index(condition)], len(found)))
+        elif n_cells.any():
+            others.append((own, np.average(means, axis=0, weights=n_cells), len(found)))
+    for note in scale_notes(
+        "the query", same or others, "in the reference", is_count=module.is_count
+    ):
+        logger.warning(note)
 
 
 def extended(old: State, new: State, conditions: ConditionSpace) -> State:
