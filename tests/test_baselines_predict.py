@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 
 import trvae_sc
@@ -333,3 +334,23 @@ def test_missing_combinations_have_the_same_columns_and_record(train, fit):
     assert set(missing.uns["trvae_sc"]) == set(one.uns["trvae_sc"])
     assert missing.uns["trvae_sc"]["target"] == "stimulated"
     assert missing.uns["trvae_sc"]["source"].tolist() == ["control"]
+
+
+@pytest.mark.parametrize("store", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("method", ["mean_shift", "context_shift"])
+def test_genes_of_one_value_make_no_interval_narrower(make_adata, method, store):
+    """Their means differ by rounding, which counted as what is missed of genes: intervals were next to nothing."""
+    adata = make_adata(n_cells=240, values="log")
+    adata = adata[np.random.default_rng(0).random(240) < 0.8].copy()
+    x = adata.X.toarray().astype(np.float64)
+    more = np.column_stack([x, np.full((adata.n_obs, 120), 0.1)])
+    genes = pd.DataFrame(index=[*adata.var_names, *(f"same_{i}" for i in range(120))])
+    named = {"condition_key": "condition", "labels_key": "cell_type", "is_count": False}
+    named |= {"source": "control", "method": method}
+    expected, found = (
+        baselines.effects(AnnData(store(values), obs=adata.obs, var=var), "stimulated", **named)
+        for values, var in ((x, adata.var), (more, genes))
+    )
+    found = found[found["gene"].isin(adata.var_names)]
+    for column in ("lower", "upper", "pval"):
+        np.testing.assert_allclose(found[column], expected[column], rtol=1e-6)

@@ -1142,3 +1142,22 @@ def test_unknown_arguments_and_one_gene_are_refused(make_adata):
     ):
         with pytest.raises(InputError, match=message):
             select(make_adata(), "stimulated", **names, **wrong)
+
+
+def test_genes_of_one_value_make_no_interval_narrower():
+    """Predictions are rounded to float32, which counted as what is missed of a gene that is 0.1 in all cells."""
+    cells = datasets.simulate(600, 40, n_labels=5)
+    lacks = (cells.obs["cell_type"] == "type_4") & (cells.obs["condition"] == "stimulated")
+    cells = cells[~lacks].copy()
+    x = np.log1p(cells.X.toarray().astype(np.float64))
+    more = np.column_stack([x, np.full((cells.n_obs, 160), 0.1)])
+    genes = pd.DataFrame(index=[*cells.var_names, *(f"same_{i}" for i in range(160))])
+    keys = Keys("condition", "cell_type", is_count=False)
+    options = {"keys": keys, "methods": ["mean_shift"], "min_cells": 10, "n_top_genes": None}
+    expected, found = (
+        select(AnnData(values, obs=cells.obs, var=var), "stimulated", **options, progress=False).var
+        for values, var in ((x, cells.var[[]]), (more, genes))
+    )
+    for column in ("change_lower", "change_upper"):
+        same = found.loc[expected.index, column]
+        np.testing.assert_allclose(same, expected[column], rtol=1e-4, atol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 
 LEVEL = 0.9  # share of genes that intervals are to cover
 _PRIOR_LABELS = 1.0  # weight of the mean over genes in a gene's own mean squared residual
+_ROUNDING = 1e-9  # residuals, in units of the largest, that are none
 _SURE_CELLS = 300  # of a label whose residual says half as much as one of very many cells
 
 
@@ -131,7 +132,8 @@ def _scales(
     each, n_each = (
         np.stack([x[code == u].sum(0) for u in range(len(units))]) for x in (squares, weight)
     )
-    telling = (squares > 0).any(0)  # genes of which something was missed; all if nothing was of any
+    # genes of which something was missed, and not by rounding; all if nothing was of any
+    telling = squares.max(0) > _ROUNDING**2 * squares.max()
     telling |= ~telling.any()
     without = _scale(_of_others(each), _of_others(n_each), telling)
     return without[code], weight, _scale(each.sum(0), n_each.sum(0), telling), known & telling

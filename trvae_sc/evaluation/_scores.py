@@ -18,7 +18,7 @@ from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
 from trvae_sc.levels import SEPARATOR, level_name
-from trvae_sc.metrics import METRICS
+from trvae_sc.metrics import METRICS, _arrays
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
@@ -197,7 +197,8 @@ def has_levels(predicted: AnnData, keys: Keys) -> bool:
 
 def change_to(x: Any, task: Task, *, of_shares: bool) -> np.ndarray:
     """Return the change of every gene from the source cells to others, of f of mean shares or of mean values."""
-    return mean_level(x, is_count=of_shares) - mean_level(task.control, is_count=of_shares)
+    ends = (mean_level(cells, is_count=of_shares) for cells in (x, task.control))
+    return _arrays.difference(*ends)  # predictions are rounded to float32
 
 
 def change_of(task: Task, predicted: AnnData, name: str) -> np.ndarray:
