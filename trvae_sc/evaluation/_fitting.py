@@ -88,9 +88,8 @@ def _check_combination(task: Task, predicted: AnnData) -> None:
                 f"({label_key}: {found}). Predict task.source, or take those of {holdout.name}."
             )
     if set(keys.condition_columns) <= set(obs):
-        known = set(
-            as_text(keys.conditions(task.train.obs))
-        )  # what is hidden may be named otherwise
+        # what is hidden may be named otherwise
+        known = set(as_text(keys.conditions(task.train.obs)))
         under = set(as_text(keys.conditions(obs))) & known - {level_name(holdout.target)}
         if under:
             raise InputError(

@@ -91,7 +91,13 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     -------
     One row per metric and set of genes: ``metric``, ``genes``, ``value`` (NaN where the hidden cells do not define
     it). Genes are ``all``, ``top100`` (largest absolute Welch t between hidden and source cells) or ``pcs``, the
-    principal components of the training cells. Predictions with intervals also get ``interval_coverage``.
+    principal components of the training cells. Predictions with intervals also get ``interval_coverage``. A warning
+    tells of a model that had seen the hidden combination, and of values that seem to be on another scale.
+
+    Raises
+    ------
+    InputError
+        The prediction does not fit the task: see :func:`predicted_log_values`.
     """
     found = scored(task, predicted, n_top=n_top)
     warn_of_training(task, predicted)
