@@ -7,6 +7,7 @@ import scanpy as sc
 import trvae_sc
 from trvae_sc import TRVAE
 from trvae_sc.datasets import simulate
+from trvae_sc.family import CycleGAN
 from trvae_sc.scales import other_scale
 
 QUIET = {"enable_progress_bar": False}
@@ -101,3 +102,17 @@ def test_queries_on_another_scale_are_warned_of(with_known, caplog):
         assert "Means of the query" not in caplog.text
         TRVAE.load_query_data(cells[cells.obs["condition"].isin(shown)].copy(), model)
     assert "Means of the query are" in caplog.text
+
+
+def test_models_of_the_family_note_counts_in_place_of_log_values(counts):
+    """Effect R2 of a flow on Kang: -18 in place of 0.8."""
+    adata, hidden = counts
+    logs = normalised(adata, 1e4)
+    train = logs[~hidden].copy()
+    CycleGAN.setup_anndata(train, "condition", labels_key="cell_type", is_count=False)
+    model = CycleGAN(train, n_hidden=(8,))
+    model.train(1, **QUIET)
+    for cells, n in ((logs, 0), (adata, 1)):
+        predicted = model.predict(cells[~hidden].copy(), target="stimulated", labels="type_0")
+        notes = predicted.uns["trvae_sc"]["notes"]
+        assert sum("as on another scale" in note for note in notes) == n

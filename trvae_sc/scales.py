@@ -14,22 +14,29 @@ _ENOUGH = 3, 1000  # cells, and their values: the means of fewer are too uncerta
 Group = tuple[np.ndarray, np.ndarray, int]
 
 
-def other_scale(groups: Iterable[Group]) -> float | None:
+def other_scale(groups: Iterable[Group], least: float = _LEAST) -> float | None:
     """Return how many times as high as expected means of cells are; None where they may be on the same scale.
 
-    It is the slope through the origin over the genes of all groups.
+    It is the slope through the origin over the genes of all groups, and may be from `least` to its inverse.
     """
     found = [group for group in groups if group[1].any()]
     n_cells = sum(n for *_, n in found)
     if n_cells < _ENOUGH[0] or sum(n * len(x) for x, _, n in found) < _ENOUGH[1]:
         return None
     slope = sum(n * (x @ p) for x, p, n in found) / sum(n * (p @ p) for _, p, n in found)
-    return None if _LEAST < slope < 1.0 / _LEAST else float(slope)
+    return None if least < slope < 1.0 / least else float(slope)
 
 
-def scale_notes(cells: str, groups: Iterable[Group], expected: str, *, is_count: bool) -> list[str]:
+def scale_notes(
+    cells: str,
+    groups: Iterable[Group],
+    expected: str,
+    *,
+    is_count: bool,
+    least: float = _LEAST,
+) -> list[str]:
     """Return a note where cells are on another scale than `expected`, which says what of."""
-    times = other_scale(groups)
+    times = other_scale(groups, least)
     if times is None:
         return []
     given = "values that were normalised as those of training were"

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trvae_sc.errors import InputError
+from trvae_sc.expression import gene_means
 from trvae_sc.module import stack
+from trvae_sc.scales import scale_notes
 
 Adversarial = Literal["hinge", "wasserstein"]
 Terms = dict[str, Tensor]  #: weighted terms of a loss; it is their sum
@@ -22,6 +24,9 @@ Terms = dict[str, Tensor]  #: weighted terms of a loss; it is their sum
 #: arXiv:1706.08500).
 GENERATOR_RATE = 0.2
 _SLOPE = 0.2  # of LeakyReLU, as in most adversarial networks
+
+#: Of the means of all training cells, at the lowest, means of a label under a condition.
+_LEAST = 0.4
 
 
 class Player(NamedTuple):
@@ -95,6 +100,12 @@ class ExpressionModule(BaseModuleClass):
         codes = label * self.n_cells.shape[1] + condition
         counts = torch.bincount(codes, minlength=self.n_cells.numel())
         self.n_cells = counts.view(self.n_cells.shape)
+
+    def scale_notes(self, x: np.ndarray) -> list[str]:
+        """Return a note where values of cells are far from the scale of the training cells."""
+        groups = [(gene_means(x), self.center.cpu().numpy().astype(np.float64), len(x))]
+        is_count = self.gene_likelihood == "nb"
+        return scale_notes("these cells", groups, "in training", is_count=is_count, least=_LEAST)
 
     def to_components(self, x: Tensor) -> Tensor:
         """Return the scaled components of values, shape (n_cells, n_pcs)."""

@@ -388,7 +388,7 @@ class Translator(SavedModel):
             self.known, self.known.groups(cells.obs), target, [], is_training
         )
         notes = combination_notes(combinations, self.known) + interruption_notes(self.training_)
-        notes += more
+        notes += [*self.module.scale_notes(self._values(cells)), *more]
         result.uns["trvae_sc"] |= {
             "training": dict(self.training_),
             "source": np.array(combinations["source"].unique(), dtype=object),
