@@ -466,3 +466,11 @@ def test_predicted_cells_are_not_compared_with_themselves(adata, predicted):
     for given in ((joined,), (predicted, adata), (adata, joined)):
         with pytest.raises(InputError, match=r"holds \d+ of the \d+ predicted cells"):
             trvae_sc.compare(predicted, *given)
+    measured = adata.copy()  # of pairs cells may have such names, too
+    hidden = np.flatnonzero(~adata.obs_names.isin(without(adata).obs_names))[: predicted.n_obs]
+    names = measured.obs_names.to_numpy().copy()
+    names[hidden] = predicted.obs_names[: len(hidden)]
+    measured.obs_names = names
+    assert 2 * len(hidden) > predicted.n_obs
+    found = trvae_sc.compare(predicted, measured).scores
+    pd.testing.assert_frame_equal(found, trvae_sc.compare(predicted, adata).scores)

@@ -333,3 +333,5 @@ def test_means_on_different_scales_are_not_drawn_beside_each_other():
     totals = {"target_sum": kappa, "total_counts_key": "total_counts"}
     for same in (table(logs), table(some, **totals), table(other), table(adata, target_sum=kappa)):
         pl.dose_response(table(adata, **totals), same)
+    # logarithms of some genes are what they were
+    pl.dose_response(table(adata, target_sum=kappa), table(logs[:, :20].copy()))

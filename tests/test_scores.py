@@ -171,12 +171,20 @@ def of_task(task, train=None, **given):
 
 
 @pytest.mark.parametrize("function", [score, gene_table, predicted_log_values])
-def test_cells_of_another_label_or_condition_are_not_scored(chosen, function):
+def test_cells_of_another_label_or_condition_are_not_scored(chosen, function, make_adata):
     """As of a prediction of all labels: effect R2 0.46 on Kang in place of 0.88."""
     everything = of_task(chosen, labels=None)
     with pytest.raises(InputError, match=r"not of NK, which the task hides \(cell_type: 'B'"):
         function(chosen, everything)
     function(chosen, everything[everything.obs["cell_type"] == "NK"].copy())
+    donors = make_adata(n_cells=240)
+    donors.obs["donor"] = np.arange(240) // 120
+    within = Holdout("NK", "stimulated", "control", within=(("donor", 0),))
+    task = prepare_task(
+        donors, within, keys=chosen.keys._replace(total_counts_key=None), n_top_genes=15
+    )
+    with pytest.raises(InputError, match=r"task hides \(donor \+ cell_type: '1 \+ NK'\)"):
+        function(task, of_task(task))
     back = of_task(chosen, target="control", source="stimulated", labels="B")
     back.obs["cell_type"] = "NK"
     with pytest.raises(

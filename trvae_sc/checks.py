@@ -36,6 +36,9 @@ TOTAL_COLUMN = "trvae_sc_total_counts"
 _COVARIATES = ("categorical_covariate_keys", "continuous_covariate_keys")
 _SQUARABLE = 1e15  # of values above, squares may be no float32
 _MOST = 2**31  # counts above are no counts of molecules, and overflow what they are drawn with
+_AS_THEY_ARE = (
+    "take the values as they are (gene_likelihood='normal'; of simple methods is_count=False)"
+)
 
 
 # -- checks of names and columns ------------------------------------------------------------------
@@ -298,17 +301,17 @@ def check_values(
         if values.min(initial=0) < 0:
             raise InputError(
                 f"{name} holds negative values (smallest {values.min():.3g}); count likelihoods need "
-                "raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+                f"raw counts. Pass them with layer=, or {_AS_THEY_ARE}."
             )
         if (values != np.floor(values)).any():
             raise InputError(
                 f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
-                "likelihoods need raw counts. Pass them with layer=, or use gene_likelihood='normal'."
+                f"likelihoods need raw counts. Pass them with layer=, or {_AS_THEY_ARE}."
             )
         if float(values.max(initial=0)) > _MOST:  # in float16 the limit is infinite
             raise InputError(
                 f"{name} holds values up to {values.max():.3g}, which are no counts of molecules. Pass "
-                "raw counts with layer=, or use gene_likelihood='normal'."
+                f"raw counts with layer=, or {_AS_THEY_ARE}."
             )
         sums = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
         _check_totals(sums, None if totals is None else totals[start : start + len(sums)], start)

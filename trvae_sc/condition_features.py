@@ -27,6 +27,7 @@ SHOWN = 0.5  # length of features that the network sees beside a level's own cod
 NOVEL = 1.0  # distance of features above which a note says so
 _LARGEST = 1e100  # feature in a table
 _FARTHEST = 1e6  # standard deviations from what was measured, beyond which units are wrong
+_SAME = 0.01  # standard deviations that features of one level differ by at most, as where they were rounded
 #: Shares of what levels change that their features may tell, and how far features reach, in median distances.
 GRID = tuple(product((0.25, 0.5, 0.75, 0.9, 1.0), (0.5, 1.0, 2.0, np.inf)))
 
@@ -169,12 +170,12 @@ class Description:
 
     def with_table(self, table: pd.DataFrame) -> Description:
         """Return the description with the further levels of a table; raise where it has others of known ones."""
-        found, other = self, []
+        found, other, known = self, [], dict(zip(self.names, self.values, strict=True))
         for level in table.index:
             name = level_name(level)
-            if name not in self.names:
+            if name not in known:
                 found = found.extended(level, table.loc[level])
-            elif not np.allclose(self._row(table.loc[level]), self.values[self.names.index(name)]):
+            elif (np.abs(self._row(table.loc[level]) - known[name]) > _SAME * self.scale).any():
                 other.append(name)
         if other:
             raise InputError(

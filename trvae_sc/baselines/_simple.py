@@ -193,7 +193,8 @@ def _moved(
         own = mean_level(x[rows], is_count=keys.is_count and of_shares)
         if label in known.labels and known.n_cells[known.labels.index(label), code] > 0:
             place = known.labels.index(label)
-            start.append((own, known.mean[place, code], len(rows)))
+            n_cells = min(len(rows), known.n_cells[place, code])
+            start.append((own, known.mean[place, code], n_cells))
             own = known.mean[place, code] if of_shares else own
         x[rows] += shifts[condition].predict(own, place) - own
     for note in scale_notes("source", start, "in train", is_count=keys.is_count):

@@ -162,9 +162,10 @@ def compare(
     measured = pd.DataFrame({"label": label_column(cells, keys), "target": cells.obs[CONDITION]})
     chosen = _chosen(predicted, record, keys, measured, label)
     if keys.is_count and (key := keys.total_counts_key) is not None:
-        parts = made_of(predicted, starts, starts.X, key)
         if record["scale"] == "counts":
             parts = [(x.X, x.obs[TOTAL]) for x in chosen.values()]
+        else:
+            parts = made_of(predicted, starts, starts.X, key)
         measured_sides = {"truth": cells, "control": starts}
         shares = {name: share_of([(x.X, x.obs[TOTAL])]) for name, x in measured_sides.items()}
         check_shares({"predicted": share_of(parts), **shares}, cells.n_vars)

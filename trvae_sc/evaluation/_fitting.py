@@ -14,7 +14,7 @@ from trvae_sc.errors import InputError, naming
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import gene_means, totals, values
 from trvae_sc.identity import row_sums
-from trvae_sc.levels import as_text, level_name, listing
+from trvae_sc.levels import SEPARATOR, as_text, level_name, listing
 from trvae_sc.scales import Group, scale_notes
 
 #: Of the counts of a cell, below which totals over all genes are no sums over some.
@@ -82,10 +82,12 @@ def _check_combination(task: Task, predicted: AnnData) -> None:
     if label_key is not None and {label_key, *holdout.columns} <= set(obs):
         other = ~holdout.has_label(predicted, keys)
         if other.any():
-            found = listing(sorted(as_text(obs[label_key])[other].unique()))
+            columns = [*(column for column, _ in holdout.within), label_key]
+            names = zip(*(as_text(obs[column])[other] for column in columns), strict=True)
+            found = listing(sorted(set(map(SEPARATOR.join, names))))
             raise InputError(
                 f"predicted has {other.sum():,} cells that are not of {holdout.name}, which the task hides "
-                f"({label_key}: {found}). Predict task.source, or take those of {holdout.name}."
+                f"({SEPARATOR.join(columns)}: {found}). Predict task.source, or take those of {holdout.name}."
             )
     if set(keys.condition_columns) <= set(obs):
         # what is hidden may be named otherwise

@@ -19,6 +19,7 @@ from trvae_sc.checks import (
 from trvae_sc.condition_sets import split
 from trvae_sc.errors import InputError, naming
 from trvae_sc.expression import Keys, cells_at, in_memory, totals, values
+from trvae_sc.identity import among, cell_marks
 from trvae_sc.levels import as_text
 
 TOTAL = "_trvae_sc_total"  #: column with the totals over the genes that the prediction counts
@@ -41,7 +42,6 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
     with naming(name):
         check_type(adata)
         check_names(adata, "var_names")
-    _check_not_predicted(adata, predicted, name)
     needed = [*keys.condition_columns, keys.labels_key]
     columns = [key for key in needed if key in adata.obs]
     known = adata.obs[columns].notna().all(axis=1).to_numpy()
@@ -81,16 +81,22 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
         found.obs[keys.labels_key] = adata.obs[keys.labels_key].to_numpy()
     if keys.is_count:
         found.obs[TOTAL] = _totals(adata, found, keys, name)
+    _check_not_predicted(found, predicted, name)
     return found
 
 
-def _check_not_predicted(adata: AnnData, predicted: AnnData, name: str) -> None:
-    """Raise where measured cells are, or have among them, the predicted ones, by the names that these were given."""
+def _check_not_predicted(cells: AnnData, predicted: AnnData, name: str) -> None:
+    """Raise where measured cells are, or have among them, the predicted ones, by the names and values of these."""
     if "source_cell" not in predicted.obs:
         return
-    there = predicted.obs_names.isin(adata.obs_names)
-    names = zip(predicted.obs_names[there], predicted.obs["source_cell"][there], strict=True)
-    n_there = sum(str(own).startswith(f"{start}_") for own, start in names)
+    there = np.flatnonzero(predicted.obs_names.isin(cells.obs_names))
+    names = zip(predicted.obs_names[there], predicted.obs["source_cell"].iloc[there], strict=True)
+    there = there[[str(own).startswith(f"{start}_") for own, start in names]]
+    if 2 * len(there) <= predicted.n_obs:
+        return
+    known = cells.obs_names.isin(predicted.obs_names[there])
+    marks = np.sort(cell_marks(cells.X)[known])
+    n_there = among(cell_marks(predicted.X, predicted.n_obs)[there], marks).sum()
     if 2 * n_there > predicted.n_obs:
         raise InputError(
             f"{name} holds {n_there:,} of the {predicted.n_obs:,} predicted cells, which would be compared with "

@@ -185,9 +185,9 @@ class _Prediction:
         profiles = trained.profiles().mean
         for (label, source), (total, n) in zip(self.names, groups, strict=True):
             code = trained.conditions.code(trained.conditions.level(source))
-            if trained.n_cells_of(label, code):
+            if n_known := trained.n_cells_of(label, code):
                 own = profiles[trained.labels.index(label), code]
-                found.append((scaled(trained.module, total / n), own, n))
+                found.append((scaled(trained.module, total / n), own, min(n, n_known)))
         is_count = trained.module.is_count
         return scale_notes("these cells", found, "in training", is_count=is_count)
 

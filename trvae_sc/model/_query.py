@@ -41,9 +41,11 @@ def warn_of_scale(reference: Trained, query: AnnData) -> None:
         x = log_values(query[rows], keys, module.kappa.item())
         own = mean_level(x, is_count=module.is_count)
         if condition in levels and n_cells[levels.index(condition)]:
-            same.append((own, means[levels.index(condition)], len(found)))
+            n = n_cells[levels.index(condition)]
+            same.append((own, means[levels.index(condition)], min(len(found), n)))
         elif n_cells.any():
-            others.append((own, np.average(means, axis=0, weights=n_cells), len(found)))
+            expected = np.average(means, axis=0, weights=n_cells)
+            others.append((own, expected, min(len(found), n_cells.sum())))
     for note in scale_notes(
         "the query", same or others, "in the reference", is_count=module.is_count
     ):

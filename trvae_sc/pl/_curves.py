@@ -98,7 +98,8 @@ def dose_table(
     }
     table = pd.concat(tables, names=["gene", "label", "dose"]).reset_index()
     table.attrs[UNIT] = unit_of(layer, target_sum)
-    n_genes = adata.n_vars if total_counts_key is None else None
+    has_own = target_sum is not None and total_counts_key is None
+    n_genes = adata.n_vars if has_own else None
     table.attrs[_SCALE] = scale_of(adata, layer, target_sum), n_genes
     return table
 
