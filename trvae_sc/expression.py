@@ -11,14 +11,15 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from trvae_sc.checks import check_condition_parts, check_values, matrix
+from trvae_sc.checks import check_condition_parts, check_matrix, check_obs, check_values, matrix
 from trvae_sc.condition_parts import joint_column
 from trvae_sc.condition_sets import check_sets, checked_table, coding_of, space_of
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.errors import InputError
+from trvae_sc.errors import InputError, naming
 from trvae_sc.identity import digest, row_chunks, row_sums
 from trvae_sc.levels import SEPARATOR, as_text, level_name, levels
 from trvae_sc.roles import check_roles
+from trvae_sc.rows import canonical
 from trvae_sc.shift import Profiles
 from trvae_sc.stored import is_file
 
@@ -204,27 +205,25 @@ def check_cells(adata: AnnData, keys: Keys, *, name: str) -> None:
     check_values(values(adata, keys), is_count=keys.is_count, totals=known, name=name)
 
 
+def check_measured(adata: AnnData, keys: Keys, *, name: str) -> None:
+    """Raise on cells (`name`, in messages) whose matrix, columns or values are not what keys say."""
+    with naming(name):
+        check_matrix(adata, keys.layer)
+        totals_key = keys.total_counts_key if keys.is_count else None
+        check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
+    check_cells(adata, keys, name=name)
+
+
 def log_values(adata: AnnData, keys: Keys, kappa: float) -> Any:
     """Return log(1 + kappa share) of counts, other values as they are; sparse stays sparse, by row."""
     x = in_memory(values(adata, keys))
     if not keys.is_count:
-        return by_row(x)
+        return canonical(x)
     total = totals(adata, keys)
     scale = np.divide(kappa, total, out=np.zeros_like(total), where=total != 0)
     if sparse.issparse(x):
         return (sparse.diags_array(scale) @ x.tocsr().astype(np.float64)).log1p()
     return np.log1p(np.asarray(x, dtype=np.float64) * scale[:, None])
-
-
-def by_row(x: Any) -> Any:
-    """Return a matrix, a sparse one by row with one entry for a value; not copied where it is that already."""
-    if not sparse.issparse(x):
-        return x
-    x = x.tocsr()
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    return x
 
 
 def in_memory(x: Any) -> Any:
@@ -326,5 +325,5 @@ def gene_units(adata: AnnData, keys: Keys) -> np.ndarray | float:
         return 1.0
     scaler = StandardScaler(with_mean=False)
     for _, block in row_chunks(values(adata, keys), adata.n_obs):
-        scaler.partial_fit(by_row(block).astype(np.float64))
+        scaler.partial_fit(canonical(block).astype(np.float64))
     return scaler.scale_

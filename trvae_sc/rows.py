@@ -1,11 +1,13 @@
-"""Arrays that are filled block by block, and memory that is given back."""
+"""Rows of matrices: arrays that are filled block by block, sparse ones by row, and memory that is given back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 _FIRST = 65_536  # rows that there is room for at first, unless more are expected
 
@@ -40,6 +42,17 @@ class Rows:
     def array(self) -> np.ndarray:
         """Return all rows; of shape (0,) if there are none."""
         return np.zeros(0) if self._kept is None else self._kept[: self._n]
+
+
+def canonical(x: Any) -> Any:
+    """Return a matrix, a sparse one by row with one entry for a value; not copied where it is that already."""
+    if not sparse.issparse(x):
+        return x
+    x = x.tocsr()
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def give_back_memory() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from trvae_sc.checks import logger
+
 #: How many times as high means are in cells of other labs and protocols, at the lowest; log2 for log is 1.44.
 _LEAST = 0.7
 _ENOUGH = 5, 1000  # cells, and their values: the means of fewer are too uncertain
@@ -55,3 +57,9 @@ def scale_notes(
     return [
         f"Means of {cells} are {times:.2g} times as high as {expected}, as on another scale. Pass {given}."
     ]
+
+
+def warn_of_scale(cells: str, groups: Iterable[Group], expected: str, *, is_count: bool) -> None:
+    """Log what :func:`scale_notes` says as a warning."""
+    for note in scale_notes(cells, groups, expected, is_count=is_count):
+        logger.warning(note)

@@ -12,10 +12,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.checks import PREDICTED_VAR, RECORD, check_matrix, check_names, check_obs, check_type
+from trvae_sc.checks import PREDICTED_VAR, RECORD, check_names, check_type
 from trvae_sc.expression import (
     Keys,
-    check_cells,
+    check_measured,
     conditions_of,
     dense,
     groups,
@@ -65,10 +65,7 @@ def learn(adata: AnnData, keys: Keys) -> Learned:
     """Return what can be learned from measured cells; raise on columns or values that cannot be used."""
     check_type(adata)
     check_names(adata)
-    check_matrix(adata, keys.layer)
-    totals_key = keys.total_counts_key if keys.is_count else None
-    check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
-    check_cells(adata, keys, name="adata")
+    check_measured(adata, keys, name="adata")
     conditions = conditions_of(adata, keys)
     labels: tuple[str, ...] = ("all",)
     if keys.labels_key is not None:

@@ -11,20 +11,12 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.baselines._shift import shift_of
-from trvae_sc.checks import (
-    RECORD,
-    check_free,
-    check_matrix,
-    check_obs,
-    is_number,
-    layer_names,
-    logger,
-)
+from trvae_sc.checks import RECORD, check_free, is_number, layer_names
 from trvae_sc.conditions import ConditionSpace
-from trvae_sc.errors import InputError, naming
+from trvae_sc.errors import InputError
 from trvae_sc.expression import (
     Keys,
-    check_cells,
+    check_measured,
     conditions_of,
     dense,
     groups,
@@ -33,7 +25,7 @@ from trvae_sc.expression import (
     profiles,
 )
 from trvae_sc.levels import level_name
-from trvae_sc.scales import scale_notes
+from trvae_sc.scales import warn_of_scale
 from trvae_sc.shift import Profiles
 
 Method = Callable[..., "AnnData | dict[str, AnnData]"]
@@ -161,7 +153,7 @@ def _by_conditions(
 
 def _shifted(train: AnnData, source: AnnData, target: Any, keys: Keys, method: str) -> AnnData:
     """Return the source cells plus the change of mean log values that a method says of their label."""
-    _check_cells(train, keys, "train")
+    check_measured(train, keys, name="train")
     _check_source(train, source, keys)
     level = target_level(train, target, keys, strict=method != "no_change")
     means, space = profiles(train, keys), conditions_of(train, keys)
@@ -197,8 +189,7 @@ def _moved(
             start.append((own, known.mean[place, code], n_cells))
             own = known.mean[place, code] if of_shares else own
         x[rows] += shifts[condition].predict(own, place) - own
-    for note in scale_notes("source", start, "in train", is_count=keys.is_count):
-        logger.warning(note)
+    warn_of_scale("source", start, "in train", is_count=keys.is_count)
     return as_prediction(x, source, target, keys, kappa, method)
 
 
@@ -208,16 +199,7 @@ def _check_source(train: AnnData, source: AnnData, keys: Keys) -> None:
         raise InputError(
             "source does not have the genes of train in their order. Pass source[:, train.var_names].copy()."
         )
-    _check_cells(source, keys, "source")
-
-
-def _check_cells(adata: AnnData, keys: Keys, name: str) -> None:
-    """Raise on columns or values that are not what keys say."""
-    with naming(name):
-        check_matrix(adata, keys.layer)
-        totals_key = keys.total_counts_key if keys.is_count else None
-        check_obs(adata, [*keys.condition_columns, keys.labels_key], [totals_key])
-    check_cells(adata, keys, name=name)
+    check_measured(source, keys, name="source")
 
 
 def as_prediction(
@@ -289,11 +271,11 @@ def target_level(train: AnnData, target: Any, keys: Keys, *, strict: bool = True
         No training cell has the target.
     """
     space = conditions_of(train, keys)
-    if space.tells_of_new:
-        return space.level(target)
     try:
         return space.level(target)
     except InputError:
+        if space.tells_of_new:
+            raise
         if not strict:
             return target
         raise InputError(

@@ -15,7 +15,7 @@ from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import gene_means, totals, values
 from trvae_sc.identity import row_sums
 from trvae_sc.levels import SEPARATOR, as_text, level_name, listing
-from trvae_sc.scales import Group, scale_notes
+from trvae_sc.scales import Group
 
 #: Of the counts of a cell, below which totals over all genes are no sums over some.
 _LEAST_SHARE = 0.9
@@ -114,13 +114,6 @@ def warn_of_training(task: Task, predicted: AnnData) -> None:
             "scores say nothing about unseen cells. Train on task.train.",
             *(level_name(holdout.label), level_name(holdout.target)),
         )
-
-
-def warn_of_scale(task: Task, predicted: AnnData) -> None:
-    """Warn where values that were predicted seem to be on another scale than the task."""
-    groups = started_from(task, predicted)
-    for note in scale_notes("source cells of the task", groups, STARTED, is_count=False):
-        logger.warning(note)
 
 
 def started_from(task: Task, predicted: AnnData) -> list[Group]:

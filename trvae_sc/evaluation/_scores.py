@@ -13,12 +13,19 @@ from scipy import sparse
 
 from trvae_sc import metrics, names
 from trvae_sc.errors import InputError, UndefinedScoreError
-from trvae_sc.evaluation._fitting import check_fits, counts_layer, warn_of_scale, warn_of_training
+from trvae_sc.evaluation._fitting import (
+    STARTED,
+    check_fits,
+    counts_layer,
+    started_from,
+    warn_of_training,
+)
 from trvae_sc.evaluation._tasks import Task
 from trvae_sc.expression import Keys, dense, gene_means, log_values, mean_level
 from trvae_sc.files import as_path, write_anndata
 from trvae_sc.levels import SEPARATOR, level_name
 from trvae_sc.metrics import METRICS, _arrays
+from trvae_sc.scales import warn_of_scale
 
 N_TOP = 100  # genes that change most, on which effects are scored besides all genes
 BOUNDS = ["change_lower", "change_upper"]  #: columns with the interval of a change
@@ -101,7 +108,8 @@ def score(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFrame
     """
     found = scored(task, predicted, n_top=n_top)
     warn_of_training(task, predicted)
-    warn_of_scale(task, predicted)
+    groups = started_from(task, predicted)
+    warn_of_scale("source cells of the task", groups, STARTED, is_count=False)
     return found
 
 
@@ -110,7 +118,7 @@ def scored(task: Task, predicted: AnnData, *, n_top: int = N_TOP) -> pd.DataFram
     table = score_values(task, predicted_log_values(task, predicted), task.real, n_top=n_top)
     if "change_lower" not in predicted.var or predicted.var["change_lower"].isna().any():
         return table
-    genes = interval_table(task, predicted)
+    genes = _intervals(task, predicted)
     covered = metrics.interval_coverage(
         genes["real_change"], genes["change_lower"], genes["change_upper"]
     )
@@ -190,6 +198,11 @@ def interval_table(task: Task, predicted: AnnData) -> pd.DataFrame:
     if not set(BOUNDS) <= set(predicted.var):
         raise InputError(f"predicted.var has no intervals {BOUNDS}; it has {list(predicted.var)}.")
     check_fits(task, predicted)
+    return _intervals(task, predicted)
+
+
+def _intervals(task: Task, predicted: AnnData) -> pd.DataFrame:
+    """Return what :func:`interval_table` does, of a prediction that fits the task."""
     of_shares = task.keys.is_count and has_levels(predicted, task.keys)
     real = change_to(task.real, task, of_shares=of_shares)
     bounds = {name: change_of(task, predicted, name) for name in BOUNDS}

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from trvae_sc.errors import InputError, UndefinedScoreError
+from trvae_sc.rows import canonical
 
 Cells: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray
 Vector: TypeAlias = NDArray[np.float64]
@@ -35,9 +36,7 @@ def validated(min_cells: int = 1, /, **arrays: Any) -> list[Cells]:
                 f"`{name}` has {x.shape[1]} genes, `{next(iter(arrays))}` has "
                 f"{checked[0].shape[1]}; give the same genes in the same order"
             )
-        if sparse.issparse(x) and not x.has_canonical_format:
-            x = x.copy()
-            x.sum_duplicates()
+        x = canonical(x)
         check_finite(x.data if sparse.issparse(x) else x, name)
         checked.append(x)
     return checked

@@ -11,7 +11,6 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from trvae_sc.checks import logger
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.intervals import standardised
@@ -21,7 +20,7 @@ from trvae_sc.model._decode import Batch, decoded_batches, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Tensors, Trained
 from trvae_sc.module import expected_values
-from trvae_sc.scales import scale_notes
+from trvae_sc.scales import warn_of_scale
 from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
 _RESPONDING = 100  # genes that change most in a label, over which a cell's response is measured
@@ -242,10 +241,8 @@ class Sourced:
         end, left = own + change, 1.0  # and what is left of the variance of the prediction
         if label in self.exemplars:
             shown, error = self.exemplars[label], self._error(own, code)
-            for note in scale_notes(
-                "exemplars", [(shown.mean, end, shown.n)], "predicted", is_count=module.is_count
-            ):
-                logger.warning(note)
+            means = [(shown.mean, end, shown.n)]
+            warn_of_scale("exemplars", means, "predicted", is_count=module.is_count)
             end, left = shown.combined(end, error)
         expected = mean_of(module, end)
         of = [

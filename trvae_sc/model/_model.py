@@ -25,7 +25,7 @@ from trvae_sc.model._features import with_rows
 from trvae_sc.model._fields import KEYS, fields
 from trvae_sc.model._prediction import PredictingModel
 from trvae_sc.model._presets import PRESETS
-from trvae_sc.model._query import extended, new_rows, warn_of_scale
+from trvae_sc.model._query import extended, new_rows, warn_of_query
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
 from trvae_sc.model._registration import NOT_TRAINED, REGISTRATION, with_genes
 from trvae_sc.module import Likelihood, TRVAEModule
@@ -377,7 +377,7 @@ class TRVAE(PredictingModel):
                 "reference's methods on it, or pass freeze=False."
             )
         if args["condition_key"] is not None:
-            warn_of_scale(reference.trained, adata)
+            warn_of_query(reference.trained, adata)
         model.module.load_state_dict(extended(old, new, model.condition_space))
         model.module.to(reference.device)
         model.module.eval()

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from trvae_sc.checks import logger
 from trvae_sc.condition_sets import SETS
 from trvae_sc.conditions import ConditionSpace
 from trvae_sc.expression import Keys, evenly_spaced, log_values, mean_level
 from trvae_sc.levels import level_name
 from trvae_sc.model._trained import Trained
-from trvae_sc.scales import scale_notes
+from trvae_sc.scales import warn_of_scale
 
 State = dict[str, torch.Tensor]
 
@@ -22,7 +21,7 @@ _STATISTICS = ("n_cells", "profiles")
 _MOST = 500  # cells of a label and condition that tell their scale
 
 
-def warn_of_scale(reference: Trained, query: AnnData) -> None:
+def warn_of_query(reference: Trained, query: AnnData) -> None:
     """Warn where cells of a query are on another scale than those of their labels in the reference.
 
     Cells under conditions that the reference knows tell it best; of others it is the mean over all conditions.
@@ -46,10 +45,8 @@ def warn_of_scale(reference: Trained, query: AnnData) -> None:
         elif n_cells.any():
             expected = np.average(means, axis=0, weights=n_cells)
             others.append((own, expected, min(len(found), n_cells.sum())))
-    for note in scale_notes(
-        "the query", same or others, "in the reference", is_count=module.is_count
-    ):
-        logger.warning(note)
+    told = same or others
+    warn_of_scale("the query", told, "in the reference", is_count=module.is_count)
 
 
 def extended(old: State, new: State, conditions: ConditionSpace) -> State:

@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnTorchDataset
 from torch import Tensor
 
+from trvae_sc.rows import canonical
 from trvae_sc.stored import is_file
 from trvae_sc.training._files import FileRows
 
@@ -75,9 +76,7 @@ class CSRTensor:
     """A sparse matrix by row on a device, whose rows are gathered there."""
 
     def __init__(self, x: sparse.csr_matrix, device: torch.device) -> None:
-        if not x.has_canonical_format:  # an entry may be in several parts
-            x = x.copy()
-            x.sum_duplicates()
+        x = canonical(x)  # an entry may be in several parts
         self.shape = x.shape
         self._host_indptr = x.indptr.astype(np.int64)
         self.indptr = torch.as_tensor(self._host_indptr, device=device)
