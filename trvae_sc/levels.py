@@ -138,8 +138,10 @@ def in_order(column: pd.Series) -> pd.Series:
 
 def codes_among(column: pd.Series, known: Sequence[Any]) -> np.ndarray:
     """Return the code of each cell's level among those known, -1 if it is none; by how they read."""
+    check_complete(column)
+    codes, found = codes_of(column)
     names = pd.Index([level_name(level) for level in known], dtype=object)
-    return names.get_indexer(as_text(column))
+    return names.get_indexer(found)[codes]
 
 
 def match_level(level: Any, known: Sequence[Any], *, of: str, hint: str = "") -> Any:
