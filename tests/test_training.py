@@ -496,6 +496,15 @@ def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(fit, argume
     assert model.n_cells.equals(n_cells)
 
 
+def test_a_model_whose_training_fails_goes_back_to_its_device(fit, monkeypatch):
+    """Lightning leaves it on the CPU, where a GPU's predictions went on many times slower, without a word."""
+    model, moved = fit(), []
+    monkeypatch.setattr(model, "to_device", moved.append)
+    with pytest.raises(OSError, match="no space"):
+        model.train(**CPU, max_epochs=1, callbacks=At(0, no_space, "on_train_start"))
+    assert moved == [model.device]
+
+
 def test_a_trained_model_whose_loss_is_no_number_has_no_effects(fit):
     """They were a table of NaN."""
     model = fit()

@@ -288,6 +288,7 @@ class TrainRunner(ScviTrainRunner):
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
         before = copy.deepcopy(self.model.module.state_dict())
+        device = self.model.device
         self.training_plan.train()  # a model trained or loaded before is in evaluation mode
         try:
             with _quiet_lightning():
@@ -326,6 +327,7 @@ class TrainRunner(ScviTrainRunner):
             self.model.module.eval()
             if not self.trainer.global_step:  # statistics that were taken go with no weights
                 self.model.module.load_state_dict(before)
+                self.model.to_device(device)  # Lightning moved it to the CPU
             if self.checkpoint is not None:
                 self.checkpoint.release()
         self._finish()
