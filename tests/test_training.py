@@ -496,12 +496,18 @@ def test_a_call_of_train_that_fails_leaves_a_trained_model_as_it_was(fit, argume
     assert model.n_cells.equals(n_cells)
 
 
-def test_a_model_whose_training_fails_goes_back_to_its_device(fit, monkeypatch):
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_end"])
+@pytest.mark.parametrize("error", [OSError("no space"), FloatingPointError("no number")])
+def test_a_model_whose_training_fails_goes_back_to_its_device(fit, monkeypatch, hook, error):
     """Lightning leaves it on the CPU, where a GPU's predictions went on many times slower, without a word."""
+
+    def fail(trainer, plan):
+        raise error
+
     model, moved = fit(), []
     monkeypatch.setattr(model, "to_device", moved.append)
-    with pytest.raises(OSError, match="no space"):
-        model.train(**CPU, max_epochs=1, callbacks=At(0, no_space, "on_train_start"))
+    with pytest.raises(type(error)):
+        model.train(**CPU, max_epochs=1, callbacks=At(0, fail, hook))
     assert moved == [model.device]
 
 

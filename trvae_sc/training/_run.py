@@ -288,7 +288,6 @@ class TrainRunner(ScviTrainRunner):
     def _run_training_core(self) -> None:
         on_interrupt = signal.getsignal(signal.SIGINT)
         before = copy.deepcopy(self.model.module.state_dict())
-        device = self.model.device
         self.training_plan.train()  # a model trained or loaded before is in evaluation mode
         try:
             with _quiet_lightning():
@@ -327,9 +326,9 @@ class TrainRunner(ScviTrainRunner):
             self.model.module.eval()
             if not self.trainer.global_step:  # statistics that were taken go with no weights
                 self.model.module.load_state_dict(before)
-                self.model.to_device(device)  # Lightning moved it to the CPU
             if self.checkpoint is not None:
                 self.checkpoint.release()
+            self.model.to_device(self.device)  # Lightning leaves it on the CPU
         self._finish()
 
     def _weights_epoch(self) -> str:
@@ -369,5 +368,4 @@ class TrainRunner(ScviTrainRunner):
         self.model.validation_indices = getattr(self.data_splitter, "val_idx", None)
         self.model.module.eval()
         self.model.is_trained_ = was_trained or self.trainer.global_step > 0
-        self.model.to_device(self.device)
         self.model.trainer = self.trainer
