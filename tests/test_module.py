@@ -162,6 +162,13 @@ def test_paper_preset_loss_equals_the_published_formulas():
     assert loss.loss.item() == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal", "mse"])
+def test_no_weight_is_in_float64(likelihood):
+    """Apple GPUs have none: no model could be trained on one."""
+    made = module(gene_likelihood=likelihood, has_total=True)
+    assert torch.float64 not in {weight.dtype for weight in made.state_dict().values()}
+
+
 # -- the transfer loss ------------------------------------------------------------------------------
 
 
@@ -179,7 +186,8 @@ def with_profiles(made, tensors, hidden=()):
             sums[key[0] * n_conditions + key[1]] += x[i] / total[i] if made.is_count else x[i]
             n[key] += 1
     mean, scale = sums.sum(0).float() / n.sum(), torch.ones(x.shape[1])
-    made.set_statistics(Statistics(20.0, mean, scale, sums, n))
+    means = (sums / n.view(-1, 1)).view(n_labels, n_conditions, -1)
+    made.set_statistics(Statistics(20.0, mean, scale, means.float(), n.long()))
     return sums / n.view(-1, 1)
 
 
@@ -407,8 +415,8 @@ def test_output_starts_at_the_mean_proportions():
     made, tensors = module(has_total=True), minibatch()
     tensors["total_counts"] = tensors[KEYS.X_KEY].sum(1, keepdim=True) * 2
     mean = (tensors[KEYS.X_KEY] / tensors["total_counts"]).mean(0)
-    zeros = torch.zeros(6, 12, dtype=torch.float64)
-    made.set_statistics(Statistics(1.0, mean, torch.ones(12), zeros, torch.zeros(3, 2).double()))
+    none = torch.zeros(3, 2, 12), torch.zeros(3, 2).long()
+    made.set_statistics(Statistics(1.0, mean, torch.ones(12), *none))
     made.output.weight.data.zero_()
     _, generated, _ = run(made, tensors)
     assert torch.allclose(generated["profile"].exp()[0], mean, atol=1e-6)
@@ -421,7 +429,7 @@ def test_theta_starts_at_that_of_each_condition(dispersion, design):
     made = TRVAEModule(12, design, n_labels=2, dispersion=dispersion)
     given = torch.linspace(0.1, 5.0, 36).view(3, 12)
     statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
-    groups = {"sums": torch.zeros(6, 12).double(), "n_cells": torch.zeros(2, 3).double()}
+    groups = {"means": torch.zeros(2, 3, 12), "n_cells": torch.zeros(2, 3).long()}
     made.set_statistics(Statistics(**statistics, **groups, dispersion=given))
     log_theta = -given.log()
     expected = log_theta.mean(0).expand(3, -1)
@@ -441,8 +449,8 @@ def test_theta_starts_at_one_without_the_transfer_loss_and_is_not_needed_by_pois
     statistics = {"kappa": 1.0, "mean": torch.full((12,), 1 / 12), "scale": torch.ones(12)}
     n_labels = max(made.n_labels, 1)
     groups = {
-        "sums": torch.zeros(2 * n_labels, 12).double(),
-        "n_cells": torch.zeros(n_labels, 2).double(),
+        "means": torch.zeros(n_labels, 2, 12),
+        "n_cells": torch.zeros(n_labels, 2).long(),
     }
     made.set_statistics(Statistics(**statistics, **groups, dispersion=torch.full((2, 12), 0.3)))
     if made.gene_likelihood != "poisson":

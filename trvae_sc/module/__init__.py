@@ -5,6 +5,7 @@ from trvae_sc.module._likelihood import (
     COUNT_LIKELIHOODS,
     Likelihood,
     gaussian_kl,
+    in_float64,
     negative_binomial_nll,
     normal_nll,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "expected_and_spared",
     "expected_values",
     "gaussian_kl",
+    "in_float64",
     "ll_at_mean",
     "negative_binomial_nll",
     "normal_nll",

@@ -163,10 +163,15 @@ def _rows(table: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _summed(values: Tensor, rows: Tensor, table: Tensor) -> Tensor:
-    """Return sums of the values of each row of a table, in float64 where there is any: most cancels."""
-    dtype = values.dtype if values.device.type == "mps" else torch.float64
-    sums = torch.zeros(table.shape, dtype=dtype, device=table.device)
-    return sums.index_add_(0, rows, values.to(dtype)).to(table.dtype)
+    """Return sums of the values of each row of a table, in float64: most cancels."""
+    values = in_float64(values)
+    sums = values.new_zeros(table.shape)
+    return sums.index_add_(0, rows, values).to(table.dtype)
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Return values in float64; as they are on an Apple GPU, which has none."""
+    return values if values.device.type == "mps" else values.double()
 
 
 def gaussian_kl(mean: Tensor, scale: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class TRVAEModule(BaseModuleClass):
         self.register_buffer("gene_mean", torch.zeros(n_input))
         self.register_buffer("gene_scale", torch.ones(n_input))
         shape = (max(n_labels, 1), n_conditions)
-        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("profiles", torch.zeros(*shape, n_input))
 
     @property
@@ -210,7 +210,7 @@ class TRVAEModule(BaseModuleClass):
                 found = found._replace(dispersion=None)
             start(self.observation, found, self.z_mean, self.output)
             self.has_statistics.fill_(True)
-        profiles, present = self.observation.level_of_means(found.means()), found.n_cells > 0
+        profiles, present = self.observation.level_of_means(found.means), found.n_cells > 0
         if self._frozen:  # predictions of known conditions rest on these too
             present[:, : self._n_known] = False
         self.profiles[present] = profiles[present]

@@ -19,17 +19,12 @@ class Statistics(NamedTuple):
     kappa: float  #: median total
     mean: Tensor  #: of each gene, (n_genes,)
     scale: Tensor  #: standard deviation of each gene, (n_genes,)
-    sums: Tensor  #: over the cells of each (label, condition), (n_labels * n_conditions, n_genes)
-    n_cells: Tensor  #: number of those cells, (n_labels, n_conditions)
+    means: Tensor  #: of each label and condition, (n_labels, n_conditions, n_genes)
+    n_cells: Tensor  #: number of their cells, (n_labels, n_conditions)
     #: Of the genes in each condition, within labels, (n_conditions, n_genes); of counts.
     dispersion: Tensor | None = None
     #: Values of some of the cells, (n_some, n_genes), for a linear path to start at; not of counts.
     some: Tensor | None = None
-
-    def means(self) -> Tensor:
-        """Return the means of each label and condition, shape (n_labels, n_conditions, n_genes)."""
-        means = self.sums / self.n_cells.view(-1, 1).clamp_min(1)
-        return means.float().view(*self.n_cells.shape, -1)
 
 
 def start(
@@ -69,7 +64,7 @@ def _start_at_components(z_mean: nn.Linear, output: nn.Linear, values: Tensor) -
 def _start_at_dispersion(observation: Observation, dispersion: Tensor) -> None:
     """Make the conditions' log theta what moments say: it takes long to learn."""
     base, by_feature = observation.log_dispersion, observation.log_dispersion_condition
-    log_theta = -dispersion.float().log()
+    log_theta = -dispersion.log()
     base.copy_(log_theta.mean(0))
     if by_feature is not None:
         by_feature.copy_(torch.linalg.pinv(observation.design) @ (log_theta - base))

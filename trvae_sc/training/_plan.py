@@ -17,7 +17,14 @@ from trvae_sc.arguments import check_number
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule
+from trvae_sc.module import (
+    CONDITION_KEY,
+    TOTAL_KEY,
+    Peers,
+    Statistics,
+    TRVAEModule,
+    in_float64,
+)
 from trvae_sc.rows import Rows
 from trvae_sc.training._data import Batches, seed_of
 from trvae_sc.training._history import log_epoch
@@ -104,9 +111,9 @@ def training_statistics(
         kappa=kappa,
         mean=mean.float(),
         scale=variance.clamp_min(0.0).sqrt().float(),
-        sums=sums,
-        n_cells=n_cells.view(module.n_cells.shape),
-        dispersion=dispersion,
+        means=(sums / n_cells[:, None].clamp_min(1)).float().view(*module.profiles.shape),
+        n_cells=n_cells.long().view(module.n_cells.shape),
+        dispersion=None if dispersion is None else dispersion.float(),
         some=torch.cat(some) if some else None,
     )
     spread = _variance(sums, squares, n_cells) * varies if dispersion is None else dispersion
@@ -297,7 +304,7 @@ class TrainingPlan(ScviTrainingPlan):
         means = {"loss": loss.loss, **loss.extra_metrics, "n": torch.ones_like(loss.loss)}
         sums = {"reconstruction_loss": loss.reconstruction_loss_sum, "kl_local": loss.kl_local_sum}
         values = torch.stack([*(v.detach() * n for v in means.values()), *sums.values()])
-        values = values if values.device.type == "mps" else values.double()
+        values = in_float64(values)
         if mode in self._sums:
             self._sums[mode]["values"] += values
         else:
