@@ -176,8 +176,9 @@ def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> Non
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a text file, completely or not at all, the same bytes on all systems."""
-    content = text.replace(os.linesep, "\n").encode()  # pandas ends lines as the system does
-    write_whole(path, lambda p: p.write_bytes(content), overwrite=overwrite)
+    text = text.replace(os.linesep, "\n")  # pandas ends lines as the system does
+    given = {"encoding": "utf-8", "newline": "\n"}
+    write_whole(path, lambda p: p.write_text(text, **given), overwrite=overwrite)
 
 
 def write_whole(
