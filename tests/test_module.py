@@ -15,6 +15,7 @@ from trvae_sc.module import (
     ll_at_mean,
     negative_binomial_nll,
     normal_nll,
+    widest,
 )
 from trvae_sc.module import _terms as terms
 from trvae_sc.module._layers import Context
@@ -160,6 +161,15 @@ def test_paper_preset_loss_equals_the_published_formulas():
     assert metrics["transfer_weighted"].item() == 0.0
     total = 100 * reconstruction.mean() + 1e-6 * kl + 500 * v
     assert loss.loss.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_a_network_has_no_numbers_that_apple_gpus_lack():
+    """Training with accelerator="mps" ended at once: float64 cannot be moved there."""
+    made = module()
+    with_profiles(made, minibatch(12))
+    assert {v.dtype for v in made.state_dict().values()} == {torch.float32, torch.int64, torch.bool}
+    assert widest(torch.device("mps")) == torch.float32
+    assert widest(torch.device("cuda")) == torch.float64
 
 
 # -- the transfer loss ------------------------------------------------------------------------------

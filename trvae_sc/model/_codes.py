@@ -292,8 +292,8 @@ def kl_by_dimension(trained: Trained, adata: AnnData, rows: np.ndarray) -> np.nd
     parts = []
     for tensors in trained.batches(adata, evenly_spaced(rows, _MAX_CELLS)):
         qz = trained.module.encode(tensors)
-        qz = Normal(qz.loc.double(), qz.scale.double())
-        parts.append(kl_divergence(qz, Normal(0.0, 1.0)).cpu().numpy())
+        qz = Normal(qz.loc.cpu().double(), qz.scale.cpu().double())
+        parts.append(kl_divergence(qz, Normal(0.0, 1.0)).numpy())
     return np.concatenate(parts).mean(0)
 
 

@@ -19,7 +19,7 @@ from trvae_sc.model._counts import Draws, shared_gain
 from trvae_sc.model._decode import Batch, decoded_batches, mean_of, scaled
 from trvae_sc.model._exemplars import Exemplars
 from trvae_sc.model._trained import Tensors, Trained
-from trvae_sc.module import expected_values
+from trvae_sc.module import expected_values, widest
 from trvae_sc.scales import warn_of_scale
 from trvae_sc.shift import Ridge, log_fold_change, log_ratio, novelty
 
@@ -267,7 +267,7 @@ def _means_of_codes(
 ) -> list[np.ndarray]:
     """Return means over codes of training cells, decoded under source and target."""
     decoded = (expected_values(trained.module, *kept, f) for f in (None, trained.features(target)))
-    return [rates.double().mean(0).cpu().numpy() for rates in decoded]
+    return [rates.to(widest(rates.device)).mean(0).cpu().numpy() for rates in decoded]
 
 
 def _means_of_cells(

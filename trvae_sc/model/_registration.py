@@ -306,7 +306,7 @@ class AnnDataModel(BaseModelClass):
         """Conditions, labels and numbers of training cells, as plain data."""
         labels = tuple(map(level_name, self.labels)) or ("all",)
         key = self.registry_["setup_args"]["labels_key"]
-        n_cells = self.module.n_cells.cpu().numpy()
+        n_cells = self.module.n_cells.cpu().numpy().astype(np.float64)
         n_query = getattr(self, "query_cells_", 0)  # models of the family take no queries
         return Known(self.condition_space, labels, key, n_cells, n_query=n_query)
 

@@ -7,6 +7,7 @@ from trvae_sc.module._likelihood import (
     gaussian_kl,
     negative_binomial_nll,
     normal_nll,
+    widest,
 )
 from trvae_sc.module._module import TRVAEModule
 from trvae_sc.module._outputs import (
@@ -37,4 +38,5 @@ __all__ = [
     "normal_nll",
     "saturated_ll",
     "stack",
+    "widest",
 ]

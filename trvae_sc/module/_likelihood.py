@@ -162,9 +162,14 @@ def _rows(table: Tensor, rows: Tensor | None) -> Tensor:
     return table if rows is None else table.index_select(0, rows)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the type that sums are taken in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _summed(values: Tensor, rows: Tensor, table: Tensor) -> Tensor:
-    """Return sums of the values of each row of a table, in float64 where there is any: most cancels."""
-    dtype = values.dtype if values.device.type == "mps" else torch.float64
+    """Return sums of the values of each row of a table, in many digits: most cancels."""
+    dtype = widest(values.device)
     sums = torch.zeros(table.shape, dtype=dtype, device=table.device)
     return sums.index_add_(0, rows, values.to(dtype)).to(table.dtype)
 

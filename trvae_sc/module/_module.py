@@ -157,7 +157,7 @@ class TRVAEModule(BaseModuleClass):
         self.register_buffer("gene_mean", torch.zeros(n_input))
         self.register_buffer("gene_scale", torch.ones(n_input))
         shape = (max(n_labels, 1), n_conditions)
-        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("n_cells", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("profiles", torch.zeros(*shape, n_input))
 
     @property
@@ -203,8 +203,7 @@ class TRVAEModule(BaseModuleClass):
         the prediction: a higher theta lets reconstruction weigh more, and without that loss the
         effect of a condition then stays in the codes.
         """
-        device = self.kappa.device
-        found = Statistics(*(x.to(device) if isinstance(x, Tensor) else x for x in found))
+        found = found.to(self.kappa.device)
         if not self.has_statistics:
             if not self.transfer_weight:
                 found = found._replace(dispersion=None)
@@ -214,7 +213,7 @@ class TRVAEModule(BaseModuleClass):
         if self._frozen:  # predictions of known conditions rest on these too
             present[:, : self._n_known] = False
         self.profiles[present] = profiles[present]
-        self.n_cells[present] = found.n_cells[present]
+        self.n_cells[present] = found.n_cells[present].long()
 
     def context(self, tensors: dict[str, Tensor], features: Tensor | None = None) -> Context:
         """Return what the cells of a minibatch are observed under; conditions may be others, by their features."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trvae_sc.module._likelihood import widest
 from trvae_sc.module._observation import Observation
 
 _EPS = 1e-8
@@ -25,6 +26,12 @@ class Statistics(NamedTuple):
     dispersion: Tensor | None = None
     #: Values of some of the cells, (n_some, n_genes), for a linear path to start at; not of counts.
     some: Tensor | None = None
+
+    def to(self, device: torch.device) -> Statistics:
+        """Return them on a device, with the digits that it has."""
+        types = {torch.float64: widest(device)}
+        moved = (x.to(device, types.get(x.dtype)) if isinstance(x, Tensor) else x for x in self)
+        return Statistics(*moved)
 
     def means(self) -> Tensor:
         """Return the means of each label and condition, shape (n_labels, n_conditions, n_genes)."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trvae_sc.module._likelihood import widest
 from trvae_sc.module._peers import Peers
 
 _CELLS_A_GROUP = 16  # cells of a minibatch for each (label, condition) that is compared, at most
@@ -79,6 +80,7 @@ def pair_weights(label: Tensor, source: Tensor, target: Tensor, n_cells: Tensor)
     With the harmonic mean n of their cells under both conditions n / (n + 10), 1 for as many as the
     largest label and condition has.
     """
+    n_cells = n_cells.to(widest(n_cells.device))
     inverse = sum(1.0 / n_cells[label, condition] for condition in (source, target))
     n, most = 2.0 / inverse, n_cells.max().clamp_min(1)
     return (n / (n + _HALF_CELLS) * (most + _HALF_CELLS) / most).float()

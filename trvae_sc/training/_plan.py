@@ -17,7 +17,7 @@ from trvae_sc.arguments import check_number
 from trvae_sc.errors import InputError
 from trvae_sc.expression import evenly_spaced
 from trvae_sc.identity import marks_of
-from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule
+from trvae_sc.module import CONDITION_KEY, TOTAL_KEY, Peers, Statistics, TRVAEModule, widest
 from trvae_sc.rows import Rows
 from trvae_sc.training._data import Batches, seed_of
 from trvae_sc.training._history import log_epoch
@@ -297,7 +297,7 @@ class TrainingPlan(ScviTrainingPlan):
         means = {"loss": loss.loss, **loss.extra_metrics, "n": torch.ones_like(loss.loss)}
         sums = {"reconstruction_loss": loss.reconstruction_loss_sum, "kl_local": loss.kl_local_sum}
         values = torch.stack([*(v.detach() * n for v in means.values()), *sums.values()])
-        values = values if values.device.type == "mps" else values.double()
+        values = values.to(widest(values.device))
         if mode in self._sums:
             self._sums[mode]["values"] += values
         else:
