@@ -14,6 +14,7 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
 from trvae_sc import TRVAE, pl
+from trvae_sc.datasets import load
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
 from trvae_sc.files import write_anndata, write_text
@@ -114,6 +115,12 @@ def test_a_store_replaces_a_file():
     write_anndata(AnnData(np.ones((2, 3))), place, overwrite=True)
     assert anndata.read_zarr(place).shape == (2, 3)
     assert found(Path()) == {"cells.zarr"}
+
+
+def test_a_tilde_before_no_user_is_part_of_a_name():
+    cells = AnnData(np.ones((2, 3)))
+    cells.write_h5ad("~draft.h5ad")
+    assert load("~draft").shape == cells.shape
 
 
 def test_a_tilde_is_the_home_folder(home, fit, make_adata):

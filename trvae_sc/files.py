@@ -99,7 +99,9 @@ def as_path(given: Any, name: str) -> Path:
         raise InputError(
             f"{name} is {str(given)[:60]!r} and so on, too long for the name of a file."
         )
-    return Path(given).expanduser()
+    with contextlib.suppress(RuntimeError):  # no such user: the name of a file, as in the shell
+        return Path(given).expanduser()
+    return Path(given)
 
 
 def check_target(
