@@ -1,6 +1,7 @@
 """The commands benchmark and report: results equal to Python's, one line and a code on bad input."""
 
 import errno
+import io
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from trvae_sc import baselines, datasets
+from trvae_sc.cli import main
 from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
 
 KEYS = Keys("condition", "cell_type", total_counts_key="total_counts")
@@ -164,6 +166,17 @@ def test_list_prints_the_holdouts_and_runs_nothing(run, file):
     assert (code, out) == (2, "")
     assert "matches no cell" in err
     assert not Path("results").exists()
+
+
+def test_a_list_goes_where_letters_of_names_are_not_known(adata, tmp_path, monkeypatch):
+    """On Windows one that was sent to a file ended in "This is a bug of trvae_sc"."""
+    renamed = adata.copy()
+    renamed.obs["condition"] = renamed.obs["condition"].astype(str).replace("stimulated", "IFN-β")
+    renamed.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252"))
+    assert main(["benchmark", str(tmp_path / "cells.h5ad"), *SETUP, *SMALL, "--list"]) == 0
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().split()[0] == rb"type_0:IFN-\u03b2"
 
 
 def test_a_list_needs_no_folder_and_results_do(run, file):

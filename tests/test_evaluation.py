@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ from trvae_sc.evaluation import (
     training_data,
     variable_genes,
 )
-from trvae_sc.evaluation._fit import changes
+from trvae_sc.evaluation._fit import _end_with, changes
 from trvae_sc.evaluation._genes import response
 from trvae_sc.evaluation._methods import Method
 from trvae_sc.evaluation._store import Store
@@ -1499,13 +1500,24 @@ def test_a_folder_holds_results_of_the_same_columns(make_adata, tmp_path):
     run(changed)
 
 
-def test_a_folder_holds_results_of_the_same_features(make_adata, tmp_path):
+def test_a_worker_ends_with_its_parent_where_that_keeps_its_number(monkeypatch):
+    """On Windows workers of a benchmark that was killed went on."""
+    parent, ended = subprocess.Popen([sys.executable, "-c", ""]), threading.Event()
+    parent.wait()
+    system = types.SimpleNamespace(getppid=lambda: parent.pid, _exit=lambda _: ended.set())
+    monkeypatch.setattr("trvae_sc.evaluation._fit.os", system)
+    _end_with(parent.pid)
+    assert ended.wait(10)
+
+
+def test_a_folder_holds_results_of_the_same_features(make_adata, tmp_path, monkeypatch):
     adata = make_adata()
     adata.uns["doses"] = pd.DataFrame({"dose": [0.0, 1.0]}, index=["control", "stimulated"])
     run = partial(
         benchmark, folder=tmp_path, **QUIET | {"keys": COUNTS._replace(condition_features="doses")}
     )
     expected = run(adata, ["no_change"], [NK]).table
+    monkeypatch.setattr(os, "linesep", "\r\n")  # as where the run goes on on another system
     pd.testing.assert_frame_equal(run(adata, ["no_change"], [NK]).table, expected)
     adata.uns["doses"] *= 3.0
     with pytest.raises(InputError, match=r"differs in \[\"uns\['doses'\]\"\]"):

@@ -1,16 +1,20 @@
 """Paths that users give."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
 from trvae_sc import TRVAE, pl
+from trvae_sc.datasets import load
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Holdout, Keys, Results, benchmark, subsample
 from trvae_sc.files import write_anndata, write_text
@@ -46,12 +50,77 @@ def test_a_file_never_replaces_a_folder():
     assert found(Path()) == {"page.html"}
 
 
+@pytest.fixture
+def windows(monkeypatch):
+    """Let files behave as on Windows.
+
+    Folders cannot be opened or replaced, files that are open to be read not flushed; nothing changes places.
+    """
+    readable, replace = set(), Path.replace
+
+    class Windows:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def open(self, path, flags):
+            if Path(path).is_dir():
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            handle = os.open(path, flags)
+            (readable.discard if flags & (os.O_WRONLY | os.O_RDWR) else readable.add)(handle)
+            return handle
+
+        def fsync(self, handle):
+            if handle in readable:
+                raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def replace_file(path, target):
+        if Path(target).is_dir():
+            raise PermissionError(errno.EACCES, "Access is denied", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr("trvae_sc.files.os", Windows())
+    monkeypatch.setattr(Path, "replace", replace_file)
+    monkeypatch.setattr("trvae_sc.files._rename_exchange", lambda a, b: False)
+
+
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
+def test_windows_writes(windows, name):
+    """Nothing could be saved there."""
+    for overwrite in (False, True):
+        write_anndata(AnnData(np.ones((2, 3))), Path(name), overwrite=overwrite)
+    assert found(Path()) == {name}
+
+
+def test_a_table_has_the_same_bytes_where_lines_end_otherwise(monkeypatch):
+    """On Windows every second line was empty: pandas ended lines as files do, and the file did again."""
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    write_text(Path("table.csv"), pd.DataFrame({"gene": ["a", "b"]}).to_csv(index=False))
+    assert Path("table.csv").read_bytes() == b"gene\na\nb\n"
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_on_windows(windows):
+    cells, place = AnnData(np.ones((2, 3))), Path("cells.zarr")
+    place.mkdir()
+    write_anndata(cells, place)
+    assert anndata.read_zarr(place).shape == (2, 3)
+    with pytest.raises(InputError, match="made meanwhile"):
+        write_anndata(cells, place)
+    assert anndata.read_zarr(place).shape == (2, 3)
+    assert found(Path()) == {"cells.zarr"}
+
+
 def test_a_store_replaces_a_file():
     place = Path("cells.zarr")
     place.write_text("old")
     write_anndata(AnnData(np.ones((2, 3))), place, overwrite=True)
     assert anndata.read_zarr(place).shape == (2, 3)
     assert found(Path()) == {"cells.zarr"}
+
+
+def test_a_tilde_before_no_user_is_part_of_a_name():
+    cells = AnnData(np.ones((2, 3)))
+    cells.write_h5ad("~draft.h5ad")
+    assert load("~draft").shape == cells.shape
 
 
 def test_a_tilde_is_the_home_folder(home, fit, make_adata):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import multiprocessing
+import pickle
 import shutil
 import threading
 import time
@@ -336,6 +337,17 @@ def test_a_worker_process_that_dies_ends_training_and_leaves_the_model(fit):
     assert multiprocessing.active_children() == []
     model.train(max_epochs=1, **CPU)
     assert np.isfinite(model.history["train_loss"].to_numpy(float)).all()
+
+
+def test_new_processes_load_rows_of_a_file_that_is_in_memory(make_adata):
+    """Where processes are not forked (macOS, Windows, Python 3.14): "h5py objects cannot be pickled"."""
+    backed = in_file(make_adata())
+    TRVAE.setup_anndata(backed, "condition")
+    dataset = TRVAE._get_most_recent_anndata_manager(backed).create_torch_dataset()
+    dataset = fitted(dataset, torch.device("cpu"), None)
+    sent = pickle.loads(pickle.dumps(dataset))
+    for key, rows in dataset[[5, 2]].items():
+        np.testing.assert_array_equal(sent[[5, 2]][key], rows)
 
 
 def no_memory(*error):

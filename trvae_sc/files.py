@@ -99,7 +99,9 @@ def as_path(given: Any, name: str) -> Path:
         raise InputError(
             f"{name} is {str(given)[:60]!r} and so on, too long for the name of a file."
         )
-    return Path(given).expanduser()
+    with contextlib.suppress(RuntimeError):  # no such user: the name of a file, as in the shell
+        return Path(given).expanduser()
+    return Path(given)
 
 
 def check_target(
@@ -175,8 +177,10 @@ def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> Non
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
-    """Write a text file, completely or not at all."""
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"), overwrite=overwrite)
+    """Write a text file, completely or not at all, the same bytes on all systems."""
+    text = text.replace(os.linesep, "\n")  # pandas ends lines as the system does
+    given = {"encoding": "utf-8", "newline": "\n"}
+    write_whole(path, lambda p: p.write_text(text, **given), overwrite=overwrite)
 
 
 def write_whole(
@@ -239,6 +243,8 @@ def _put(new: Path, place: Path, *, overwrite: bool) -> None:
                 os.link(new, place)  # fails where something is, which replacing would not
             except OSError:  # something is, or the file system has no links
                 place.touch(exist_ok=False)
+        elif new.is_dir() and place.is_dir():
+            place.rmdir()  # empty, else it stays; Windows replaces no folder
         new.replace(place)  # a link to it is the same file, and stays
     except OSError as error:
         if overwrite or not place.exists():
@@ -270,10 +276,13 @@ def _rename_exchange(a: Path, b: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Write a file, or the entries of a folder, to the disk."""
+    """Write a file, or the entries of a folder, to the disk, where the system can."""
     if not path.is_dir() and not path.is_file():
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:  # Windows flushes what may be written to, and no folders
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:  # such a folder, or a file that may only be read: it was there before
+        return
     try:
         os.fsync(handle)
     except OSError:  # folders cannot be everywhere

@@ -122,7 +122,9 @@ def run_benchmark(args: argparse.Namespace) -> None:
     if args.list:
         answer(args, [_of_holdout(one) for one in chosen])
         if not args.json:
-            print("\n".join(map(str, chosen)), file=args.stdout)
+            encoding = args.stdout.encoding or "utf-8"  # on Windows a file may lack letters
+            lines = "\n".join(map(str, chosen)).encode(encoding, "backslashreplace")
+            print(lines.decode(encoding), file=args.stdout)
         return
     methods = args.methods or (_of_conditions(adata, chosen, keys) if is_unseen else _OF_LABELS)
     results = benchmark(

@@ -61,7 +61,7 @@ def data_folder() -> Path | None:
     named = os.environ.get(VARIABLE)
     if not named:
         return None
-    folder = Path(named).expanduser()
+    folder = as_path(named, VARIABLE)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{VARIABLE} is '{folder}', which is no folder. Name a folder.")
     return folder

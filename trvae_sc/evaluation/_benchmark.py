@@ -230,7 +230,7 @@ def _further(adata: AnnData, keys: Keys, columns: Iterable[str]) -> dict[str, st
     read = [key for key in (keys.total_counts_key, keys.batch_key, *columns) if key is not None]
     found = {f"obs['{key}']": _of_text(as_text(adata.obs[key])) for key in read}
     if isinstance(name := keys.condition_features, str):
-        found[f"uns['{name}']"] = _of_text([table_of(adata, name).to_csv()])
+        found[f"uns['{name}']"] = _of_text([table_of(adata, name).to_csv(lineterminator="\n")])
     return found
 
 

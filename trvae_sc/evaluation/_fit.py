@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+import psutil
 from anndata import AnnData
 
 from trvae_sc.errors import MissingExtraError
@@ -224,7 +225,8 @@ def _end_with(parent: int) -> None:
         return
 
     def watch() -> None:
-        while os.getppid() == parent:
+        # Windows keeps the number of a parent that has ended
+        while os.getppid() == parent and psutil.pid_exists(parent):
             time.sleep(0.5)
         os._exit(1)
 

@@ -38,6 +38,10 @@ class Dataset(AnnTorchDataset):
         x = self.data.get(REGISTRY_KEYS.X_KEY)
         return x if isinstance(x, FileRows) else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a process that loads rows needs: not the AnnData, whose file may be open."""
+        return {**vars(self), "data": self.data, "adata_manager": None}
+
     def __getitem__(self, indexes: int | list[int] | np.ndarray) -> dict[str, Any]:
         rows = np.atleast_1d(indexes)
         return {key: self.rows(key, rows) for key in self.keys_and_dtypes}
