@@ -69,8 +69,8 @@ def with_value(adata, value):
 
 
 BAD_VALUES = {
-    -1.0: r"holds negative values \(smallest -1\); count likelihoods need raw counts\..*layer=",
-    0.5: r"holds fractional values \(largest \d+\); count likelihoods need raw counts\..*layer=",
+    -1.0: r"holds negative values \(smallest -1\); count likelihoods need raw counts\..*layer=, .*raw\.to_adata",
+    0.5: r"holds fractional values \(largest \d+\); count likelihoods need raw counts\..*layer=, .*raw\.to_adata",
     np.nan: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
     np.inf: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
 }
