@@ -308,6 +308,27 @@ def test_batches_of_one_condition_are_warned_of(make_adata, caplog, keys):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("name", "of_control", "is_said"),
+    [
+        ("dose_val", 1.0, True),
+        ("dose_val", 0.0, False),
+        ("dose_val", 2.0, False),
+        ("time", 1.0, False),
+    ],
+)
+def test_a_control_with_the_dose_of_drugs_is_warned_of(
+    make_adata, caplog, name, of_control, is_said
+):
+    """Effects did not start from none: effect R2 of simulated low doses -1.9 in place of 0.7, without a word."""
+    adata = make_adata()
+    dose = np.where(np.arange(adata.n_obs) // 2 % 2, 0.1, 1.0)
+    adata.obs[name] = np.where(adata.obs["condition"] == "control", of_control, dose)
+    TRVAE.setup_anndata(adata, ["condition", name], labels_key="cell_type")
+    said = [m for m in caplog.messages if m.startswith("Controls in adata.obs['condition']")]
+    assert ["have the dose 1 in adata.obs['dose_val']" in m for m in said] == [True] * is_said
+
+
 def test_one_label_is_allowed(fit, make_adata):
     adata = make_adata()
     adata.obs["cell_type"] = "B"
