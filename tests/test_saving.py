@@ -371,6 +371,17 @@ def test_genes_may_be_named_after_a_column_that_differs_since(has_raw, fit, make
     assert (adata.obs.index.name, adata.var.index.name) == ("barcode", "feature_name")
 
 
+def test_data_that_no_file_can_hold_are_refused(fit, make_adata):
+    """As a dose that is text in some cells and a number in others: an error of h5py."""
+    adata = make_adata(60)
+    adata.obs["dose"] = np.array(["high", 1.0], dtype=object)[np.arange(60) % 2]
+    model = fit(adata)
+    with pytest.raises(InputError, match=r"cannot be written to a file\..*key 'dose'"):
+        model.save("saved", save_anndata=True)
+    assert entries() == []
+    model.save("saved")
+
+
 def test_data_of_the_model_replaced_go_with_it(fit, make_adata):
     """They once stayed, and were loaded with a model they did not belong to."""
     fit(make_adata(60)).save("saved", save_anndata=True)

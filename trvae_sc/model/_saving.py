@@ -49,7 +49,7 @@ class SavedModel(AnnDataModel):
         ------
         InputError
             `dir_path` exists and `overwrite` is False; it, or a folder it would be in, is a file; there
-            are no data to save, or they are not what was registered any more.
+            are no data to save, or they are not what was registered any more, or no file can hold them.
         """
         path = as_path(dir_path, "dir_path")
         check_target(path, overwrite=overwrite, replaces=lambda _: True, kind="model")
