@@ -37,6 +37,26 @@ def test_genes_are_ordered_and_those_that_lack_get_their_mean_share(make_adata, 
     )
 
 
+def test_genes_that_have_other_names_are_told_as_such(make_adata, fit):
+    """Ensembl's in place of symbols: they were to be filled in, or another model to be trained."""
+    model = fit(make_adata())
+    other = make_adata()
+    other.var_names = [f"ENSG{j}" for j in range(30)]
+    predicted = model.predict(target="stimulated", source="control")
+    calls = {
+        "adata lacks 30 of the 30 genes of the model": lambda: model.predict(
+            other, target="stimulated"
+        ),
+        "adata lacks 30 of the 30 genes of the model .100%.": lambda: trvae_sc.align_genes(
+            other, model
+        ),
+        "truth lacks 30 of the 30 predicted genes": lambda: trvae_sc.compare(predicted, other),
+    }
+    for found, call in calls.items():
+        with pytest.raises(InputError, match=f"{found}.*calls genes 'ENSG0', .*var_names = "):
+            call()
+
+
 def test_with_all_genes_values_are_what_they_were(make_adata, fit):
     model = fit(make_adata(n_cells=240))
     other = make_adata(n_cells=60, n_genes=40, seed=5)

@@ -69,8 +69,8 @@ def with_value(adata, value):
 
 
 BAD_VALUES = {
-    -1.0: r"holds negative values \(smallest -1\); count likelihoods need raw counts\..*layer=",
-    0.5: r"holds fractional values \(largest \d+\); count likelihoods need raw counts\..*layer=",
+    -1.0: r"holds negative values \(smallest -1\); count likelihoods need raw counts\..*layer=, .*raw\.to_adata",
+    0.5: r"holds fractional values \(largest \d+\); count likelihoods need raw counts\..*layer=, .*raw\.to_adata",
     np.nan: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
     np.inf: r"holds 1 NaN or infinite values in cells from row 0 on\. Replace them",
 }
@@ -306,6 +306,27 @@ def test_batches_of_one_condition_are_warned_of(make_adata, caplog, keys):
     caplog.clear()
     setup(make_adata(), batch_key="batch", categorical_covariate_keys=["site"])
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "of_control", "is_said"),
+    [
+        ("dose_val", 1.0, True),
+        ("dose_val", 0.0, False),
+        ("dose_val", 2.0, False),
+        ("time", 1.0, False),
+    ],
+)
+def test_a_control_with_the_dose_of_drugs_is_warned_of(
+    make_adata, caplog, name, of_control, is_said
+):
+    """Effects did not start from none: effect R2 of simulated low doses -1.9 in place of 0.7, without a word."""
+    adata = make_adata()
+    dose = np.where(np.arange(adata.n_obs) // 2 % 2, 0.1, 1.0)
+    adata.obs[name] = np.where(adata.obs["condition"] == "control", of_control, dose)
+    TRVAE.setup_anndata(adata, ["condition", name], labels_key="cell_type")
+    said = [m for m in caplog.messages if m.startswith("Controls in adata.obs['condition']")]
+    assert ["have the dose 1 in adata.obs['dose_val']" in m for m in said] == [True] * is_said
 
 
 def test_one_label_is_allowed(fit, make_adata):

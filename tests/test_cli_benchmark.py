@@ -367,7 +367,10 @@ def test_report_says_what_pathways_need(run, results, monkeypatch):
 
 
 BAD = {
-    "no labels": (["--condition-key", "condition"], "benchmark needs --labels-key"),
+    "no labels": (
+        ["--condition-key", "condition"],
+        "benchmark needs --labels-key. For cells of one type",
+    ),
     "unknown column": (["--condition-key", "state", *SETUP[2:]], "state"),
     "unknown method": (
         [*SETUP, "--methods", "magic"],

@@ -115,6 +115,28 @@ def test_bad_conditions_are_refused(given, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("doses", [["0", "1", "10"], pd.Categorical([0.0, 1.0, 10.0])])
+def test_doses_that_are_levels_are_to_be_made_numbers(doses):
+    """As in files of scPerturb: the message said which levels there are, and nothing of what to do."""
+    obs = pd.DataFrame({"drug": ["none", "a", "b"], "dose": doses})
+    with pytest.raises(InputError, match=r"there are .*10.*obs\['dose'\]\.astype\(float\)"):
+        parse(new_parts(obs, ["drug", "dose"]), ("a", 3))
+    with pytest.raises(InputError, match=r"there are \['a', 'b', 'none'\]\.$"):
+        parse(new_parts(obs, ["drug", "dose"]), ("c", 1))
+
+
+@pytest.mark.parametrize("mark", ["+", "_"])
+def test_an_unknown_pair_of_known_parts_is_to_be_set_up_as_a_set(mark):
+    """As of perturbation screens: the message said nothing of ``condition_separator``."""
+    levels = [name.replace("+", mark) for name in ("A+B", "A+ctrl", "ctrl", "ctrl+C")]
+    known = ConditionSpace("perturbation", tuple(levels))
+    with pytest.raises(InputError, match=rf"condition_separator='\{mark}'\.$"):
+        known.level(f"A{mark}C")
+    for other in ("D", f"A{mark}D", f"A{mark}", 3):
+        with pytest.raises(InputError, match=r"there are \[.*\]\.$"):
+            known.level(other)
+
+
 def space(rows, **columns):
     """Return the conditions of rows of a table, and a function that predicts what is linear in them."""
     obs = pd.DataFrame(rows, columns=list(columns or ["drug", "dose"]))

@@ -172,9 +172,13 @@ def test_holdouts_by_another_column(make_adata):
     ]
     with pytest.raises(InputError, match=r"No column 'donor' in adata\.obs; there are \['cond"):
         holdouts(adata, keys=COUNTS, by="donor")
-    with pytest.raises(InputError, match=r"need a column of labels: name it with labels_key="):
+    with pytest.raises(
+        InputError, match=r"need a column of labels: .* one that is the same in all"
+    ):
         holdouts(adata, keys=Keys("condition"))
-    with pytest.raises(InputError, match=r"need a column of labels: name it with labels_key="):
+    with pytest.raises(
+        InputError, match=r"need a column of labels: .* one that is the same in all"
+    ):
         parse_holdouts(["B:stimulated"], adata, Keys("condition"))
 
 
@@ -1670,7 +1674,7 @@ def test_bad_arguments_are_refused_before_any_work(make_adata, tmp_path):
         run(adata, ["no_change", "magic"], [NK])
     with pytest.raises(InputError, match="cannot be called 'ceiling'"):
         run(adata, {"ceiling": METHODS["no_change"]}, [NK])
-    with pytest.raises(InputError, match="The values are not counts"):
+    with pytest.raises(InputError, match=r"The values are not counts.*raw\.to_adata"):
         run(make_adata(values="log"), ["no_change"], [NK])
     with pytest.raises(InputError, match="Unknown backend 'slurm'"):
         run(adata, ["no_change"], [NK], backend="slurm")

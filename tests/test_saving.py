@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from scipy import sparse
 
 import trvae_sc
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, family
 from trvae_sc.errors import InputError
 from trvae_sc.model._record import FROZEN_WITHOUT_LABELS
 
@@ -220,7 +220,7 @@ def test_levels_of_any_type_come_back(fit, make_adata, levels):
 CHILD = """
 import sys
 import anndata, numpy as np
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, family
 
 model = TRVAE.load("saved", adata=False)
 predicted = model.predict(anndata.read_h5ad("cells.h5ad"), target="stimulated", seed=1)
@@ -345,6 +345,43 @@ def test_data_that_are_saved_are_not_changed(fit, make_adata, backed, is_dense):
     assert saved.obs["text"].tolist() == cells.obs["text"].tolist()
 
 
+@pytest.mark.parametrize("has_raw", [False, True])
+def test_genes_may_be_named_after_a_column_that_differs_since(has_raw, fit, make_adata):
+    """As ``adata.var_names = adata.var["feature_name"]`` made unique: an error of anndata."""
+    adata = make_adata(60)
+    adata.var["feature_name"] = ["MATR3", "MATR3", *adata.var_names[2:]]
+    adata.var_names = adata.var["feature_name"]
+    adata.var_names_make_unique()
+    adata.obs["barcode"] = adata.obs_names + "-1"
+    adata.obs.index.name = "barcode"
+    if has_raw:
+        adata.raw = adata.copy()
+    model = fit(adata)
+    made = model.generate(condition="control", n_obs=5)
+    path = family.interpolate(
+        model, adata.obs["cell_type"] == "B", adata.obs["cell_type"] == "NK", condition="control"
+    )
+    for cells in (made, path):
+        cells.write_h5ad("cells.h5ad")
+    model.save("saved", save_anndata=True)
+    saved = TRVAE.load("saved").adata
+    assert saved.var_names.tolist() == [*("MATR3", "MATR3-1"), *adata.var_names[2:]]
+    assert saved.var["feature_name"].tolist() == adata.var["feature_name"].tolist()
+    assert saved.obs["barcode"].tolist() == adata.obs["barcode"].tolist()
+    assert (adata.obs.index.name, adata.var.index.name) == ("barcode", "feature_name")
+
+
+def test_data_that_no_file_can_hold_are_refused(fit, make_adata):
+    """As a dose that is text in some cells and a number in others: an error of h5py."""
+    adata = make_adata(60)
+    adata.obs["dose"] = np.array(["high", 1.0], dtype=object)[np.arange(60) % 2]
+    model = fit(adata)
+    with pytest.raises(InputError, match=r"cannot be written to a file\..*key 'dose'"):
+        model.save("saved", save_anndata=True)
+    assert entries() == []
+    model.save("saved")
+
+
 def test_data_of_the_model_replaced_go_with_it(fit, make_adata):
     """They once stayed, and were loaded with a model they did not belong to."""
     fit(make_adata(60)).save("saved", save_anndata=True)
@@ -407,7 +444,7 @@ def test_a_save_that_fails_changes_nothing(fit, make_adata, monkeypatch, fail, e
 
 KILLED = """
 import os, signal
-from trvae_sc import TRVAE
+from trvae_sc import TRVAE, family
 
 model = TRVAE.load("saved", adata=False)
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)

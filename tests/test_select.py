@@ -738,7 +738,11 @@ BAD = {
     "metric": ({"metric": "accuracy"}, InputError, "cannot be chosen by 'accuracy'; choose one"),
     "tasks": ({"max_tasks": 2}, InputError, "max_tasks is 2; methods are compared on 3 or more"),
     "seeds": ({"seeds": []}, InputError, "No seeds"),
-    "labels_key": ({"keys": KEYS._replace(labels_key=None)}, InputError, "need a labels_key"),
+    "labels_key": (
+        {"keys": KEYS._replace(labels_key=None)},
+        InputError,
+        "need a labels_key.* the same in all",
+    ),
     "column": ({"keys": KEYS._replace(condition_key="state")}, InputError, "No column 'state'"),
     "option": ({"n_job": 2}, InputError, "n_job"),
     "name": (

@@ -34,9 +34,10 @@ def align(
     if not adata.var_names.equals(var_names):
         missing = var_names.difference(adata.var_names, sort=False)
         if len(missing):
+            few = "Of a TRVAE trvae_sc.align_genes(adata, model) fills in a few."
             raise InputError(
                 f"adata lacks {len(missing):,} of the {len(var_names):,} genes of the model: "
-                f"{listing(missing)}. Of a TRVAE trvae_sc.align_genes(adata, model) fills in a few."
+                f"{listing(missing)}. {other_names(adata, missing, var_names) or few}"
             )
         check_names(adata, "var_names")
         in_file = adata.isbacked or is_file(matrix(adata, layer))
@@ -46,6 +47,16 @@ def align(
     var = pd.DataFrame(index=pd.Index(var_names, dtype=str))
     obs = adata.obs.copy() if sums is None else adata.obs.assign(**{TOTAL_COLUMN: sums})
     return AnnData(X=x, obs=obs, var=var, layers=layers)
+
+
+def other_names(adata: AnnData, missing: pd.Index, wanted: pd.Index) -> str:
+    """Return what to do where no gene is called as one that is wanted; nothing where some are."""
+    if len(missing) < len(wanted):
+        return ""
+    return (
+        f"It calls genes {listing(adata.var_names)}: where a column has the other names, adata.var_names = "
+        "adata.var[...] takes them."
+    )
 
 
 def all_totals(adata: AnnData, n_genes: int, layer: str | None) -> np.ndarray:

@@ -12,6 +12,7 @@ from anndata.utils import make_index_unique
 
 from trvae_sc.arguments import check_whole
 from trvae_sc.checks import (
+    NEED_COUNTS,
     RECORD,
     check_matrix,
     check_obs,
@@ -90,7 +91,7 @@ def pseudobulk(
     if not looks_like_counts(x, adata.n_obs):
         raise InputError(
             f"{matrix_name(layer)} holds no counts (negative, fractional or missing values), which alone can be "
-            "summed. Name the layer that has them with layer=; of a prediction take output='counts'."
+            f"summed. It needs {NEED_COUNTS}; of a prediction take output='counts'."
         )
     keys = pd.DataFrame({key: in_order(adata.obs[key]) for key in by})
     groups = keys.groupby(by, sort=True, observed=True)

@@ -39,6 +39,8 @@ _MOST = 2**31  # counts above are no counts of molecules, and overflow what they
 _AS_THEY_ARE = (
     "take the values as they are (gene_likelihood='normal'; of simple methods is_count=False)"
 )
+#: What is needed where values are no counts, and where it may be.
+NEED_COUNTS = "raw counts. Pass them with layer=, those in adata.raw as adata.raw.to_adata()"
 
 
 # -- checks of names and columns ------------------------------------------------------------------
@@ -301,12 +303,12 @@ def check_values(
         if values.min(initial=0) < 0:
             raise InputError(
                 f"{name} holds negative values (smallest {values.min():.3g}); count likelihoods need "
-                f"raw counts. Pass them with layer=, or {_AS_THEY_ARE}."
+                f"{NEED_COUNTS}, or {_AS_THEY_ARE}."
             )
         if (values != np.floor(values)).any():
             raise InputError(
                 f"{name} holds fractional values (largest {values.max():.3g}){_log_hint(values)}; count "
-                f"likelihoods need raw counts. Pass them with layer=, or {_AS_THEY_ARE}."
+                f"likelihoods need {NEED_COUNTS}, or {_AS_THEY_ARE}."
             )
         if float(values.max(initial=0)) > _MOST:  # in float16 the limit is infinite
             raise InputError(

@@ -15,6 +15,11 @@ from trvae_sc.levels import SEPARATOR, codes_among, level_name, levels, match_le
 
 PARTS = "parts"  #: entry of the state registry
 UNKNOWN = " A condition that is new to the table needs its features (predict(features=), on the command line --condition-features)."
+#: What to do where numbers are the levels of a column.
+_NUMBERS = (
+    " '{0}' is text or a category, whose values are levels; as numbers, adata.obs['{0}'] = "
+    "adata.obs['{0}'].astype(float), values between those measured can be predicted."
+)
 
 
 def joint_column(
@@ -150,4 +155,13 @@ def _part(parts: dict[str, Any], key: str, value: Any) -> Any:
     description = Description.of(parts)
     if description is not None and key == description.key:
         return match_level(value, description.and_described(known), of=f"'{key}'", hint=UNKNOWN)
-    return match_level(value, known, of=f"'{key}'")
+    hint = _NUMBERS.format(key) if all(map(_reads_as_number, known)) else ""
+    return match_level(value, known, of=f"'{key}'", hint=hint)
+
+
+def _reads_as_number(level: Any) -> bool:
+    """Return whether a level is a number, or its text."""
+    try:
+        return np.isfinite(float(level_name(level)))
+    except ValueError:
+        return False

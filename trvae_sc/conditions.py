@@ -33,6 +33,7 @@ AS_NUMBER = (
     " '{0}' was registered as levels; set up with condition_key=['{0}'] it is a number, and values between "
     "and beyond those measured can be predicted."
 )
+AS_SET = " Sets of parts, of which others than those measured can be predicted, are set up with condition_separator='{0}'."
 _LEAST = 4  # measured levels, of which it can be learned how much features say
 
 
@@ -95,8 +96,17 @@ class ConditionSpace:
             known = self.description.and_described(self.levels)
             return match_level(condition, known, of="condition", hint=UNKNOWN)
         numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in self.levels]
-        hint = AS_NUMBER.format(self.key) if all(numbers) else ""
+        hint = AS_NUMBER.format(self.key) if all(numbers) else self._as_set(condition)
         return match_level(condition, list(self.levels), of="condition", hint=hint)
+
+    def _as_set(self, condition: Any) -> str:
+        """Return what to do where an unknown condition is a set of what measured ones are made of."""
+        for mark in "+_|,;&":
+            found = {part for level in self.levels for part in level_name(level).split(mark)}
+            given = level_name(condition).split(mark)
+            if len(given) > 1 and found.issuperset(given):
+                return AS_SET.format(mark)
+        return ""
 
     def values(self, condition: Any) -> Sequence[Any]:
         """Return the parts of a condition."""

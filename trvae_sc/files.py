@@ -166,14 +166,23 @@ def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> Non
     """Write an h5ad or zarr file, completely or not at all."""
     import anndata
 
+    def write(place: Path) -> None:
+        try:
+            if path.suffix == ".zarr":
+                adata.write_zarr(place)
+            else:
+                adata.write_h5ad(place, compression="gzip")
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # one of anndata's own has no public name
+            told = ". ".join([str(error), *getattr(error, "__notes__", ())])
+            raise InputError(
+                f"adata cannot be written to a file. Change or drop what is named here: {told}."
+            ) from error
+
     # files of newer versions of anndata have strings that older ones read but do not write unasked
     with anndata.settings.override(allow_write_nullable_strings=True):
-        if path.suffix == ".zarr":
-            write_whole(path, adata.write_zarr, overwrite=overwrite)
-        else:
-            write_whole(
-                path, lambda p: adata.write_h5ad(p, compression="gzip"), overwrite=overwrite
-            )
+        write_whole(path, write, overwrite=overwrite)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ import pandas as pd
 from anndata import AnnData
 
 from trvae_sc.checks import is_number, logger
-from trvae_sc.levels import as_list, level_name, levels
+from trvae_sc.levels import CONTROLS, as_list, level_name, levels
 
 _FEW_GENES = 5000  # below, an AnnData is likely to hold variable genes only
 _said: contextvars.ContextVar[set[Any] | None] = contextvars.ContextVar("said", default=None)
+_DOSE = re.compile("dos|conc", re.IGNORECASE)
 _UNLABELED = (
     *("unknown", "unassigned", "unlabeled", "unlabelled", "undetermined"),
     *("na", "nan", "none", ""),
@@ -94,9 +96,25 @@ def say_setup(
             *(labels_key, unlabeled[0], unlabeled[0]),
         )
     if condition_key is not None:
-        _say_confounded(
-            adata.obs, as_list(condition_key), [key for key in nuisances if key is not None]
-        )
+        keys = as_list(condition_key)
+        _say_confounded(adata.obs, keys, [key for key in nuisances if key is not None])
+        _say_dose_of_control(adata.obs[keys].drop_duplicates())
+
+
+def _say_dose_of_control(conditions: pd.DataFrame) -> None:
+    """Warn of a dose of cells without a drug that drugs were given at, too; a time may be the same."""
+    numbers = [key for key in conditions if is_number(conditions[key])]
+    for key in conditions.columns.difference(numbers):
+        is_control = conditions[key].map(level_name).str.lower().isin(CONTROLS).to_numpy(bool)
+        for dose in (name for name in numbers if _DOSE.search(name)):
+            found = conditions[dose].to_numpy(float)
+            own = set(found[is_control])
+            if 0 not in own and own & set(found[~is_control]) and len(set(found)) > 1:
+                logger.warning(
+                    "Controls in adata.obs['%s'] have the dose %g in adata.obs['%s'], as others have, from which "
+                    "effects then do not start from none: doses in between are predicted worse. Make it 0.",
+                    *(key, min(own), dose),
+                )
 
 
 def _say_confounded(obs: pd.DataFrame, keys: list[str], nuisances: Sequence[str]) -> None:

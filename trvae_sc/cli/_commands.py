@@ -92,7 +92,9 @@ def _cells_to_compare(args: argparse.Namespace, command: str) -> tuple[AnnData, 
     from trvae_sc.evaluation import subsample
 
     if args.labels_key is None:
-        raise InputError(f"{command} needs --labels-key.")
+        raise InputError(
+            f"{command} needs --labels-key. For cells of one type make one that is the same in all."
+        )
     if args.gene_likelihood not in (None, "nb", "normal"):
         raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
     keys = keys_of(args, is_count=args.gene_likelihood != "normal")

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from trvae_sc.baselines._shift import check_new
 from trvae_sc.checks import (
+    NEED_COUNTS,
     check_matrix,
     check_names,
     check_obs,
@@ -93,7 +94,7 @@ def check_counts(adata: AnnData, keys: Keys) -> None:
     """
     if keys.is_count and not looks_like_counts(values(adata, keys), adata.n_obs):
         raise InputError(
-            "The values are not counts (negative or fractional). Name the layer with raw counts, or set "
+            f"The values are not counts (negative or fractional), and methods need {NEED_COUNTS}; or set "
             "is_count=False to compare values as they are."
         )
 

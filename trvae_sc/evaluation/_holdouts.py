@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 TASK = ["label", "source", "target"]  #: columns of tables that name a hold-out
 #: What is hidden: a condition in all labels, and its label, too.
 CONDITION, BOTH = "condition", "both"
+_NEED_LABELS = (
+    "Hold-outs need a column of labels: name it with labels_key=. For cells of one type make one that is the same "
+    "in all."
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def holdouts(
     if len(set(columns)) < len(columns):
         raise InputError(f"by={by!r} names a column twice. Name each once.")
     if columns in ([], [None]):
-        raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
+        raise InputError(_NEED_LABELS)
     check_obs(adata, [*keys.condition_columns, *columns])
     column, space = keys.conditions(adata.obs), conditions_of(adata, keys)
     of = [as_text(adata.obs[k]).to_numpy() for k in columns]  # names of cells play no role
@@ -291,7 +295,7 @@ def parse_holdouts(
     if not texts:
         return []
     if keys.labels_key is None:
-        raise InputError("Hold-outs need a column of labels: name it with labels_key=.")
+        raise InputError(_NEED_LABELS)
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
     columns = as_text(adata.obs[keys.labels_key]), as_text(keys.conditions(adata.obs))
     pairs = set(zip(*columns, strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from trvae_sc.alignment import columns_of
+from trvae_sc.alignment import columns_of, other_names
 from trvae_sc.checks import (
     TOTAL_COLUMN,
     check_matrix,
@@ -51,10 +51,12 @@ def measured_cells(adata: AnnData, predicted: AnnData, keys: Keys, name: str) ->
         check_matrix(adata, keys.layer)
     missing = predicted.var_names.difference(adata.var_names)
     if len(missing):
-        raise InputError(
-            f"{name} lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
-            f"{missing[:3].tolist()}. Pass measured cells with all of them."
-        )
+        few = "Pass measured cells with all of them."
+        with naming(name):
+            raise InputError(
+                f"adata lacks {len(missing)} of the {predicted.n_vars} predicted genes, such as "
+                f"{missing[:3].tolist()}. {other_names(adata, missing, predicted.var_names) or few}"
+            )
     if keys.is_count:
         if not looks_like_counts(values(adata, keys), adata.n_obs):
             where = matrix_name(keys.layer).replace("adata", name, 1)

@@ -93,7 +93,8 @@ def decoded_cells(
     x = decoded(model.trained, adata, rows, z, condition)
     if condition is not None:
         obs = obs.assign(**model.condition_space.columns([condition] * len(obs)))
-    var = (adata if model.adata is None else model.adata).var.loc[adata.var_names].copy()
+    var = (adata if model.adata is None else model.adata).var.loc[adata.var_names]
+    var = var.rename_axis(None)  # a column of that name may be there
     result = AnnData(x.astype(np.float32), obs=obs, var=var, obsm={"X_trvae": np.float32(z)})
     result.uns["trvae_sc"] = {
         "method": method,

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from trvae_sc.alignment import ALIGNMENT, all_totals, columns_of
+from trvae_sc.alignment import ALIGNMENT, all_totals, columns_of, other_names
 from trvae_sc.arguments import check_number, check_trvae
 from trvae_sc.checks import (
     TOTAL_COLUMN,
@@ -72,10 +72,13 @@ def align_genes(adata: AnnData, model: AnnDataModel, *, max_missing: float = 0.1
     missing = names[is_missing]
     share = len(missing) / len(names)
     if share > max_missing:
+        few = (
+            f"At most {max_missing:.0%} are filled in (max_missing=); a model trained on the genes that both have "
+            "predicts better."
+        )
         raise InputError(
             f"adata lacks {len(missing):,} of the {len(names):,} genes of the model ({share:.0%}): "
-            f"{listing(missing)}. At most {max_missing:.0%} are filled in (max_missing=); a model trained on "
-            "the genes that both have predicts better."
+            f"{listing(missing)}. {other_names(adata, missing, names) or few}"
         )
     obs, values = adata.obs.copy(), columns_of(x, at[~is_missing])
     if not module.is_count:

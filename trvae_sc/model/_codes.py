@@ -109,7 +109,8 @@ def generate_cells(
     if level is not None:
         made["condition"] = level_name(level)
     levels = None if level is None else [level] * n_obs
-    result = _cells(trained, parts(), levels, adata.var.copy(), draws, name="generated", made=made)
+    var = adata.var.rename_axis(None)  # a column of that name may be there
+    result = _cells(trained, parts(), levels, var, draws, name="generated", made=made)
     if labels is not None:
         result.obs[trained.labels_key] = adata.obs[trained.labels_key].iloc[rows].to_numpy()
     if module.has_total:  # of the training cell; a draw of the genes may exceed it

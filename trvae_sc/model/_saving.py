@@ -49,7 +49,7 @@ class SavedModel(AnnDataModel):
         ------
         InputError
             `dir_path` exists and `overwrite` is False; it, or a folder it would be in, is a file; there
-            are no data to save, or they are not what was registered any more.
+            are no data to save, or they are not what was registered any more, or no file can hold them.
         """
         path = as_path(dir_path, "dir_path")
         check_target(path, overwrite=overwrite, replaces=lambda _: True, kind="model")
@@ -186,12 +186,17 @@ def _to_write(adata: AnnData) -> AnnData:
     """Return an AnnData of the same parts: anndata makes text that it writes categories, and its file its own."""
     layers = {name: adata.layers[name] for name in checks.layer_names(adata)}
     parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "varm", "obsp", "varp")}
-    found = AnnData(obs=adata.obs, var=adata.var, layers=layers, **parts)
+    found = AnnData(obs=_named(adata.obs), var=_named(adata.var), layers=layers, **parts)
     found.X = adata.X
     if adata.raw is not None:
         obs, varm = pd.DataFrame(index=adata.obs_names), dict(adata.raw.varm)
-        found.raw = AnnData(adata.raw.X, obs=obs, var=adata.raw.var, varm=varm)
+        found.raw = AnnData(adata.raw.X, obs=obs, var=_named(adata.raw.var), varm=varm)
     return found
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose index has no name that a column has, which anndata does not write."""
+    return table.rename_axis(None) if table.index.name in table else table
 
 
 def _without_checking(arguments: dict[str, Any], stored: Stored) -> dict[str, tuple[int, ...]]:
