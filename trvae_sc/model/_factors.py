@@ -254,8 +254,8 @@ class Sourced:
         relative = self._relative(own, code) * np.sqrt(left)
         missed = self.missed
         is_measured = trained.n_cells_of(label, trained.conditions.code(self.target)) > 0
-        if self.replicates is not None and is_known and is_measured:
-            missed = self.replicates
+        if is_known and is_measured and missed is not None:
+            missed = self.replicates or replace(missed, on_own=True)
         ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
