@@ -252,10 +252,11 @@ class Sourced:
             for mean, own_mean in zip((observed, expected), decoded, strict=True)
         ]
         relative = self._relative(own, code) * np.sqrt(left)
-        missed = self.missed
-        is_measured = trained.n_cells_of(label, trained.conditions.code(self.target)) > 0
-        if is_known and is_measured and missed is not None:
-            missed = self.replicates or replace(missed, on_own=True)
+        missed, on_own = self.missed, label in self.exemplars
+        if is_known and trained.n_cells_of(label, trained.conditions.code(self.target)) > 0:
+            missed, on_own = self.replicates or missed, on_own or self.replicates is None
+        if on_own and missed is not None:
+            missed = replace(missed, on_own=True)
         ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
