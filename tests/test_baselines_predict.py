@@ -315,6 +315,39 @@ def test_q_values_of_a_model_control_it_too(fit):
     assert n_called > 0
 
 
+def nothing_changes(conditions, n_labels=3, n_genes=100, n_cells=30):
+    """Return values that no condition changes, of labels of which the first lacks the last condition."""
+    rng = np.random.default_rng(0)
+    groups = [(f"type_{k}", c) for k in range(n_labels) for c in conditions]
+    groups.remove(("type_0", conditions[-1]))
+    obs = pd.DataFrame(groups, columns=["cell_type", "condition"])
+    obs = obs.loc[obs.index.repeat(n_cells)].set_axis(map(str, range(n_cells * len(groups))))
+    return AnnData(rng.normal(3.0, 1.0, (len(obs), n_genes)), obs=obs)
+
+
+SETS = ["control", "A", "B", "C", "A+C", "B+C", "A+B"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "target", "named"),
+    [
+        (SETS, "A+B", {"condition_separator": "+"}),
+        (SETS, "A+B", {"condition_separator": "+", "method": "sum_of_parts"}),
+        (SETS[:4], "A+B", {"condition_separator": "+"}),
+        (SETS, "A+B", {"condition_separator": "+", "method": "mean_condition"}),
+        (["control", "A"], "A", {}),
+    ],
+)
+def test_no_gene_is_called_changed_where_none_changes(conditions, target, named):
+    """Changes of a label share the noise of its control cells, so that predictions by them have the right sign."""
+    adata, options = nothing_changes(conditions, n_labels=8), {**NAMES, "is_count": False, **named}
+    table = baselines.effects(adata, target, source="control", **options)
+    assert table[["change", "lower", "upper"]].notna().all(axis=None)
+    assert (table["qval"] < 0.1).sum() == 0
+    is_told = (table["label"] == "type_0") & (not named)
+    assert (table["pval"].notna() == is_told).all()
+
+
 def test_a_prediction_is_written_read_and_compared(train, make_adata, tmp_path):
     own = trvae_sc.baselines.predict(
         train, "stimulated", labels="NK", total_counts_key="n_counts", **NAMES

@@ -223,6 +223,18 @@ def test_other_methods(method, decoupler):
     assert found["qval"].isna().all() == (method == "aucell")
 
 
+def test_a_set_of_genes_that_do_not_change_is_not_certain_by_waggr(decoupler):
+    """Of a share p of permutations beyond the score that is above 1/2 decoupler 2.2 makes 2 (1 - p): q was 0.002."""
+    effects = table()
+    effects["change"] -= effects.groupby("label")["change"].transform("mean")
+    effects.loc[effects["gene"].isin(GENES[8:16]), "change"] = 0.0
+    found = trvae_sc.pathways(effects, NET, method="waggr")
+    for _, own in found.set_index("pathway").groupby("label"):
+        pval = 2 * stats.norm.sf(own["score"].abs())
+        assert own["qval"].to_numpy() == pytest.approx(stats.false_discovery_control(pval))
+        assert own.loc["none", "qval"] > 0.5
+
+
 def test_effects_of_a_model(trained, decoupler):
     effects = trained.effects(target="stimulated")
     net = pd.DataFrame({"source": "s", "target": [f"gene_{i}" for i in range(8)]})

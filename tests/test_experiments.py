@@ -84,6 +84,18 @@ def test_two_labels_alike_are_not_both_worth_measuring():
     assert set(table["label"][:2]) != {"a", "b"}
 
 
+def test_the_expected_error_is_that_of_predictions_where_labels_change_alike():
+    """A label is missed by its difference from six others; what all share counted as missed, too: 0.30."""
+    rng, own = np.random.default_rng(0), 0.1
+    start = rng.normal(3, 0.5, (7, 1000))
+    end = start + rng.normal(0, 1, 1000) + rng.normal(0, own, start.shape)
+    n_cells = np.full((7, 2), 1e5)
+    n_cells[0, 1] = 0
+    known = Profiles(np.stack([start, end], 1), n_cells, tuple("abcdefg"), False)
+    found = plan(known, ConditionSpace("c", ("control", "a")), "control", ["a"])["expected_error"]
+    assert found.item() == pytest.approx(own * np.sqrt(1 + 1 / 6), rel=0.15)
+
+
 def test_more_cells_take_away_more():
     known, space = profiles(), ConditionSpace("c", NAMES)
     few, many = (plan(known, space, "control", NAMES, n_cells=n)["lowers"][0] for n in (5, 500))

@@ -144,7 +144,7 @@ def test_a_tilde_is_the_home_folder(home, fit, make_adata):
     )
     assert len(Results.load("~/scores").table)
     write_report("~/page.html", "<p>")
-    pl.volcano(loaded.effects(target="stimulated", labels="B"), save="~/volcano.png")
+    pl.volcano(loaded.predict(target="stimulated", labels="B"), save="~/volcano.png")
     names = "checkpoints model cells.h5ad cells.zarr scores page.html volcano.png"
     assert found(home) == set(names.split())
     assert found(Path()) == {"home"}

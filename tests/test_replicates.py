@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc import TRVAE
@@ -228,6 +229,25 @@ def test_effects_by_donor_start_from_its_own_mean(donors):
     assert (seen["n_source_cells"] == (cells.obs["condition"] == "control").sum()).all()
     unseen = table[table["label"] == "type_3"]
     assert (unseen["upper"] - unseen["lower"]).mean() > (own["upper"] - own["lower"]).mean()
+
+
+def test_donors_of_other_labels_say_nothing_of_one_whose_donors_differ_by_condition():
+    """No condition changes anything, but donors differ; of `a` each condition is of other donors."""
+    rng = np.random.default_rng(0)
+    labels, conditions = list("abcde"), ["control", "stimulated"]
+    groups = [(k, c, d) for k in labels for c in conditions for d in range(4)]
+    groups = [(k, c, d) for k, c, d in groups if k != "a" or (c == "control") == (d < 2)]
+    obs = pd.DataFrame(groups, columns=["cell_type", "condition", "donor"])
+    obs = obs.loc[obs.index.repeat(30)].astype(str).set_axis(map(str, range(30 * len(obs))))
+    level = rng.normal(3.0, 0.4, (4, 100))[obs["donor"].astype(int)]
+    cells = AnnData((level + rng.normal(0, 0.5, level.shape)).astype(np.float32), obs=obs)
+    keys = {"labels_key": "cell_type", "replicate_key": "donor"}
+    TRVAE.setup_anndata(cells, "condition", **keys)
+    model = TRVAE(cells, gene_likelihood="normal", n_latent=2, n_hidden=(8, 8))
+    model.train(1, **QUIET)
+    table = model.effects(target="stimulated")
+    assert (table["qval"] < 0.1).sum() == 0
+    assert (table["pval"].isna() == (table["label"] == "a")).all()
 
 
 def test_cells_without_donors_can_be_predicted(donors):

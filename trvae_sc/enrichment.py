@@ -75,7 +75,7 @@ def pathways(
         raise InputError(f"Unknown method {method!r}; there are {list(_METHODS)}.")
     wide = _wide(effects, "change")
     sets = _large_enough(_sets(net), wide.columns, min_genes)
-    if method in ("ulm", "mlm"):
+    if method in ("ulm", "mlm", "waggr"):
         _check_contrast(sets, wide.columns)
     if method == "mlm":
         _check_rank(sets, wide.columns)
@@ -211,9 +211,11 @@ def _scores(method: Method, wide: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFr
     changes = plain[plain.to_numpy().any(axis=1)]
     run = getattr(decoupler.mt, method)
     score, qval = run(changes, sets, tmin=1, empty=False, verbose=False)
-    if method in ("ulm", "mlm"):  # decoupler rounds q-values, and leaves those of mlm unadjusted
-        n_slopes = 1 if method == "ulm" else score.shape[1]
-        pval = 2.0 * stats.t.sf(score.abs(), wide.shape[1] - n_slopes - 1)
+    # decoupler rounds q-values, leaves those of mlm unadjusted, and calls scores of waggr next to 0 certain
+    if method in ("ulm", "mlm", "waggr"):
+        n_slopes = score.shape[1] if method == "mlm" else 1
+        of = stats.norm() if method == "waggr" else stats.t(wide.shape[1] - n_slopes - 1)
+        pval = 2.0 * of.sf(score.abs())
         qval = pd.DataFrame(stats.false_discovery_control(pval, axis=1), *score.axes)
     qval = score * np.nan if qval is None else qval
     tables = {

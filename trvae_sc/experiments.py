@@ -33,8 +33,8 @@ def next_experiments(
     The changes of labels l from the source to conditions c are taken for draws from the Gaussian process of
     :class:`trvae_sc.shift.Ridge` with const = 1, :math:`k_C(c, c')\,\big(1 + \langle z_l, z_{l'} \rangle /
     \overline{\lVert z \rVert^2} + 0.3\,\delta_{ll'}\big)`. Given what was measured, V is the covariance of what is
-    missing and :math:`\sigma_c` how large the errors of a condition are where a label is left out. Measuring j
-    lowers the expected squared error of all that is missing by
+    missing and :math:`\sigma_c` how large the errors of predictions under a condition are where a label is left out.
+    Measuring j lowers the expected squared error of all that is missing by
 
     .. math:: \sum_i \sigma_{c_i}^2\,\frac{V_{ij}^2}{V_{jj} + \nu}
 
@@ -177,11 +177,16 @@ def _scale(ridge: Ridge, codes: Sequence[int | None]) -> np.ndarray:
     r"""Return how large errors under conditions are, in units of what is expected of them.
 
     :math:`\sigma_c^2` is the mean of :math:`e_i^2 / v_i` over genes and the labels left out, with one more of
-    the mean of all conditions; shape (n_codes,).
+    the mean of all conditions; shape (n_codes,). Errors are those of predictions, which learn what labels share
+    from the data alone; of conditions without cells, of which labels share what nothing tells, those with const = 1.
     """
-    missed = np.square(ridge.left_out()[0]).mean(1) / ridge.left_out_variance()
+    predicting = Ridge(ridge.profiles, ridge.source, ridge.likeness)
+    variance = ridge.left_out_variance()
+    missed, new = (np.square(r.left_out()[0]).mean(1) / variance for r in (predicting, ridge))
     own = [missed[ridge.groups[:, 1] == c] for c in codes]
-    return np.sqrt([(m.sum() + missed.mean()) / (len(m) + 1) for m in own])
+    return np.sqrt(
+        [(m.sum() + missed.mean()) / (len(m) + 1) if len(m) else new.mean() for m in own]
+    )
 
 
 def _greedy(

@@ -21,6 +21,8 @@ class Missed:
     n: np.ndarray  #: cells that each rests on, shape (n_residuals,)
     unit: np.ndarray  #: code of what was left out, shape (n_residuals,)
     scale: np.ndarray | float = 1.0  #: unit of each gene, in which genes are compared with others
+    #: Whether predictions rest on changes of their own label, too, of the same source cells as the truth.
+    on_own: bool = False
 
     @classmethod
     def nothing(cls, n_genes: int) -> Missed:
@@ -41,8 +43,12 @@ class Missed:
         return Decoys.of(of.predicted, of.residuals, self.n, unit=self.unit)
 
     def p_values(self, change: np.ndarray) -> np.ndarray:
-        """Return the p-values of a change (:class:`trvae_sc.intervals.Decoys`); NaN of fewer than three units."""
-        if self.decoys is None:
+        """Return the p-values of a change (:class:`trvae_sc.intervals.Decoys`).
+
+        NaN of fewer than three units, and of predictions that rest on changes of their own label: they share the
+        noise of its source cells with the truth, so that few of genes that do not change have the wrong sign.
+        """
+        if self.on_own or self.decoys is None:
             return np.full(len(change), np.nan)
         return self.decoys(change / self.scale)
 
@@ -65,7 +71,7 @@ class Expected:
             return cls(labels_left_out(ridge))
         told = Ridge(ridge.profiles, ridge.source, ridge.likeness, common=1.0)
         missed = labels_left_out(told, conditions=not is_measured, relative=True)
-        return cls(missed, told)
+        return cls(replace(missed, on_own=True), told)
 
     def relative(self, profile: np.ndarray, label: int | None) -> float:
         """Return how wide the interval of a label is, where those of :attr:`missed` have 1."""

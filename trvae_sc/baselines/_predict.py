@@ -155,12 +155,13 @@ def _groups(learned: Learned, method: str, target: Any, source: Any, labels: Any
             continue
         code = space.levels.index(start)
         shift = shift_of(method, learned.profiles, space, code, target)
-        shift = replace(shift, missed=replace(shift.missed, scale=unit))
         for label in present:
             at = known.labels.index(label)
             own = learned.profiles.mean[at, code]
             factors = factors_of(learned, label, start, shift.predict(own, at), shift.others)
-            change = factors.change.within(shift.missed, shift.relative(own, at))
+            on_own = shift.missed.on_own or known.n_cells_of(label, space.code(target)) > 0
+            missed = replace(shift.missed, scale=unit, on_own=on_own)
+            change = factors.change.within(missed, shift.relative(own, at))
             factors = factors._replace(change=change)
             found.append(Moved(rows[label, level_name(start)], factors))
     if not found:

@@ -257,7 +257,8 @@ def left_out(measured: Measured, target: Any) -> Missed:
         rows.append((truth - end, end - start, n, unit))
     if not rows:
         return Missed.nothing(profiles.mean.shape[2])
-    return Missed(*(np.array(part) for part in zip(*rows, strict=True)))
+    residuals, predicted, n, units = (np.array(part) for part in zip(*rows, strict=True))
+    return Missed(residuals, predicted, n, units, on_own=True)
 
 
 def _told_without(measured: Measured, target: Any) -> Iterator[tuple[int, int, np.ndarray, int]]:

@@ -212,6 +212,12 @@ class Sourced:
         own_share = 1.0 - self.ridge.measured(code)
         return np.square(found[2] * self.units * self._relative(own, code)) * own_share
 
+    def _of_replicates(self, code: int | None) -> Missed | None:
+        """Return what was missed of replicates, if two of a label have source and target and were left out."""
+        groups = np.array([[code, self.trained.conditions.code(self.target)]])
+        (pairs,) = self.profiles.pairs(groups, self.code)
+        return None if pairs is None or len(pairs.n) < 2 else self.replicates
+
     def factors(
         self, label: str, adata: AnnData | None = None, rows: np.ndarray | None = None
     ) -> Factors:
@@ -252,10 +258,12 @@ class Sourced:
             for mean, own_mean in zip((observed, expected), decoded, strict=True)
         ]
         relative = self._relative(own, code) * np.sqrt(left)
-        missed = self.missed
-        is_measured = trained.n_cells_of(label, trained.conditions.code(self.target)) > 0
-        if self.replicates is not None and is_known and is_measured:
-            missed = self.replicates
+        missed, on_own = self.missed, label in self.exemplars
+        if is_known and trained.n_cells_of(label, trained.conditions.code(self.target)) > 0:
+            of_own = self._of_replicates(code)
+            missed, on_own = of_own or missed, on_own or of_own is None
+        if on_own and missed is not None:
+            missed = replace(missed, on_own=True)
         ends = (scaled(module, mean) for mean in (observed, expected))
         found = Change(*ends).within(missed, relative)
         unlike = novelty(own, self.others)
