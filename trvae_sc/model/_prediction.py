@@ -232,9 +232,10 @@ class PredictingModel(TrainableModel):
         share, of counts; ``lower``, ``upper``, the 90 % interval of the change; ``pval``
         (:class:`trvae_sc.intervals.Decoys`) and ``qval`` within the label (Benjamini and Hochberg),
         evidence from how well labels predict each other, not from replicates, NaN where changes of
-        the label itself tell of the target; ``n_source_cells`` of training; ``novelty`` (:func:`trvae_sc.shift.novelty`); of sets of parts ``sum_of_parts``,
-        ``interaction``, ``interaction_lower`` and ``interaction_upper``; with `by` ``replicate``
-        and ``measured_change``.
+        the label itself tell of the target; ``n_source_cells`` of training; ``novelty``
+        (:func:`trvae_sc.shift.novelty`); of sets of parts ``sum_of_parts``, ``interaction``,
+        ``interaction_lower`` and ``interaction_upper``; with `by` ``replicate`` and
+        ``measured_change``.
 
         Raises
         ------
