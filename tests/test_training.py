@@ -1063,6 +1063,17 @@ def test_models_and_their_data_are_garbage_collected(fit, make_adata):
 # -- precision and processes ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_networks_compute_alike_on_another_device(python, likelihood):
+    """One that refuses tensors of the CPU beside its own, and float64; CI has no GPU."""
+    script = Path(__file__).with_name("device.py")
+    path = os.pathsep.join([str(Path(trvae_sc.__file__).parents[1]), str(script.parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [python, str(script), likelihood]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
 @pytest.mark.parametrize("likelihood", ["nb", "normal"])
 def test_mixed_precision_predicts_the_same_change(fit, make_adata, accelerator, likelihood):
