@@ -16,12 +16,14 @@ from trvae_sc.evaluation import (
     benchmark,
     export_cells,
     gene_table,
+    holdouts,
     interval_table,
     predicted_log_values,
     prepare_task,
     score,
 )
 from trvae_sc.expression import totals
+from trvae_sc.report import report
 
 KEYS = Keys("condition", "cell_type", total_counts_key="n_counts")
 NK = Holdout("NK", "stimulated", "control")
@@ -287,3 +289,17 @@ def test_values_that_were_normalised_otherwise_than_the_task_are_warned_of(is_co
         assert "scale" not in caplog.text
         score(task, baselines.predict(cells[task.train.obs_names].copy(), **given))
     assert "Means of source cells of the task are" in caplog.text
+
+
+def test_nothing_is_particular_to_a_label_where_no_other_shows_a_change():
+    """A condition hidden in all labels: the correlation of the whole change was called specific r."""
+    adata = datasets.simulate(600, 60, n_labels=3, n_conditions=4, features="latent")
+    keys = {"condition_key": "condition", "labels_key": "cell_type"}
+    keys |= {"condition_features": "condition_features"}
+    tasks = holdouts(adata, by="condition", **keys)[:2]
+    results = benchmark(adata, ["mean_condition"], tasks, n_top_genes=None, progress=False, **keys)
+    scores = results.table.groupby("metric")["value"]
+    assert scores.count()["specific_pearson"] == 0
+    assert scores.count()["effect_pearson"] > 0
+    assert "specific r (top100)" in results.summary()
+    assert report(results)

@@ -138,6 +138,8 @@ def score_values(
 
     Scores in `without`, by metric and genes, are NaN and not computed.
     """
+    if not task.shift.any():  # no other label shows a change that what is particular goes beyond
+        without = [*without, *(("specific_pearson", genes) for genes in (f"top{n_top}", "all"))]
     top, everything = metrics.top_genes(task.real, task.control, n_top), np.arange(real.shape[1])
     rows: list[list[Any]] = []
 
