@@ -418,3 +418,45 @@ def test_names_of_parts_play_no_role_in_what_their_features_tell():
             )
         )
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_cells_of_a_hidden_set_may_be_among_those_to_predict_from(tmp_path):
+    """Only the control is: the file that a model was trained on with a set held out was refused as of an unknown condition."""
+    cells = simulate(
+        300,
+        30,
+        n_labels=3,
+        conditions=("control", "A+control", "control+B", "B+A"),
+        effect_size=0.5,
+    )
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    hidden = (cells.obs["condition"] == "B+A").to_numpy()
+    train = cells[~hidden].copy()
+    TRVAE.setup_anndata(train, "condition", labels_key="cell_type", condition_separator="+")
+    model = TRVAE(train, n_latent=4, n_hidden=(8,))
+    model.train(max_epochs=1, **QUIET)
+    file = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for asked in ({"target": "A+B", "source": "control"}, {"target": "A+B"}):
+        expected = model.predict(train, **asked)
+        for given in (cells, file):
+            found = model.predict(given, **asked)
+            np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+            assert found.obs["source_cell"].tolist() == expected.obs["source_cell"].tolist()
+    rows = np.arange(150)
+    found = model.predict(cells, target="A+B", source="control", indices=rows)
+    names = cells.obs_names[rows][(cells.obs["condition"] == "control")[:150]]
+    assert found.obs["source_cell"].tolist() == names.tolist()
+    with pytest.raises(InputError, match="is an input, and would be replaced"):
+        model.predict(
+            file, target="A+B", source="control", out=tmp_path / "cells.h5ad", overwrite=True
+        )
+    for unused in ({"target": "A"}, {"target": "A", "source": "B+A"}):
+        with pytest.raises(InputError, match="Unknown condition 'B\\+A' in adata"):
+            model.predict(cells, **unused)
+    assert (
+        model.predict(cells, target="A", source="control").n_obs
+        == (cells.obs["condition"] == "control").sum()
+    )
+    model.save(tmp_path / "model")
+    options = ["--target", "A+B", "--source", "control", "-o", str(tmp_path / "p.h5ad")]
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "cells.h5ad"), *options]) == 0

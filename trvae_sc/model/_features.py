@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from trvae_sc.checks import check_obs
 from trvae_sc.condition_features import (
     DESCRIBED,
     Description,
@@ -19,7 +20,7 @@ from trvae_sc.condition_parts import PARTS
 from trvae_sc.condition_sets import SETS, ConditionSets, parts_of, split
 from trvae_sc.conditions import ConditionSpace, unwrapped
 from trvae_sc.errors import InputError
-from trvae_sc.levels import SEPARATOR, as_text, level_name, listing
+from trvae_sc.levels import SEPARATOR, as_list, level_name, listing
 from trvae_sc.model._trained import Trained
 from trvae_sc.module import CONDITION_KEY
 from trvae_sc.training import row_numbers
@@ -88,25 +89,40 @@ def _new_level(space: ConditionSpace, key: str, condition: Any) -> Any:
 
 
 def of_known_conditions(
-    trained: Trained, adata: AnnData | None, indices: Any
+    trained: Trained, adata: AnnData | None, indices: Any, target: Any, source: Any
 ) -> tuple[AnnData | None, Any]:
-    """Return cells, and indices, without conditions known by features only: these cannot be encoded."""
-    description = trained.conditions.description
-    if description is None or not isinstance(adata, AnnData) or adata.isbacked:
+    """Return cells, and indices, without conditions that training lacks: these cannot be encoded.
+
+    Without a source only the target, and conditions known by features, are left out.
+    """
+    space = trained.conditions
+    columns = [] if space.key is None else as_list(space.key)
+    if not isinstance(adata, AnnData) or any(column not in adata.obs for column in columns):
         return adata, indices
-    key = trained.conditions.key
-    if any(column not in adata.obs for column in ([key] if isinstance(key, str) else key)):
-        return adata, indices
-    names = as_text(trained.conditions.column(adata.obs))
-    known = set(map(level_name, trained.conditions.levels))
-    new = ~names.isin(known) & names.isin(set(description.names))
-    if not new.any() or new.all():
+    check_obs(adata, columns)
+    names, known = space.column(adata.obs), set(map(level_name, space.levels))
+    unknown = [name for name in names.unique() if level_name(name) not in known]
+    if source is not None:
+        unknown = [name for name in unknown if not _is(space, name, source)]
+    else:
+        described = () if space.description is None else space.description.names
+        unknown = [name for name in unknown if name in described or _is(space, name, target)]
+    kept = ~names.isin(unknown).to_numpy()
+    if kept.all() or not kept.any():
         return adata, indices
     if indices is not None:
         chosen = np.zeros(adata.n_obs, dtype=bool)
         chosen[row_numbers(indices, adata.n_obs)] = True
-        indices = np.flatnonzero(chosen[~new])
-    return adata[~new.to_numpy()].copy(), indices
+        indices = np.flatnonzero(chosen[kept])
+    return adata[kept].to_memory() if adata.isbacked else adata[kept].copy(), indices
+
+
+def _is(space: ConditionSpace, name: str, condition: Any) -> bool:
+    """Return whether a name, which may be that of no condition, is of a condition."""
+    try:
+        return bool(space.level(name) == space.level(condition))
+    except InputError:
+        return False
 
 
 def remarks(trained: Trained, sources: Sequence[Any], target: Any) -> list[str]:

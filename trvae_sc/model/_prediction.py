@@ -63,7 +63,9 @@ class PredictingModel(TrainableModel):
         ----------
         adata
             Cells to start from, with the genes of the model in any order; the model's own data if
-            None. Not changed. Labels the model does not know are allowed.
+            None. Not changed. Labels the model does not know are allowed, and so are cells under the target or, where
+            `source` is named, under other conditions that it does not know: they are left out, and those of a
+            backed file that are left are read into memory.
         target
             Condition to predict. With several condition columns a dictionary of their values, a tuple
             in their order, or the name in ``model.conditions``; a combination that was never measured
@@ -146,12 +148,13 @@ class PredictingModel(TrainableModel):
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         trained = with_features(self.trained, target, features)
-        adata, indices = of_known_conditions(trained, adata, indices)
+        given = adata
+        adata, indices = of_known_conditions(trained, given, indices, target, source)
         request = Request(
             target, source, labels, indices, output, n_samples, seed, batch_size, out, overwrite
         )
         original = self.adata if adata is None else adata
-        request = check_request(trained, request, original, self.adata, exemplars)
+        request = check_request(trained, request, given, self.adata, exemplars)
         names = pd.Index(self.get_var_names())
         shown = exemplars_of(trained, exemplars, names, request.target)
         registered = self._validate_anndata(adata)
