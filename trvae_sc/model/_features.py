@@ -111,9 +111,8 @@ def of_known_conditions(
     if kept.all() or not kept.any():
         return adata, indices
     if indices is not None:
-        chosen = np.zeros(adata.n_obs, dtype=bool)
-        chosen[row_numbers(indices, adata.n_obs)] = True
-        indices = np.flatnonzero(chosen[kept])
+        rows = row_numbers(indices, adata.n_obs)
+        indices = (kept.cumsum() - 1)[rows[kept[rows]]]
     return adata[kept].to_memory() if adata.isbacked else adata[kept].copy(), indices
 
 
