@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from anndata import AnnData
 
 from trvae_sc.checks import check_obs
