@@ -108,12 +108,12 @@ def _say_dose_of_control(conditions: pd.DataFrame) -> None:
         is_control = conditions[key].map(level_name).str.lower().isin(CONTROLS).to_numpy(bool)
         for dose in (name for name in numbers if _DOSE.search(name)):
             found = conditions[dose].to_numpy(float)
-            own = set(found[is_control])
-            if 0 not in own and own & set(found[~is_control]) and len(set(found)) > 1:
+            own, others = set(found[is_control]), set(found[~is_control])
+            if len(own) == 1 and 0 not in own and own < others:
                 logger.warning(
                     "Controls in adata.obs['%s'] have the dose %g in adata.obs['%s'], as others have, from which "
                     "effects then do not start from none: doses in between are predicted worse. Make it 0.",
-                    *(key, min(own), dose),
+                    *(key, *own, dose),
                 )
 
 
