@@ -314,6 +314,7 @@ def test_batches_of_one_condition_are_warned_of(make_adata, caplog, keys):
         ("dose_val", 1.0, True),
         ("dose_val", 0.0, False),
         ("dose_val", 2.0, False),
+        ("dose_val", None, False),  # controls of something else, which have all doses
         ("time", 1.0, False),
     ],
 )
@@ -323,6 +324,7 @@ def test_a_control_with_the_dose_of_drugs_is_warned_of(
     """Effects did not start from none: effect R2 of simulated low doses -1.9 in place of 0.7, without a word."""
     adata = make_adata()
     dose = np.where(np.arange(adata.n_obs) // 2 % 2, 0.1, 1.0)
+    of_control = dose if of_control is None else of_control
     adata.obs[name] = np.where(adata.obs["condition"] == "control", of_control, dose)
     TRVAE.setup_anndata(adata, ["condition", name], labels_key="cell_type")
     said = [m for m in caplog.messages if m.startswith("Controls in adata.obs['condition']")]

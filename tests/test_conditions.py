@@ -137,6 +137,16 @@ def test_an_unknown_pair_of_known_parts_is_to_be_set_up_as_a_set(mark):
             known.level(other)
 
 
+def test_an_unknown_dose_of_a_drug_is_no_set():
+    """A drug and its dose in one name: the message said to set up the dose as a part of a set."""
+    known = ConditionSpace(
+        "condition", ("control", "A_1", "A_10", "B_1", "C_1uM", "C_2uM", "D_2uM")
+    )
+    for condition in ("B_10", "D_1uM"):
+        with pytest.raises(InputError, match=r"there are \[.*\]\.$"):
+            known.level(condition)
+
+
 def space(rows, **columns):
     """Return the conditions of rows of a table, and a function that predicts what is linear in them."""
     obs = pd.DataFrame(rows, columns=list(columns or ["drug", "dose"]))

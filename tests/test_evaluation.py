@@ -498,6 +498,19 @@ def test_a_choice_has_a_gene_at_least(n, make_adata):
             choose(make_adata(), COUNTS, n)
 
 
+def test_columns_are_warned_of_once(make_adata, caplog):
+    """Each fit said it again: of a control with the dose of drugs, labels that are not known, batches."""
+    adata = make_adata()
+    is_control = adata.obs["condition"] == "control"
+    adata.obs["dose"] = np.where(is_control | (np.arange(adata.n_obs) // 2 % 2 > 0), 1.0, 3.0)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace("B", "unknown")
+    tasks = [Holdout(label, "stimulated + 1", "control + 1") for label in ("T", "NK")]
+    keys = COUNTS._replace(condition_key=["condition", "dose"])
+    benchmark(adata, ["trvae"], tasks, max_epochs=1, **QUIET | {"keys": keys})
+    for start in ("Controls in adata.obs['condition']", "adata.obs['cell_type'] has the label"):
+        assert sum(m.startswith(start) for m in caplog.messages) == 1
+
+
 def test_the_totals_are_told_of_once(make_adata, caplog):
     adata = make_adata()
     with caplog.at_level(logging.INFO, "trvae_sc"):

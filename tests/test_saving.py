@@ -220,7 +220,7 @@ def test_levels_of_any_type_come_back(fit, make_adata, levels):
 CHILD = """
 import sys
 import anndata, numpy as np
-from trvae_sc import TRVAE, family
+from trvae_sc import TRVAE
 
 model = TRVAE.load("saved", adata=False)
 predicted = model.predict(anndata.read_h5ad("cells.h5ad"), target="stimulated", seed=1)
@@ -444,7 +444,7 @@ def test_a_save_that_fails_changes_nothing(fit, make_adata, monkeypatch, fail, e
 
 KILLED = """
 import os, signal
-from trvae_sc import TRVAE, family
+from trvae_sc import TRVAE
 
 model = TRVAE.load("saved", adata=False)
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)

@@ -1065,6 +1065,25 @@ def test_a_stack_for_a_new_set_names_the_sets_that_were_left_out_and_a_score_bel
     assert note.endswith(" Do not trust it: below 0 it is worse than predicting no change.")
 
 
+def test_a_score_that_no_task_has_is_refused_before_any_fit():
+    """Nothing is particular to a label under a condition that is hidden in all: it was said once all was fitted."""
+    cells = datasets.simulate(600, 40, n_labels=3, n_conditions=6, features="latent")
+    keys = Keys("condition", "cell_type", condition_features="condition_features")
+    options = {**QUIET, "keys": keys, "metric": "specific_pearson", "source": "control"}
+    fitted = []
+
+    def own(train, source, *, target, keys):
+        fitted.append(target)
+        return source
+
+    cells = cells[cells.obs["condition"] != "condition_2"].copy()
+    with pytest.raises(
+        InputError, match=r"change to 'condition_2'.*'specific_pearson' .*choose another"
+    ):
+        select(cells, "condition_2", methods={"own": own}, **options)
+    assert not fitted
+
+
 def test_a_stack_says_of_a_label_what_it_says_of_it_alone(full, monkeypatch):
     """Of several labels at once the model's own change was lost, and taken from the moved cells."""
     ends, factors_of = {}, _answer.factors_of

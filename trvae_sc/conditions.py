@@ -104,7 +104,8 @@ class ConditionSpace:
         for mark in "+_|,;&":
             found = {part for level in self.levels for part in level_name(level).split(mark)}
             given = level_name(condition).split(mark)
-            if len(given) > 1 and found.issuperset(given):
+            is_dose = any(part[:1].isdigit() for part in given)  # or a time
+            if len(given) > 1 and found.issuperset(given) and not is_dose:
                 return AS_SET.format(mark)
         return ""
 

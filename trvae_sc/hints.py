@@ -26,7 +26,7 @@ _UNLABELED = (
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Say of totals, and of collapsed dimensions, once what is true of all fits meanwhile."""
+    """Say of columns, totals and collapsed dimensions once what is true of all fits meanwhile."""
     token = _said.set(set() if _said.get() is None else _said.get())
     try:
         yield
@@ -81,7 +81,7 @@ def say_setup(
             *(condition_key, condition_key),
         )
     if separator is not None and not any(separator in level_name(level) for level in found):
-        logger.warning(
+        _warn(
             "No condition in adata.obs['%s'] has '%s' between parts: each is a part of its own, and sets of them, "
             "none of which was measured, are predicted as sums.",
             *(condition_key, separator),
@@ -89,7 +89,7 @@ def say_setup(
     labels = [] if labels_key is None else levels(adata.obs[labels_key])
     unlabeled = [level for level in labels if str(level).lower() in _UNLABELED]
     if unlabeled:
-        logger.warning(
+        _warn(
             "adata.obs['%s'] has the label %r, which is learned as a label of its own. If it means that the "
             "label is not known, find the most likely ones first: trvae_sc.predict_labels(adata, "
             "unlabeled_category=%r, ...).",
@@ -101,6 +101,12 @@ def say_setup(
         _say_dose_of_control(adata.obs[keys].drop_duplicates())
 
 
+def _warn(message: str, *told: Any) -> None:
+    """Log a warning; once of many fits."""
+    if not was_said((message, told)):
+        logger.warning(message, *told)
+
+
 def _say_dose_of_control(conditions: pd.DataFrame) -> None:
     """Warn of a dose of cells without a drug that drugs were given at, too; a time may be the same."""
     numbers = [key for key in conditions if is_number(conditions[key])]
@@ -108,12 +114,12 @@ def _say_dose_of_control(conditions: pd.DataFrame) -> None:
         is_control = conditions[key].map(level_name).str.lower().isin(CONTROLS).to_numpy(bool)
         for dose in (name for name in numbers if _DOSE.search(name)):
             found = conditions[dose].to_numpy(float)
-            own = set(found[is_control])
-            if 0 not in own and own & set(found[~is_control]) and len(set(found)) > 1:
-                logger.warning(
+            own, others = set(found[is_control]), set(found[~is_control])
+            if len(own) == 1 and 0 not in own and own < others:
+                _warn(
                     "Controls in adata.obs['%s'] have the dose %g in adata.obs['%s'], as others have, from which "
                     "effects then do not start from none: doses in between are predicted worse. Make it 0.",
-                    *(key, min(own), dose),
+                    *(key, *own, dose),
                 )
 
 
@@ -122,7 +128,7 @@ def _say_confounded(obs: pd.DataFrame, keys: list[str], nuisances: Sequence[str]
     for nuisance in nuisances:
         pairs = obs[[nuisance, *keys]].drop_duplicates()
         if pairs[nuisance].is_unique:
-            logger.warning(
+            _warn(
                 "Every level of adata.obs['%s'] has cells of one condition only, so that what it changes and "
                 "what the condition changes cannot be told apart: a predicted change is that of both, or is "
                 "taken for a nuisance. Leave it out, or add levels with cells of several conditions.",

@@ -159,6 +159,7 @@ def select(  # noqa: PLR0913
         known, weights = {**known, name: method}, {name: 1.0}
         question.notes.append(_fallback_note(question, tasks, min_cells, name))
     else:
+        _check_defined(metric, question)
         results = benchmark(
             question.known,
             {name: method.predict for name, method in known.items()},
@@ -205,6 +206,15 @@ def select(  # noqa: PLR0913
     selection |= {"output": output, "metric": metric, **_evidence(tasks, best)}
     record |= {"n_genes": adata.n_vars, "selection": selection}
     return log_notes(predicted)
+
+
+def _check_defined(metric: str, question: Question) -> None:
+    """Raise where a score is NaN in all tasks: nothing is particular to a label where no other shows a change."""
+    if question.is_new and metric == "specific_pearson":
+        raise InputError(
+            f"No label shows a change to {level_name(question.target)!r}, so conditions are hidden in all labels, of "
+            "which 'specific_pearson' is not defined: choose another metric."
+        )
 
 
 def _check_arguments(

@@ -350,7 +350,8 @@ def _of_effects(effects: pd.DataFrame, label: Any, max_qval: float) -> tuple[pd.
     if part["pval"].isna().any():
         raise InputError(
             f"{part['pval'].isna().sum():,} genes have no p-value. These need three labels or more that were seen under "
-            "source and target, and a label that was not. Pass a prediction of one label to draw its intervals."
+            "source and target, and a label that was not; of doses, combinations, sets, described conditions and with "
+            "exemplars there are none. Pass a prediction of one label to draw its intervals."
         )
     shown = (part["qval"] <= max_qval).to_numpy()
     p = np.maximum(part["pval"].to_numpy(float), np.finfo(float).tiny)
