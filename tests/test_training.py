@@ -410,6 +410,16 @@ def by_signal(trainer, plan):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_ctrl_c_ends_training_where_its_handler_is_of_another_language(fit, monkeypatch):
+    """As under R, whose handler Python does not know; it ended in a TypeError."""
+    model = fit(train=False)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 0 of 2"):
+        model.train(callbacks=At(0, by_exception), max_epochs=2, **CPU)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("interrupt", [by_exception, by_signal])
 def test_ctrl_c_leaves_a_usable_model_with_the_best_weights(fit, make_adata, interrupt):
     handler = signal.getsignal(signal.SIGINT)

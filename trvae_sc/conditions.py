@@ -96,8 +96,11 @@ class ConditionSpace:
             known = self.description.and_described(self.levels)
             return match_level(condition, known, of="condition", hint=UNKNOWN)
         numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in self.levels]
-        hint = AS_NUMBER.format(self.key) if all(numbers) else self._as_set(condition)
-        return match_level(condition, list(self.levels), of="condition", hint=hint)
+        hint = AS_NUMBER.format(self.key) if all(numbers) else ""
+        try:
+            return match_level(condition, list(self.levels), of="condition", hint=hint)
+        except InputError as error:
+            raise InputError(f"{error}{self._as_set(condition)}") from None
 
     def _as_set(self, condition: Any) -> str:
         """Return what to do where an unknown condition is a set of what measured ones are made of."""

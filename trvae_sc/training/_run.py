@@ -295,6 +295,8 @@ class TrainRunner(ScviTrainRunner):
         except (KeyboardInterrupt, SystemExit) as stop:
             if not self.trainer.interrupted:
                 raise
+            if on_interrupt is None:  # R's, or that of another program
+                on_interrupt = signal.default_int_handler
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
             self._finish(interrupted=True)
