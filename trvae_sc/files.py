@@ -167,22 +167,27 @@ def write_anndata(adata: AnnData, path: Path, *, overwrite: bool = False) -> Non
     import anndata
 
     def write(place: Path) -> None:
-        try:
+        with naming_unwritable("adata", "Change or drop what is named here."):
             if path.suffix == ".zarr":
                 adata.write_zarr(place)
             else:
                 adata.write_h5ad(place, compression="gzip")
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # one of anndata's own has no public name
-            told = ". ".join([str(error), *getattr(error, "__notes__", ())])
-            raise InputError(
-                f"adata cannot be written to a file. Change or drop what is named here: {told}."
-            ) from error
 
     # files of newer versions of anndata have strings that older ones read but do not write unasked
     with anndata.settings.override(allow_write_nullable_strings=True):
         write_whole(path, write, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def naming_unwritable(what: str, advice: str) -> Iterator[None]:
+    """Raise what anndata raises of values that no file can hold as an error of ours, with what it says of them."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # one of anndata's own has no public name
+        told = " ".join(". ".join([str(error), *getattr(error, "__notes__", ())]).split())
+        raise InputError(f"{what} cannot be written to a file. {advice} ({told})") from error
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from trvae_sc.errors import InputError
 
+#: What to do where there are no labels to compare.
+ONE_LABEL = "For cells of one type make one that is the same in all."
 _LABELS = "labels are what does not change between conditions, such as the cell type. Name another column."
 _REPLICATES = (
     "replicates are donors (animals, cultures), within which labels and conditions differ. Name a column with "

@@ -158,9 +158,8 @@ class Ridge:
        + 0.3 \frac{30}{n_{lc}}\,\delta_{ll'}\,\delta_{cc'}
 
     for source profiles z of the labels, less their mean (over changes, each weighing n / (n + 30)), and the
-    harmonic mean n of the cells under source and condition: labels change as far alike as their profiles are, and few
-    cells say little. A target that
-    was measured is learned from changes to it alone (:math:`k_C = 1`); see
+    harmonic mean n of the cells under source and condition: labels change as far alike as their profiles are, and
+    few cells say little. A target that was measured is learned from changes to it alone (:math:`k_C = 1`); see
     :meth:`trvae_sc.conditions.ConditionSpace.likeness` for others. Changes of counts are log fold changes: what
     a gene of another label can do depends on its own level.
 

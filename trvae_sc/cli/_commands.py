@@ -21,6 +21,7 @@ from trvae_sc.cli._shared import (
 )
 from trvae_sc.errors import InputError
 from trvae_sc.files import read, write_text, write_whole
+from trvae_sc.roles import ONE_LABEL
 
 if TYPE_CHECKING:  # torch and scvi-tools take seconds to import, which --help need not wait for
     from anndata import AnnData
@@ -92,9 +93,7 @@ def _cells_to_compare(args: argparse.Namespace, command: str) -> tuple[AnnData, 
     from trvae_sc.evaluation import subsample
 
     if args.labels_key is None:
-        raise InputError(
-            f"{command} needs --labels-key. For cells of one type make one that is the same in all."
-        )
+        raise InputError(f"{command} needs --labels-key. {ONE_LABEL}")
     if args.gene_likelihood not in (None, "nb", "normal"):
         raise InputError(f"{command} compares methods under gene likelihood nb (counts) or normal.")
     keys = keys_of(args, is_count=args.gene_likelihood != "normal")

@@ -19,16 +19,14 @@ from trvae_sc.conditions import ConditionSpace
 from trvae_sc.errors import InputError
 from trvae_sc.expression import KeyNames, Keys, conditions_of, keys_from
 from trvae_sc.levels import SEPARATOR, as_text, default_source, level_name, levels, match_level
+from trvae_sc.roles import ONE_LABEL
 
 logger = logging.getLogger(__name__)
 
 TASK = ["label", "source", "target"]  #: columns of tables that name a hold-out
 #: What is hidden: a condition in all labels, and its label, too.
 CONDITION, BOTH = "condition", "both"
-_NEED_LABELS = (
-    "Hold-outs need a column of labels: name it with labels_key=. For cells of one type make one that is the same "
-    "in all."
-)
+_NEED_LABELS = f"Hold-outs need a column of labels: name it with labels_key=. {ONE_LABEL}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from trvae_sc.levels import (
     levels,
     match_level,
 )
+from trvae_sc.roles import ONE_LABEL
 
 
 class Question(NamedTuple):
@@ -48,8 +49,7 @@ def ask(adata: AnnData, target: Any, *, keys: Keys, source: Any, labels: Any) ->
     """Return what is to be predicted, and the data without the cells that must not be seen."""
     if keys.labels_key is None:
         raise InputError(
-            "Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=. For cells of one "
-            "type make one that is the same in all."
+            f"Labels are left out to compare methods: keys need a labels_key. Name it with labels_key=. {ONE_LABEL}"
         )
     check_obs(adata, [*keys.condition_columns, keys.labels_key])
     check_names(adata)

@@ -16,8 +16,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from trvae_sc.checks import files_read
-from trvae_sc.errors import InputError
-from trvae_sc.files import as_path, check_cells_target
+from trvae_sc.files import as_path, check_cells_target, naming_unwritable
 
 _ROWS = 8192  # written at a time
 _CHUNK_BYTES = 2**20
@@ -57,15 +56,9 @@ class PieceWriter:
         """Raise on a column that cannot be written, before any value is."""
         for column in table:
             alone = AnnData(obs=table[[column]])
-            try:
+            advice = "Make it text, numbers or a category, or rename or drop it."
+            with naming_unwritable(f"adata.{name}['{column}']", advice):
                 self._write(alone, "obs", key="check")
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # one of anndata's own has no public name
-                raise InputError(
-                    f"adata.{name}['{column}'] cannot be written to a file. Make it text, numbers or a "
-                    f"category, or rename or drop it. ({' '.join(str(error).split())[:200]})"
-                ) from error
             del self.root["check"]
 
     def add(self, values: np.ndarray | sparse.csr_matrix) -> None:

@@ -171,8 +171,8 @@ def dose_response(
     Raises
     ------
     InputError
-        Columns or the gene are missing; tables on different scales; several genes and no choice; negative doses on a logarithmic axis; more than
-        28 labels.
+        Columns or the gene are missing; tables on different scales; several genes and no choice; negative doses on a
+        logarithmic axis; more than 28 labels.
     """
     check_columns(observed, ("label", "dose", "mean", "sem"), of="the output of pl.dose_table")
     unit = observed.attrs.get(UNIT, "value") if unit is None else unit
