@@ -15,7 +15,8 @@ test: $(VENV)/installed
 	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # those that take longest are begun first
-LONG = $(patsubst %,tutorials/%.ipynb,generative_models unseen_conditions your_data gallery)
+LONG = $(patsubst %,tutorials/%.ipynb,generative_models unseen_conditions your_data gallery benchmark \
+	query_and_integration second_study kang)
 
 tutorials: $(VENV)/installed  # a cell may take 180 seconds; scanpy would give torch all cores
 	NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --nbmake --nbmake-timeout=180 \
@@ -43,3 +44,4 @@ $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trvae_sc needs Python >= 3.11; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip  # an old one takes longer
