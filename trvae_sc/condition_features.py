@@ -68,8 +68,18 @@ class Description:
 
     def standardised(self, levels: Sequence[Any]) -> np.ndarray:
         """Return standardised features of levels, shape (n, n_features); NaN of one without any."""
-        rows = self.frame.reindex([level_name(level) for level in levels]).to_numpy()
-        return (rows - self.mean) / self.scale
+        return self._rows[[self._places.get(level_name(level), -1) for level in levels]]
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Standardised features; the last row is that of a level without any."""
+        rows = (np.asarray(self.values) - self.mean) / self.scale
+        return np.pad(rows, [(0, 1), (0, 0)], constant_values=np.nan)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Return the row of each level."""
+        return {name: i for i, name in enumerate(self.names)}
 
     @cached_property
     def size(self) -> float:

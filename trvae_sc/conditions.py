@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -114,10 +115,12 @@ class ConditionSpace:
 
     def values(self, condition: Any) -> Sequence[Any]:
         """Return the parts of a condition."""
-        if self.parts is None or isinstance(self.key, str):
+        if self.parts is None:
             return [self.level(condition)]
         if isinstance(condition, str) and condition in self.levels:
             return self.parts["values"][self.levels.index(condition)]
+        if isinstance(self.key, str):
+            return [self.level(condition)]
         keys = self.parts["keys"]
         return parse(self.parts, unwrapped(keys, condition, len(keys)))
 
@@ -193,7 +196,7 @@ class ConditionSpace:
         ranges = {key: scale[2:] for key, scale in self.parts["scaling"].items()}
         return [key for key, (low, high) in ranges.items() if not low <= own[key] <= high]
 
-    @property
+    @cached_property
     def description(self) -> Description | None:
         """Numbers that describe conditions, or parts of them, if there are any."""
         return Description.of(self.parts)

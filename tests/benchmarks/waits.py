@@ -112,7 +112,26 @@ def part_sums(args: argparse.Namespace) -> list[Row]:
         expected.expected_variance(mean[label, 0], label, 50.0)
         missed.p_values(ends[label] - mean[label, 0])
     found = f"{means:.1f}; {time.process_time() - start:.1f} with intervals"
-    return [("sums", f"{n_labels} labels x {n_conditions} conditions, s", found, "<= 2")]
+    rows = [("sums", f"{n_labels} labels x {n_conditions} conditions, s", found, "<= 2")]
+    return rows + _described(n_conditions)
+
+
+def _described(n_conditions: int) -> list[Row]:
+    """A condition that was not measured, predicted from the features of the others."""
+    from trvae_sc import baselines, datasets
+
+    adata = datasets.simulate(
+        20 * n_conditions, 100, n_labels=2, n_conditions=n_conditions, features="latent"
+    )
+    train, rows = adata[adata.obs["condition"] != "condition_7"].copy(), []
+    keys = {"condition_key": "condition", "labels_key": "cell_type", "source": "control"}
+    keys["condition_features"] = "condition_features"
+    for method in ("nearest_condition", "feature_ridge", "context_shift"):
+        start = time.process_time()
+        baselines.predict(train, "condition_7", method=method, **keys)
+        found = f"{time.process_time() - start:.1f}"
+        rows.append(("sums", f"{method} of {n_conditions} conditions with features, s", found, ""))
+    return rows
 
 
 def part_leaks(args: argparse.Namespace) -> list[Row]:

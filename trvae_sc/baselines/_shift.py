@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def check_new(method: str, space: ConditionSpace, target: Any) -> None:
             raise InputError(
                 "sum_of_parts needs the text between the parts of conditions: condition_separator=."
             )
-        weights_of(method, space, None, space.levels, np.zeros(0), target)
+        sum_weights(space, None, space.levels, target)
     if method in ("nearest_condition", "feature_ridge") and space.description is None:
         raise InputError(
             f"{method} compares conditions by their features: name them with condition_features=."
@@ -121,7 +122,8 @@ def _to_new(
     others, untold = profiles.mean[at, source], Missed.nothing(profiles.mean.shape[2])
     if method == "no_change":
         return Shift(lambda profile, _: profile, others, untold)
-    known = Measured.of(method, profiles, space.informed(profiles, source), source, codes)
+    told = space.informed(profiles, source) if method == "feature_ridge" else space
+    known = Measured.of(method, profiles, told, source, codes)
     found = known.to(target)
 
     def predict(profile: np.ndarray, label: int | None) -> np.ndarray:
@@ -155,30 +157,10 @@ def _by_ridge(
 # -- conditions that were never measured ------------------------------------------------------------------
 
 
-def weights_of(
-    method: str,
-    space: ConditionSpace,
-    source: Any,
-    levels: Sequence[Any],
-    noise: np.ndarray,
-    target: Any,
+def sum_weights(
+    space: ConditionSpace, source: Any, levels: Sequence[Any], target: Any
 ) -> np.ndarray:
-    """Return what a method weighs changes to measured levels with, given the noise of each."""
-    if method == "mean_condition":
-        return np.full(len(levels), 1.0 / len(levels))
-    if method == "feature_ridge":
-        alike = space.alike(source, [*levels, target])
-        return linalg.solve(alike[:-1, :-1] + np.diag(noise), alike[:-1, -1], assume_a="pos")
-    if method == "nearest_condition":
-        distance = cdist([space.described(target)], [space.described(level) for level in levels])[0]
-        if np.isnan(distance).all():
-            raise InputError(
-                f"No measured condition has features to compare those of {target!r} with."
-            )
-        nearest = np.isclose(distance, np.nanmin(distance), rtol=ROUNDING, atol=0.0)
-        return nearest / nearest.sum()
-    if method != "sum_of_parts":
-        raise KeyError(method)
+    """Return how often changes to measured levels are in the sum that makes a set."""
     summands = _summands(space, target)
     absent = sorted(set(summands) - {*levels, source})
     if absent:
@@ -202,7 +184,7 @@ class Measured:
 
     method: str  #: one of :data:`WEIGHTED`
     profiles: Profiles
-    space: ConditionSpace  #: with what features were found to say (:meth:`ConditionSpace.informed`)
+    space: ConditionSpace  #: for feature_ridge with what features say (:meth:`ConditionSpace.informed`)
     source: int
     codes: np.ndarray  #: of the conditions that were measured
     #: Of each label to these conditions, shape (n_labels + 1, n_conditions, n_genes): where a label
@@ -238,9 +220,51 @@ class Measured:
         `but` is the code of a condition to leave out.
         """
         kept = np.flatnonzero(self.codes != but)
-        start, *levels = (self.space.levels[code] for code in [self.source, *self.codes[kept]])
-        weights = weights_of(self.method, self.space, start, levels, self.noise[kept], target)
-        return np.einsum("c,lcg->lg", weights, self.changes[:, kept])
+        return np.einsum("c,lcg->lg", self.weights(target, kept), self.changes[:, kept])
+
+    def weights(self, target: Any, kept: np.ndarray) -> np.ndarray:
+        """Return what the method weighs changes to the conditions that are kept with."""
+        if self.method == "mean_condition":
+            return np.full(len(kept), 1.0 / len(kept))
+        if self.method == "sum_of_parts":
+            levels = [self.levels[place] for place in kept]
+            return sum_weights(self.space, self.space.levels[self.source], levels, target)
+        if self.method == "feature_ridge":
+            alike = self._alike(target, kept)
+            known = alike[:-1, :-1] + np.diag(self.noise[kept])
+            return linalg.solve(known, alike[:-1, -1], assume_a="pos")
+        if self.method != "nearest_condition":
+            raise KeyError(self.method)
+        distance = cdist([self.space.described(target)], self._described[kept])[0]
+        if np.isnan(distance).all():
+            raise InputError(
+                f"No measured condition has features to compare those of {target!r} with."
+            )
+        nearest = np.isclose(distance, np.nanmin(distance), rtol=ROUNDING, atol=0.0)
+        return nearest / nearest.sum()
+
+    @cached_property
+    def levels(self) -> list[Any]:
+        """The conditions that were measured."""
+        return [self.space.levels[code] for code in self.codes]
+
+    @cached_property
+    def _described(self) -> np.ndarray:
+        """Their features."""
+        return np.stack([self.space.described(level) for level in self.levels])
+
+    @cached_property
+    def _kernel(self) -> np.ndarray:
+        """How alike changes to them are."""
+        return self.space.alike(self.space.levels[self.source], self.levels)
+
+    def _alike(self, target: Any, kept: np.ndarray) -> np.ndarray:
+        """Return how alike changes to the conditions that are kept are, and to a target, the last."""
+        if target not in self.levels:
+            levels = [*(self.levels[place] for place in kept), target]
+            return self.space.alike(self.space.levels[self.source], levels)
+        rows = [*kept, self.levels.index(target)]
+        return self._kernel[np.ix_(rows, rows)]
 
 
 def left_out(measured: Measured, target: Any) -> Missed:
