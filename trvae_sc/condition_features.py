@@ -119,12 +119,12 @@ class Description:
         """Return what the network sees of a level's features, shape (n_axes,); zeros of one without any."""
         return np.nan_to_num(self.standardised([level])[0]) @ self.axes
 
-    def own(self, level: Any, other: Any) -> float:
-        """Return how far the network takes a level for another one; one not measured for each as much."""
-        name, of = level_name(level), level_name(other)
-        if name in self.names and name not in self.measured and of in self.measured:
-            return 1.0 / len(self.measured)
-        return float(name == of)
+    def own(self, level: Any) -> dict[str, float]:
+        """Return how far the network takes a level for which ones; one not measured for each as much."""
+        name, taken = level_name(level), {}
+        if name in self.names and name not in self.measured:
+            taken = dict.fromkeys(self.measured, 1.0 / len(self.measured))
+        return taken | {name: 1.0}
 
     def and_described(self, measured: Sequence[Any]) -> list[Any]:
         """Return levels that were measured, and the others that are described; numbers beside numbers."""
@@ -246,8 +246,8 @@ def description_of(table: pd.DataFrame, key: str, found: Sequence[Any]) -> Descr
     """Return the description of levels of a column, of which some were measured."""
     names = [level_name(level) for level in table.index]
     values = table.to_numpy(dtype=np.float64)
-    measured = [name for name in names if name in set(map(level_name, found))]
-    at = [names.index(name) for name in measured]
+    known = set(map(level_name, found))
+    at = [i for i, name in enumerate(names) if name in known]
     differs = (values[at] != values[at][:1]).any(0)  # what does not says nothing
     mean, scale = values[at].mean(0), np.where(differs, values[at].std(0), np.inf)
     z = (values[at] - mean) / scale
@@ -257,6 +257,7 @@ def description_of(table: pd.DataFrame, key: str, found: Sequence[Any]) -> Descr
     axes = svd_flip(scores, axes)[1][:kept].T
     size = np.sqrt(np.square(z @ axes).sum(1).mean()) or 1.0
     columns = [str(c) for c in table.columns]
+    measured = [names[i] for i in at]
     return Description(key, names, columns, values, measured, mean, scale, SHOWN * axes / size)
 
 

@@ -106,13 +106,14 @@ def design(parts: dict[str, Any], values: Sequence[Any]) -> np.ndarray:
     """Return the features of a condition of these parts, shape (n_features,)."""
     own, description = dict(zip(parts["keys"], values, strict=True)), Description.of(parts)
     row = np.zeros(len(parts["features"]), dtype=np.float32)
+    taken = {} if description is None else description.own(own[description.key])
     for j, (key, level) in enumerate(parts["features"]):
         if key in parts["scaling"]:
             mean, scale, low, high = parts["scaling"][key]
             near = np.clip(own[key], 2 * low - high, 2 * high - low)  # as far again as was measured
             row[j] = (near - mean) / scale
         elif description is not None and key == description.key:
-            row[j] = description.own(own[key], level)
+            row[j] = taken.get(level_name(level), 0.0)
         else:
             row[j] = own[key] == level
     described = [] if description is None else [description.network(own[description.key])]

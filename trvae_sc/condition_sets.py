@@ -146,7 +146,8 @@ class ConditionSets(ConditionSpace):
         given, known, description = self._given(condition), self.parts["features"], self.description
         if description is None:
             return np.array([[part in given for part in known]], dtype=np.float32)
-        own = [sum(description.own(part, level) for part in given) for level in known]
+        taken = [description.own(part) for part in given]
+        own = [sum(one.get(level, 0.0) for one in taken) for level in known]
         shown = sum(
             (description.network(part) for part in given), np.zeros(description.axes.shape[1])
         )

@@ -272,17 +272,18 @@ class ConditionSpace:
         measured = [name for name in description.measured if name in known]
         return found.with_description(replace(description, measured=measured))
 
-    def informed(self, profiles: Profiles, source: int) -> Self:
+    def informed(self, profiles: Profiles, source: int, target: Any = None) -> Self:
         """Return the conditions with what their features were found to say of changes from a source.
 
         Share and reach are those of a grid with which conditions that are left out are predicted best, in the
         mean over labels; the share is 0 where that is no better than without features by the standard error. All
-        conditions with a level are left out together.
+        conditions with a level are left out together. A measured target of one column needs none of it.
         """
-        description = self.description
-        if description is None:
+        description, measured = self.description, np.asarray(profiles.measured(source).any(0))
+        code = None if target is None or not self.is_of_one_part else self.code(target)
+        if description is None or (code is not None and measured[code]):
             return self
-        codes = np.flatnonzero(profiles.measured(source).any(0))
+        codes = np.flatnonzero(measured)
         levels, start = [self.levels[c] for c in codes], self.levels[source]
         together = self.together(levels)
         if len(np.unique(together, axis=0)) < _LEAST:

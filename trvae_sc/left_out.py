@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -155,9 +156,11 @@ def left_out_errors(
     of each change, in units of the kernel, and `together` as of :class:`trvae_sc.shift.Likeness`.
     """
     inverse = linalg.inv(kernel + np.diag(noise))
-    solved, errors = inverse @ changes, []
-    units, unit = np.unique(together, axis=0, return_inverse=True)
-    for i, out in enumerate(units):
-        missed = linalg.solve(inverse[np.ix_(out, out)], solved[out], assume_a="pos")
-        errors.append(np.square(missed[unit[out] == i]).mean())
+    solved, errors, units = inverse @ changes, [], defaultdict(list)
+    for i, row in enumerate(together):
+        units[row.tobytes()].append(i)
+    for told in units.values():
+        out = np.flatnonzero(together[told[0]])
+        missed = np.linalg.solve(inverse[np.ix_(out, out)], solved[out])
+        errors.append(np.square(missed[np.searchsorted(out, told)]).mean())
     return np.array(errors)

@@ -145,7 +145,7 @@ def _by_ridge(
 ) -> Shift:
     """Return the shift that ridge regression learns from some labels; `is_measured`: under the target, too."""
     measured = np.asarray(profiles.measured(source).any(0))
-    told = space.informed(profiles, source)
+    told = space.informed(profiles, source, target)
     ridge = Ridge(profiles, source, told.likeness(space.levels[source], target, measured))
     others = profiles.mean[labels, source]
     if space.is_outside(target):  # nothing tells of errors there
@@ -230,7 +230,10 @@ class Measured:
             levels = [self.levels[place] for place in kept]
             return sum_weights(self.space, self.space.levels[self.source], levels, target)
         if self.method == "feature_ridge":
-            alike = self._alike(target, kept)
+            at = [i for i, level in enumerate(self.levels) if level == target and i not in kept]
+            if at:  # left out (Rasmussen and Williams 2006, section 5.4.2)
+                return -self._inverse[kept, at[0]] / self._inverse[at[0], at[0]]
+            alike = self._alike([*(self.levels[place] for place in kept), target])
             known = alike[:-1, :-1] + np.diag(self.noise[kept])
             return linalg.solve(known, alike[:-1, -1], assume_a="pos")
         if self.method != "nearest_condition":
@@ -254,17 +257,13 @@ class Measured:
         return np.stack([self.space.described(level) for level in self.levels])
 
     @cached_property
-    def _kernel(self) -> np.ndarray:
-        """How alike changes to them are."""
-        return self.space.alike(self.space.levels[self.source], self.levels)
+    def _inverse(self) -> np.ndarray:
+        """Inverse of how alike changes to them are, with their noise."""
+        return linalg.inv(self._alike(self.levels) + np.diag(self.noise))
 
-    def _alike(self, target: Any, kept: np.ndarray) -> np.ndarray:
-        """Return how alike changes to the conditions that are kept are, and to a target, the last."""
-        if target not in self.levels:
-            levels = [*(self.levels[place] for place in kept), target]
-            return self.space.alike(self.space.levels[self.source], levels)
-        rows = [*kept, self.levels.index(target)]
-        return self._kernel[np.ix_(rows, rows)]
+    def _alike(self, levels: Sequence[Any]) -> np.ndarray:
+        """Return how alike changes to conditions are."""
+        return self.space.alike(self.space.levels[self.source], levels)
 
 
 def left_out(measured: Measured, target: Any) -> Missed:

@@ -276,11 +276,9 @@ class Shared(NamedTuple):
 
     def task(self, holdout: Holdout, source: AnnData, own: AnnData) -> Task:
         """Return a task, given the cells of its label under the source and under all other conditions."""
-        conditions = as_text(self.keys.conditions(own.obs))
-        real = {
-            condition: log_values(own[(conditions == condition).to_numpy()], self.keys, self.kappa)
-            for condition in sorted(conditions.unique())
-        }
+        conditions = as_text(self.keys.conditions(own.obs)).to_numpy()
+        values = log_values(own, self.keys, self.kappa)
+        real = {name: values[conditions == name] for name in sorted(set(conditions))}
         pairs = self.means.pairs(holdout.source, holdout.target)
         return Task(
             holdout=holdout,

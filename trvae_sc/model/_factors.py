@@ -171,7 +171,7 @@ class Sourced:
         self.profiles, module = trained.profiles(), trained.module
         self.units = 1.0 if module.is_count else module.gene_scale.cpu().numpy()  # of errors
         s, code = trained.conditions.code(source), trained.conditions.code(target)
-        space = trained.conditions.informed(self.profiles, s)
+        space = trained.informed(s, target)
         likeness = space.likeness(source, target, self.profiles.measured(s).any(0))
         self.code, self.ridge = s, Ridge(self.profiles, s, likeness)
         has_groups = len(self.ridge.groups) > 0

@@ -133,9 +133,9 @@ def remarks(trained: Trained, sources: Sequence[Any], target: Any) -> list[str]:
             f"Only {len(description.measured)} described conditions were measured: too few to tell whether "
             "their features say anything."
         ]
-    space, profiles = trained.conditions, trained.profiles()
+    space = trained.conditions
     codes = [space.code(space.level(source)) for source in sources]
-    if not any(space.informed(profiles, code).description.share for code in codes):
+    if not any(trained.informed(code, target).description.share for code in codes):
         return [
             "The features say nothing of how the measured conditions differ (each is predicted no better from "
             "the others by them): this is the mean of the measured conditions."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,18 @@ class Trained(Known):
         mean = in_own_units(self.module, self.module.profiles.cpu().numpy())
         mean = mean[:, : self.n_cells.shape[1]]
         return Profiles(mean, self.n_cells, self.labels, self.module.is_count, self.replicates)
+
+    def informed(self, source: int, target: Any) -> ConditionSpace:
+        """Return :meth:`ConditionSpace.informed`, learned once."""
+        if (source, target) not in self._informed:
+            space = self.conditions.informed(self.profiles(), source, target)
+            self._informed[source, target] = space
+        return self._informed[source, target]
+
+    @cached_property
+    def _informed(self) -> dict[Any, ConditionSpace]:
+        """What was learned of sources and targets."""
+        return {}
 
     def spread_of(self, condition: int | None) -> np.ndarray:
         """Return the spread of a condition; of a new one the mean of all, in a query of those of the reference."""
