@@ -53,15 +53,15 @@ def named():
     return found
 
 
-def cells(n_cells=400, seed=0):
+def cells(n_cells=400, seed=1):
     """Return cells with the columns that the examples name."""
     return _cells(n_cells, seed).copy()
 
 
 @functools.cache
 def _cells(n_cells, seed):
-    adata = datasets.simulate(n_cells, 60, n_labels=5, seed=seed)
-    names = {f"type_{i}": name for i, name in enumerate(["NK", "B", "T", "DC", "Mk"])}
+    adata = datasets.simulate(n_cells, 60, n_labels=4, seed=seed)
+    names = {f"type_{i}": name for i, name in enumerate(["NK", "B", "T", "DC"])}
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(names)
     responders = ["ISG15", "IFI6", "MX1", "IFIT1", "IFIT3"]
     adata.var_names = [*responders, *adata.var_names[len(responders) :]]
@@ -77,13 +77,15 @@ def files(tmp_path_factory):
     """Return a folder with the files that examples read."""
     folder = tmp_path_factory.mktemp("files")
     cells().write_h5ad(folder / "cells.h5ad")
-    cells(seed=1).write_h5ad(folder / "cells_of_another_study.h5ad")
+    cells(seed=0).write_h5ad(folder / "cells_of_another_study.h5ad")
     return folder
 
 
 @pytest.fixture
 def quick(monkeypatch, files):
-    """Train for an epoch where nothing else is asked for, and have the files that examples read."""
+    """Train for an epoch and simulate few cells where nothing else is asked for, and have the files
+    that examples read.
+    """
 
     def briefly(train):
         def run(self, max_epochs=None, **kwargs):
@@ -94,6 +96,18 @@ def quick(monkeypatch, files):
 
     monkeypatch.setattr(trvae_sc.TRVAE, "train", briefly(trvae_sc.TRVAE.train))
     monkeypatch.setattr(Translator, "train", briefly(Translator.train))
+    simulate, simulate_doses = datasets.simulate, datasets.simulate_doses
+
+    def few(n_cells=1000, n_genes=60, *, n_labels=3, **kwargs):
+        return simulate(n_cells, n_genes, n_labels=n_labels, **kwargs)
+
+    def few_doses(doses=None, **kwargs):
+        few = {"n_cells": 30, "n_genes": 60}
+        return simulate_doses(doses or {"A": (1, 3), "B": (1,)}, **few | kwargs)
+
+    monkeypatch.setattr(datasets, "simulate", few)
+    monkeypatch.setattr(datasets, "simulate_doses", few_doses)
+    monkeypatch.setattr("trvae_sc.report._scores._PICTURES", 1)
     monkeypatch.setattr(datasets, "kang18", cells)
     shutil.copytree(files, ".", dirs_exist_ok=True)
     yield
