@@ -596,7 +596,7 @@ def test_unseen_combination_of_levels_is_nearer_than_either_part(seed):
     adata, rate = combined(seed)
     TRVAE.setup_anndata(adata, ["drug", "cytokine"], labels_key="cell_type")
     model = TRVAE(adata, n_hidden=(64, 32), n_latent=8)
-    model.train(max_epochs=30, batch_size=128, **CPU)
+    model.train(max_epochs=15, batch_size=128, **CPU)
     shares = []
     for code, name in enumerate("xyz"):
         truth, *parts = (
