@@ -299,7 +299,7 @@ def test_p_values_of_held_back_cells_are_uniform_and_an_unseen_type_is_found(pre
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "paper"])
 def test_every_preset_finds_cells_unlike_its_own(preset, fit, make_adata):
     """Genes in reverse order: the profile is that of no label."""
-    train = {"max_epochs": 40, "batch_size": 30}
+    train = {"max_epochs": 20, "batch_size": 30}
     made = fit(make_adata(), preset=preset, train=train)
     odd = make_adata(40, seed=9)
     odd.X = odd.X[:, ::-1]
