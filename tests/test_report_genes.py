@@ -11,7 +11,7 @@ import pytest
 
 from trvae_sc.errors import InputError
 from trvae_sc.evaluation import Keys, Results
-from trvae_sc.report import gene_changes, report
+from trvae_sc.report import _scores, gene_changes, report
 from trvae_sc.report._genes import predicted_changes
 
 COLUMNS = ["label", "source", "target", "gene", "change", "lower", "upper", "real_change"]
@@ -156,7 +156,19 @@ def test_predictions_of_one_label_can_be_searched(trained):
     assert table["origin"].tolist() == ["hidden"] * 5 + ["prediction 1"] * 30
 
 
-def test_a_page_of_2000_genes_and_20_combinations_is_below_2_mb():
+def test_a_page_of_2000_genes_and_20_combinations_is_below_2_mb(monkeypatch):
+    """All 20 have the picture of the first, so that one is drawn."""
+    scatter, image, drawn = _scores._scatter, _scores.image, []
+
+    def picture(shown, text):
+        if not isinstance(shown, pd.DataFrame):
+            return image(shown, text)
+        if not drawn:
+            drawn.append(image(scatter(shown), text))
+        return drawn[0]
+
+    monkeypatch.setattr(_scores, "_scatter", lambda genes: genes)
+    monkeypatch.setattr(_scores, "image", picture)
     rng = np.random.default_rng(0)
     records, labels = [], [f"label_{i}" for i in range(20)]
     for label in labels:
@@ -173,6 +185,7 @@ def test_a_page_of_2000_genes_and_20_combinations_is_below_2_mb():
             }
             records.append(fit("trvae", label, seed, changes))
     text = report(results_of(records, labels))
+    assert text.count(drawn[0]) == 20
     assert len(text.encode()) < 2_000_000
     assert len(packed(text)) == 40_000
 
