@@ -278,17 +278,17 @@ class Shared(NamedTuple):
         """Return a task, given the cells of its label under the source and under all other conditions."""
         conditions = as_text(self.keys.conditions(own.obs)).to_numpy()
         values = log_values(own, self.keys, self.kappa)
-        real = {name: values[conditions == name] for name in sorted(set(conditions))}
+        rows = {name: conditions == name for name in sorted(set(conditions))}
         pairs = self.means.pairs(holdout.source, holdout.target)
         return Task(
             holdout=holdout,
             keys=self.keys,
             train=self.train,
             source=source,
-            real=real[level_name(holdout.target)],
+            real=values[rows[level_name(holdout.target)]],
             control=log_values(source, self.keys, self.kappa),
             shift=np.zeros(self.train.n_vars) if pairs is None else pairs.shifts.mean(0),
-            by_target={condition: gene_means(cells)[None] for condition, cells in real.items()},
+            by_target={name: gene_means(values[at])[None] for name, at in rows.items()},
             kappa=self.kappa,
             pca=self.pca,
         )
