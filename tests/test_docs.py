@@ -102,8 +102,8 @@ def quick(monkeypatch, files):
         return simulate(n_cells, n_genes, n_labels=n_labels, **kwargs)
 
     def few_doses(doses=None, **kwargs):
-        few = {"n_cells": 30, "n_genes": 60}
-        return simulate_doses(doses or {"A": (1, 3), "B": (1,)}, **few | kwargs)
+        size = {"n_cells": 30, "n_genes": 60}
+        return simulate_doses(doses or {"A": (1, 3), "B": (1,)}, **size | kwargs)
 
     monkeypatch.setattr(datasets, "simulate", few)
     monkeypatch.setattr(datasets, "simulate_doses", few_doses)

@@ -214,31 +214,32 @@ class Measured:
         changes[0, place], noise[place] = mean_changes(others, self.source, np.array([code]))
         return replace(self, changes=changes, noise=noise)
 
-    def to(self, target: Any, *, but: int | None = None) -> np.ndarray:
+    def to(self, target: Any, *, left_out: bool = False) -> np.ndarray:
         """Return the change to a target of each label, and of others, shape (n_labels + 1, n_genes).
 
-        `but` is the code of a condition to leave out.
+        With `left_out` without what was measured of the target.
         """
-        kept = np.flatnonzero(self.codes != but)
+        code = self.space.code(target) if left_out else None
+        kept = np.flatnonzero(self.codes != code)
         return np.einsum("c,lcg->lg", self.weights(target, kept), self.changes[:, kept])
 
     def weights(self, target: Any, kept: np.ndarray) -> np.ndarray:
-        """Return what the method weighs changes to the conditions that are kept with."""
+        """Return what the method weighs changes to the conditions that are kept with: all, or all but the target."""
         if self.method == "mean_condition":
             return np.full(len(kept), 1.0 / len(kept))
         if self.method == "sum_of_parts":
             levels = [self.levels[place] for place in kept]
             return sum_weights(self.space, self.space.levels[self.source], levels, target)
+        if self.method == "feature_ridge" and len(kept) < len(self.codes):
+            i = self.levels.index(target)  # Rasmussen and Williams 2006, section 5.4.2
+            return -self._inverse[kept, i] / self._inverse[i, i]
         if self.method == "feature_ridge":
-            at = [i for i, level in enumerate(self.levels) if level == target and i not in kept]
-            if at:  # left out (Rasmussen and Williams 2006, section 5.4.2)
-                return -self._inverse[kept, at[0]] / self._inverse[at[0], at[0]]
-            alike = self._alike([*(self.levels[place] for place in kept), target])
-            known = alike[:-1, :-1] + np.diag(self.noise[kept])
+            alike = self._alike([*self.levels, target])
+            known = alike[:-1, :-1] + np.diag(self.noise)
             return linalg.solve(known, alike[:-1, -1], assume_a="pos")
         if self.method != "nearest_condition":
             raise KeyError(self.method)
-        distance = cdist([self.space.described(target)], self._described[kept])[0]
+        distance = cdist([self.space.described(target)], self.described[kept])[0]
         if np.isnan(distance).all():
             raise InputError(
                 f"No measured condition has features to compare those of {target!r} with."
@@ -252,7 +253,7 @@ class Measured:
         return [self.space.levels[code] for code in self.codes]
 
     @cached_property
-    def _described(self) -> np.ndarray:
+    def described(self) -> np.ndarray:
         """Their features."""
         return np.stack([self.space.described(level) for level in self.levels])
 
@@ -292,14 +293,13 @@ def _told_without(measured: Measured, target: Any) -> Iterator[tuple[int, int, n
         for label in labels if len(labels) > 1 else ():
             yield label, code, measured.without(label, code).to(target)[0], label
         return
-    for other in measured.codes.tolist() if len(measured.codes) > 1 else ():
-        level = measured.space.levels[other]
-        by_nearest = measured.method == "nearest_condition"
-        if by_nearest and np.isnan(measured.space.described(level)).any():
+    for place, other in enumerate(measured.codes.tolist() if len(measured.codes) > 1 else ()):
+        level, by_nearest = measured.levels[place], measured.method == "nearest_condition"
+        if by_nearest and np.isnan(measured.described[place]).any():
             continue  # a control without features
         if measured.method == "sum_of_parts" and not _is_sum(measured, level):
             continue
-        found = measured.to(level, but=other)
+        found = measured.to(level, left_out=True)
         for label in np.flatnonzero(known[:, other]).tolist():
             yield label, other, found[label], other
 
