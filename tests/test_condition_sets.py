@@ -348,6 +348,28 @@ def test_select_chooses_by_sets_that_are_left_out():
     assert "sum_of_parts" not in str(few.uns["trvae_sc"]["selection"])
 
 
+def test_select_tells_a_set_by_the_label_s_own_parts_where_one_other_label_has_it():
+    """Parts change labels otherwise, and sets as much as their parts do; it took the change of the other label."""
+    rng, names = np.random.default_rng(0), ["control", "A", "B", "A+B"]
+    cells, truth = [], 0.0
+    for label in "vw":
+        part = {"A": rng.normal(size=40), "B": rng.normal(size=40)}
+        truth = part["A"] + part["B"]  # in the end of the second label
+        means = [sum((part[p] for p in name.split("+") if p in part), 5.0) for name in names]
+        x = np.concatenate([mean + rng.normal(0, 0.3, (40, 40)) for mean in means])
+        obs = pd.DataFrame({"condition": np.repeat(names, 40), "cell_type": label})
+        cells.append(
+            AnnData(x.astype(np.float32), obs=obs.set_axis([f"{label}{i}" for i in range(160)]))
+        )
+    adata = anndata.concat(cells)
+    found = select(adata, "A+B", labels="w", source="control", **OPTIONS)
+    missed = found.var["predicted_change"] - truth
+    assert np.square(missed).sum() < 0.5 * np.square(truth).sum()  # 2 by the other label
+    record = found.uns["trvae_sc"]
+    assert record["selection"]["method"] == record["method"] == "context_shift"
+    assert "by context_shift, the strongest simple method" in record["notes"][-1]
+
+
 def test_the_shell_knows_the_parts_of_sets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     adata, effect = sets_data()

@@ -111,8 +111,8 @@ def select(  # noqa: PLR0913
     ``"notes"``, and ``"selection"``: ``method``, ``weights`` (of a stack), ``output``, ``metric``, ``answer`` ("model",
     "simple" or "close": too close to call), ``n_tasks``, ``tasks`` (the labels left out) and ``scores``
     (:attr:`trvae_sc.evaluation.Best.table`). With fewer than three labels to leave out nothing can be compared: the
-    prediction is then by the strongest simple method that is defined (``context_shift``; ``mean_shift`` from one
-    label with both conditions; ``no_change`` from none), of `methods` if there is one, without ``scores``.
+    prediction is then by the strongest simple method that is defined (``context_shift``; of conditions without parts
+    ``mean_shift`` from one label with both, ``no_change`` from none), of `methods` if there is one, without ``scores``.
 
     Raises
     ------
@@ -254,8 +254,10 @@ def _fallback(question: Question, methods: dict[str, Method]) -> tuple[str, Meth
     """Return the strongest simple method that the known combinations define."""
     ends = [question.source, level_name(question.target)]
     n_pairs = int((question.cells[ends] > 0).all(axis=1).sum())
-    defined = SIMPLE[: {0: 1, 1: 2}.get(n_pairs, len(SIMPLE))]  # with one label all are its shift
-    defined = SIMPLE[-1:] if question.is_new else defined  # which alone uses features
+    if question.space.tells_of_new:  # which only the last method uses
+        defined = SIMPLE if n_pairs else SIMPLE[-1:]
+    else:  # with one label all are its shift
+        defined = SIMPLE[: {0: 1, 1: 2}.get(n_pairs, len(SIMPLE))]
     name = next((name for name in reversed(defined) if name in methods), defined[-1])
     return name, methods[name] if name in methods else resolve([name])[name]
 
