@@ -588,6 +588,21 @@ def test_select_compares_methods_on_conditions_left_out(train):
     assert any("known conditions in turn" in note for note in predicted.uns["trvae_sc"]["notes"])
 
 
+def test_select_uses_no_features_of_a_condition_that_a_label_was_measured_under(adata):
+    hidden = adata.obs["cell_type"].isin(["type_0", "type_1"]) & (
+        adata.obs["condition"] == "condition_2"
+    )
+    found = trvae_sc.select(
+        adata[~hidden.to_numpy()].copy(),
+        "condition_2",
+        source="control",
+        labels="type_1",
+        progress=False,
+        **FEATURES,
+    )
+    assert found.uns["trvae_sc"]["selection"]["method"] == "mean_shift"
+
+
 # -- data ---------------------------------------------------------------------------------------------
 
 

@@ -349,20 +349,14 @@ def test_select_chooses_by_sets_that_are_left_out():
 
 
 def test_select_tells_a_set_by_the_label_s_own_parts_where_one_other_label_has_it():
-    """Parts change labels otherwise, and sets as much as their parts do; it took the change of the other label."""
-    rng, names = np.random.default_rng(0), ["control", "A", "B", "A+B"]
-    cells, truth = [], 0.0
-    for label in "vw":
-        part = {"A": rng.normal(size=40), "B": rng.normal(size=40)}
-        truth = part["A"] + part["B"]  # in the end of the second label
-        means = [sum((part[p] for p in name.split("+") if p in part), 5.0) for name in names]
-        x = np.concatenate([mean + rng.normal(0, 0.3, (40, 40)) for mean in means])
-        obs = pd.DataFrame({"condition": np.repeat(names, 40), "cell_type": label})
-        cells.append(
-            AnnData(x.astype(np.float32), obs=obs.set_axis([f"{label}{i}" for i in range(160)]))
-        )
-    adata = anndata.concat(cells)
-    found = select(adata, "A+B", labels="w", source="control", **OPTIONS)
+    """Parts change labels otherwise, and sets as much as their parts do."""
+    adata, effect = sets_data()
+    other = adata.copy()
+    other.X = other.X[:, ::-1]  # which makes changes of another label
+    other.obs["cell_type"] = "L"
+    adata = anndata.concat([adata, other], index_unique="-")
+    found = select(adata, "A+B", labels="L", source="control", **OPTIONS)
+    truth = (effect["A"] + effect["B"])[::-1]
     missed = found.var["predicted_change"] - truth
     assert np.square(missed).sum() < 0.5 * np.square(truth).sum()  # 2 by the other label
     record = found.uns["trvae_sc"]

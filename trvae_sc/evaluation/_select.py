@@ -254,10 +254,14 @@ def _fallback(question: Question, methods: dict[str, Method]) -> tuple[str, Meth
     """Return the strongest simple method that the known combinations define."""
     ends = [question.source, level_name(question.target)]
     n_pairs = int((question.cells[ends] > 0).all(axis=1).sum())
-    if question.space.tells_of_new:  # which only the last method uses
-        defined = SIMPLE if n_pairs else SIMPLE[-1:]
-    else:  # with one label all are its shift
-        defined = SIMPLE[: {0: 1, 1: 2}.get(n_pairs, len(SIMPLE))]
+    if question.is_new:  # which only the last method can tell
+        defined = SIMPLE[-1:]
+    elif n_pairs == 0:
+        defined = SIMPLE[:1]
+    elif n_pairs == 1 and question.space.is_of_one_part:  # only the shift of that label is known
+        defined = SIMPLE[:2]
+    else:
+        defined = SIMPLE
     name = next((name for name in reversed(defined) if name in methods), defined[-1])
     return name, methods[name] if name in methods else resolve([name])[name]
 
