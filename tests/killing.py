@@ -43,6 +43,7 @@ QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 OF_RAY = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  #: end by themselves in a minute
 MARK = "TRVAE_SC_KILLING"  #: variable of the environment that the processes here have
 PYTHON = "TRVAE_SC_PYTHON"  #: the Python of processes that are started anew
+WARM = "TRVAE_SC_WARM"  #: that of those which need not import
 wrong: list[str] = []
 os.fsync = lambda handle: None  # a kill, unlike a power cut, loses nothing that was written
 
@@ -289,10 +290,11 @@ def run(*arguments):
 
 
 def start_little_of_ray():
-    """Have Ray start with one worker and without a dashboard, where a command starts it."""
+    """Have Ray start with one worker, which has all imported, and no dashboard, where a command starts it."""
     import ray
 
-    ray.init = partial(ray.init, num_cpus=1, include_dashboard=False)
+    warm = {"py_executable": os.environ[WARM]}
+    ray.init = partial(ray.init, num_cpus=1, include_dashboard=False, runtime_env=warm)
 
 
 def table_of(folder):

@@ -1440,7 +1440,7 @@ def test_processes_give_what_one_gives(make_adata, light):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_ray_repeats_what_a_dying_worker_lost(make_adata, tmp_path):
+def test_ray_repeats_what_a_dying_worker_lost(make_adata, python, tmp_path):
     """The worker of one fit dies the first time; every row still arrives, once."""
     ray = pytest.importorskip("ray")
     cells = make_adata(n_cells=60)
@@ -1461,7 +1461,8 @@ def test_ray_repeats_what_a_dying_worker_lost(make_adata, tmp_path):
 
     run = partial(benchmark, cells, {"fragile": fragile, "plain": plain}, [NK], seeds=2, **QUIET)
     ray.shutdown()  # scvi-tools' autotune leaves one
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init(num_cpus=2, runtime_env={"py_executable": python}, **options)  # has all imported
     try:
         found = run(backend="ray", folder=tmp_path / "r")
     finally:

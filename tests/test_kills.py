@@ -22,7 +22,7 @@ def start(python, folder, kind, *commands):
     """Start a process that kills others, with a temporary folder of its own."""
     (folder / "tmp").mkdir(parents=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
-    environment["TRVAE_SC_PYTHON"] = sys.executable
+    environment |= {"TRVAE_SC_PYTHON": sys.executable, "TRVAE_SC_WARM": python}
     environment["RAY_TMPDIR"] = "/tmp"  # its sockets need short paths
     return subprocess.Popen(
         [python, KILLING, kind, folder, *commands],
