@@ -105,6 +105,7 @@ html_css_files = ["site.css"]
 html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_theme_options = {
+    "collapse_navbar": True,  # a page of the API need not hold links to all others
     "home_page_in_toc": False,
     "navbar_persistent": [],  # the sidebar has the search
     "navigation_with_keys": False,
