@@ -163,7 +163,8 @@ def latent(
     Raises
     ------
     InputError
-        No table of coordinates and columns to colour by, more than 28 groups, nothing to draw.
+        No table of coordinates and columns to colour by, more than 28 groups without a colour of their own, nothing to
+        draw.
     """
     columns = _columns(cells)
     if size is not None:
@@ -171,7 +172,11 @@ def latent(
     order = np.random.default_rng(0).permutation(len(cells))  # so that no group is on top
     shuffled = cells.iloc[order]
     numbers = [k for k in columns if is_number(cells[k]) and cells[k].nunique() > len(COLORS)]
-    groups = {name: [] if name in numbers else _groups(cells[name]) for name in columns}
+    noted = cells.attrs.get(_COLORS, {})
+    known = {name: noted.get(name, {}) | dict(palette or {}) for name in columns}
+    groups = {
+        name: [] if name in numbers else _groups(cells[name], known[name]) for name in columns
+    }
     extra = sum(0.9 + 0.075 * max(map(len, g), default=0) for g in groups.values())
     height = max(3.4, legend_height(max(map(len, groups.values()))))
     inches = (3.2 * len(columns) + extra, height)
@@ -179,8 +184,7 @@ def latent(
     area = float(np.clip(20000 / len(cells), 1.5, 25)) if size is None else size
     for ax, name in zip(axes.flat, columns, strict=True):
         if groups[name]:
-            known = cells.attrs.get(_COLORS, {}).get(name, {}) | dict(palette or {})
-            _scatter_groups(ax, shuffled, name, groups[name], area, known)
+            _scatter_groups(ax, shuffled, name, groups[name], area, known[name])
         else:
             _scatter_numbers(ax, shuffled, name, area)
         ax.set_title(plain(name), fontsize=9)
@@ -206,7 +210,7 @@ def _columns(cells: pd.DataFrame) -> list[str]:
     return columns
 
 
-def _groups(column: pd.Series) -> list[str]:
+def _groups(column: pd.Series, palette: Mapping[str, str]) -> list[str]:
     """Return the groups of a column that have cells, in order; ``"missing"`` last."""
     known = column.dropna()
     if isinstance(known.dtype, pd.CategoricalDtype):
@@ -215,7 +219,8 @@ def _groups(column: pd.Series) -> list[str]:
     else:
         names = [level_name(level) for level in levels(known)]
     ordered = list(dict.fromkeys(names))
-    check_looks(len(ordered), f"Column {column.name!r} has {len(ordered)} groups")
+    n_other = sum(name not in palette for name in ordered)
+    check_looks(n_other, f"Column {column.name!r} has {n_other} groups without a colour in palette")
     return ordered + (["missing"] if column.isna().any() else [])
 
 
