@@ -1,5 +1,7 @@
 """A prediction beside measured cells: scores as a benchmark has them, refusals with the reason."""
 
+import dataclasses
+
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,6 +94,13 @@ def test_several_labels_are_compared_each_with_its_own_cells(adata, fit):
     assert set(trvae_sc.compare(predicted, adata, label="B").scores["label"]) == {"B"}
     assert "effect_r2" in repr(found)
     assert "<table" in found._repr_html_()
+    n_rows = len(found.table())
+    assert found._repr_html_().count("<tr") == 2 + n_rows
+    with pd.option_context("display.max_rows", 4):  # as pandas shows a table of many rows
+        assert len(repr(found).splitlines()) == 2 + 4 + 1 + len(found.notes)
+        assert found._repr_html_().count("<tr") == 2 + 4 + 1
+    odd = dataclasses.replace(found, notes=("A label <script>.",))
+    assert "A label &lt;script&gt;." in odd._repr_html_()
 
 
 def test_totals_over_all_genes_are_added_up_where_the_prediction_counts_them(make_adata):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,11 +91,16 @@ class Comparison:
         }
 
     def __repr__(self) -> str:
-        return "\n".join([self.table().round(2).to_string(na_rep="", sparsify=True), *self.notes])
+        return "\n".join([self.table().round(2).to_string(**_as_pandas()), *self.notes])
 
     def _repr_html_(self) -> str:
-        table = self.table().round(2).to_html(na_rep="", border=0)
-        return table + "".join(f"<p>{note}</p>" for note in self.notes)
+        table = self.table().round(2).to_html(border=0, **_as_pandas())
+        return table + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+
+
+def _as_pandas() -> dict[str, Any]:
+    """Return how a table is shown: as many rows as pandas shows, of many labels the first and the last."""
+    return {"na_rep": "", "max_rows": pd.get_option("display.max_rows")}
 
 
 def compare(
