@@ -59,9 +59,12 @@ def test_conditions_of_all_cells_are_no_condition():
         (joint, cells["drug"]),
         (ConditionSpace("drug", ("a", "b")), cells["drug"]),
         (ConditionSpace("drug", ("a", "b")), cells["drug"].to_numpy()),
+        (ConditionSpace("drug", ("a", "b")), cells["drug"].to_numpy()[None]),
+        (ConditionSpace("drug", ("a", "b")), ["a", "b"] * 2 + ["a"]),
+        (ConditionSpace("drug", ("a", "b")), tuple("ababa")),
         (sets, cells["drug"]),
     ):
-        with pytest.raises(InputError, match=r"given as 5 values of .*Name one;"):
+        with pytest.raises(InputError, match=r"given as 5 values of .*Name one at a time;"):
             conditions.level(given)
 
 

@@ -41,25 +41,26 @@ _LEAST = 4  # measured levels, of which it can be learned how much features say
 def unwrapped(key: str | list[str], condition: Any, most: int = 1) -> Any:
     """Return a condition that may be in a Series or an array, of one column out of its list or dictionary.
 
-    Raises on one of more than `most` values, as a column of cells is.
+    Raises on one of more than `most` values, as a column of cells or several conditions are.
     """
     if isinstance(condition, pd.Series) and set(condition.index) == set(as_list(key)):
         condition = condition.to_dict()
-    if isinstance(condition, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+    is_array = isinstance(
+        condition, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray
+    )
+    if is_array:
         found = np.asarray(condition)  # keeps the digits of float32
-        if found.size > most:
-            raise InputError(
-                f"A condition is given as {found.size:,} values of {key!r}. Name one; the cells to start from are "
-                "chosen with source=, labels= and indices=."
-            )
-        condition = list(found) if found.ndim else found[()]
-    if not isinstance(key, str):
-        return condition
-    if isinstance(condition, Mapping) and list(condition) == [key]:
+        condition = list(found.ravel()) if found.ndim else found[()]
+    if isinstance(key, str) and isinstance(condition, Mapping) and list(condition) == [key]:
         condition = condition[key]
-    if isinstance(condition, list | tuple) and len(condition) == 1:
-        condition = condition[0]
-    return condition
+    if not isinstance(condition, list | tuple) or not (is_array or isinstance(key, str)):
+        return condition
+    if len(condition) > most:
+        raise InputError(
+            f"A condition is given as {len(condition):,} values of {key!r}. Name one at a time; the cells to start "
+            "from are chosen with source=, labels= and indices=."
+        )
+    return condition[0] if isinstance(key, str) and len(condition) == 1 else condition
 
 
 @dataclass(frozen=True)
