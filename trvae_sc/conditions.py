@@ -45,22 +45,27 @@ def unwrapped(key: str | list[str], condition: Any, most: int = 1) -> Any:
     """
     if isinstance(condition, pd.Series) and set(condition.index) == set(as_list(key)):
         condition = condition.to_dict()
-    is_array = isinstance(
-        condition, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray
-    )
-    if is_array:
+    if isinstance(condition, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         found = np.asarray(condition)  # keeps the digits of float32
+        _check_size(found.size, key, most)
         condition = list(found.ravel()) if found.ndim else found[()]
-    if isinstance(key, str) and isinstance(condition, Mapping) and list(condition) == [key]:
-        condition = condition[key]
-    if not isinstance(condition, list | tuple) or not (is_array or isinstance(key, str)):
+    if not isinstance(key, str):
         return condition
-    if len(condition) > most:
+    if isinstance(condition, Mapping) and list(condition) == [key]:
+        condition = condition[key]
+    if isinstance(condition, list | tuple):
+        _check_size(len(condition), key, most)
+        condition = condition[0] if len(condition) == 1 else condition
+    return condition
+
+
+def _check_size(n: int, key: str | list[str], most: int) -> None:
+    """Raise on a condition of more values than it can have."""
+    if n > most:
         raise InputError(
-            f"A condition is given as {len(condition):,} values of {key!r}. Name one at a time; the cells to start "
-            "from are chosen with source=, labels= and indices=."
+            f"A condition is given as {n:,} values of {key!r}. Name one at a time; the cells to start from are "
+            "chosen with source=, labels= and indices=."
         )
-    return condition[0] if isinstance(key, str) and len(condition) == 1 else condition
 
 
 @dataclass(frozen=True)
