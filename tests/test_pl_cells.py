@@ -401,7 +401,7 @@ def test_latent_of_more_groups_than_colours_changes_the_marker():
     styles = {(h.get_marker(), h.get_color()) for h in ax.get_legend().legend_handles}
     assert len(styles) == 10
     many = pl.embedding(embedded(n_labels=30), "cell_type")
-    with pytest.raises(InputError, match="30 groups without a colour in palette; up to 28"):
+    with pytest.raises(InputError, match="'cell_type' has 30 groups; up to 28"):
         pl.latent(many)
     assert len(plt.get_fignums()) == 1
 
@@ -423,8 +423,12 @@ def test_latent_draws_any_number_of_groups_that_have_colours():
     adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
     colors = [f"#{k:02x}8040" for k in range(60)]  # of scanpy, which has 102 and more
     adata.uns["cell_type_colors"] = colors
-    ax = pl.latent(pl.embedding(adata, "cell_type"))[0]
+    table = pl.embedding(adata, "cell_type")
+    ax = pl.latent(table)[0]
     assert [mcolors.to_hex(h.get_color()) for h in ax.get_legend().legend_handles] == colors
+    del table.attrs["colors"]["cell_type"]["type_00"], table.attrs["colors"]["cell_type"]["type_28"]
+    with pytest.raises(InputError, match="'cell_type' has 60 groups; up to 28"):
+        pl.latent(table)  # these two would look alike
 
 
 @pytest.mark.parametrize("colors", [["burlywood4", "grey50"], None, [1, 2], {"a": "red"}])

@@ -163,8 +163,7 @@ def latent(
     Raises
     ------
     InputError
-        No table of coordinates and columns to colour by, more than 28 groups without a colour of their own, nothing to
-        draw.
+        No table of coordinates and columns to colour by, more than 28 groups without a colour for each, nothing to draw.
     """
     columns = _columns(cells)
     if size is not None:
@@ -219,8 +218,8 @@ def _groups(column: pd.Series, palette: Mapping[str, str]) -> list[str]:
     else:
         names = [level_name(level) for level in levels(known)]
     ordered = list(dict.fromkeys(names))
-    n_other = sum(name not in palette for name in ordered)
-    check_looks(n_other, f"Column {column.name!r} has {n_other} groups without a colour in palette")
+    if not palette.keys() >= set(ordered):
+        check_looks(len(ordered), f"Column {column.name!r} has {len(ordered)} groups")
     return ordered + (["missing"] if column.isna().any() else [])
 
 
